@@ -1,0 +1,1 @@
+"""Layer skipping in language models."""
