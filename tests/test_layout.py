@@ -17,9 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS = {"skipguide": "skipguide", "skipguide.pipelines": "pipelines", "skipguide.vision": "vision"}
-HEAVY = set(
-    ["diffusers", "transformers", "timm", "torchvision", "accelerate", "peft", "PIL", "matplotlib", "imageio"]
-)
+HEAVY = {"PIL", "accelerate", "diffusers", "matplotlib", "peft", "timm", "torchvision", "transformers"}
 
 
 def packages_in_tree() -> set[str]:
