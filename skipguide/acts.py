@@ -1,0 +1,187 @@
+"""Acts: what can happen at a gate. Pass through, add nothing, only some rows, capture, inject, values pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipguide.blocks import Block, Sublayer, argument_names
+from skipguide.errors import SkipError
+from skipguide.gate import Act, Call, Frame
+
+
+class Arguments:
+    """Reads and replaces a module's arguments by name, however they are passed."""
+
+    __slots__ = ("names", "places")
+
+    def __init__(self, module: nn.Module) -> None:
+        self.names = argument_names(module)
+        self.places = {name: place for place, name in enumerate(self.names)}
+
+    def get(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value of argument `name`, or None."""
+        if name in kwargs:
+            return kwargs[name]
+        place = self.places.get(name, len(args))
+        return args[place] if place < len(args) else None
+
+    def put(
+        self, values: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same call with some arguments replaced."""
+        new_args = tuple(values.get(name, value) for name, value in zip(self.names, args, strict=False))
+        return new_args + args[len(new_args) :], kwargs | {k: v for k, v in values.items() if k in kwargs}
+
+
+class PassThrough:
+    """The block's output is its input streams: nothing of it runs."""
+
+    __slots__ = ("arguments", "counted", "name", "returns")
+
+    def __init__(self, block: Block, counted: bool = True) -> None:
+        self.arguments = Arguments(block.module)
+        self.returns = block.spec.returns or block.spec.streams
+        self.name = block.name
+        self.counted = counted
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the streams in the block's output order."""
+        if self.counted and not torch.compiler.is_compiling():
+            frame.stats.skipped(self.name)
+        streams = tuple(self.arguments.get(name, args, kwargs) for name in self.returns)
+        return streams if len(streams) > 1 else streams[0]
+
+
+class AddNothing:
+    """The sublayer's residual contribution is zero, and it does not run."""
+
+    __slots__ = ("arguments", "name", "outputs", "width")
+
+    def __init__(self, name: str, module: nn.Module, sublayer: Sublayer) -> None:
+        self.arguments = Arguments(module)
+        self.outputs = sublayer.outputs
+        self.width: int | None = getattr(module, sublayer.width) if sublayer.width else None
+        self.name = name
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return zeros shaped like the sublayer's outputs."""
+        if not torch.compiler.is_compiling():
+            frame.stats.skipped(self.name)
+        if self.width is not None:
+            like = args[0] if args else next(iter(kwargs.values()))
+            return like.new_zeros((*like.shape[:-1], self.width))
+        given = (self.arguments.get(name, args, kwargs) for name in self.outputs)
+        zeros = tuple(torch.zeros_like(value) for value in given if value is not None)
+        return zeros if len(zeros) > 1 else zeros[0]
+
+
+class OnRows:
+    """Another act for some batch rows; the module really runs on the other rows only."""
+
+    __slots__ = ("act", "arguments", "rows", "shared")
+
+    def __init__(self, act: Act, rows: Sequence[int], shared: tuple[str, ...], module: nn.Module) -> None:
+        self.act = act
+        self.arguments = Arguments(module)
+        self.rows = tuple(rows)
+        self.shared = shared
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Split the batch, run each part as it should, and put the rows back in order."""
+        batch = frame.batch
+        skipping = {row + batch if row < 0 else row for row in self.rows}
+        if not skipping <= set(range(batch)):
+            raise SkipError(f"rows {self.rows} are out of range for a batch of {batch}")
+        if not skipping:
+            return call(*args, **kwargs)
+        if len(skipping) == batch:
+            return self.act(frame, call, args, kwargs)
+        first = args[0] if args else next(iter(kwargs.values()))
+        keep = row_index([r for r in range(batch) if r not in skipping], batch, first)
+        skip = row_index(sorted(skipping), batch, first)
+        try:
+            frame.batch = batch - len(skipping)
+            args_, kwargs_ = self._take(args, kwargs, keep, first.shape[0])
+            kept = call(*args_, **kwargs_)
+            frame.batch = len(skipping)
+            left = self.act(frame, call, *self._take(args, kwargs, skip, first.shape[0]))
+        finally:
+            frame.batch = batch
+        return _merge(kept, left, keep, skip, first.shape[0])
+
+    def _take(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor, size: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        names = self.arguments.names
+        new_args = tuple(
+            value if place < len(names) and names[place] in self.shared else take_rows(value, index, size)
+            for place, value in enumerate(args)
+        )
+        return new_args, {k: v if k in self.shared else take_rows(v, index, size) for k, v in kwargs.items()}
+
+
+class Capture:
+    """Keeps the streams that enter a block, and runs it."""
+
+    __slots__ = ("arguments", "into", "streams")
+
+    def __init__(self, block: Block, into: dict[str, Tensor]) -> None:
+        self.arguments = Arguments(block.module)
+        self.streams = block.spec.streams
+        self.into = into
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Store references, no copies: blocks do not write into their inputs."""
+        for name in self.streams:
+            self.into[name] = self.arguments.get(name, args, kwargs)
+        return call(*args, **kwargs)
+
+
+class Inject:
+    """Gives a block the streams that were captured, whatever came in."""
+
+    __slots__ = ("arguments", "streams")
+
+    def __init__(self, block: Block, streams: dict[str, Tensor]) -> None:
+        self.arguments = Arguments(block.module)
+        self.streams = streams
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Replace the streams and run (or skip) the block with them."""
+        args, kwargs = self.arguments.put(self.streams, args, kwargs)
+        return call(*args, **kwargs)
+
+
+def row_index(rows: Sequence[int], batch: int, like: Tensor) -> Tensor:
+    """Index of model batch rows in a tensor whose first dimension folds more into the batch (frames, positions)."""
+    fold, rest = divmod(like.shape[0], batch)
+    if rest:
+        raise SkipError(f"a block's batch of {like.shape[0]} is not a multiple of the model's batch of {batch}")
+    index = torch.tensor(rows, device=like.device)
+    if fold > 1:
+        index = (index[:, None] * fold + torch.arange(fold, device=like.device)).flatten()
+    return index
+
+
+def take_rows(value: Any, index: Tensor | slice, size: int) -> Any:
+    """The rows of every tensor in `value` whose first dimension is the batch; everything else as it is."""
+    if isinstance(value, Tensor):
+        return value[index] if value.dim() and value.shape[0] == size else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(take_rows(item, index, size) for item in value)
+    return value
+
+
+def _merge(kept: Any, left: Any, keep: Tensor, skip: Tensor, size: int) -> Any:
+    if isinstance(kept, Tensor):
+        out = kept.new_empty((size, *kept.shape[1:]))
+        out[keep] = kept
+        out[skip] = left.to(kept.dtype)
+        return out
+    if isinstance(kept, (tuple, list)):
+        return type(kept)(_merge(a, b, keep, skip, size) for a, b in zip(kept, left, strict=True))
+    return kept

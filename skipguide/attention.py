@@ -1,0 +1,103 @@
+"""Attention identity: the attention map is the identity, so the values pass (STG-A, arXiv 2411.18664 section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from skipguide.acts import Arguments
+from skipguide.blocks import Block
+from skipguide.errors import SkipError
+from skipguide.gate import Call, Frame
+
+
+class ValuesPass:
+    """Self-attention of one stream becomes the output projection of its values; queries and keys are not computed."""
+
+    __slots__ = ("arguments", "attention", "name")
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        for needed in ("to_v", "to_out"):
+            if getattr(module, needed, None) is None:
+                raise SkipError(
+                    f"attn_identity needs {needed} on {name} ({type(module).__name__}), which has none: use part='attn' or "
+                    f"'block' on this model"
+                )
+        self.arguments = Arguments(module)
+        self.attention = module
+        self.name = name
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return to_out(to_v(x))."""
+        if not torch.compiler.is_compiling():
+            frame.stats.skipped(self.name)
+        hidden: Tensor = self.arguments.get("hidden_states", args, kwargs)
+        attention: Any = self.attention
+        hidden = attention.to_v(hidden)
+        for layer in attention.to_out:
+            hidden = layer(hidden)
+        return hidden
+
+
+class JointValuesPass:
+    """In joint attention the values pass for the video (or image) tokens; text tokens attend as they always do."""
+
+    __slots__ = ("arguments", "joint", "name")
+
+    def __init__(self, block: Block) -> None:
+        self.arguments = Arguments(block.module)
+        self.joint = block.spec.joint
+        self.name = block.name
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the block with every attention over video tokens replaced for those tokens."""
+        video = self.arguments.get("hidden_states", args, kwargs).shape[1]
+        text = self.arguments.get("encoder_hidden_states", args, kwargs).shape[1]
+        mode = _IdentityMode(video, text if self.joint == "text_first" else None)
+        with mode:
+            out = call(*args, **kwargs)
+        if mode.hits == 0:
+            raise SkipError(
+                f"attn_identity saw no call of torch's scaled_dot_product_attention in {self.name}: another attention "
+                f"backend is active. Use model.set_attention_backend('native'), or part='block'"
+            )
+        return out
+
+
+class _IdentityMode(TorchFunctionMode):
+    """Rewrites scaled_dot_product_attention so that video tokens get their own value; only text queries are attended."""
+
+    def __init__(self, video: int, text_first: int | None) -> None:
+        super().__init__()
+        self.video = video
+        self.start = text_first or 0
+        self.hits = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        names = ("query", "key", "value", "attn_mask")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        query, key, value = (given.pop(name) for name in names[:3])
+        self.hits += 1
+        length = query.shape[-2]
+        start = self.start if length > self.video else 0
+        end = start + self.video
+        if length < self.video or key.shape[-2] != length:
+            raise SkipError(f"attn_identity expected self-attention over {self.video} tokens and text; got {length} queries")
+        out = torch.empty_like(value)
+        out[..., start:end, :] = value[..., start:end, :]
+        for text in (slice(0, start), slice(end, length)):
+            if text.start < text.stop:
+                mask = given.get("attn_mask")
+                if mask is not None and mask.shape[-2] == length:
+                    mask = mask[..., text, :]
+                out[..., text, :] = F.scaled_dot_product_attention(
+                    query[..., text, :], key, value, **(given | {"attn_mask": mask})
+                )
+        return out

@@ -1,0 +1,271 @@
+"""Find: a model's residual blocks in execution order, their sublayers, and how streams enter and leave."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+from torch import nn
+
+from skipguide.errors import SkipError, UnknownBlockError
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One residual branch inside a block.
+
+    Args:
+        path: attribute path from the block, such as `"attn1"`.
+        outputs: arguments of the sublayer whose shapes its outputs have, in output order; an argument that is not
+            given in a call has no output. One output is a tensor, several are a tuple.
+        width: attribute of the sublayer that holds the size of the output's last dimension, where that differs
+            from the input's (`"out_features"` of a Linear).
+    """
+
+    path: str
+    outputs: tuple[str, ...] = ("hidden_states",)
+    width: str | None = None
+
+
+Joint = Literal["", "video_first", "text_first"]
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One stack of residual blocks, as data.
+
+    Args:
+        stack: dotted path of the `ModuleList`.
+        streams: the block's arguments that carry state (positional or keyword), such as
+            `("hidden_states", "encoder_hidden_states")`.
+        returns: the streams in output order, `()` for the same order; one is a tensor, several are a tuple.
+        attn: self-attention (joint attention where text and video share one).
+        cross_attn: attention to the text.
+        mlp: feed-forward, of every stream that has one.
+        joint: order of the tokens inside joint attention; empty if self-attention sees one stream.
+        shared: the block's arguments that have no batch dimension, such as rotary tables.
+    """
+
+    stack: str
+    streams: tuple[str, ...] = ("hidden_states",)
+    returns: tuple[str, ...] = ()
+    attn: tuple[Sublayer, ...] = ()
+    cross_attn: tuple[Sublayer, ...] = ()
+    mlp: tuple[Sublayer, ...] = ()
+    joint: Joint = ""
+    shared: tuple[str, ...] = ()
+
+    def sublayers(self, part: str) -> tuple[Sublayer, ...]:
+        """The sublayers that `part` names; none for `"block"`."""
+        name = "attn" if part == "attn_identity" else part
+        found: tuple[Sublayer, ...] = getattr(self, name) if name in ("attn", "cross_attn", "mlp") else ()
+        return found
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All stacks of one model class, in execution order.
+
+    Args:
+        stacks: one `BlockSpec` per stack.
+        interleaved: True if block 0 of every stack runs before block 1 of any (Latte's spatial and temporal pairs).
+        shared: the model's arguments that have no batch dimension.
+    """
+
+    stacks: tuple[BlockSpec, ...]
+    interleaved: bool = False
+    shared: tuple[str, ...] = ()
+
+
+def argument_names(module: nn.Module) -> tuple[str, ...]:
+    """The names of a module's forward arguments, of its class and so whatever wraps the instance."""
+    return tuple(inspect.signature(type(module).forward).parameters)[1:]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One residual block of a model: where it is, what it is, and how to talk to it."""
+
+    index: int
+    name: str
+    stack: str
+    module: nn.Module
+    spec: BlockSpec
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of this block that a plan may leave out."""
+        present = [part for part in ("attn", "cross_attn", "mlp") if self.sublayers(part)]
+        return ("block", *present, *(["attn_identity"] if "attn" in present else []))
+
+    def sublayers(self, part: str) -> list[tuple[str, nn.Module, Sublayer]]:
+        """Name, module and description of the sublayers that `part` names and this block has."""
+        found = []
+        for sublayer in self.spec.sublayers(part):
+            module: Any = self.module
+            for step in sublayer.path.split("."):
+                module = getattr(module, step, None)
+            if isinstance(module, nn.Module):
+                found.append((f"{self.name}.{sublayer.path}", module, sublayer))
+        return found
+
+
+class BlockMap:
+    """A model's residual blocks in execution order, over all its stacks."""
+
+    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
+        self.model = model
+        self.spec = spec
+        stacks = [_stack(model, block_spec) for block_spec in spec.stacks]
+        if spec.interleaved:
+            order = [(j, i) for i in range(max(map(len, stacks))) for j, s in enumerate(stacks) if i < len(s)]
+        else:
+            order = [(j, i) for j, s in enumerate(stacks) for i in range(len(s))]
+        self.blocks = tuple(
+            Block(n, f"{spec.stacks[j].stack}.{i}", spec.stacks[j].stack, stacks[j][i], spec.stacks[j])
+            for n, (j, i) in enumerate(order)
+        )
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> Block:
+        return self.blocks[index]
+
+    def __iter__(self) -> Iterator[Block]:
+        return iter(self.blocks)
+
+    def select(self, layers: Sequence[int], part: str = "block", stack: str | None = None) -> list[Block]:
+        """The blocks that `layers` name, each checked to exist and to have `part`.
+
+        Raises:
+            SkipError: for a stack, a layer or a part that this model does not have.
+        """
+        pool = self.blocks if stack is None else tuple(b for b in self.blocks if b.stack == stack)
+        where = type(self.model).__name__ + (f".{stack}" if stack else "")
+        if not pool:
+            names = ", ".join(dict.fromkeys(b.stack for b in self.blocks))
+            raise SkipError(f"{type(self.model).__name__} has no stack {stack!r}; its stacks are {names}")
+        for layer in layers:
+            if not 0 <= layer < len(pool):
+                raise SkipError(f"layer {layer} is out of range: {where} has {len(pool)} blocks, 0 to {len(pool) - 1}")
+            if part not in pool[layer].parts:
+                raise SkipError(
+                    f"block {layer} of {where} ({pool[layer].name}) has no part {part!r}; it has "
+                    f"{', '.join(pool[layer].parts)}"
+                )
+        return [pool[layer] for layer in layers]
+
+    def describe(self) -> str:
+        """A table of the blocks: number, name, class, parts."""
+        rows = [(str(b.index), b.name, type(b.module).__name__, ", ".join(b.parts)) for b in self.blocks]
+        head = ("layer", "name", "class", "parts")
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(3)]
+        lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in [head, *rows]]
+        return "\n".join([f"{type(self.model).__name__}: {len(self)} blocks", *lines])
+
+
+def _stack(model: nn.Module, spec: BlockSpec) -> Sequence[nn.Module]:
+    found: Any = model
+    for step in spec.stack.split("."):
+        found = getattr(found, step, None)
+    if found is None or len(found) == 0:
+        raise UnknownBlockError(
+            f"{type(model).__name__} is described with a stack {spec.stack!r}, which this instance does not have; "
+            f"it has {_candidates(model)}"
+        )
+    stack: Sequence[nn.Module] = list(found)
+    return stack
+
+
+def _candidates(model: nn.Module) -> str:
+    lists = [
+        f"{name} ({len(module)} x {type(module[0]).__name__})"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 1
+    ]
+    return ", ".join(lists) or "no ModuleList of blocks"
+
+
+_REGISTERED: dict[str, ModelSpec] = {}
+_GROUP = "skipguide.blocks"
+
+
+def register_blocks(model_class: type[nn.Module] | str, spec: ModelSpec | BlockSpec | Sequence[BlockSpec]) -> None:
+    """Describe the blocks of a model class of your own, or of a third party.
+
+    A package can also name a function in the entry-point group `skipguide.blocks`; it is called with no arguments
+    when a model is not known, and registers what it knows.
+
+    Args:
+        model_class: the class, or its name; subclasses are covered.
+        spec: one stack, several in execution order, or a whole `ModelSpec`.
+    """
+    if isinstance(spec, BlockSpec):
+        spec = ModelSpec((spec,))
+    elif not isinstance(spec, ModelSpec):
+        spec = ModelSpec(tuple(spec))
+    _REGISTERED[model_class if isinstance(model_class, str) else model_class.__name__] = spec
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside `torch.compile`, data-parallel and PEFT wrappers."""
+    while True:
+        if isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
+            model = inner
+        elif type(model).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
+            model = model.module
+        elif callable(base := getattr(model, "get_base_model", None)) and isinstance(inner := base(), nn.Module):
+            if inner is model:
+                return model
+            model = inner
+        else:
+            return model
+
+
+def find_blocks(model: nn.Module) -> BlockMap:
+    """List a model's residual blocks in execution order.
+
+    Args:
+        model: a model of a known family, or one described with `register_blocks`; wrappers are looked through.
+
+    Returns:
+        The `BlockMap`: `len(m)`, `m[i].name`, `m[i].parts`, `m.describe()`.
+
+    Raises:
+        UnknownBlockError: if the model's class is not described, with the lists of blocks that were seen.
+
+    Example:
+        >>> from diffusers import LTXVideoTransformer3DModel
+        >>> model = LTXVideoTransformer3DModel(in_channels=4, out_channels=4, num_layers=2, num_attention_heads=2,
+        ...     attention_head_dim=8, cross_attention_dim=16, caption_channels=8)
+        >>> find_blocks(model)[1].name
+        'transformer_blocks.1'
+    """
+    if not isinstance(model, nn.Module):
+        raise SkipError(f"expected a torch.nn.Module (a pipeline's denoiser is pipe.transformer); got {type(model).__name__}")
+    model = unwrap(model)
+    if (spec := _lookup(model)) is None:
+        for entry in entry_points(group=_GROUP):
+            entry.load()()
+        spec = _lookup(model)
+    if spec is None:
+        raise UnknownBlockError(
+            f"the blocks of {type(model).__name__} are not described. Lists of blocks seen in it: {_candidates(model)}. "
+            f"Describe them with skipguide.register_blocks({type(model).__name__}, BlockSpec(stack=...)) and run "
+            f"skipguide.check(model) on it."
+        )
+    return BlockMap(model, spec)
+
+
+def _lookup(model: nn.Module) -> ModelSpec | None:
+    from skipguide.families import FAMILIES
+
+    for cls in type(model).__mro__:
+        if (spec := _REGISTERED.get(cls.__name__) or FAMILIES.get(cls.__name__)) is not None:
+            return spec
+    return None

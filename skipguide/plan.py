@@ -1,0 +1,191 @@
+"""Plan: which layers, which part, which batch rows, which steps. Plain data with a JSON round trip."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from skipguide.errors import SkipError
+
+Part = Literal["block", "attn", "cross_attn", "mlp", "attn_identity"]
+PARTS: tuple[str, ...] = get_args(Part)
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A window of the sampling steps, as fractions of their number, and a stride inside it.
+
+    Step `i` of `n` is active when `start <= i / n < stop`: the start is inclusive, the stop is not, and
+    `start=0.0, stop=1.0` is every step.
+
+    Example:
+        >>> [i for i in range(10) if Schedule(0.2, 0.5).active(i, 10)]
+        [2, 3, 4]
+    """
+
+    start: float = 0.0
+    stop: float = 1.0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse windows that no step can fall into."""
+        if not (math.isfinite(self.start) and math.isfinite(self.stop) and 0.0 <= self.start < self.stop <= 1.0):
+            raise SkipError(
+                f"start and stop are fractions of the steps with 0 <= start < stop <= 1; got start={self.start}, "
+                f"stop={self.stop}"
+            )
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise SkipError(f"every must be a whole number of at least 1; got {self.every!r}")
+
+    def contains(self, fraction: float) -> bool:
+        """Whether the fraction of the steps done before a step lies in the window."""
+        # the small terms keep step 3 of 10 at 0.3 whatever the last bit of the division is
+        return fraction >= self.start - 1e-9 and (fraction < self.stop - 1e-9 or self.stop == 1.0)
+
+    def active(self, step: int, steps: int) -> bool:
+        """Whether step `step` (from 0) of `steps` lies in the window."""
+        return self.contains(step / max(steps, 1))
+
+    def fresh(self, step: int, steps: int) -> bool:
+        """Whether `step` is one of the active steps that compute anew (every k-th from the window's start)."""
+        first = math.ceil(self.start * steps - 1e-9)
+        return self.active(step, steps) and (step - first) % self.every == 0
+
+
+def _layer_tuple(layers: Iterable[int] | int) -> tuple[int, ...]:
+    items = (layers,) if isinstance(layers, int) else tuple(layers)
+    for item in items:
+        if isinstance(item, bool) or not hasattr(item, "__index__"):
+            raise SkipError(f"layers are block numbers (whole numbers from 0); got {item!r} in {items!r}")
+    numbers = tuple(int(item) for item in items)
+    if len(set(numbers)) != len(numbers):
+        raise SkipError(f"layers names a block twice: {numbers}")
+    return numbers
+
+
+@dataclass(frozen=True)
+class SkipPlan:
+    """What to leave out: layers, the part of them, the batch rows and the steps it holds for.
+
+    Args:
+        layers: block numbers in execution order over all stacks, or within `stack` when that is given.
+        part: `"block"` (every stream passes through), `"attn"`, `"cross_attn"`, `"mlp"` (that sublayer's residual
+            contribution is zero) or `"attn_identity"` (the attention map is the identity: the output projection
+            of the values).
+        stack: name of one stack of blocks, such as `"single_transformer_blocks"`.
+        rows: batch rows that skip (negative numbers count from the end); None is every row.
+        start: first step, as a fraction of the steps (inclusive).
+        stop: end of the window, as a fraction of the steps (exclusive; 1.0 is the end).
+
+    Raises:
+        SkipError: on an unknown part, repeated or non-integer layers, or an empty window.
+
+    Example:
+        >>> plan = SkipPlan([3, 5]) | SkipPlan([7], part="mlp")
+        >>> SkipPlan.from_dict(plan.to_dict()) == plan
+        True
+    """
+
+    layers: tuple[int, ...] = ()
+    part: Part = "block"
+    stack: str | None = None
+    rows: tuple[int, ...] | None = None
+    start: float = 0.0
+    stop: float = 1.0
+    others: tuple[SkipPlan, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        """Normalise sequences to tuples and check every field."""
+        object.__setattr__(self, "layers", _layer_tuple(self.layers))
+        if self.part not in PARTS:
+            raise SkipError(f"unknown part {self.part!r}; expected one of {', '.join(PARTS)}")
+        if self.rows is not None:
+            object.__setattr__(self, "rows", _layer_tuple(self.rows))
+        Schedule(self.start, self.stop)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The window of steps as a `Schedule`."""
+        return Schedule(self.start, self.stop)
+
+    @property
+    def terms(self) -> tuple[SkipPlan, ...]:
+        """The plan as single terms; a union has several."""
+        return (SkipPlan(self.layers, self.part, self.stack, self.rows, self.start, self.stop), *self.others)
+
+    @property
+    def empty(self) -> bool:
+        """True if no term names a layer."""
+        return not any(term.layers for term in self.terms)
+
+    def __or__(self, other: SkipPlan) -> SkipPlan:
+        """Union: what either plan leaves out is left out."""
+        if not isinstance(other, SkipPlan):
+            return NotImplemented
+        return SkipPlan._of(dict.fromkeys((*self.terms, *other.terms)))
+
+    @classmethod
+    def _of(cls, terms: Iterable[SkipPlan]) -> SkipPlan:
+        first, *rest = terms
+        return cls(first.layers, first.part, first.stack, first.rows, first.start, first.stop, tuple(rest))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: `{"version": 1, "terms": [...]}`."""
+        return {
+            "version": VERSION,
+            "terms": [
+                {
+                    "layers": list(term.layers),
+                    "part": term.part,
+                    "stack": term.stack,
+                    "rows": None if term.rows is None else list(term.rows),
+                    "start": term.start,
+                    "stop": term.stop,
+                }
+                for term in self.terms
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SkipPlan:
+        """Read what `to_dict` wrote; an unknown key or version is an error."""
+        if data.get("version") != VERSION or set(data) != {"version", "terms"} or not data["terms"]:
+            raise SkipError(
+                f"expected a plan of the form {{'version': {VERSION}, 'terms': [...]}}; got keys {sorted(data)}, "
+                f"version {data.get('version')!r}"
+            )
+        known = {"layers", "part", "stack", "rows", "start", "stop"}
+        for term in data["terms"]:
+            if unknown := set(term) - known:
+                raise SkipError(f"unknown keys in a plan's term: {sorted(unknown)}; expected {sorted(known)}")
+        return cls._of(cls(**term) for term in data["terms"])
+
+    def save_json(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the plan as JSON: to a temporary name first, then renamed.
+
+        Raises:
+            SkipError: if `path` exists and `overwrite` is False.
+        """
+        target = Path(path)
+        if target.exists() and not overwrite:
+            raise SkipError(f"{target} exists; pass overwrite=True to replace it")
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(self.to_dict(), file, indent=1)
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load_json(cls, path: str | Path) -> SkipPlan:
+        """Read a plan that `save_json` wrote."""
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))

@@ -1,0 +1,87 @@
+"""Resume: start a model from the middle. The streams that enter block k are captured once, and given to it again."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from skipguide.errors import SkipError
+
+if TYPE_CHECKING:
+    from skipguide.skipper import Skipper
+
+
+@dataclass
+class Prefix:
+    """The streams that enter one block: references to the tensors of the pass that captured them.
+
+    Attributes:
+        layer: the block, in execution order.
+        streams: stream name -> tensor, as the block received it. Empty until a pass was captured.
+    """
+
+    layer: int
+    streams: dict[str, Tensor] = field(default_factory=dict)
+
+    def select(self, rows: slice, batch: int) -> Prefix:
+        """The same point for some rows of the batch, as views.
+
+        Args:
+            rows: slice of the model's batch.
+            batch: the model's batch size when the prefix was captured.
+        """
+        if not self.streams:
+            raise SkipError(f"nothing was captured at block {self.layer}: run the model once inside capture(model, {self.layer})")
+
+        def rows_of(tensor: Tensor) -> Tensor:
+            fold = tensor.shape[0] // batch  # Latte folds frames or positions into the batch
+            start, stop, _ = rows.indices(batch)
+            return tensor[start * fold : stop * fold]
+
+        return Prefix(self.layer, {name: rows_of(tensor) for name, tensor in self.streams.items()})
+
+    def clear(self) -> None:
+        """Let go of the tensors."""
+        self.streams.clear()
+
+
+def capture(model: nn.Module, prefix: Prefix) -> AbstractContextManager[Skipper]:
+    """Fill `prefix` on every pass of `model` inside the `with` block.
+
+    Example:
+        >>> from diffusers import LTXVideoTransformer3DModel
+        >>> import torch
+        >>> model = LTXVideoTransformer3DModel(in_channels=4, out_channels=4, num_layers=3, num_attention_heads=2,
+        ...     attention_head_dim=8, cross_attention_dim=16, caption_channels=8).eval()
+        >>> call = (torch.randn(1, 8, 4), torch.randn(1, 3, 8), torch.tensor([500.0]), None, 2, 2, 2)
+        >>> prefix = Prefix(layer=2)
+        >>> with torch.no_grad(), capture(model, prefix):
+        ...     full = model(*call).sample
+        >>> with torch.no_grad(), resume(model, prefix) as skipper:
+        ...     again = model(*call).sample
+        >>> torch.equal(full, again), list(skipper.stats.calls)
+        (True, ['transformer_blocks.2'])
+    """
+    from skipguide.plan import SkipPlan
+    from skipguide.skipper import Skipper
+
+    return Skipper(model, SkipPlan(), capture=prefix)
+
+
+def resume(model: nn.Module, prefix: Prefix) -> AbstractContextManager[Skipper]:
+    """Run `model` from the captured point on: blocks before `prefix.layer` do not run.
+
+    The result is bit-identical to the full pass at the same batch, and equal to rounding for other batch sizes.
+
+    Raises:
+        SkipError: if nothing was captured yet.
+    """
+    from skipguide.plan import SkipPlan
+    from skipguide.skipper import Skipper
+
+    if not prefix.streams:
+        raise SkipError(f"nothing was captured at block {prefix.layer}: run the model once inside capture(model, prefix)")
+    return Skipper(model, SkipPlan(), resume=prefix)

@@ -1,0 +1,237 @@
+"""Skip: a plan on a model, active inside a `with` block, without a trace after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipguide.acts import AddNothing, Capture, Inject, OnRows, PassThrough
+from skipguide.attention import JointValuesPass, ValuesPass
+from skipguide.blocks import Block, BlockMap, find_blocks
+from skipguide.errors import SkipError
+from skipguide.gate import Act, Call, Frame, Gate, activated, gate_of
+from skipguide.plan import Schedule, SkipPlan
+from skipguide.resume import Prefix
+from skipguide.stats import Stats
+
+
+class Skipper:
+    """Leaves out what a plan names while the `with` block runs.
+
+    Inside the block, `model(...)`, `model.generate(...)` or a pipeline around the model run without the named layers,
+    in this thread or task only. Nested blocks add up. On leaving, also by an exception, the model is as it was.
+
+    Args:
+        model: a model whose blocks are known (`find_blocks`).
+        plan: what to leave out; an empty plan changes nothing, to the bit.
+        capture: a `Prefix` to fill with the streams that enter its layer.
+        resume: a filled `Prefix` to start from; the blocks before its layer do not run.
+
+    Attributes:
+        stats: the ledger (`.calls`, `.skipped_fraction`).
+
+    Raises:
+        SkipError: at once, for a layer, part or stack that the model does not have.
+        LostGateError: when somebody replaced a gate, so that the skip would silently not happen.
+
+    Example:
+        >>> from diffusers import LTXVideoTransformer3DModel
+        >>> model = LTXVideoTransformer3DModel(in_channels=4, out_channels=4, num_layers=2, num_attention_heads=2,
+        ...     attention_head_dim=8, cross_attention_dim=16, caption_channels=8)
+        >>> with Skipper(model, SkipPlan([1], part="attn")) as skipper:
+        ...     _ = model(torch.randn(1, 8, 4), torch.randn(1, 3, 8), torch.tensor([500.0]), None, 2, 2, 2)
+        >>> skipper.stats.calls["transformer_blocks.0"], skipper.stats.skips
+        (1, {'transformer_blocks.1.attn1': 1})
+    """
+
+    def __init__(
+        self, model: nn.Module, plan: SkipPlan, *, capture: Prefix | None = None, resume: Prefix | None = None
+    ) -> None:
+        self.model = model
+        self.plan = plan
+        self.map = find_blocks(model)
+        self.stats = Stats()
+        sites = _Sites(self.map, self.stats)
+        if capture is not None:
+            sites.capture(capture)
+        if resume is not None:
+            sites.resume(resume, plan)
+        for term in plan.terms:
+            sites.skip(term)
+        self.gates: list[Gate] = [gate_of(model), *(gate_of(module) for module in sites.modules)]
+        self.frame = Frame(sites.acts | {id(model): _Entry(self.gates, sites.names)}, sites.names, self.stats)
+        self._active: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> Skipper:
+        """Install the gates and activate the plan in this thread or task."""
+        self.install()
+        context = activated(self.frame)
+        context.__enter__()
+        self._active.append(context)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Deactivate the plan and remove what nobody else uses."""
+        self._active.pop().__exit__(None, None, None)
+        self.remove()
+
+    def install(self) -> None:
+        """Put the gates in place without activating the plan; `running()` activates it for one pass."""
+        done: list[Gate] = []
+        try:
+            for gate in self.gates:
+                gate.install()
+                done.append(gate)
+        except BaseException:
+            for gate in reversed(done):
+                gate.remove()
+            raise
+
+    def remove(self) -> None:
+        """Take the gates away that `install` put in place."""
+        for gate in reversed(self.gates):
+            gate.remove()
+
+    @contextmanager
+    def running(self) -> Iterator[Skipper]:
+        """Activate the plan for passes inside this block; the gates must be installed."""
+        with activated(self.frame):
+            yield self
+
+    @property
+    def progress(self) -> float | None:
+        """Fraction of the sampling steps done; needed by plans with a window."""
+        return self.frame.progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self.frame.progress = value
+
+
+class _Sites:
+    """Collects the acts of a plan, module by module."""
+
+    def __init__(self, blocks: BlockMap, stats: Stats) -> None:
+        self.blocks = blocks
+        self.stats = stats
+        self.acts: dict[int, Act] = {}
+        # every block has a gate, for the ledger and to notice a lost one
+        self.modules: list[nn.Module] = [block.module for block in blocks]
+        self.names = {id(block.module): block.name for block in blocks}
+
+    def add(self, module: nn.Module, name: str, act: Act) -> None:
+        key = id(module)
+        if key not in self.names:
+            self.names[key] = name
+            self.modules.append(module)
+        self.acts[key] = _Both(self.acts[key], act) if key in self.acts else act
+
+    def capture(self, prefix: Prefix) -> None:
+        block = self.blocks.select([prefix.layer])[0]
+        self.add(block.module, block.name, Capture(block, prefix.streams))
+
+    def resume(self, prefix: Prefix, plan: SkipPlan) -> None:
+        block = self.blocks.select([prefix.layer])[0]
+        for term in plan.terms:
+            for earlier in self.blocks.select(term.layers, term.part, term.stack):
+                if earlier.index < block.index:
+                    raise SkipError(
+                        f"the plan skips block {earlier.index}, which does not run when resuming from block {block.index}"
+                    )
+        for before in self.blocks.blocks[: block.index]:
+            self.add(before.module, before.name, PassThrough(before, counted=False))
+        self.add(block.module, block.name, Inject(block, prefix.streams))
+
+    def skip(self, term: SkipPlan) -> None:
+        for block in self.blocks.select(term.layers, term.part, term.stack):
+            for name, module, act in _acts_for(block, term.part):
+                if term.rows is not None:
+                    act = OnRows(act, term.rows, block.spec.shared, module)
+                if (term.start, term.stop) != (0.0, 1.0):
+                    act = _InWindow(act, term.schedule)
+                self.add(module, name, act)
+            parts = sum(len(block.sublayers(part)) for part in ("attn", "cross_attn", "mlp"))
+            self.stats.weights |= {name: 1 / parts for name, _, _ in block.sublayers(term.part)}
+
+
+def _acts_for(block: Block, part: str) -> list[tuple[str, nn.Module, Act]]:
+    if part == "block":
+        return [(block.name, block.module, PassThrough(block))]
+    if part == "attn_identity" and block.spec.joint:
+        return [(block.name, block.module, JointValuesPass(block))]
+    sublayers = block.sublayers(part)
+    if part == "attn_identity":
+        return [(name, module, ValuesPass(name, module)) for name, module, _ in sublayers]
+    return [(name, module, AddNothing(name, module, sublayer)) for name, module, sublayer in sublayers]
+
+
+class _Both:
+    """Two acts at one module, the first around the second."""
+
+    __slots__ = ("inner", "outer")
+
+    def __init__(self, outer: Act, inner: Act) -> None:
+        self.outer = outer
+        self.inner = inner
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def inner(*a: Any, **k: Any) -> Any:
+            return self.inner(frame, call, a, k)
+
+        return self.outer(frame, inner, args, kwargs)
+
+
+class _InWindow:
+    """An act in a window of the steps only."""
+
+    __slots__ = ("act", "schedule")
+
+    def __init__(self, act: Act, schedule: Schedule) -> None:
+        self.act = act
+        self.schedule = schedule
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if frame.progress is None:
+            raise SkipError(
+                f"the plan holds for the steps from {self.schedule.start} to {self.schedule.stop}, but nobody said which "
+                f"step this is: set skipper.progress = step / steps before each pass"
+            )
+        if self.schedule.contains(frame.progress):
+            return self.act(frame, call, args, kwargs)
+        return call(*args, **kwargs)
+
+
+class _Entry:
+    """At the model itself: notes the batch, counts the pass, and notices afterwards when a gate was lost."""
+
+    __slots__ = ("gates", "names")
+
+    def __init__(self, gates: list[Gate], names: dict[int, str]) -> None:
+        self.gates = gates
+        self.names = names
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        frame.batch = batch_size(args, kwargs)
+        if torch.compiler.is_compiling():
+            return call(*args, **kwargs)
+        frame.stats.passes += 1
+        frame.seen.clear()
+        out = call(*args, **kwargs)
+        for gate in self.gates:
+            if gate.key not in frame.seen and not gate.reachable():
+                raise gate.lost(self.names.get(gate.key, ""))
+        return out
+
+
+def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """The batch size of a model call: rows of `hidden_states`, or of the first tensor there is."""
+    first = kwargs.get("hidden_states")
+    if not isinstance(first, Tensor):
+        first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), None)
+    if first is None:
+        raise SkipError("the model was called without a tensor: its batch size is unknown")
+    return first.shape[0]

@@ -1,0 +1,50 @@
+"""Stats: the ledger of what ran and what was left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Stats:
+    """What ran while a plan was active.
+
+    Attributes:
+        calls: block or sublayer name -> times it was run.
+        rows: the same, counted in batch rows.
+        skips: name -> times it was left out (for all rows).
+        passes: forward passes of the model.
+    """
+
+    calls: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    skips: dict[str, int] = field(default_factory=dict)
+    passes: int = 0
+    weights: dict[str, float] = field(default_factory=dict, repr=False)
+
+    def ran(self, name: str, rows: int) -> None:
+        """Enter one run of `name` on `rows` batch rows."""
+        self.calls[name] = self.calls.get(name, 0) + 1
+        self.rows[name] = self.rows.get(name, 0) + rows
+
+    def skipped(self, name: str) -> None:
+        """Enter that `name` was left out for every row."""
+        self.skips[name] = self.skips.get(name, 0) + 1
+
+    @property
+    def skipped_fraction(self) -> float:
+        """Share of the model's blocks that was left out; a sublayer is its share of its block's sublayers."""
+        skipped = sum(self.weights.get(name, 1.0) * n for name, n in self.skips.items())
+        total = sum(self.calls.values()) + sum(n for name, n in self.skips.items() if name not in self.weights)
+        return skipped / total if total else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "passes": self.passes,
+            "calls": dict(self.calls),
+            "rows": dict(self.rows),
+            "skips": dict(self.skips),
+            "skipped_fraction": self.skipped_fraction,
+        }
