@@ -1,0 +1,1 @@
+"""How the bundled text-to-video model was made: data, training, evaluation."""
