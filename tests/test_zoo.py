@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from zoo import FAMILIES, JOINT, values
+from zoo.pipes import BY_PIPE, PIPES, STEPS, understand_prompts
 
 BLOCKS = [
     pytest.param(family, i, id=f"{family.name}-{name}")
@@ -83,3 +84,73 @@ def test_identity_of_all_blocks_is_the_model_without_blocks(built):
     empty = copy.deepcopy(model)
     empty.transformer_blocks = torch.nn.ModuleList()
     assert torch.equal(family.run(edited, inputs), family.run(empty, inputs))
+
+
+@pytest.fixture(scope="module")
+def pipelines():
+    made = {}
+
+    def get(case):
+        if case.name not in made:
+            made[case.name] = case.build()
+        return made[case.name]
+
+    return get
+
+
+def denoiser_rows(pipe, run):
+    """The batch size of every call of a denoiser, by component name."""
+    seen = []
+
+    def note(name):
+        return lambda module, args, kwargs: seen.append((name, len(kwargs["hidden_states"])))
+
+    denoisers = {name: getattr(pipe, name, None) for name in ("transformer", "transformer_2")}
+    handles = [
+        module.register_forward_pre_hook(note(name), with_kwargs=True)
+        for name, module in denoisers.items()
+        if module is not None
+    ]
+    out = run()
+    for handle in handles:
+        handle.remove()
+    return out, seen
+
+
+@pytest.mark.parametrize("case", PIPES, ids=str)
+def test_pipeline_runs_deterministically_in_its_cfg_modes(case, pipelines):
+    pipe = pipelines(case)
+    outs = []
+    for mode, cfg in zip(case.cfg_modes, (True, False), strict=False):
+        for prompts in (1, 2):
+            out, calls = denoiser_rows(pipe, lambda p=prompts, c=cfg: case.run(pipe, p, c))
+            assert torch.isfinite(out).all()
+            assert len(out) == prompts
+            assert torch.equal(out, case.run(pipe, prompts, cfg))
+            outs.append(out)
+            expected = {"batched": [2 * prompts], "two_calls": [prompts] * 2, "single": [prompts]}[mode]
+            assert [n for _, n in calls] == expected * STEPS
+    if len(case.cfg_modes) == 2:
+        assert effect(outs[2], outs[0]) > 0.02, "CFG matters"
+
+
+def test_both_wan22_transformers_run(pipelines):
+    case = BY_PIPE["wan22"]
+    _, calls = denoiser_rows(pipelines(case), lambda: case.run(pipelines(case)))
+    assert {name for name, _ in calls} == {"transformer", "transformer_2"}
+
+
+def test_pipeline_options_reach_the_pipeline(pipelines):
+    for name, option in (("ltx", {"guidance_rescale": 0.7}), ("wan", {"guidance_scale": 2.0})):
+        case = BY_PIPE[name]
+        assert effect(case.run(pipelines(case), **option), case.run(pipelines(case))) > 0.02
+
+
+@pytest.mark.parametrize("name", ["ltx", "wan"])
+def test_several_videos_per_prompt(name):
+    case = BY_PIPE[name]
+    pipe = case.build()
+    understand_prompts(pipe)
+    words = {"prompt": ["a tram", "rain"], "negative_prompt": ["", ""], "num_videos_per_prompt": 2}
+    given = {key: None for key in case.call_kwargs() if "prompt" in key}
+    assert len(case.run(pipe, **given, **words)) == 4
