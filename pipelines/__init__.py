@@ -1,5 +1,30 @@
 """Guidance inside stock diffusers pipelines."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skipguide.pipelines.ledger import GuidanceCost, GuidanceStats
+    from skipguide.pipelines.presets import Preset, find_preset
+    from skipguide.pipelines.stg import AppliedGuidance, SpatiotemporalSkipGuidance
+
+_HOME = {
+    "AppliedGuidance": "stg",
+    "GuidanceCost": "ledger",
+    "GuidanceStats": "ledger",
+    "Preset": "presets",
+    "SpatiotemporalSkipGuidance": "stg",
+    "find_preset": "presets",
+}
+__all__ = ["AppliedGuidance", "GuidanceCost", "GuidanceStats", "Preset", "SpatiotemporalSkipGuidance", "find_preset"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"skipguide.pipelines.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 if __name__ != "skipguide.pipelines":
     raise ImportError(
         f"this folder is the package skipguide.pipelines and was imported as {__name__!r}; "

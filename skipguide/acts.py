@@ -36,6 +36,16 @@ class Arguments:
         new_args = tuple(values.get(name, value) for name, value in zip(self.names, args, strict=False))
         return new_args + args[len(new_args) :], kwargs | {k: v for k, v in values.items() if k in kwargs}
 
+    def rows(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor | slice, size: int, shared: tuple[str, ...]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same call for some batch rows; arguments named in `shared` have no batch dimension."""
+        names = (*self.names, *[""] * len(args))
+        new_args = tuple(
+            value if name in shared else take_rows(value, index, size) for name, value in zip(names, args, strict=False)
+        )
+        return new_args, {k: v if k in shared else take_rows(v, index, size) for k, v in kwargs.items()}
+
 
 class PassThrough:
     """The block's output is its input streams: nothing of it runs."""
@@ -105,23 +115,13 @@ class OnRows:
         skip = row_index(sorted(skipping), batch, first)
         try:
             frame.batch = batch - len(skipping)
-            args_, kwargs_ = self._take(args, kwargs, keep, first.shape[0])
+            args_, kwargs_ = self.arguments.rows(args, kwargs, keep, first.shape[0], self.shared)
             kept = call(*args_, **kwargs_)
             frame.batch = len(skipping)
-            left = self.act(frame, call, *self._take(args, kwargs, skip, first.shape[0]))
+            left = self.act(frame, call, *self.arguments.rows(args, kwargs, skip, first.shape[0], self.shared))
         finally:
             frame.batch = batch
         return _merge(kept, left, keep, skip, first.shape[0])
-
-    def _take(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor, size: int
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        names = self.arguments.names
-        new_args = tuple(
-            value if place < len(names) and names[place] in self.shared else take_rows(value, index, size)
-            for place, value in enumerate(args)
-        )
-        return new_args, {k: v if k in self.shared else take_rows(v, index, size) for k, v in kwargs.items()}
 
 
 class Capture:
@@ -173,6 +173,8 @@ def take_rows(value: Any, index: Tensor | slice, size: int) -> Any:
         return value[index] if value.dim() and value.shape[0] == size else value
     if isinstance(value, (tuple, list)):
         return type(value)(take_rows(item, index, size) for item in value)
+    if isinstance(value, dict):
+        return {key: take_rows(item, index, size) for key, item in value.items()}
     return value
 
 

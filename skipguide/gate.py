@@ -75,19 +75,23 @@ class Gate:
         self.handlers: tuple[Handler, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module as the active frames say; without any, just run it."""
-        call: Call = self.inner
-        frames = _ACTIVE.get()
-        if frames:
-            call = partial(self._run, frames)
-            for frame in frames:
-                if not torch.compiler.is_compiling():
-                    frame.seen.add(self.key)
-                act = frame.acts.get(self.key)
-                if act is not None:
-                    call = partial(_apply, act, frame, call)
+        """Run the module as the handlers and the active frames say; without any, just run it."""
+        call: Call = self._through_frames
         for handler in self.handlers:
             call = partial(_handle, handler, call)
+        return call(*args, **kwargs)
+
+    def _through_frames(self, *args: Any, **kwargs: Any) -> Any:
+        frames = _ACTIVE.get()
+        if not frames:
+            return self.inner(*args, **kwargs)
+        call: Call = partial(self._run, frames)
+        for frame in frames:
+            if not torch.compiler.is_compiling():
+                frame.seen.add(self.key)
+            act = frame.acts.get(self.key)
+            if act is not None:
+                call = partial(_apply, act, frame, call)
         return call(*args, **kwargs)
 
     def _run(self, frames: tuple[Frame, ...], *args: Any, **kwargs: Any) -> Any:

@@ -323,7 +323,7 @@ def contact_sheet(
 def save_gif(images: Sequence[Image], path: str | os.PathLike[str], fps: float = 8.0) -> None:
     """Write a looping GIF.
 
-    All frames share one palette: a palette per frame makes flat colours flicker.
+    All frames share one palette, as a palette per frame makes flat colours flicker.
 
     Args:
         images: the frames.
@@ -334,8 +334,12 @@ def save_gif(images: Sequence[Image], path: str | os.PathLike[str], fps: float =
     from PIL import Image
 
     _check_clip(images, fps)
-    sample = in_a_row([*resized(pick(images, 8), min(images[0].height, 192))], gap=0)
-    palette = sample.quantize(256, method=Image.Quantize.MEDIANCUT)
+    sample = in_a_row(resized(pick(images, 8), min(images[0].height, 192)), gap=0)
+    palette = sample.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
+    # Paper stays paper: Pillow looks colours up in steps of 4 and would take a neighbour of white.
+    colours = palette.getpalette() or []
+    triples = [tuple(colours[i : i + 3]) for i in range(0, len(colours), 3)]
+    palette.putpalette([value for triple in triples for value in (PAPER if min(triple) > 247 else triple)])
     first, *rest = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     ends = [round(100 * (i + 1) / fps) for i in range(len(images))]
     durations = [10 * max(2, end - start) for start, end in zip([0, *ends], ends, strict=False)]

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from skipguide.config import VERSION, check_keys, write_json
 from skipguide.errors import SkipError
 
 Part = Literal["block", "attn", "cross_attn", "mlp", "attn_identity"]
 PARTS: tuple[str, ...] = get_args(Part)
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -156,34 +154,16 @@ class SkipPlan:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SkipPlan:
         """Read what `to_dict` wrote; an unknown key or version is an error."""
-        if data.get("version") != VERSION or set(data) != {"version", "terms"} or not data["terms"]:
-            raise SkipError(
-                f"expected a plan of the form {{'version': {VERSION}, 'terms': [...]}}; got keys {sorted(data)}, "
-                f"version {data.get('version')!r}"
-            )
+        check_keys(data, {"terms"}, "a plan")
         known = {"layers", "part", "stack", "rows", "start", "stop"}
-        for term in data["terms"]:
+        for term in data.get("terms") or [{"": None}]:
             if unknown := set(term) - known:
                 raise SkipError(f"unknown keys in a plan's term: {sorted(unknown)}; expected {sorted(known)}")
         return cls._of(cls(**term) for term in data["terms"])
 
     def save_json(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the plan as JSON: to a temporary name first, then renamed.
-
-        Raises:
-            SkipError: if `path` exists and `overwrite` is False.
-        """
-        target = Path(path)
-        if target.exists() and not overwrite:
-            raise SkipError(f"{target} exists; pass overwrite=True to replace it")
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self.to_dict(), file, indent=1)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        """Write the plan as JSON; an existing file is kept unless `overwrite`."""
+        write_json(path, self.to_dict(), overwrite=overwrite)
 
     @classmethod
     def load_json(cls, path: str | Path) -> SkipPlan:

@@ -1,0 +1,71 @@
+"""Ledger: what guidance cost, measured and foretold. Blocks are counted per clip: one block run on one batch row."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class GuidanceStats:
+    """What ran while guidance was applied.
+
+    Attributes:
+        passes: forward calls of the denoiser, whole or in part.
+        blocks_run: blocks that ran, per clip.
+        blocks_plain: blocks that the pipeline alone runs.
+        blocks_naive: blocks that a full third pass on every step with a skipped pass runs.
+        seconds: wall-clock seconds in skipped passes.
+        delivery: `"shift"` or `"solve"`, how the guidance reaches the pipeline.
+    """
+
+    passes: int = 0
+    blocks_run: int = 0
+    blocks_plain: int = 0
+    blocks_naive: int = 0
+    seconds: float = 0.0
+    delivery: str = "shift"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if not self.blocks_plain:
+            return "guidance has not run yet"
+        return (
+            f"{self.passes} passes, {self.blocks_run} blocks run ({self.blocks_run / self.blocks_plain:.2f}x the plain "
+            f"pipeline; a full third pass: {self.blocks_naive / self.blocks_plain:.2f}x), {self.seconds:.1f} s in skipped "
+            f"passes, delivery {self.delivery}"
+        )
+
+
+@dataclass(frozen=True)
+class GuidanceCost:
+    """What guidance will cost, in blocks per clip and step.
+
+    Attributes:
+        passes_per_step: forward calls per step, partial ones as their share; averaged over the schedule.
+        blocks_per_step: blocks run per step, averaged over the schedule.
+        blocks_plain: blocks that the pipeline alone runs per step.
+        blocks_naive: the same with a full third pass.
+    """
+
+    passes_per_step: float
+    blocks_per_step: float
+    blocks_plain: int
+    blocks_naive: int
+
+    @property
+    def ratio_to_plain(self) -> float:
+        """Blocks per step, relative to the pipeline alone."""
+        return self.blocks_per_step / self.blocks_plain
+
+    @property
+    def ratio_to_naive(self) -> float:
+        """Blocks per step, relative to a full third pass."""
+        return self.blocks_per_step / self.blocks_naive
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self) | {"ratio_to_plain": self.ratio_to_plain, "ratio_to_naive": self.ratio_to_naive}

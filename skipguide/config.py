@@ -1,0 +1,68 @@
+"""Config: frozen settings with a JSON round trip, the form of everything a user applies."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Self
+
+from skipguide.errors import SkipError
+
+VERSION = 1
+
+
+def write_json(path: str | Path, data: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    """Write JSON to a temporary name first, then rename: a reader never sees half a file.
+
+    Raises:
+        SkipError: if `path` exists and `overwrite` is False.
+    """
+    target = Path(path)
+    if target.exists() and not overwrite:
+        raise SkipError(f"{target} exists; pass overwrite=True to replace it")
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def check_keys(found: Mapping[str, Any], expected: set[str], what: str) -> None:
+    """Refuse data with a version or keys that are not known here."""
+    if found.get("version") != VERSION:
+        raise SkipError(f"expected {what} of version {VERSION}; got version {found.get('version')!r}")
+    if unknown := set(found) - expected - {"version"}:
+        raise SkipError(f"unknown keys in {what}: {sorted(unknown)}; expected {sorted(expected)}")
+
+
+class JsonConfig:
+    """Mixin for frozen dataclasses whose fields are plain data."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with a version."""
+        return {"version": VERSION} | {
+            f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v
+            for f in fields(self)  # type: ignore[arg-type]
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote; an unknown key or version is an error."""
+        check_keys(data, {f.name for f in fields(cls)}, f"a {cls.__name__}")  # type: ignore[arg-type]
+        return cls(**{k: v for k, v in data.items() if k != "version"})
+
+    def save_json(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the settings; an existing file is kept unless `overwrite`."""
+        write_json(path, self.to_dict(), overwrite=overwrite)
+
+    @classmethod
+    def load_json(cls, path: str | Path) -> Self:
+        """Read settings that `save_json` wrote."""
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))

@@ -1,0 +1,92 @@
+"""Guidance: pure maths on tensors. c, u, k are the conditional, unconditional and skipped predictions.
+
+w is the CFG scale, s the skip scale. Sources: STG, arXiv 2411.18664; CFG rescale, arXiv 2305.08891; adaptive
+projected guidance, arXiv 2410.02416.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from skipguide.errors import SkipError
+
+Over = Literal["sample", "batch"]
+
+
+def cfg(u: Tensor, c: Tensor, w: float) -> Tensor:
+    """Classifier-free guidance: u + w (c - u)."""
+    return u + w * (c - u)
+
+
+def skip_delta(c: Tensor, k: Tensor, s: float) -> Tensor:
+    """What skip guidance adds to any prediction: s (c - k), in float32 for half-precision inputs.
+
+    Example:
+        >>> skip_delta(torch.tensor([2.0]), torch.tensor([1.5]), 2.0)
+        tensor([1.])
+    """
+    if c.dtype in (torch.float16, torch.bfloat16):
+        c, k = c.float(), k.float()
+    return s * (c - k)
+
+
+def stg(u: Tensor, c: Tensor, k: Tensor, w: float, s: float) -> Tensor:
+    """Spatiotemporal skip guidance with CFG: u + w (c - u) + s (c - k)."""
+    return cfg(u, c, w) + skip_delta(c, k, s)
+
+
+def wan_delta(u: Tensor, c: Tensor, k: Tensor, w: float, s: float) -> Tensor:
+    """What the STG authors' Wan code adds to CFG: s (y0 - k), y0 the CFG result, k skipped with the negative prompt."""
+    return skip_delta(cfg(u, c, w), k, s)
+
+
+def rescale(y: Tensor, c: Tensor, amount: float, over: Over = "sample") -> Tensor:
+    """Bring the standard deviation of y towards that of c: y (amount * std(c) / std(y) + 1 - amount).
+
+    Args:
+        y: the guided prediction.
+        c: the conditional prediction, same shape.
+        amount: 0 leaves y as it is, 1 matches the deviation fully.
+        over: `"sample"` takes the deviation of each batch row, `"batch"` of the whole tensor as the STG code does.
+    """
+    dims = tuple(range(1, y.dim())) if over == "sample" else tuple(range(y.dim()))
+    ratio = c.std(dim=dims, keepdim=True) / y.std(dim=dims, keepdim=True)
+    return y * (amount * ratio + (1 - amount))
+
+
+def solve_uncond(y: Tensor, c: Tensor, w: float) -> Tensor:
+    """The u' for which u' + w (c - u') is y.
+
+    Raises:
+        SkipError: for w = 1, where the unconditional prediction has no weight.
+    """
+    if w == 1:
+        raise SkipError("at guidance_scale=1 the unconditional prediction has no weight: nothing can be delivered through it")
+    return (y - w * c) / (1 - w)
+
+
+def project(d: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Split d into its part parallel to c and the rest, per batch row."""
+    dims = tuple(range(1, d.dim()))
+    direction = c / c.norm(p=2, dim=dims, keepdim=True).clamp_min(torch.finfo(c.dtype).tiny)
+    parallel = (d * direction).sum(dim=dims, keepdim=True) * direction
+    return parallel, d - parallel
+
+
+def apg(d: Tensor, c: Tensor, eta: float = 0.0, norm: float | None = None) -> Tensor:
+    """Adaptive projected guidance on a direction d: weaken its part along c, and bound its norm.
+
+    Args:
+        d: guidance direction, such as c - u or c - k.
+        c: conditional prediction.
+        eta: weight of the parallel part; 1 leaves the direction as it is.
+        norm: largest allowed norm per batch row; None is unbounded.
+    """
+    if norm is not None:
+        size = d.norm(p=2, dim=tuple(range(1, d.dim())), keepdim=True)
+        d = d * (norm / size.clamp_min(torch.finfo(d.dtype).tiny)).clamp(max=1.0)
+    parallel, orthogonal = project(d, c)
+    return orthogonal + eta * parallel
