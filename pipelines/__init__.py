@@ -16,7 +16,14 @@ _HOME = {
     "SpatiotemporalSkipGuidance": "stg",
     "find_preset": "presets",
 }
-__all__ = ["AppliedGuidance", "GuidanceCost", "GuidanceStats", "Preset", "SpatiotemporalSkipGuidance", "find_preset"]
+__all__ = [
+    "AppliedGuidance",
+    "GuidanceCost",
+    "GuidanceStats",
+    "Preset",
+    "SpatiotemporalSkipGuidance",
+    "find_preset",
+]
 
 
 def __getattr__(name: str) -> Any:

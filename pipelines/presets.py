@@ -41,7 +41,9 @@ PRESETS: dict[tuple[str, int], Preset] = {
     ("WanTransformer3DModel", 30): Preset((8,), 1.0, _COMMUNITY),
     ("WanTransformer3DModel", 40): Preset((8,), 1.0, _COMMUNITY),
     ("SD3Transformer2DModel", 24): Preset(
-        (7, 8, 9), 2.8, "diffusers StableDiffusion3Pipeline's skip_guidance_layers for SD 3.5 medium (0.01 to 0.2 of the steps)"
+        (7, 8, 9),
+        2.8,
+        "diffusers StableDiffusion3Pipeline's skip_guidance_layers for SD 3.5 medium (0.01 to 0.2 of the steps)",
     ),
 }
 

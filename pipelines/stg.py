@@ -91,7 +91,9 @@ class SpatiotemporalSkipGuidance(JsonConfig):
     def _layers(self, layers: Sequence[int]) -> tuple[int, ...]:
         checked = SkipPlan(tuple(layers) if not isinstance(layers, int) else (layers,), part=self.part).layers
         if not checked:
-            raise SkipError("layers is empty, so nothing would be skipped: name at least one block, or None for the preset")
+            raise SkipError(
+                "layers is empty, so nothing would be skipped: name at least one block, or None for the preset"
+            )
         return checked
 
     def apply(self, pipe: Any) -> AppliedGuidance:
@@ -145,7 +147,9 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         model = getattr(pipe, denoiser)
         if isinstance(self.layers, Mapping):
             if denoiser not in self.layers:
-                raise SkipError(f"layers names {sorted(self.layers)}, but this pipeline also has a denoiser {denoiser!r}")
+                raise SkipError(
+                    f"layers names {sorted(self.layers)}, but this pipeline also has a denoiser {denoiser!r}"
+                )
             layers = self._layers(self.layers[denoiser])
         else:
             layers = tuple(self.layers) if self.layers is not None else find_preset(model).layers
@@ -156,7 +160,9 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         for name in names:
             model = getattr(pipe, name)
             if any(isinstance(handler, Interceptor) for handler in gate_of(model).handlers):
-                raise SkipError(f"guidance is already applied to pipe.{name}: call remove() on the earlier handle first")
+                raise SkipError(
+                    f"guidance is already applied to pipe.{name}: call remove() on the earlier handle first"
+                )
             if getattr(model, "is_cache_enabled", False):
                 raise SkipError(
                     f"pipe.{name} has a diffusers cache enabled, which would store the results of skipped passes: call "
@@ -190,9 +196,7 @@ class AppliedGuidance:
         self.layers = layers
         self.stats = GuidanceStats(delivery="solve" if settings.rescale or settings.formula == "wan" else "shift")
         run = Run()
-        self._interceptors = [
-            Interceptor(settings, pipe, spec, name, layers[name], run, self.stats) for name in layers
-        ]
+        self._interceptors = [Interceptor(settings, pipe, spec, name, layers[name], run, self.stats) for name in layers]
         self._installed: list[Interceptor] = []
 
     @property

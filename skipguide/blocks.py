@@ -165,7 +165,9 @@ class BlockMap:
         rows = [(str(b.index), b.name, type(b.module).__name__, ", ".join(b.parts)) for b in self.blocks]
         head = ("layer", "name", "class", "parts")
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(3)]
-        lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in [head, *rows]]
+        lines = [
+            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in [head, *rows]
+        ]
         return "\n".join([f"{type(self.model).__name__}: {len(self)} blocks", *lines])
 
 
@@ -247,7 +249,9 @@ def find_blocks(model: nn.Module) -> BlockMap:
         'transformer_blocks.1'
     """
     if not isinstance(model, nn.Module):
-        raise SkipError(f"expected a torch.nn.Module (a pipeline's denoiser is pipe.transformer); got {type(model).__name__}")
+        raise SkipError(
+            f"expected a torch.nn.Module (a pipeline's denoiser is pipe.transformer); got {type(model).__name__}"
+        )
     model = unwrap(model)
     if (spec := _lookup(model)) is None:
         for entry in entry_points(group=_GROUP):

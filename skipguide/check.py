@@ -26,7 +26,9 @@ class CheckReport:
     lines: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.model}: {self.blocks} blocks, all checks passed", *(f"  {line}" for line in self.lines)])
+        return "\n".join(
+            [f"{self.model}: {self.blocks} blocks, all checks passed", *(f"  {line}" for line in self.lines)]
+        )
 
 
 def check(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> CheckReport:
@@ -76,7 +78,7 @@ def check(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> CheckRep
     for block in _samples(blocks.blocks):
         with Skipper(model, SkipPlan([block.index])):
             skipped = run()
-        with _taken_out(block):
+        with _TakenOut(block):
             reference = run()
         _expect(torch.equal(skipped, reference), f"skipping {block.name} differs from the block taken out")
         if torch.equal(skipped, plain):
@@ -89,7 +91,9 @@ def check(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> CheckRep
     with resume(model, prefix) as skipper:
         _expect(torch.equal(run(), plain), f"resuming from block {prefix.layer} differs from the full pass")
     _expect(len(skipper.stats.calls) == len(blocks) - prefix.layer, "resuming ran blocks before its start")
-    lines.append(f"resume from block {prefix.layer}: bit-equal, {len(blocks) - prefix.layer} of {len(blocks)} blocks ran")
+    lines.append(
+        f"resume from block {prefix.layer}: bit-equal, {len(blocks) - prefix.layer} of {len(blocks)} blocks ran"
+    )
 
     _expect(_residue(model) == before, "something was left on the model")
     _expect(torch.equal(run(), plain), "the model's output is not what it was before")
@@ -117,7 +121,7 @@ def _samples(blocks: tuple[Block, ...]) -> list[Block]:
     return sorted(picks, key=lambda block: block.index)
 
 
-class _taken_out:
+class _TakenOut:
     """Replaces one block's forward by an identity, without the gates: the reference of the check."""
 
     def __init__(self, block: Block) -> None:

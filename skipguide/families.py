@@ -23,9 +23,7 @@ _JOINT_ATTN1 = Sublayer("attn1", outputs=_TEXT_AND_VIDEO)
 _PARALLEL_MLP = (Sublayer("proj_mlp", width="out_features"),)
 
 _LTX = BlockSpec("transformer_blocks", attn=_paths("attn1"), cross_attn=_paths("attn2"), mlp=_paths("ff"))
-_WAN = BlockSpec(
-    "blocks", attn=_paths("attn1"), cross_attn=_paths("attn2"), mlp=_paths("ffn"), shared=_ROPE
-)
+_WAN = BlockSpec("blocks", attn=_paths("attn1"), cross_attn=_paths("attn2"), mlp=_paths("ffn"), shared=_ROPE)
 _COGVIDEOX = BlockSpec(
     "transformer_blocks",
     streams=_TEXT_AND_VIDEO,
@@ -84,9 +82,7 @@ _FLUX_SINGLE = BlockSpec(
     joint="text_first",
     shared=_ROPE,
 )
-_LATTE_SPATIAL = BlockSpec(
-    "transformer_blocks", attn=_paths("attn1"), cross_attn=_paths("attn2"), mlp=_paths("ff")
-)
+_LATTE_SPATIAL = BlockSpec("transformer_blocks", attn=_paths("attn1"), cross_attn=_paths("attn2"), mlp=_paths("ff"))
 _LATTE_TEMPORAL = BlockSpec("temporal_transformer_blocks", attn=_paths("attn1"), mlp=_paths("ff"))
 
 FAMILIES: dict[str, ModelSpec] = {

@@ -64,7 +64,9 @@ def solve_uncond(y: Tensor, c: Tensor, w: float) -> Tensor:
         SkipError: for w = 1, where the unconditional prediction has no weight.
     """
     if w == 1:
-        raise SkipError("at guidance_scale=1 the unconditional prediction has no weight: nothing can be delivered through it")
+        raise SkipError(
+            "at guidance_scale=1 the unconditional prediction has no weight: nothing can be delivered through it"
+        )
     return (y - w * c) / (1 - w)
 
 

@@ -34,7 +34,9 @@ class Prefix:
             batch: the model's batch size when the prefix was captured.
         """
         if not self.streams:
-            raise SkipError(f"nothing was captured at block {self.layer}: run the model once inside capture(model, {self.layer})")
+            raise SkipError(
+                f"nothing was captured at block {self.layer}: run the model once inside capture(model, {self.layer})"
+            )
 
         def rows_of(tensor: Tensor) -> Tensor:
             fold = tensor.shape[0] // batch  # Latte folds frames or positions into the batch
@@ -83,5 +85,7 @@ def resume(model: nn.Module, prefix: Prefix) -> AbstractContextManager[Skipper]:
     from skipguide.skipper import Skipper
 
     if not prefix.streams:
-        raise SkipError(f"nothing was captured at block {prefix.layer}: run the model once inside capture(model, prefix)")
+        raise SkipError(
+            f"nothing was captured at block {prefix.layer}: run the model once inside capture(model, prefix)"
+        )
     return Skipper(model, SkipPlan(), resume=prefix)

@@ -73,7 +73,11 @@ def _wan(c: Any) -> dict[str, Any]:
 def _cogvideox(c: Any) -> dict[str, Any]:
     time_patch = c.patch_size_t or 1
     size = (c.sample_height // 2 * 2, c.sample_width // 2 * 2) if not c.use_rotary_positional_embeddings else (6, 6)
-    frames = 2 * time_patch if c.use_rotary_positional_embeddings else (c.sample_frames - 1) // c.temporal_compression_ratio + 1
+    frames = (
+        2 * time_patch
+        if c.use_rotary_positional_embeddings
+        else (c.sample_frames - 1) // c.temporal_compression_ratio + 1
+    )
     tokens = frames // time_patch * (size[0] // c.patch_size) * (size[1] // c.patch_size)
     angles = _noise(tokens, c.attention_head_dim // 2).repeat_interleave(2, dim=1)
     text = TEXT if c.use_rotary_positional_embeddings else c.max_text_seq_length

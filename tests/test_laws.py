@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from zoo import FAMILIES
 
 from skipguide import Prefix, Skipper, SkipPlan, capture, check, find_blocks, resume
+from zoo import FAMILIES
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=repr)
 
