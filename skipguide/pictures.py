@@ -334,7 +334,7 @@ def save_gif(images: Sequence[Image], path: str | os.PathLike[str], fps: float =
     from PIL import Image
 
     _check_clip(images, fps)
-    sample = in_a_row(resized(pick(images, 8), min(images[0].height, 192)), gap=0)
+    sample = in_a_row(resized(pick(images, 6), min(images[0].height, 96)), gap=0)  # a palette needs no more
     palette = sample.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
     # Paper stays paper: Pillow looks colours up in steps of 4 and would take a neighbour of white.
     colours = palette.getpalette() or []

@@ -1,0 +1,164 @@
+"""The arguments that several commands share, and what their values may be."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+BUNDLED = "tiny-t2v"
+PARTS = ("block", "attn", "cross_attn", "mlp", "attn_identity")
+FORMULAS = ("stg", "uncond", "wan")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+GUIDANCE_FLAGS = ("layers", "scale", "part", "formula", "rescale", "start", "stop", "every")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that keeps the line breaks of its examples, and complains in one line with exit status 2."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(**kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line, without the usage, and leave."""
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
+
+
+def examples(*lines: str) -> str:
+    """The end of a help text."""
+    return "examples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def number(
+    kind: type[int] | type[float], low: float = -math.inf, high: float = math.inf, *, above: bool = False
+) -> Callable[[str], Any]:
+    """A type for argparse: an int or a finite float, at least `low` (or `above` it) and at most `high`."""
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if math.isfinite(value) and (low < value if above else low <= value) and value <= high:
+            return value
+        what = "a whole number" if kind is int else "a number"
+        bounds = [f"above {low:g}" if above else f"at least {low:g}"] if low > -math.inf else []
+        bounds += [f"at most {high:g}"] if high < math.inf else []
+        raise argparse.ArgumentTypeError(
+            f"expected {' '.join([what, ' and '.join(bounds)]).strip()}; got {text!r}"
+        )
+
+    return parse
+
+
+def layer_numbers(text: str) -> list[int]:
+    """Read `5`, `5,7` or `5-7`."""
+    layers: list[int] = []
+    for item in text.split(","):
+        first, dash, last = item.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise argparse.ArgumentTypeError(
+                f"expected block numbers such as 5, 5,7 or 5-7; got {text!r} (put the prompt before --layers)"
+            )
+        layers += range(int(first), int(last if dash else first) + 1)
+    return layers
+
+
+class Layers(argparse.Action):
+    """Collects `--layers 5 7` and `--layers 5,7` into one list, each number once."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: str | None = None,
+    ) -> None:
+        """Store the flat list."""
+        setattr(namespace, self.dest, list(dict.fromkeys(layer for group in values for layer in group)))
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add `--model`, `--device`, `--dtype`."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        default=BUNDLED,
+        help="a bundled model, a folder, or a hub id such as Lightricks/LTX-Video (default: %(default)s)",
+    )
+    group.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the best there is"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="auto is bfloat16 on cuda, float16 on mps, float32 on the CPU and for bundled models",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add the prompt and what the pipeline is called with."""
+    parser.add_argument("prompt", help="what to show")
+    group = parser.add_argument_group("sampling", "what is not given is the model's own default")
+    group.add_argument("--steps", type=number(int, 1), help="denoising steps")
+    group.add_argument(
+        "--seed", type=number(int, 0, 2**63 - 1), default=0, help="of a CPU generator (default: %(default)s)"
+    )
+    group.add_argument("--guidance-scale", type=number(float), help="classifier-free guidance")
+    group.add_argument("--negative-prompt", help="what to steer away from")
+    group.add_argument("--height", type=number(int, 1), help="in pixels")
+    group.add_argument("--width", type=number(int, 1), help="in pixels")
+    group.add_argument("--frames", type=number(int, 1), help="length of the clip")
+    group.add_argument("--image", type=Path, help="the picture to start from (image-to-video models)")
+
+
+def add_guidance(parser: argparse.ArgumentParser, *, layers: bool = True) -> None:
+    """Add skip guidance; without `layers` for a command that has its own `--layers` and scales."""
+    group = parser.add_argument_group(
+        "skip guidance", "what is not given is the model's preset (skipguide describe)"
+    )
+    if layers:
+        group.add_argument(
+            "--layers",
+            nargs="+",
+            type=layer_numbers,
+            action=Layers,
+            help="blocks to leave out: 5 7, or 5,7, or 5-7",
+        )
+        group.add_argument("--scale", type=number(float), help="strength; 0 is no skip guidance")
+    group.add_argument("--part", choices=PARTS, help="what of a block is left out")
+    group.add_argument("--formula", choices=FORMULAS, help="how the skipped pass is used")
+    group.add_argument(
+        "--rescale", type=number(float, 0, 1), help="pull the contrast back, 0 to 1 (default: 0)"
+    )
+    group.add_argument("--start", type=number(float, 0, 1), help="first step, as a fraction (default: 0)")
+    group.add_argument(
+        "--stop", type=number(float, 0, 1), help="step to stop before, as a fraction (default: 1)"
+    )
+    group.add_argument(
+        "--every", type=number(int, 1), help="renew the guidance every so many steps (default: 1)"
+    )
+
+
+def add_output(parser: argparse.ArgumentParser, what: str, *, clip: bool = True) -> None:
+    """Add `-o` and `--force`, and for a clip how it is played."""
+    group = parser.add_argument_group("output")
+    group.add_argument("-o", "--output", type=Path, help=what)
+    group.add_argument("--force", action="store_true", help="replace a file that exists")
+    if clip:
+        group.add_argument("--fps", type=number(float, 0, above=True), help="frames per second")
+        group.add_argument(
+            "--zoom",
+            type=number(int, 1),
+            help="enlarge so many times (default: until 256 pixels high or more)",
+        )
+
+
+def given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the named arguments that were given."""
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}

@@ -1,0 +1,148 @@
+"""What `generate` and `compare` share: from the arguments to a loaded pipeline, and from a clip to a file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skipguide import pictures
+from skipguide.cli import models, sampling
+from skipguide.cli.outputs import (
+    check_output,
+    plain_arguments,
+    replacing,
+    sidecar,
+    slug,
+    versions,
+    write_json,
+)
+from skipguide.errors import SkipError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CLIPS = (".gif", ".mp4", ".png")
+SHEET_FRAME = 128  # pixels: the height of one frame on a sheet
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that can be checked before the weights are read."""
+
+    args: argparse.Namespace
+    source: models.Source
+    pipeline_class: type
+    defaults: dict[str, Any]
+    call: dict[str, Any]
+    output: Path
+    device: str
+    dtype: str
+
+    @property
+    def video(self) -> bool:
+        """Whether the model makes clips rather than pictures."""
+        return sampling.makes_video(self.pipeline_class)
+
+    def load(self) -> Any:
+        """The pipeline with its weights, on the device."""
+        return models.load_pipeline(self.source, self.device, self.dtype)
+
+    def record(self, pipeline: Any, **results: Any) -> dict[str, Any]:
+        """What goes into the sidecar."""
+        return {
+            "command": self.args.command,
+            "arguments": plain_arguments(self.args),
+            "model": sampling.describe_source(self.source, pipeline, self.device, self.dtype),
+            "prompt": self.args.prompt,
+            "seed": self.args.seed,
+            "call": {name: value for name, value in self.call.items() if name != "image"},
+            **results,
+            "versions": versions(),
+        }
+
+
+def prepare(args: argparse.Namespace, ending: str = "", suffixes: Sequence[str] = CLIPS) -> Job:
+    """Check everything that can be checked without the weights, the output file first.
+
+    Args:
+        args: the parsed command line.
+        ending: goes after the prompt in the default file name.
+        suffixes: the kinds of file that may be written, the default one first.
+
+    Raises:
+        SkipError: if something will not work.
+    """
+    if args.output is not None:
+        check_output(args.output, suffixes, force=args.force)
+    source = models.resolve(args.model)
+    device = models.choose_device(args.device)
+    pipeline_class = models.pipeline_class(source)
+    video = sampling.makes_video(pipeline_class)
+    output = args.output
+    if output is None:
+        output = Path(slug(args.prompt) + ending + (suffixes[0] if video else ".png"))
+        check_output(output, suffixes, force=args.force)
+    elif not video and output.suffix.lower() != ".png":
+        raise SkipError(f"{pipeline_class.__name__} makes pictures, not clips: name a .png with -o")
+    defaults = source.defaults()
+    call = sampling.call_arguments(pipeline_class, args, defaults)
+    dtype = models.choose_dtype(args.dtype, device, bundled=source.bundled)
+    return Job(args, source, pipeline_class, defaults, call, output, device, dtype)
+
+
+def enlarged(images: Sequence[Image], zoom: int | None) -> list[Image]:
+    """Frames at a size that is comfortable to look at, or `zoom` times theirs."""
+    height = images[0].height
+    return pictures.resized(images, height * (zoom or pictures.comfortable_zoom(height)))
+
+
+def sheet(images: Sequence[Image], title: str, zoom: int | None) -> Image:
+    """One clip on a contact sheet: at most 16 frames, four in a row."""
+    height = images[0].height
+    height = height * zoom if zoom else min(max(height, SHEET_FRAME), 2 * SHEET_FRAME)
+    chosen = pictures.resized(pictures.pick(images, 16), height)
+    numbers = pictures.pick(list(range(len(images))), 16)
+    rows = [chosen[i : i + 4] for i in range(0, len(chosen), 4)]
+    captions = [[f"frame {n}" for n in numbers[i : i + 4]] for i in range(0, len(chosen), 4)]
+    return pictures.contact_sheet(rows, title=title, captions=captions)
+
+
+def save_clip(
+    path: Path, frames: Sequence[Image], fps: float, as_sheet: Callable[[], Image], notes: Mapping[str, Any]
+) -> None:
+    """Write a clip and its sidecar, both or neither.
+
+    Args:
+        path: the file; its suffix decides what it is.
+        frames: what a gif or an mp4 plays.
+        fps: how fast.
+        as_sheet: makes what a png shows.
+        notes: the sidecar.
+    """
+    with replacing(path, sidecar(path)) as (clip, json_file):
+        suffix = path.suffix.lower()
+        if suffix == ".png":
+            as_sheet().save(clip)
+        elif suffix == ".mp4":
+            pictures.save_video(frames, clip, fps)
+        else:
+            pictures.save_gif(frames, clip, fps)
+        write_json(json_file, dict(notes))
+
+
+def settings(guidance: Mapping[str, Any]) -> str:
+    """Skip guidance in a few words, for labels."""
+    layers = ", ".join(map(str, guidance["layers"]))
+    words = [
+        f"layer{'s' if len(guidance['layers']) > 1 else ''} {layers}",
+        f"scale {guidance.get('scale', 1.0):g}",
+    ]
+    words += [str(guidance["part"])] if guidance.get("part", "block") != "block" else []
+    words += [str(guidance["formula"])] if guidance.get("formula", "stg") != "stg" else []
+    words += [
+        f"{name} {guidance[name]:g}" for name in ("rescale", "start", "stop", "every") if name in guidance
+    ]
+    return ", ".join(words)

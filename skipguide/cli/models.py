@@ -1,0 +1,211 @@
+"""From what the user calls a model to the model: a bundled name, a folder, or a hub id."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skipguide.cli.arguments import BUNDLED
+from skipguide.errors import SkipError
+
+DENOISERS = ("transformer", "transformer_2", "unet")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from.
+
+    Args:
+        name: what the user wrote.
+        folder: the folder it lies in; None for a hub id.
+        bundled: whether it came with skipguide.
+    """
+
+    name: str
+    folder: Path | None
+    bundled: bool = False
+
+    def read(self, filename: str, subfolder: str = "") -> dict[str, Any] | None:
+        """A JSON file of the model, fetched from the hub if need be; None if the model has no such file."""
+        if self.folder is None:
+            path = _fetch(self.name, f"{subfolder}/{filename}" if subfolder else filename)
+        else:
+            path = self.folder / subfolder / filename
+        if path is None or not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise SkipError(f"{path} is not JSON: {error}") from error
+        return content if isinstance(content, dict) else None
+
+    def defaults(self) -> dict[str, Any]:
+        """What the model's own `generation.json` says a call should use; only folders have one."""
+        return (self.read("generation.json") or {}) if self.folder else {}
+
+    def fingerprint(self) -> list[Any]:
+        """Changes when the model does: names, sizes and times of its files, or the hub id."""
+        if self.folder is None:
+            return [self.name]
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def resolve(name: str) -> Source:
+    """Find out what `name` is, without loading anything.
+
+    Raises:
+        SkipError: if it is neither bundled, nor a folder, nor the form of a hub id.
+    """
+    if name == BUNDLED:
+        from skipguide.assets import bundled
+
+        return Source(name, Path(bundled(name)), bundled=True)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return Source(name, folder)
+    if folder.exists():
+        raise SkipError(f"{name} is a file; expected the folder that save_pretrained wrote")
+    if re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", name) and not name.startswith(("./", "../")):
+        return Source(name, None)
+    raise SkipError(
+        f"no model {name!r}: expected {BUNDLED} (bundled), a folder, or a hub id such as Lightricks/LTX-Video"
+    )
+
+
+def _fetch(repository: str, filename: str) -> Path | None:
+    """A small file of a hub repository, from the cache if it is there."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, filename, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        # Asked first, as a download tries five times over half a minute before it gives up.
+        HfApi().model_info(repository, timeout=10)
+    except RepositoryNotFoundError as error:
+        raise SkipError(f"the hub has no model {repository}, or it needs a login (hf auth login)") from error
+    except Exception as error:  # offline: the http library's own exceptions
+        raise SkipError(
+            f"model {repository} is neither a folder here nor in the local cache, and the hub does not "
+            f"answer ({type(error).__name__})"
+        ) from error
+    try:
+        return Path(hf_hub_download(repository, filename))
+    except EntryNotFoundError:
+        return None
+
+
+def pipeline_class(source: Source) -> type:
+    """The diffusers class that the model's `model_index.json` names; no weights are read.
+
+    Raises:
+        SkipError: if the model is not a diffusers pipeline.
+    """
+    index = source.read("model_index.json")
+    if index is None:
+        hint = " (it is a single model: only `describe` takes one)" if source.read("config.json") else ""
+        raise SkipError(f"{source.name} is not a diffusers pipeline: it has no model_index.json{hint}")
+    return _diffusers_class(index.get("_class_name"), source)
+
+
+def _diffusers_class(name: Any, source: Source) -> type:
+    import diffusers
+
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not isinstance(found, type):
+        raise SkipError(
+            f"{source.name} wants the class {name!r}, which diffusers {diffusers.__version__} does not have"
+        )
+    return found
+
+
+def choose_device(name: str) -> str:
+    """The device to run on; `auto` takes cuda, then mps, then the CPU.
+
+    Raises:
+        SkipError: for a device that is not here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SkipError(f"cannot use device {name!r}: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def choose_dtype(name: str, device: str, *, bundled: bool) -> str:
+    """The precision to load in. Bundled models are tiny: they stay exact everywhere."""
+    if name != "auto":
+        return name
+    half = {"cuda": "bfloat16", "mps": "float16"}
+    return "float32" if bundled else half.get(device.partition(":")[0], "float32")
+
+
+def load_pipeline(source: Source, device: str, dtype: str) -> Any:
+    """Load a pipeline with its weights.
+
+    Raises:
+        SkipError: if it cannot be loaded.
+    """
+    import diffusers
+    import torch
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()  # one bar is enough: the sampling one
+    transformers.utils.logging.disable_progress_bar()
+    # diffusers 0.42 renamed the argument and warns about the old name
+    old = tuple(int(n) for n in re.findall(r"\d+", diffusers.__version__)[:2]) < (0, 42)
+    precision = {"torch_dtype" if old else "dtype": getattr(torch, dtype)}
+    try:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(source.folder or source.name, **precision)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+        raise SkipError(f"cannot load {source.name}: {error}") from error
+    return pipeline.to(device)
+
+
+def denoisers(pipeline: Any) -> dict[str, Any]:
+    """The models of a pipeline whose blocks can be left out, by name."""
+    return {name: model for name in DENOISERS if (model := getattr(pipeline, name, None)) is not None}
+
+
+def empty_denoisers(source: Source) -> dict[str, Any]:
+    """The same for a model that is only described: built from the configurations, without weights or memory.
+
+    Args:
+        source: a pipeline, or a single model.
+
+    Raises:
+        SkipError: if there is nothing to describe.
+    """
+    index = source.read("model_index.json")
+    if index is not None:
+        found = {name: name for name in DENOISERS if isinstance(index.get(name), list) and index[name][0]}
+        if not found:
+            raise SkipError(f"{source.name} ({index.get('_class_name')}) has none of {', '.join(DENOISERS)}")
+    else:
+        found = {"model": ""}
+    return {name: _empty(source, subfolder) for name, subfolder in found.items()}
+
+
+def _empty(source: Source, subfolder: str) -> Any:
+    import torch
+
+    config = source.read("config.json", subfolder)
+    where = os.path.join(source.name, subfolder)
+    if config is None:
+        raise SkipError(f"{where} is not a model folder: it has neither model_index.json nor config.json")
+    if "_class_name" not in config:
+        raise SkipError(f"{where} is not a diffusers model: its config.json has no _class_name")
+    model_class: Any = _diffusers_class(config["_class_name"], source)
+    with torch.device("meta"):
+        return model_class.from_config(config)

@@ -1,0 +1,98 @@
+"""Files that appear whole or not at all, and what is noted next to them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from skipguide.errors import SkipError
+
+
+def slug(text: str, length: int = 60) -> str:
+    """A file name made of the words of `text`."""
+    words = re.sub(r"[^\w]+", "-", text.lower()).strip("-_")
+    return words[:length].strip("-_") or "clip"
+
+
+def sidecar(path: Path) -> Path:
+    """Where the notes on `path` go: `out.gif.json` for `out.gif`."""
+    return path.with_name(path.name + ".json")
+
+
+def check_output(path: Path, suffixes: Sequence[str], *, force: bool, notes: bool = True) -> None:
+    """Refuse early what would fail, or destroy something, late.
+
+    Raises:
+        SkipError: for a kind of file that is not written here, a file that exists, or a folder that cannot
+            hold it.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise SkipError(f"expected a file name that ends in {', '.join(suffixes)}; got {path}")
+    if path.suffix.lower() == ".mp4":
+        from skipguide.pictures import require_video
+
+        require_video()
+    for file in (path, sidecar(path)) if notes else (path,):
+        if file.is_dir():
+            raise SkipError(f"{file} is a folder; expected the name of a file")
+        if file.exists() and not force:
+            raise SkipError(f"{file} exists already: choose another name with -o, or replace it with --force")
+    folder = path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise SkipError(f"cannot write {path}: {folder} is not a folder that can be written to")
+
+
+@contextmanager
+def replacing(*paths: Path) -> Iterator[list[Path]]:
+    """Temporary names for `paths`, in the same folders: renamed if the block ends well, removed if not."""
+    token = secrets.token_hex(4)
+    # The suffix stays last: writers choose the format by it.
+    temporary = [path.with_name(f".{path.stem}.{token}{path.suffix}") for path in paths]
+    try:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        for source, path in zip(temporary, paths, strict=True):
+            os.replace(source, path)
+    finally:
+        for source in temporary:
+            source.unlink(missing_ok=True)
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write `record`, readable, with what JSON does not know as text."""
+    path.write_text(json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """The versions a result depends on."""
+    import skipguide
+
+    found = {"python": platform.python_version(), "skipguide": skipguide.__version__}
+    for name in ("torch", "diffusers", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def plain_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The parsed arguments as plain data."""
+    hidden = ("run", "version", "traceback", "command")
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(args).items()
+        if name not in hidden
+    }
