@@ -95,7 +95,8 @@ class Interceptor:
             raise
         gate_of(self.model).handlers += (self,)
         if hasattr(self.model, "cache_context"):
-            self.model.__dict__["cache_context"] = partial(self._named, self.model.cache_context)
+            original: Any = self.model.cache_context
+            self.model.__dict__["cache_context"] = partial(self._named, original)
 
     def remove(self) -> None:
         """Take everything away again."""
@@ -213,8 +214,8 @@ class Interceptor:
             return with_first(out, self._shifted(u))
         if self._w() is None:
             raise SkipError(
-                f"{type(self.pipe).__name__} keeps its true_cfg_scale to itself, so rescale and formula='wan' cannot be "
-                f"delivered with true CFG on: use rescale=0 and formula='stg', or turn true CFG off"
+                f"{type(self.pipe).__name__} keeps its true_cfg_scale to itself, so rescale and formula='wan' cannot "
+                f"be delivered with true CFG on: use rescale=0 and formula='stg', or turn true CFG off"
             )
         if self.settings.formula == "wan":
             rows = slice(0, batch)
@@ -259,8 +260,8 @@ class Interceptor:
         slack = 2e-6 if plain.dtype in (torch.float32, torch.float64) else 0.0
         if (plain - skipped).abs().max() <= slack * plain.abs().max():
             raise NoEffectError(
-                f"skipping layers {list(self.plan.layers)} ({self.plan.part}) did not change the prediction: the guidance would "
-                f"silently do nothing. Are these layers already bypassed, or their weights zero?"
+                f"skipping layers {list(self.plan.layers)} ({self.plan.part}) did not change the prediction: the "
+                f"guidance would silently do nothing. Are these layers already bypassed, or their weights zero?"
             )
 
     def _shifted(self, prediction: Tensor) -> Tensor:
@@ -272,8 +273,8 @@ class Interceptor:
         w = self._need_w()
         if self.spec.dynamic and w != self.run.w:
             raise SkipError(
-                f"{type(self.pipe).__name__} changes w after the forward (use_dynamic_cfg), so rescale and formula='wan' cannot be "
-                f"delivered exactly: use rescale=0 and formula='stg', or turn dynamic CFG off"
+                f"{type(self.pipe).__name__} changes w after the forward (use_dynamic_cfg), so rescale and "
+                f"formula='wan' cannot be delivered exactly: use rescale=0 and formula='stg', or turn dynamic CFG off"
             )
         y = guidance.cfg(u.float(), c.float(), w) + self.run.delta
         return guidance.solve_uncond(self._rescaled(y, c.float()), c.float(), w).to(u.dtype)

@@ -35,8 +35,8 @@ class GuidanceStats:
             return "guidance has not run yet"
         return (
             f"{self.passes} passes, {self.blocks_run} blocks run ({self.blocks_run / self.blocks_plain:.2f}x the plain "
-            f"pipeline; a full third pass: {self.blocks_naive / self.blocks_plain:.2f}x), {self.seconds:.1f} s in skipped "
-            f"passes, delivery {self.delivery}"
+            f"pipeline; a full third pass: {self.blocks_naive / self.blocks_plain:.2f}x), {self.seconds:.1f} s in "
+            f"skipped passes, delivery {self.delivery}"
         )
 
 

@@ -59,7 +59,7 @@ def find_preset(transformer: Any) -> Preset:
     if (preset := PRESETS.get((name, len(blocks)))) is None:
         known = ", ".join(f"{n} ({b} blocks)" for n, b in PRESETS)
         raise SkipError(
-            f"no preset for {name} with {len(blocks)} blocks: pass layers=[...]. `skipguide sweep PROMPT --model ... --layers all` "
-            f"draws what every layer does. Presets exist for {known}"
+            f"no preset for {name} with {len(blocks)} blocks: pass layers=[...]. `skipguide sweep "
+            f"PROMPT --model ... --layers all` draws what every layer does. Presets exist for {known}"
         )
     return preset

@@ -94,7 +94,7 @@ class SpatiotemporalSkipGuidance(JsonConfig):
             raise SkipError(
                 "layers is empty, so nothing would be skipped: name at least one block, or None for the preset"
             )
-        return checked
+        return tuple(checked)
 
     def apply(self, pipe: Any) -> AppliedGuidance:
         """Apply to a pipeline: from now on, and until `remove()` or the end of the `with` block, its calls are guided.
@@ -173,7 +173,7 @@ class SpatiotemporalSkipGuidance(JsonConfig):
             if type(guider).__name__ != "ClassifierFreeGuidance" or getattr(guider, "use_original_formulation", False):
                 raise SkipError(
                     f"expected pipe.guider to be ClassifierFreeGuidance with use_original_formulation=False; got "
-                    f"{type(guider).__name__}: other guiders combine the branches in ways that a shift would not survive"
+                    f"{type(guider).__name__}: other guiders combine the branches in ways that a shift does not survive"
                 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -220,7 +220,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         if isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
             model = inner
         elif type(model).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
-            model = model.module
+            model = cast(nn.Module, model.module)
         elif callable(base := getattr(model, "get_base_model", None)) and isinstance(inner := base(), nn.Module):
             if inner is model:
                 return model
@@ -249,9 +249,7 @@ def find_blocks(model: nn.Module) -> BlockMap:
         'transformer_blocks.1'
     """
     if not isinstance(model, nn.Module):
-        raise SkipError(
-            f"expected a torch.nn.Module (a pipeline's denoiser is pipe.transformer); got {type(model).__name__}"
-        )
+        raise SkipError(f"expected a torch.nn.Module (of a pipeline: pipe.transformer); got {type(model).__name__}")
     model = unwrap(model)
     if (spec := _lookup(model)) is None:
         for entry in entry_points(group=_GROUP):
@@ -259,7 +257,7 @@ def find_blocks(model: nn.Module) -> BlockMap:
         spec = _lookup(model)
     if spec is None:
         raise UnknownBlockError(
-            f"the blocks of {type(model).__name__} are not described. Lists of blocks seen in it: {_candidates(model)}. "
+            f"the blocks of {type(model).__name__} are not described. Lists of blocks in it: {_candidates(model)}. "
             f"Describe them with skipguide.register_blocks({type(model).__name__}, BlockSpec(stack=...)) and run "
             f"skipguide.check(model) on it."
         )

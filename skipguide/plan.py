@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -39,7 +39,7 @@ class Schedule:
                 f"start and stop are fractions of the steps with 0 <= start < stop <= 1; got start={self.start}, "
                 f"stop={self.stop}"
             )
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+        if type(self.every) is not int or self.every < 1:
             raise SkipError(f"every must be a whole number of at least 1; got {self.every!r}")
 
     def contains(self, fraction: float) -> bool:
@@ -91,10 +91,10 @@ class SkipPlan:
         True
     """
 
-    layers: tuple[int, ...] = ()
+    layers: Sequence[int] = ()
     part: Part = "block"
     stack: str | None = None
-    rows: tuple[int, ...] | None = None
+    rows: Sequence[int] | None = None
     start: float = 0.0
     stop: float = 1.0
     others: tuple[SkipPlan, ...] = field(default=(), repr=False)
