@@ -123,9 +123,7 @@ def resized(images: Iterable[Image], height: int) -> list[Image]:
     return [
         image
         if image.height == height
-        else image.resize(
-            (max(1, round(image.width * height / image.height)), height), Image.Resampling.LANCZOS
-        )
+        else image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.LANCZOS)
         for image in images
     ]
 
@@ -220,9 +218,7 @@ def in_a_row(images: Sequence[Image], gap: int = 4) -> Image:
     return canvas
 
 
-def side_by_side(
-    clips: Sequence[Sequence[Image]], labels: Sequence[str], title: str = "", gap: int = 8
-) -> list[Image]:
+def side_by_side(clips: Sequence[Sequence[Image]], labels: Sequence[str], title: str = "", gap: int = 8) -> list[Image]:
     """Play clips next to each other.
 
     Args:
@@ -281,9 +277,7 @@ def contact_sheet(
             raise SkipError(f"expected {expected} {name} labels; got {len(texts)}")
     small, font = max(9, size - 3), _font(size)
     cells = [[row[j] if j < len(row) else None for j in range(columns)] for row in rows]
-    widths = [
-        max((cell.width for row in cells if (cell := row[j]) is not None), default=1) for j in range(columns)
-    ]
+    widths = [max((cell.width for row in cells if (cell := row[j]) is not None), default=1) for j in range(columns)]
     heights = [max((cell.height for cell in row if cell is not None), default=1) for row in cells]
     caption_height = _line_height(small) + 2 if captions else 0
 

@@ -239,10 +239,7 @@ def test_replacing_is_all_or_nothing(tmp_path, error):
 
 
 def test_generate_writes_a_clip_and_its_notes(stub, capsys):
-    assert (
-        main(["generate", "A red bar", "--layers", "1,2", "--scale", "1.5", "--seed", "3", "--frames", "6"])
-        == 0
-    )
+    assert main(["generate", "A red bar", "--layers", "1,2", "--scale", "1.5", "--seed", "3", "--frames", "6"]) == 0
     assert files(stub.folder) == ["a-red-bar.gif", "a-red-bar.gif.json"]
     with Image.open("a-red-bar.gif") as gif:
         assert gif.size == (256, 256)
@@ -349,9 +346,7 @@ def test_existing_files_are_kept_and_nothing_is_loaded(stub, capsys):
 def test_bad_output_is_refused_before_loading(stub, capsys, monkeypatch):
     (stub.folder / "folder.gif").mkdir()
     (stub.folder / "file").write_text("")
-    one_line(
-        capsys, 2, "expected a file name that ends in .gif, .mp4, .png", "generate", "p", "-o", "clip.avi"
-    )
+    one_line(capsys, 2, "expected a file name that ends in .gif, .mp4, .png", "generate", "p", "-o", "clip.avi")
     one_line(capsys, 2, "is a folder", "generate", "p", "-o", "folder.gif")
     one_line(capsys, 2, "is not a folder", "generate", "p", "-o", "file/clip.gif")
     one_line(capsys, 2, "ends in .png", "sweep", "p", "-o", "clip.gif")
@@ -382,14 +377,10 @@ def test_a_failure_leaves_no_file(stub, capsys, monkeypatch, error, status, expe
     assert files(stub.folder) == []
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError("height must be\ndivisible by 8"), RuntimeError("size of tensor a (3)")]
-)
+@pytest.mark.parametrize("error", [ValueError("height must be\ndivisible by 8"), RuntimeError("size of tensor a (3)")])
 def test_what_the_pipeline_refuses_is_one_line(stub, capsys, error):
     stub.pipeline.fails = error
-    one_line(
-        capsys, 2, "StubPipeline failed: " + " ".join(str(error).split()), "generate", "p", "--layers", "1"
-    )
+    one_line(capsys, 2, "StubPipeline failed: " + " ".join(str(error).split()), "generate", "p", "--layers", "1")
     with pytest.raises(SkipError) as caught:
         main(["--traceback", "generate", "p", "--layers", "1"])
     assert caught.value.__cause__ is error
@@ -418,9 +409,7 @@ def test_pictures_become_png(stub, capsys):
     stub.pipeline = StubPictures()
     one_line(capsys, 2, "makes pictures, not clips", "generate", "p", "-o", "p.gif", "--layers", "1")
     one_line(capsys, 2, "StubPictures takes no --frames", "generate", "p", "--frames", "3", "--layers", "1")
-    one_line(
-        capsys, 2, "takes no --negative-prompt", "generate", "p", "--negative-prompt", "x", "--layers", "1"
-    )
+    one_line(capsys, 2, "takes no --negative-prompt", "generate", "p", "--negative-prompt", "x", "--layers", "1")
     assert stub.loads == 0
     assert main(["generate", "p", "--layers", "1"]) == 0
     assert Image.open("p.png").size == (256, 256)
@@ -596,9 +585,7 @@ def test_a_hub_model_without_a_network_is_one_line(command, capsys, tmp_path, mo
         raise ConnectionError("Name or service not known")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", offline)
-    expected = (
-        "somebody/some-model is neither a folder here nor in the local cache, and the hub does not answer"
-    )
+    expected = "somebody/some-model is neither a folder here nor in the local cache, and the hub does not answer"
     one_line(capsys, 2, expected, *command, "somebody/some-model")
 
 
@@ -679,9 +666,7 @@ def test_describe_lists_every_block_without_reading_weights(tiny, part, capsys, 
     monkeypatch.setattr(models, "load_pipeline", None)
     assert main(["describe", f"{tiny}/{part}".rstrip("/")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(
-        f"{part or 'transformer'}: LatteTransformer3DModel, 6 blocks" if not part else "model:"
-    )
+    assert lines[0].startswith(f"{part or 'transformer'}: LatteTransformer3DModel, 6 blocks" if not part else "model:")
     table = [line.split() for line in lines[3:9]]
     assert [row[0] for row in table] == list("012345")
     assert [row[1] for row in table[:2]] == ["transformer_blocks.0", "temporal_transformer_blocks.0"]
@@ -691,6 +676,85 @@ def test_describe_lists_every_block_without_reading_weights(tiny, part, capsys, 
     assert table[0][-1] == f"x{1 + 5 / 12:.2f}"
     assert len({line.index("transformer_blocks") for line in lines[3:9:2]}) == 1, "aligned"
     assert any("skipguide sweep" in line for line in lines), "no preset: says what finds one"
+
+
+def test_describe_marks_the_preset(tmp_path, capsys):
+    from diffusers import LTXVideoTransformer3DModel
+
+    model = LTXVideoTransformer3DModel(
+        num_layers=28, in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8
+    )
+    model.save_config(tmp_path)
+    assert main(["describe", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines() if "*" in line] == ["19*", "preset"]
+    assert "preset (*): layer 19, scale 1 (STG authors' code" in out
+
+
+def test_describe_says_what_it_saw_in_a_model_it_does_not_know(tmp_path, capsys):
+    from diffusers import DiTTransformer2DModel
+
+    DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, num_layers=3, sample_size=8).save_config(
+        tmp_path
+    )
+    one_line(capsys, 2, "transformer_blocks (3 x BasicTransformerBlock)", "describe", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "video", "flags", "call"),
+    [
+        ("LTXPipeline", True, "--frames 9 --fps 25", {"num_frames": 9, "frame_rate": 25.0}),
+        ("WanPipeline", True, "--frames 9 --steps 2", {"num_frames": 9, "num_inference_steps": 2}),
+        ("LattePipeline", True, "--frames 9", {"video_length": 9}),
+        ("HunyuanVideoPipeline", True, "--negative-prompt x", {"negative_prompt": "x"}),
+        ("HunyuanVideo15Pipeline", True, "--guidance-scale 3", "takes no --guidance-scale"),
+        ("StableDiffusion3Pipeline", False, "--guidance-scale 3", {"guidance_scale": 3.0}),
+        ("FluxPipeline", False, "--frames 2", "takes no --frames"),
+        ("WanImageToVideoPipeline", True, "", "give it with --image"),
+        ("LTXPipeline", True, "--image a.png", "takes no --image"),
+        ("WanImageToVideoPipeline", True, "--image nothing.png", "cannot read the picture nothing.png"),
+    ],
+)
+def test_flags_of_stock_pipelines(name, video, flags, call):
+    import diffusers
+
+    pipeline = getattr(diffusers, name)
+    args = build_parser().parse_args(["generate", "p", *flags.split()])
+    assert sampling.makes_video(pipeline) == video
+    if isinstance(call, str):
+        with pytest.raises(SkipError, match=call):
+            sampling.call_arguments(pipeline, args, {})
+    else:
+        found = sampling.call_arguments(pipeline, args, {})
+        assert found.pop("output_type") == "pil"
+        assert found.pop("clean_caption", None) in (None, False)
+        assert found == call
+
+
+def test_image_goes_to_the_pipeline(tmp_path):
+    from diffusers import WanImageToVideoPipeline
+
+    Image.new("L", (9, 7)).save(tmp_path / "first.png")
+    args = build_parser().parse_args(["generate", "p", "--image", str(tmp_path / "first.png")])
+    image = sampling.call_arguments(WanImageToVideoPipeline, args, {})["image"]
+    assert (image.mode, image.size) == ("RGB", (9, 7))
+
+
+@pytest.mark.parametrize(
+    ("flags", "defaults", "name", "count", "fps"),
+    [
+        ("--fps 12", {"fps": 8}, "LTXPipeline", 9, 12),
+        ("", {"fps": 10}, "LTXPipeline", 9, 10),
+        ("", {}, "LTXPipeline", 9, 25),
+        ("", {}, "WanPipeline", 81, 16),
+        ("", {}, "LattePipeline", 16, 8),
+    ],
+)
+def test_frames_per_second(flags, defaults, name, count, fps):
+    import diffusers
+
+    args = build_parser().parse_args(["generate", "p", *flags.split()])
+    assert sampling.frames_per_second(args, getattr(diffusers, name), defaults, count) == fps
 
 
 def test_generate_end_to_end(tiny, tmp_path, monkeypatch, capsys):
@@ -738,5 +802,10 @@ def test_what_a_real_pipeline_refuses(tiny, tmp_path, monkeypatch, capsys):
     assert files(tmp_path) == []
 
 
-def test_bundled_name_is_the_default():
+def test_bundled_name_is_the_default(tmp_path, monkeypatch):
     assert build_parser().parse_args(["generate", "p"]).model == arguments.BUNDLED
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shipped").mkdir()
+    monkeypatch.setattr("skipguide.assets.bundled", lambda name: tmp_path / "assets" / name)
+    assert models.resolve("shipped") == models.Source("shipped", tmp_path / "assets" / "shipped", bundled=True)
+    assert not models.resolve("./shipped").bundled

@@ -68,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if traceback or type(error).__name__ != "OutOfMemoryError":
             raise
-        return _complain(
-            f"out of memory: try fewer --frames, a smaller --height and --width, or --dtype ({error})", 1
-        )
+        return _complain(f"out of memory: try fewer --frames, a smaller --height and --width, or --dtype ({error})", 1)
 
 
 def _run(arguments: list[str]) -> int:

@@ -48,9 +48,7 @@ def number(
         what = "a whole number" if kind is int else "a number"
         bounds = [f"above {low:g}" if above else f"at least {low:g}"] if low > -math.inf else []
         bounds += [f"at most {high:g}"] if high < math.inf else []
-        raise argparse.ArgumentTypeError(
-            f"expected {' '.join([what, ' and '.join(bounds)]).strip()}; got {text!r}"
-        )
+        raise argparse.ArgumentTypeError(f"expected {' '.join([what, ' and '.join(bounds)]).strip()}; got {text!r}")
 
     return parse
 
@@ -90,9 +88,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         default=BUNDLED,
         help="a bundled model, a folder, or a hub id such as Lightricks/LTX-Video (default: %(default)s)",
     )
-    group.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the best there is"
-    )
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the best there is")
     group.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -119,9 +115,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def add_guidance(parser: argparse.ArgumentParser, *, layers: bool = True) -> None:
     """Add skip guidance; without `layers` for a command that has its own `--layers` and scales."""
-    group = parser.add_argument_group(
-        "skip guidance", "what is not given is the model's preset (skipguide describe)"
-    )
+    group = parser.add_argument_group("skip guidance", "what is not given is the model's preset (skipguide describe)")
     if layers:
         group.add_argument(
             "--layers",
@@ -133,16 +127,10 @@ def add_guidance(parser: argparse.ArgumentParser, *, layers: bool = True) -> Non
         group.add_argument("--scale", type=number(float), help="strength; 0 is no skip guidance")
     group.add_argument("--part", choices=PARTS, help="what of a block is left out")
     group.add_argument("--formula", choices=FORMULAS, help="how the skipped pass is used")
-    group.add_argument(
-        "--rescale", type=number(float, 0, 1), help="pull the contrast back, 0 to 1 (default: 0)"
-    )
+    group.add_argument("--rescale", type=number(float, 0, 1), help="pull the contrast back, 0 to 1 (default: 0)")
     group.add_argument("--start", type=number(float, 0, 1), help="first step, as a fraction (default: 0)")
-    group.add_argument(
-        "--stop", type=number(float, 0, 1), help="step to stop before, as a fraction (default: 1)"
-    )
-    group.add_argument(
-        "--every", type=number(int, 1), help="renew the guidance every so many steps (default: 1)"
-    )
+    group.add_argument("--stop", type=number(float, 0, 1), help="step to stop before, as a fraction (default: 1)")
+    group.add_argument("--every", type=number(int, 1), help="renew the guidance every so many steps (default: 1)")
 
 
 def add_output(parser: argparse.ArgumentParser, what: str, *, clip: bool = True) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from skipguide.cli import models
+from skipguide.cli import jobs, models
 from skipguide.cli.arguments import BUNDLED, examples
 from skipguide.errors import SkipError
 
@@ -90,11 +90,9 @@ def _preset(model: Any) -> tuple[Sequence[int], str]:
         preset = find_preset(model)
     except SkipError:
         return (), "preset: none; `skipguide sweep PROMPT --model ...` shows what every layer does"
-    layers = ", ".join(map(str, preset.layers))
-    return preset.layers, (
-        f"preset (*): layers {layers}, scale {preset.scale:g}, part {preset.part}, formula {preset.formula} "
-        f"({preset.source})"
-    )
+    names = ("layers", "scale", "part", "formula")
+    settings = jobs.settings({name: getattr(preset, name) for name in names})
+    return preset.layers, f"preset (*): {settings} ({preset.source})"
 
 
 def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int]) -> list[str]:

@@ -142,7 +142,5 @@ def settings(guidance: Mapping[str, Any]) -> str:
     ]
     words += [str(guidance["part"])] if guidance.get("part", "block") != "block" else []
     words += [str(guidance["formula"])] if guidance.get("formula", "stg") != "stg" else []
-    words += [
-        f"{name} {guidance[name]:g}" for name in ("rescale", "start", "stop", "every") if name in guidance
-    ]
+    words += [f"{name} {guidance[name]:g}" for name in ("rescale", "start", "stop", "every") if name in guidance]
     return ", ".join(words)

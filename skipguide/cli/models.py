@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -61,10 +62,12 @@ def resolve(name: str) -> Source:
     Raises:
         SkipError: if it is neither bundled, nor a folder, nor the form of a hub id.
     """
-    if name == BUNDLED:
-        from skipguide.assets import bundled
+    from skipguide.assets import bundled
 
-        return Source(name, Path(bundled(name)), bundled=True)
+    if re.fullmatch(r"[\w-]+", name):
+        # A bundled name wins over a folder of that name, which can be written as ./name.
+        with contextlib.suppress(SkipError):
+            return Source(name, bundled(name), bundled=True)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return Source(name, folder)

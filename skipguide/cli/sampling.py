@@ -49,9 +49,7 @@ def makes_video(pipeline_class: type) -> bool:
     return any(name in parameters(pipeline_class) for name in NAMES["frames"])
 
 
-def call_arguments(
-    pipeline_class: type, args: argparse.Namespace, defaults: Mapping[str, Any]
-) -> dict[str, Any]:
+def call_arguments(pipeline_class: type, args: argparse.Namespace, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """What to call a pipeline with, besides the prompt and the generator.
 
     Args:
@@ -95,9 +93,7 @@ def _can_clean_captions() -> bool:
     return bool(is_bs4_available() and is_ftfy_available())
 
 
-def frames_per_second(
-    args: argparse.Namespace, pipeline_class: type, defaults: Mapping[str, Any], count: int
-) -> float:
+def frames_per_second(args: argparse.Namespace, pipeline_class: type, defaults: Mapping[str, Any], count: int) -> float:
     """How fast to play a clip: the flag, the model's own rate, or something that suits its length."""
     if args.fps is not None:
         return float(args.fps)

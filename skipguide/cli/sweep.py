@@ -62,13 +62,9 @@ def register(subparsers: Any) -> None:
         default=[0.5, 1.0, 2.0],
         help="one column each (default: 0.5 1 2)",
     )
-    group.add_argument(
-        "--cell-frames", type=number(int, 1), default=3, help="frames in a cell (default: %(default)s)"
-    )
+    group.add_argument("--cell-frames", type=number(int, 1), default=3, help="frames in a cell (default: %(default)s)")
     group.add_argument("--fresh", action="store_true", help="make every cell anew")
-    add_output(
-        parser, "a .png; the table has the same name with .csv (default: named after the prompt)", clip=False
-    )
+    add_output(parser, "a .png; the table has the same name with .csv (default: named after the prompt)", clip=False)
     parser.set_defaults(run=run, fps=None)
 
 
@@ -97,9 +93,7 @@ def run(args: argparse.Namespace) -> None:
         cells = _make(job, pipeline, rows, scales, cache)
     except KeyboardInterrupt:
         kept = len(list(cache.folder.glob("*.json")))
-        raise KeyboardInterrupt(
-            f"{kept} cells are kept in {cache.folder}; run the same command to go on"
-        ) from None
+        raise KeyboardInterrupt(f"{kept} cells are kept in {cache.folder}; run the same command to go on") from None
 
     notes = job.record(
         pipeline,
@@ -115,9 +109,7 @@ def run(args: argparse.Namespace) -> None:
         write_json(notes_file, notes)
     print(f"{job.output} and {table}: {len(rows)} rows of layers, {len(scales)} scales, seed {args.seed}")
     most = max((cell for cell, _ in cells[1:]), key=lambda cell: cell.difference)
-    print(
-        f"skip guidance: changes most with layer {most.name} at scale {most.scale:g} ({most.difference:.4f})"
-    )
+    print(f"skip guidance: changes most with layer {most.name} at scale {most.scale:g} ({most.difference:.4f})")
 
 
 def _rows(items: Sequence[list[Row] | str], pipeline: Any) -> list[Row]:
@@ -140,9 +132,7 @@ def _make(
 
     args = job.args
     shared = given(args, GUIDANCE_FLAGS[2:])
-    plans = [
-        (row, scale, {**shared, "layers": list(row), "scale": scale}) for row in rows for scale in scales
-    ]
+    plans = [(row, scale, {**shared, "layers": list(row), "scale": scale}) for row in rows for scale in scales]
     guidances = [sampling.make_guidance(plan) for *_, plan in plans]
     # Counted beforehand for every cell: a layer that does not exist is refused now, not after an hour.
     costs = [float(guidance.cost(pipeline).ratio_to_plain) for guidance in guidances]
