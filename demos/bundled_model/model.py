@@ -1,9 +1,9 @@
 """The bundled model's components, all of stock classes, and the text conditioning used while training.
 
-`LattePipeline` conditions on text in three ways, none with a mask in the transformer, and training has to show
-all three: one prompt keeps its own tokens only; several prompts are padded to 120 tokens with zero vectors; the
-negative prompt keeps what the text encoder says at padding positions, cut to the length of the prompt. The 120
-tokens are never materialised here: n equal keys act as one key with log(n) added to its attention score.
+`LattePipeline` conditions on text in three ways, none with a mask in the transformer, and training shows all
+three: one prompt keeps its own tokens only; several prompts are padded to 120 tokens with zero vectors; the
+negative prompt keeps what the text encoder says at padding positions, cut to the length of the prompt. The
+120 tokens are never materialised here: n equal keys act as one key with log(n) added to its attention score.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def build_transformer(layers: int, heads: int, head_dim: int) -> LatteTransforme
     model = LatteTransformer3DModel(
         num_attention_heads=heads, attention_head_dim=head_dim, in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS, num_layers=layers, cross_attention_dim=heads * head_dim,
-        attention_bias=True, sample_size=LATENT_SIDE, patch_size=4, activation_fn="gelu-approximate",
+        attention_bias=True, sample_size=LATENT_SIDE, patch_size=4, activation_fn="linear-silu",
         num_embeds_ada_norm=1000, norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6,
         caption_channels=TEXT_WIDTH, video_length=FRAMES,
     )
@@ -85,13 +85,14 @@ class TextConditioner(nn.Module):
         `padded` [B] is the total number of tokens to act like; at most the own length means no padding.
         An empty caption is one token long; it is padded with the text encoder's output, others with zeros.
         """
+        ids, mask = F.pad(ids, (0, 1)), F.pad(mask, (0, 1))  # the last token stands for all the padding
         embeddings = self.text_encoder(ids, attention_mask=mask)[0]
         length = mask.sum(1)
-        filler = torch.where((length == 1)[:, None], embeddings[:, -1], torch.zeros_like(embeddings[:, -1]))
-        embeddings = torch.cat([embeddings, filler[:, None]], dim=1)
+        zeros = (torch.arange(ids.shape[1]) == ids.shape[1] - 1) & (length > 1)[:, None]
+        embeddings = embeddings.masked_fill(zeros[..., None], 0.0)
         missing = (padded - length).clamp(min=0).float()
-        offset = torch.where(missing > 0, missing.clamp(min=1).log(), HIDDEN)
-        offsets = torch.cat([(1.0 - mask.float()) * HIDDEN, offset[:, None]], dim=1)
+        filler = torch.where(missing > 0, missing.clamp(min=1).log(), HIDDEN)
+        offsets = torch.cat([(1.0 - mask[:, :-1].float()) * HIDDEN, filler[:, None]], dim=1)
         return embeddings, offsets[:, None]
 
 

@@ -1,10 +1,10 @@
 """Train the bundled model's transformer and text encoder on pre-encoded clips, by flow matching.
 
-The schedule is a function of wall-clock time, because the end is a hard wall: warm-up, constant, then linear to 0.
-On the CPU, worker threads with one core each take small micro-batches from a shared queue; unlike threads inside
-every operation this stays fast when another program takes half a core. Interrupt it at will: it resumes.
+The schedule is a function of wall-clock time, because the end is a hard wall: warm-up, constant, then linear
+to 0. On the CPU, worker threads with one core each take micro-batches from a shared queue; unlike threads
+inside every operation this stays fast when another program takes half a core. It resumes when started again.
 
-    python -m demos.bundled_model.train_transformer --vae /work/train/vae/model --out /work/train/t2v --minutes 75
+    python -m demos.bundled_model.train_transformer --vae /work/train/vae/model --out /work/train/t2v
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import queue
 import random
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -70,21 +71,27 @@ class T2V(nn.Module):
                                 encoder_attention_mask=offsets, return_dict=False)[0]
 
 
-def encode_clips(vae: AutoencoderKL, path: Path, clips: int, seed: int) -> tuple[np.memmap, list[ClipSpec]]:
+def encode_clips(vae: AutoencoderKL, path: Path, clips: int, seed: int,
+                 workers: int) -> tuple[np.memmap, list[ClipSpec]]:
     """Latents [N, C, T, H, W] of random training clips, encoded once into a memory-mapped fp16 file."""
-    rng = random.Random(seed)
-    specs = training_specs() * (clips // len(training_specs()) + 1)
-    specs = specs[: clips - clips % len(training_specs())] + rng.sample(training_specs(), clips % 2520)
+    every = training_specs()
+    specs = every * (clips // len(every)) + random.Random(seed).sample(every, clips % len(every))
     shape = (clips, LATENT_CHANNELS, FRAMES, LATENT_SIDE, LATENT_SIDE)
     if not path.exists():
 
         def write(partial: Path) -> None:
             latents = np.memmap(partial, np.float16, "w+", shape=shape)
-            for start in tqdm(range(0, clips, 16), desc="encode", mininterval=10):
-                batch = render(specs[start : start + 16], seed * 1_000_003 + start)
+
+            def one(start: int) -> None:
+                batch = render(specs[start : start + 8], seed * 1_000_003 + start)
                 with torch.inference_mode():
-                    encoded = encode_mean(vae, batch.flatten(0, 1)).unflatten(0, batch.shape[:2])
+                    encoded = torch.stack([encode_mean(vae, clip) for clip in batch])
                 latents[start : start + len(batch)] = encoded.transpose(1, 2).half().numpy()
+
+            starts = range(0, clips, 8)
+            with ThreadPoolExecutor(workers) as pool:
+                for _ in tqdm(pool.map(one, starts), total=len(starts), desc="encode", mininterval=10):
+                    pass
             latents.flush()
 
         atomically(path, write)
@@ -155,8 +162,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=75, help="of training, encoding excluded")
-    parser.add_argument("--clips", type=int, default=10080, help="clips to encode")
+    parser.add_argument("--minutes", type=float, default=80, help="of training, encoding excluded")
+    parser.add_argument("--clips", type=int, default=7560, help="clips to encode")
     parser.add_argument("--layers", type=int, default=6, help="spatial blocks, and as many temporal ones")
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--head-dim", type=int, default=32)
@@ -164,7 +171,7 @@ def main() -> None:
     parser.add_argument("--micro", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--shift", type=float, default=3.0, help="shift of noise levels, here and in the sampler")
+    parser.add_argument("--shift", type=float, default=3.0, help="of noise levels, here and in sampling")
     parser.add_argument("--guidance", type=float, default=4.0, help="for the contact sheets")
     parser.add_argument("--sheet-minutes", type=float, default=12)
     parser.add_argument("--seed", type=int, default=0)
@@ -174,9 +181,8 @@ def main() -> None:
     set_seed(args.seed)
 
     vae = load_vae(args.vae)
-    torch.set_num_threads(args.workers)
-    latents, specs = encode_clips(vae, args.out / "latents.f16", args.clips, args.seed)
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # the workers are the threads
+    latents, specs = encode_clips(vae, args.out / "latents.f16", args.clips, args.seed, args.workers)
     tokenizer = build_tokenizer()
     model = T2V(TextConditioner(build_text_encoder(tokenizer)),
                 share_text(build_transformer(args.layers, args.heads, args.head_dim)))
@@ -283,7 +289,7 @@ def main() -> None:
     save_state()
     show()
     final = pipeline()
-    for component in (final.text_encoder, final.transformer, final.vae):
+    for component in (final.transformer, final.vae):  # T5 would load as fp16 and clash
         component.half()
     final.save_pretrained(args.out / "pipeline")
     print(f"{step} steps, {step * args.batch} clips, {clock.spent / 60:.1f} minutes, loss {average:.4f}")
