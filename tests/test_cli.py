@@ -589,6 +589,19 @@ def test_a_hub_model_without_a_network_is_one_line(command, capsys, tmp_path, mo
     one_line(capsys, 2, expected, *command, "somebody/some-model")
 
 
+def test_unknown_words_of_a_small_vocabulary():
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(WordLevel({"<unk>": 0, "▁a": 1, "▁red": 2, ",": 3}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    assert models.vocabulary_note(tokenizer, "A Red red") == ""
+    note = models.vocabulary_note(tokenizer, "a tram in a red tram")
+    assert note == "was not trained on tram, in; its words are a, red"
+
+
 def test_device_that_is_not_there(stub, capsys):
     one_line(capsys, 2, "cannot use device 'warp'", "generate", "p", "--device", "warp", "--layers", "1")
 

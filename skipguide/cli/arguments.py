@@ -101,16 +101,20 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Add the prompt and what the pipeline is called with."""
     parser.add_argument("prompt", help="what to show")
     group = parser.add_argument_group("sampling", "what is not given is the model's own default")
-    group.add_argument("--steps", type=number(int, 1), help="denoising steps")
+    group.add_argument("--steps", metavar="N", type=number(int, 1), help="denoising steps")
     group.add_argument(
-        "--seed", type=number(int, 0, 2**63 - 1), default=0, help="of a CPU generator (default: %(default)s)"
+        "--seed",
+        metavar="N",
+        type=number(int, 0, 2**63 - 1),
+        default=0,
+        help="of a CPU generator (default: %(default)s)",
     )
-    group.add_argument("--guidance-scale", type=number(float), help="classifier-free guidance")
-    group.add_argument("--negative-prompt", help="what to steer away from")
-    group.add_argument("--height", type=number(int, 1), help="in pixels")
-    group.add_argument("--width", type=number(int, 1), help="in pixels")
-    group.add_argument("--frames", type=number(int, 1), help="length of the clip")
-    group.add_argument("--image", type=Path, help="the picture to start from (image-to-video models)")
+    group.add_argument("--guidance-scale", metavar="X", type=number(float), help="classifier-free guidance")
+    group.add_argument("--negative-prompt", metavar="TEXT", help="what to steer away from")
+    group.add_argument("--height", metavar="N", type=number(int, 1), help="in pixels")
+    group.add_argument("--width", metavar="N", type=number(int, 1), help="in pixels")
+    group.add_argument("--frames", metavar="N", type=number(int, 1), help="length of the clip")
+    group.add_argument("--image", metavar="FILE", type=Path, help="the picture to start from (image-to-video models)")
 
 
 def add_guidance(parser: argparse.ArgumentParser, *, layers: bool = True) -> None:
@@ -119,29 +123,37 @@ def add_guidance(parser: argparse.ArgumentParser, *, layers: bool = True) -> Non
     if layers:
         group.add_argument(
             "--layers",
+            metavar="N",
             nargs="+",
             type=layer_numbers,
             action=Layers,
             help="blocks to leave out: 5 7, or 5,7, or 5-7",
         )
-        group.add_argument("--scale", type=number(float), help="strength; 0 is no skip guidance")
+        group.add_argument("--scale", metavar="X", type=number(float), help="strength; 0 is no skip guidance")
     group.add_argument("--part", choices=PARTS, help="what of a block is left out")
     group.add_argument("--formula", choices=FORMULAS, help="how the skipped pass is used")
-    group.add_argument("--rescale", type=number(float, 0, 1), help="pull the contrast back, 0 to 1 (default: 0)")
-    group.add_argument("--start", type=number(float, 0, 1), help="first step, as a fraction (default: 0)")
-    group.add_argument("--stop", type=number(float, 0, 1), help="step to stop before, as a fraction (default: 1)")
-    group.add_argument("--every", type=number(int, 1), help="renew the guidance every so many steps (default: 1)")
+    group.add_argument(
+        "--rescale", metavar="X", type=number(float, 0, 1), help="pull the contrast back, 0 to 1 (default: 0)"
+    )
+    group.add_argument("--start", metavar="X", type=number(float, 0, 1), help="first step, as a fraction (default: 0)")
+    group.add_argument(
+        "--stop", metavar="X", type=number(float, 0, 1), help="step to stop before, as a fraction (default: 1)"
+    )
+    group.add_argument(
+        "--every", metavar="N", type=number(int, 1), help="renew the guidance every so many steps (default: 1)"
+    )
 
 
 def add_output(parser: argparse.ArgumentParser, what: str, *, clip: bool = True) -> None:
     """Add `-o` and `--force`, and for a clip how it is played."""
     group = parser.add_argument_group("output")
-    group.add_argument("-o", "--output", type=Path, help=what)
+    group.add_argument("-o", "--output", metavar="FILE", type=Path, help=what)
     group.add_argument("--force", action="store_true", help="replace a file that exists")
     if clip:
-        group.add_argument("--fps", type=number(float, 0, above=True), help="frames per second")
+        group.add_argument("--fps", metavar="X", type=number(float, 0, above=True), help="frames per second")
         group.add_argument(
             "--zoom",
+            metavar="N",
             type=number(int, 1),
             help="enlarge so many times (default: until 256 pixels high or more)",
         )

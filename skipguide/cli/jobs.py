@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,10 @@ class Job:
 
     def load(self) -> Any:
         """The pipeline with its weights, on the device."""
-        return models.load_pipeline(self.source, self.device, self.dtype)
+        pipeline = models.load_pipeline(self.source, self.device, self.dtype)
+        if self.source.bundled and (note := models.vocabulary_note(pipeline.tokenizer, self.args.prompt)):
+            print(f"skipguide: {self.source.name} {note}", file=sys.stderr)
+        return pipeline
 
     def record(self, pipeline: Any, **results: Any) -> dict[str, Any]:
         """What goes into the sidecar."""

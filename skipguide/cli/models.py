@@ -176,6 +176,19 @@ def load_pipeline(source: Source, device: str, dtype: str) -> Any:
     return pipeline.to(device)
 
 
+def vocabulary_note(tokenizer: Any, prompt: str) -> str:
+    """What to tell a user whose prompt has words that a small model never saw; empty if it knows them all."""
+    unknown = [
+        word
+        for word in dict.fromkeys(prompt.lower().split())
+        if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False, padding=False).input_ids
+    ]
+    if not unknown:
+        return ""
+    words = sorted(word for token in tokenizer.get_vocab() if (word := token.strip("▁")).isalpha())
+    return f"was not trained on {', '.join(unknown)}; its words are {', '.join(words)}"
+
+
 def denoisers(pipeline: Any) -> dict[str, Any]:
     """The models of a pipeline whose blocks can be left out, by name."""
     return {name: model for name in DENOISERS if (model := getattr(pipeline, name, None)) is not None}

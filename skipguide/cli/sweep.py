@@ -50,6 +50,7 @@ def register(subparsers: Any) -> None:
     group = parser.add_argument_group("sweep")
     group.add_argument(
         "--layers",
+        metavar="N",
         nargs="+",
         type=layer_rows,
         default=["all"],
@@ -62,7 +63,9 @@ def register(subparsers: Any) -> None:
         default=[0.5, 1.0, 2.0],
         help="one column each (default: 0.5 1 2)",
     )
-    group.add_argument("--cell-frames", type=number(int, 1), default=3, help="frames in a cell (default: %(default)s)")
+    group.add_argument(
+        "--cell-frames", metavar="N", type=number(int, 1), default=3, help="frames in a cell (default: %(default)s)"
+    )
     group.add_argument("--fresh", action="store_true", help="make every cell anew")
     add_output(parser, "a .png; the table has the same name with .csv (default: named after the prompt)", clip=False)
     parser.set_defaults(run=run, fps=None)
