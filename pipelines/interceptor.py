@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,29 +23,13 @@ from skipguide.errors import NoEffectError, SkipError
 from skipguide.gate import Call, gate_of
 from skipguide.pipelines.ledger import GuidanceStats
 from skipguide.pipelines.registry import PipelineSpec
+from skipguide.pipelines.run import Run
 from skipguide.plan import Schedule, SkipPlan
 from skipguide.resume import Prefix
 from skipguide.skipper import Skipper, batch_size
 
 if TYPE_CHECKING:
     from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
-
-
-@dataclass
-class Run:
-    """State of one `pipe(...)` call, shared by the denoisers of a pipeline.
-
-    A new call is recognised by the scheduler's new table of timesteps.
-    """
-
-    timesteps: Any = None
-    step: int = -1
-    steps: int = 1
-    w: float = 0.0
-    branches: int = 0  # denoiser calls in this step so far
-    cond: Tensor | None = None
-    delta: Tensor | None = None
-    checked: bool = False
 
 
 class Interceptor:
@@ -123,37 +106,11 @@ class Interceptor:
         if any(kwargs.get(name) is not None for name in self.spec.passive):
             return call(*args, **kwargs)
         try:
-            return getattr(self, "_" + self._branch())(call, args, kwargs)
+            branch = self.run.enter(self.pipe, self.spec, self.context)
+            return getattr(self, f"_{branch}")(call, args, kwargs)
         except BaseException:
             self._clear()
             raise
-
-    def _branch(self) -> str:
-        """Which call this is: `both` branches in one batch, `cond`, `uncond`, or the `only` one."""
-        run, pipe = self.run, self.pipe
-        if pipe.scheduler.timesteps is not run.timesteps:
-            w = 0.0 if self.spec.cfg in ("named", "guider") else float(pipe._guidance_scale)
-            run.__dict__.update(Run(pipe.scheduler.timesteps, w=w).__dict__)
-            run.steps = getattr(pipe, "_num_timesteps", None) or len(run.timesteps)
-        if self.spec.cfg in ("named", "guider"):
-            branch = "uncond" if self.context.endswith("uncond") else "cond"
-        elif not (run.w if self.spec.dynamic else float(pipe._guidance_scale)) > 1:
-            branch = "only"
-        elif self.spec.cfg == "batched":
-            branch = "both"
-        else:
-            named = self.context.rpartition("_")[2]
-            branch = named if named in ("cond", "uncond") else ("cond", "uncond")[run.branches % 2]
-        if branch == "uncond":
-            run.branches += 1
-        else:
-            if run.branches == 1 and branch == "cond" and self.settings.formula == "uncond":
-                raise SkipError(
-                    "formula='uncond' skips layers in the unconditional pass, but this run has none: turn CFG on"
-                )
-            run.step += 1
-            run.branches = 1
-        return branch
 
     def _both(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         batch = batch_size(args, kwargs)
@@ -185,6 +142,10 @@ class Interceptor:
         return with_first(out, self._rescaled(self._shifted(c), c))
 
     def _cond(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.settings.formula == "uncond" and self.run.lone_cond:
+            raise SkipError(
+                "formula='uncond' skips layers in the unconditional pass, but this run has none: turn CFG on"
+            )
         if self.settings.formula == "uncond" or (self.settings.formula == "wan" and self._w() is not None):
             out = self._pass(self.plain, call, args, kwargs, batch_size(args, kwargs))
             self.run.cond = first(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.guidance import Over
-from skipguide.pipelines.interceptor import Interceptor, Run
+from skipguide.pipelines.interceptor import Interceptor
 from skipguide.pipelines.ledger import GuidanceCost, GuidanceStats
 from skipguide.pipelines.presets import find_preset
 from skipguide.pipelines.registry import PipelineSpec, pipeline_spec
+from skipguide.pipelines.run import Run
 from skipguide.plan import Part, Schedule, SkipPlan
 
 Formula = Literal["stg", "uncond", "wan"]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -222,9 +225,14 @@ class AppliedGuidance:
         """Return the handle."""
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         """End the guidance."""
         self.remove()
+        if kind is None and self.stats.passes == 0:
+            logger.warning(
+                "skip guidance was applied, but the denoiser it was applied to was never called: was the pipeline's "
+                "denoiser exchanged inside the with block?"
+            )
 
 
 def _is_finite(value: Any) -> bool:
