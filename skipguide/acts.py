@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.blocks import Block, Sublayer, argument_names
+from skipguide.blocks import Block, Sublayer, argument_names, unwrap
 from skipguide.errors import SkipError
-from skipguide.gate import Act, Call, Frame
+from skipguide.gate import Act, Call, Frame, active_frames
+from skipguide.resume import Prefix
 
 
 class Arguments:
@@ -19,7 +20,7 @@ class Arguments:
     __slots__ = ("names", "places")
 
     def __init__(self, module: nn.Module) -> None:
-        self.names = argument_names(module)
+        self.names = argument_names(unwrap(module))
         self.places = {name: place for place, name in enumerate(self.names)}
 
     def get(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -82,7 +83,7 @@ class AddNothing:
         if not torch.compiler.is_compiling():
             frame.stats.skipped(self.name)
         if self.width is not None:
-            like = args[0] if args else next(iter(kwargs.values()))
+            like = first_tensor(args, kwargs)
             return like.new_zeros((*like.shape[:-1], self.width))
         given = (self.arguments.get(name, args, kwargs) for name in self.outputs)
         zeros = tuple(torch.zeros_like(value) for value in given if value is not None)
@@ -103,57 +104,73 @@ class OnRows:
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Split the batch, run each part as it should, and put the rows back in order."""
         batch = frame.batch
-        skipping = {row + batch if row < 0 else row for row in self.rows}
-        if not skipping <= set(range(batch)):
+        asked = {row + batch if row < 0 else row for row in self.rows}
+        if not asked <= set(range(batch)):
             raise SkipError(f"rows {self.rows} are out of range for a batch of {batch}")
-        if not skipping:
+        present = tuple(range(batch)) if frame.rows is None else frame.rows
+        left = tuple(row for row in present if row in asked)
+        kept = tuple(row for row in present if row not in asked)
+        if not left:
             return call(*args, **kwargs)
-        if len(skipping) == batch:
+        if not kept:
             return self.act(frame, call, args, kwargs)
-        first = args[0] if args else next(iter(kwargs.values()))
-        keep = row_index([r for r in range(batch) if r not in skipping], batch, first)
-        skip = row_index(sorted(skipping), batch, first)
+        first = first_tensor(args, kwargs)
+        keep = row_index([present.index(row) for row in kept], len(present), first)
+        skip = row_index([present.index(row) for row in left], len(present), first)
+        frames = [other for other in active_frames() if other.rows == frame.rows]
+        before = frame.rows
         try:
-            frame.batch = batch - len(skipping)
+            for other in frames:
+                other.rows = kept
             args_, kwargs_ = self.arguments.rows(args, kwargs, keep, first.shape[0], self.shared)
-            kept = call(*args_, **kwargs_)
-            frame.batch = len(skipping)
-            left = self.act(frame, call, *self.arguments.rows(args, kwargs, skip, first.shape[0], self.shared))
+            ran = call(*args_, **kwargs_)
+            for other in frames:
+                other.rows = left
+            rest = self.act(frame, call, *self.arguments.rows(args, kwargs, skip, first.shape[0], self.shared))
         finally:
-            frame.batch = batch
-        return _merge(kept, left, keep, skip, first.shape[0])
+            for other in frames:
+                other.rows = before
+        return _merge(ran, rest, keep, skip, first.shape[0])
 
 
 class Capture:
     """Keeps the streams that enter a block, and runs it."""
 
-    __slots__ = ("arguments", "into", "streams")
+    __slots__ = ("arguments", "prefix", "streams")
 
-    def __init__(self, block: Block, into: dict[str, Tensor]) -> None:
+    def __init__(self, block: Block, prefix: Prefix) -> None:
         self.arguments = Arguments(block.module)
         self.streams = block.spec.streams
-        self.into = into
+        self.prefix = prefix
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Store references, no copies: blocks do not write into their inputs."""
-        for name in self.streams:
-            self.into[name] = self.arguments.get(name, args, kwargs)
+        # a new dict, so that a compiled pass does not depend on what the old one held
+        self.prefix.streams = {name: self.arguments.get(name, args, kwargs) for name in self.streams}
         return call(*args, **kwargs)
 
 
 class Inject:
     """Gives a block the streams that were captured, whatever came in."""
 
-    __slots__ = ("arguments", "streams")
+    __slots__ = ("arguments", "prefix")
 
-    def __init__(self, block: Block, streams: dict[str, Tensor]) -> None:
+    def __init__(self, block: Block, prefix: Prefix) -> None:
         self.arguments = Arguments(block.module)
-        self.streams = streams
+        self.prefix = prefix
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Replace the streams and run (or skip) the block with them."""
-        args, kwargs = self.arguments.put(self.streams, args, kwargs)
+        args, kwargs = self.arguments.put(self.prefix.streams, args, kwargs)
         return call(*args, **kwargs)
+
+
+def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The first argument of a call that is a tensor with a batch dimension."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.dim():
+            return value
+    raise SkipError("a module was called without a tensor: its batch size is unknown")
 
 
 def row_index(rows: Sequence[int], batch: int, like: Tensor) -> Tensor:

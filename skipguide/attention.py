@@ -24,8 +24,8 @@ class ValuesPass:
         for needed in ("to_v", "to_out"):
             if getattr(module, needed, None) is None:
                 raise SkipError(
-                    f"attn_identity needs {needed} on {name} ({type(module).__name__}), which has none: use part='attn' or "
-                    f"'block' on this model"
+                    f"attn_identity needs {needed} on {name} ({type(module).__name__}), which has none: use part='attn' "
+                    f"or 'block' on this model"
                 )
         self.arguments = Arguments(module)
         self.attention = module
@@ -69,7 +69,7 @@ class JointValuesPass:
 
 
 class _IdentityMode(TorchFunctionMode):
-    """Rewrites scaled_dot_product_attention so that video tokens get their own value; only text queries are attended."""
+    """Rewrites scaled_dot_product_attention: video tokens get their own value, only text queries are attended."""
 
     def __init__(self, video: int, text_first: int | None) -> None:
         super().__init__()
@@ -89,7 +89,9 @@ class _IdentityMode(TorchFunctionMode):
         start = self.start if length > self.video else 0
         end = start + self.video
         if length < self.video or key.shape[-2] != length:
-            raise SkipError(f"attn_identity expected self-attention over {self.video} tokens and text; got {length} queries")
+            raise SkipError(
+                f"attn_identity expected self-attention over {self.video} tokens and text; got {length} queries"
+            )
         out = torch.empty_like(value)
         out[..., start:end, :] = value[..., start:end, :]
         for text in (slice(0, start), slice(end, length)):

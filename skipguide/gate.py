@@ -7,8 +7,7 @@ of the module, and decides whether the module runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
 from threading import RLock
@@ -33,30 +32,76 @@ class Act(Protocol):
 
 
 class Frame:
-    """One active plan on one model: the acts by module, the ledger, and the batch size of the running pass."""
+    """One plan on one model: the acts by module, the ledger, and what is known of the running pass.
 
-    __slots__ = ("acts", "batch", "names", "progress", "seen", "stats")
+    Attributes:
+        batch: rows of the running pass of the model; 0 when none is running.
+        rows: the model's rows that reach the module now running, where an act took some out; None is all of them.
+        seen: the gates that were called in this pass.
+        live: whether somebody is inside the plan's `with` block. A task that outlives the block sees that it ended.
+    """
 
-    def __init__(self, acts: dict[int, Act], names: dict[int, str], stats: Stats) -> None:
-        self.acts = acts
-        self.names = names
+    __slots__ = ("acts", "batch", "entered", "live", "names", "root", "rows", "seen", "stats")
+
+    def __init__(self, root: Gate, stats: Stats) -> None:
+        self.root: Gate | None = root
         self.stats = stats
-        self.batch = 1
+        self.acts: dict[int, Act] = {}
+        self.names: dict[int, str] = {}
+        self.batch = 0
+        self.rows: tuple[int, ...] | None = None
         self.seen: set[int] = set()
-        self.progress: float | None = None
+        self.entered = 0
+        self.live = False
+
+    def enter(self) -> None:
+        """Put the frame on the stack of this thread or task."""
+        self._count(1)
+        _set_stack((*_ENTERED.get(), self))
+
+    def leave(self) -> None:
+        """Take this frame off the stack once, wherever in the stack it is."""
+        self._count(-1)
+        stack = list(_ENTERED.get())
+        if self in stack:
+            stack.reverse()
+            stack.remove(self)
+            stack.reverse()
+        _set_stack(tuple(stack))
+
+    def _count(self, change: int) -> None:
+        with _LOCK:
+            self.entered += change
+            self.live = self.entered > 0
+
+    def saw(self, gate: Gate) -> None:
+        """Note that a gate was called, and notice when the model's own was not."""
+        if not self.batch and self.root is not None and gate is not self.root and not self.root.reachable():
+            raise self.root.lost()
+        self.seen.add(gate.key)
+
+    def close(self) -> None:
+        """End the plan for good and let go of the model: its Skipper is gone."""
+        self.live = False
+        self.root = None
+        self.acts.clear()
+        _set_stack(tuple(other for other in _ENTERED.get() if other is not self))
 
 
+# Both are tuples, so that a thread or task never sees another's change. A frame can be entered more than once; the
+# gates read each once.
+_ENTERED: ContextVar[tuple[Frame, ...]] = ContextVar("skipguide_entered_frames", default=())
 _ACTIVE: ContextVar[tuple[Frame, ...]] = ContextVar("skipguide_active_frames", default=())
 
 
-@contextmanager
-def activated(frame: Frame) -> Iterator[None]:
-    """Put a frame on the stack of this thread or task, and take exactly this one off again."""
-    _ACTIVE.set((*_ACTIVE.get(), frame))
-    try:
-        yield
-    finally:
-        _ACTIVE.set(tuple(other for other in _ACTIVE.get() if other is not frame))
+def _set_stack(stack: tuple[Frame, ...]) -> None:
+    _ENTERED.set(stack)
+    _ACTIVE.set(tuple(dict.fromkeys(stack)))
+
+
+def active_frames() -> tuple[Frame, ...]:
+    """The frames of this thread or task, outermost first."""
+    return _ACTIVE.get()
 
 
 class Gate:
@@ -70,7 +115,7 @@ class Gate:
         self.key = id(module)
         self.users = 0
         self.slot = "forward"
-        self.inner: Call = _not_installed
+        self.inner: Call = partial(_through_module, self._module)
         self._own = False  # whether the slot held something on the instance before
         self.handlers: tuple[Handler, ...] = ()
 
@@ -87,8 +132,10 @@ class Gate:
             return self.inner(*args, **kwargs)
         call: Call = partial(self._run, frames)
         for frame in frames:
+            if not frame.live:
+                continue
             if not torch.compiler.is_compiling():
-                frame.seen.add(self.key)
+                frame.saw(self)
             act = frame.acts.get(self.key)
             if act is not None:
                 call = partial(_apply, act, frame, call)
@@ -98,8 +145,8 @@ class Gate:
         if not torch.compiler.is_compiling():
             for frame in frames:
                 name = frame.names.get(self.key)
-                if name is not None:
-                    frame.stats.ran(name, frame.batch)
+                if name is not None and frame.live:
+                    frame.stats.ran(name, frame.batch if frame.rows is None else len(frame.rows))
         return self.inner(*args, **kwargs)
 
     @property
@@ -119,13 +166,20 @@ class Gate:
 
     # -- installation -------------------------------------------------------------------------------------------
 
-    def install(self) -> None:
-        """Stand in for the module; the second user of the same gate just counts."""
+    def install(self, inside: bool = False) -> None:
+        """Stand in for the module; the second user of the same gate just counts.
+
+        Args:
+            inside: stand behind accelerate's hook, not in front of it, where there is one. Pipelines with model
+                offload take that hook off and put it on again after every run.
+        """
         module = self.module
         with _LOCK:
             if self.users == 0:
-                compiled = module.__dict__.get("_compiled_call_impl") is not None
-                self.slot = "_compiled_call_impl" if compiled else "forward"
+                if module.__dict__.get("_compiled_call_impl") is not None:
+                    self.slot = "_compiled_call_impl"
+                else:
+                    self.slot = "_old_forward" if inside and "_old_forward" in module.__dict__ else "forward"
                 self._own = self.slot in module.__dict__
                 self.inner = getattr(module, self.slot)
                 module.__dict__[self.slot] = self
@@ -143,18 +197,19 @@ class Gate:
             if self.users or module is None:
                 return
             _INSTALLED.pop(self.key, None)
-            _IDLE[module] = self
-            if module.__dict__.get(self.slot) is self:
-                if self._own:
-                    module.__dict__[self.slot] = self.inner
+            holders = self._holders(module)
+            for holder, name in holders:
+                if holder is module and name == "forward" and not self._own:
+                    del module.__dict__[name]
                 else:
-                    del module.__dict__[self.slot]
-            elif holders := _holders(module, self):
-                for holder, name in holders:
                     setattr(holder, name, self.inner)
-            else:
-                return  # an unknown wrapper may still call this gate: it stays, and only passes calls on
-            self.inner = _not_installed
+            if holders:
+                if (wrapper := self._wrapper(module)) is not None:
+                    wrapper.__wrapped__ = self.inner
+                # a call that is on its way through this gate in another thread still finds the module
+                self.inner = partial(_through_module, self._module)
+                _IDLE[module] = self
+            # otherwise an unknown wrapper may still call this gate: it stays with them, and only passes calls on
 
     @property
     def module(self) -> nn.Module:
@@ -165,23 +220,36 @@ class Gate:
         return module
 
     def reachable(self) -> bool:
-        """Whether the gate can be seen to stand where it was installed, or in the chain of a known wrapper."""
+        """Whether the gate stands where it was installed, or in the chain of a wrapper that shows what it wraps."""
         module = self.module
-        return module.__dict__.get(self.slot) is self or bool(_holders(module, self))
+        return bool(self._holders(module)) or self._wrapper(module) is not None
+
+    def _holders(self, module: nn.Module) -> list[tuple[Any, str]]:
+        """Where this gate is: on the module, or where accelerate and diffusers keep the forward they wrapped."""
+        places: list[tuple[Any, str]] = [(module, self.slot), (module, "forward"), (module, "_old_forward")]
+        for reference in getattr(module.__dict__.get("_diffusers_hook"), "_fn_refs", ()):
+            places += [(reference, "forward"), (reference, "original_forward")]
+        return [(holder, name) for holder, name in dict.fromkeys(places) if holder.__dict__.get(name) is self]
+
+    def _wrapper(self, module: nn.Module) -> Any:
+        """Who names this gate as what it wraps (functools.wraps), along the chain from the module's forward."""
+        wrapper = module.__dict__.get("forward")
+        while wrapper is not None and not isinstance(wrapper, Gate):
+            if (inner := getattr(wrapper, "__wrapped__", None)) is self:
+                return wrapper
+            wrapper = inner
+        return None
 
     def lost(self, name: str = "") -> LostGateError:
         """The error for a gate that is no longer called."""
         module = self.module
-        holder = module.__dict__.get(self.slot)
-        owner = "its original forward is back (a hook installed earlier was removed after the plan was applied)"
-        if holder is not None:
-            target = getattr(holder, "func", holder)
-            owner = f"{getattr(target, '__module__', '?')}.{getattr(target, '__qualname__', type(target).__name__)} is there"
-        if (hook := module.__dict__.get("_hf_hook")) is not None:
-            owner += f" (accelerate's {type(hook).__name__})"
+        now = module.__dict__.get(self.slot)
+        owner = f"{_origin(now)} is there" if now is not None else "the module's own forward is back"
+        if _origin(self.inner) != _origin(now):
+            owner += f", and {_origin(self.inner)}, which it stood in front of, is gone"
         return LostGateError(
-            f"the gate on {name or type(module).__name__} was replaced: {owner}. Apply skip plans after hooks and offloading "
-            f"are set up, and remove them before those are removed."
+            f"the gate on {name or type(module).__name__} was replaced: {owner}. Apply skip plans after hooks and "
+            f"offloading are set up, and remove them before those are removed."
         )
 
 
@@ -193,16 +261,15 @@ def _handle(handler: Handler, call: Call, *args: Any, **kwargs: Any) -> Any:
     return handler(call, args, kwargs)
 
 
-def _holders(module: nn.Module, gate: Gate) -> list[tuple[Any, str]]:
-    """Where the hook systems of accelerate and diffusers keep the forward that they wrapped."""
-    places: list[tuple[Any, str]] = [(module, "_old_forward")]
-    for reference in getattr(module.__dict__.get("_diffusers_hook"), "_fn_refs", ()):
-        places += [(reference, "forward"), (reference, "original_forward")]
-    return [(holder, name) for holder, name in places if getattr(holder, name, None) is gate]
+def _origin(call: Any) -> str:
+    """Where a callable comes from, in words: `accelerate.hooks.add_hook_to_module.<locals>.new_forward`."""
+    target = call.func if isinstance(call, partial) else call
+    return f"{getattr(target, '__module__', '?')}.{getattr(target, '__qualname__', type(target).__name__)}"
 
 
-def _not_installed(*args: Any, **kwargs: Any) -> Any:
-    raise LostGateError("a removed gate was called: the model kept a reference to it in a way that is not known here")
+def _through_module(module: ref[nn.Module], *args: Any, **kwargs: Any) -> Any:
+    alive: Any = module()
+    return alive.forward(*args, **kwargs)
 
 
 # Idle gates are kept for as long as their module lives: torch.compile guards on their identity, so a plan that is

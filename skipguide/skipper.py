@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skipguide.acts import AddNothing, Capture, Inject, OnRows, PassThrough
+from skipguide.acts import AddNothing, Capture, Inject, OnRows, PassThrough, first_tensor
 from skipguide.attention import JointValuesPass, ValuesPass
 from skipguide.blocks import Block, BlockMap, find_blocks
-from skipguide.errors import SkipError
-from skipguide.gate import Act, Call, Frame, Gate, activated, gate_of
+from skipguide.errors import LostGateError, SkipError
+from skipguide.gate import Act, Call, Frame, Gate, gate_of
 from skipguide.plan import Schedule, SkipPlan
 from skipguide.resume import Prefix
 from skipguide.stats import Stats
@@ -55,6 +55,8 @@ class Skipper:
         self.plan = plan
         self.map = find_blocks(model)
         self.stats = Stats()
+        root = gate_of(self.map.model)
+        self.frame = Frame(root, self.stats)
         sites = _Sites(self.map, self.stats)
         if capture is not None:
             sites.capture(capture)
@@ -62,21 +64,29 @@ class Skipper:
             sites.resume(resume, plan)
         for term in plan.terms:
             sites.skip(term)
-        self.gates: list[Gate] = [gate_of(model), *(gate_of(module) for module in sites.modules)]
-        self.frame = Frame(sites.acts | {id(model): _Entry(self.gates, sites.names)}, sites.names, self.stats)
-        self._active: list[AbstractContextManager[None]] = []
+        self._windows = sites.windows
+        self._progress: float | None = None
+        # a wrapper of the model has a gate too: drivers listen there
+        outer = [] if model is self.map.model else [gate_of(model)]
+        self.gates: list[Gate] = [*outer, root, *(gate_of(module) for module in sites.modules.values())]
+        self.frame.names.update({id(module): name for name, module in sites.modules.items()})
+        self.frame.acts.update(sites.acts)
+        self.frame.acts[root.key] = _Entry(self.map.model, sites.modules)
+
+    def __del__(self) -> None:
+        """A Skipper that was dropped inside its `with` block ends its plan and lets go of the model."""
+        if (frame := self.__dict__.get("frame")) is not None:
+            frame.close()
 
     def __enter__(self) -> Skipper:
         """Install the gates and activate the plan in this thread or task."""
         self.install()
-        context = activated(self.frame)
-        context.__enter__()
-        self._active.append(context)
+        self.frame.enter()
         return self
 
     def __exit__(self, *exc: object) -> None:
         """Deactivate the plan and remove what nobody else uses."""
-        self._active.pop().__exit__(None, None, None)
+        self.frame.leave()
         self.remove()
 
     def install(self) -> None:
@@ -84,7 +94,7 @@ class Skipper:
         done: list[Gate] = []
         try:
             for gate in self.gates:
-                gate.install()
+                gate.install(inside=gate is self.frame.root)
                 done.append(gate)
         except BaseException:
             for gate in reversed(done):
@@ -99,17 +109,22 @@ class Skipper:
     @contextmanager
     def running(self) -> Iterator[Skipper]:
         """Activate the plan for passes inside this block; the gates must be installed."""
-        with activated(self.frame):
+        self.frame.enter()
+        try:
             yield self
+        finally:
+            self.frame.leave()
 
     @property
     def progress(self) -> float | None:
         """Fraction of the sampling steps done; needed by plans with a window."""
-        return self.frame.progress
+        return self._progress
 
     @progress.setter
     def progress(self, value: float) -> None:
-        self.frame.progress = value
+        self._progress = value
+        for window in self._windows:
+            window.open = window.schedule.contains(value)
 
 
 class _Sites:
@@ -119,20 +134,18 @@ class _Sites:
         self.blocks = blocks
         self.stats = stats
         self.acts: dict[int, Act] = {}
+        self.windows: list[_InWindow] = []
         # every block has a gate, for the ledger and to notice a lost one
-        self.modules: list[nn.Module] = [block.module for block in blocks]
-        self.names = {id(block.module): block.name for block in blocks}
+        self.modules: dict[str, nn.Module] = {block.name: block.module for block in blocks}
 
     def add(self, module: nn.Module, name: str, act: Act) -> None:
         key = id(module)
-        if key not in self.names:
-            self.names[key] = name
-            self.modules.append(module)
+        self.modules[name] = module
         self.acts[key] = _Both(self.acts[key], act) if key in self.acts else act
 
     def capture(self, prefix: Prefix) -> None:
         block = self.blocks.select([prefix.layer])[0]
-        self.add(block.module, block.name, Capture(block, prefix.streams))
+        self.add(block.module, block.name, Capture(block, prefix))
 
     def resume(self, prefix: Prefix, plan: SkipPlan) -> None:
         block = self.blocks.select([prefix.layer])[0]
@@ -140,11 +153,12 @@ class _Sites:
             for earlier in self.blocks.select(term.layers, term.part, term.stack):
                 if earlier.index < block.index:
                     raise SkipError(
-                        f"the plan skips block {earlier.index}, which does not run when resuming from block {block.index}"
+                        f"the plan skips block {earlier.index}, which does not run when resuming from block "
+                        f"{block.index}"
                     )
         for before in self.blocks.blocks[: block.index]:
             self.add(before.module, before.name, PassThrough(before, counted=False))
-        self.add(block.module, block.name, Inject(block, prefix.streams))
+        self.add(block.module, block.name, Inject(block, prefix))
 
     def skip(self, term: SkipPlan) -> None:
         for block in self.blocks.select(term.layers, term.part, term.stack):
@@ -153,6 +167,7 @@ class _Sites:
                     act = OnRows(act, term.rows, block.spec.shared, module)
                 if (term.start, term.stop) != (0.0, 1.0):
                     act = _InWindow(act, term.schedule)
+                    self.windows.append(act)
                 self.add(module, name, act)
             parts = sum(len(block.sublayers(part)) for part in ("attn", "cross_attn", "mlp"))
             self.stats.weights |= {name: 1 / parts for name, _, _ in block.sublayers(term.part)}
@@ -188,19 +203,21 @@ class _Both:
 class _InWindow:
     """An act in a window of the steps only."""
 
-    __slots__ = ("act", "schedule")
+    __slots__ = ("act", "open", "schedule")
 
     def __init__(self, act: Act, schedule: Schedule) -> None:
         self.act = act
         self.schedule = schedule
+        # decided when the progress is set: a compiled pass depends on this flag alone, not on the step's number
+        self.open: bool | None = None
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if frame.progress is None:
+        if self.open is None:
             raise SkipError(
-                f"the plan holds for the steps from {self.schedule.start} to {self.schedule.stop}, but nobody said which "
-                f"step this is: set skipper.progress = step / steps before each pass"
+                f"the plan holds for the steps from {self.schedule.start} to {self.schedule.stop}, but nobody said "
+                f"which step this is: set skipper.progress = step / steps before each pass"
             )
-        if self.schedule.contains(frame.progress):
+        if self.open:
             return self.act(frame, call, args, kwargs)
         return call(*args, **kwargs)
 
@@ -208,30 +225,35 @@ class _InWindow:
 class _Entry:
     """At the model itself: notes the batch, counts the pass, and notices afterwards when a gate was lost."""
 
-    __slots__ = ("gates", "names")
+    __slots__ = ("gates", "model", "modules")
 
-    def __init__(self, gates: list[Gate], names: dict[int, str]) -> None:
-        self.gates = gates
-        self.names = names
+    def __init__(self, model: nn.Module, modules: dict[str, nn.Module]) -> None:
+        self.model = model
+        self.modules = modules
+        self.gates = {name: gate_of(module) for name, module in modules.items()}
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         frame.batch = batch_size(args, kwargs)
         if torch.compiler.is_compiling():
             return call(*args, **kwargs)
         frame.stats.passes += 1
-        frame.seen.clear()
-        out = call(*args, **kwargs)
-        for gate in self.gates:
-            if gate.key not in frame.seen and not gate.reachable():
-                raise gate.lost(self.names.get(gate.key, ""))
+        try:
+            out = call(*args, **kwargs)
+            for name, gate in self.gates.items():
+                if (now := self.model.get_submodule(name)) is not self.modules[name]:
+                    raise LostGateError(
+                        f"{name} is now another module ({type(now).__module__}.{type(now).__qualname__}) than the one "
+                        f"the plan was applied to: apply plans after adapters are added, and remove them before"
+                    )
+                if gate.key not in frame.seen and not gate.reachable():
+                    raise gate.lost(name)
+        finally:
+            frame.batch = 0
+            frame.seen.clear()
         return out
 
 
 def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """The batch size of a model call: rows of `hidden_states`, or of the first tensor there is."""
-    first = kwargs.get("hidden_states")
-    if not isinstance(first, Tensor):
-        first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), None)
-    if first is None:
-        raise SkipError("the model was called without a tensor: its batch size is unknown")
-    return first.shape[0]
+    hidden = kwargs.get("hidden_states")
+    return (hidden if isinstance(hidden, Tensor) else first_tensor(args, kwargs)).shape[0]
