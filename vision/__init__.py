@@ -1,5 +1,25 @@
 """Skipping in vision models: gates, masks, tuning, nested and implicit networks."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skipguide.vision.unetpp import UNetPlusPlus
+
+_HOME = {
+    "UNetPlusPlus": "unetpp",
+}
+__all__ = [
+    "UNetPlusPlus",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"skipguide.vision.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 if __name__ != "skipguide.vision":
     raise ImportError(
         f"this folder is the package skipguide.vision and was imported as {__name__!r}; "
