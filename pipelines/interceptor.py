@@ -314,10 +314,20 @@ class Interceptor:
             out = call(*args, **kwargs)
         ran = sum(skipper.stats.rows.values()) - before
         self.stats.passes += 1
-        self.stats.blocks_run += ran // clips
+        # nothing can be counted inside a compiled graph, where the plan is what runs
+        self.stats.blocks_run += ran // clips or self._planned(skipper, counted)
         self.stats.blocks_plain += counted * self.blocks
         self.stats.blocks_naive += counted * self.blocks
         return out
+
+    def _planned(self, skipper: Skipper, counted: int) -> int:
+        """The blocks that a pass under one of our plans runs, per clip."""
+        removed = len(self.plan.layers) if self.plan.part == "block" else 0
+        if skipper is self.plain:
+            return counted * self.blocks
+        if skipper is self.skipping:
+            return self.blocks - (self.captured.layer if self.captured is not None else 0) - removed
+        return 2 * self.blocks - removed
 
     def _clear(self) -> None:
         for prefix in (self.captured, self.replayed):
