@@ -54,7 +54,6 @@ PIPELINES: dict[str, PipelineSpec] = {
     "MochiPipeline": PipelineSpec("batched"),
     "HunyuanVideoPipeline": _NAMED,
     "HunyuanVideo15Pipeline": PipelineSpec("guider", scales=((),)),
-    "HunyuanVideo15ImageToVideoPipeline": PipelineSpec("guider", scales=((),)),
     "LattePipeline": PipelineSpec("batched"),
     "StableDiffusion3Pipeline": _SD3,
     "FluxPipeline": PipelineSpec("named", scales=((),), timestep_scale=1000.0),

@@ -171,6 +171,30 @@ def cog_dynamic_call(num_prompts: int, cfg: bool):
     return {**cog_call(num_prompts, cfg), "use_dynamic_cfg": cfg}
 
 
+def cog_i2v(seed: int):
+    """A real tiny VAE: the image is encoded in every call, and its latents are further input channels."""
+    torch.manual_seed(seed)
+    vae = diffusers.AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=2
+    )
+    config = dict(MODELS["cogvideox"].make().config) | {"in_channels": 8}
+    transformer = diffusers.CogVideoXTransformer3DModel.from_config(config)
+    return diffusers.CogVideoXImageToVideoPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=vae.eval(),
+        transformer=randomise(transformer, seed + 1),
+        scheduler=cog_ddim(),
+    )
+
+
+def cog_i2v_call(num_prompts: int, cfg: bool):
+    from PIL import Image
+
+    image = Image.linear_gradient("L").resize((48, 48)).convert("RGB")
+    return {**cog_call(num_prompts, cfg), "image": [image] * num_prompts}
+
+
 def mochi_call(num_prompts: int, cfg: bool):
     text = embeds(num_prompts, cfg, mask="prompt_attention_mask")
     return {**text, **size(48, 7), "guidance_scale": 4.5 if cfg else 1.0}
@@ -270,6 +294,7 @@ PIPES = (
     PipeCase("wan_i2v", "wan_i2v", wan_i2v, wan_i2v_call, TWO_CALLS),
     PipeCase("cogvideox", "cogvideox", make_cog, cog_call, BATCHED),
     PipeCase("cogvideox_dynamic", "cogvideox", make_cog, cog_dynamic_call, BATCHED),
+    PipeCase("cogvideox_i2v", "cogvideox", cog_i2v, cog_i2v_call, BATCHED),
     PipeCase("mochi", "mochi", make_mochi, mochi_call, BATCHED),
     PipeCase("hunyuan", "hunyuan", make_hunyuan, hunyuan_call, SINGLE),
     PipeCase("hunyuan_true_cfg", "hunyuan", make_hunyuan, hunyuan_true_cfg_call, TWO_CALLS),
