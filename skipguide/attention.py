@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from skipguide.acts import Arguments
-from skipguide.blocks import Block
+from skipguide.blocks import Block, unwrap
 from skipguide.errors import SkipError
 from skipguide.gate import Call, Frame
 
@@ -46,10 +46,11 @@ class ValuesPass:
 class JointValuesPass:
     """In joint attention the values pass for the video (or image) tokens; text tokens attend as they always do."""
 
-    __slots__ = ("arguments", "joint", "name")
+    __slots__ = ("arguments", "joint", "module", "name")
 
     def __init__(self, block: Block) -> None:
         self.arguments = Arguments(block.module)
+        self.module = block.module
         self.joint = block.spec.joint
         self.name = block.name
 
@@ -57,7 +58,9 @@ class JointValuesPass:
         """Run the block with every attention over video tokens replaced for those tokens."""
         video = self.arguments.get("hidden_states", args, kwargs).shape[1]
         text = self.arguments.get("encoder_hidden_states", args, kwargs).shape[1]
-        mode = _IdentityMode(video, text if self.joint == "text_first" else None)
+        # a compiled block is rewritten while it is traced; its graph must not be rewritten once more when it runs
+        compiled = self.module.__dict__.get("_compiled_call_impl") is not None or unwrap(self.module) is not self.module
+        mode = _IdentityMode(video, text if self.joint == "text_first" else None, compiled)
         with mode:
             out = call(*args, **kwargs)
         if mode.hits == 0:
@@ -71,15 +74,16 @@ class JointValuesPass:
 class _IdentityMode(TorchFunctionMode):
     """Rewrites scaled_dot_product_attention: video tokens get their own value, only text queries are attended."""
 
-    def __init__(self, video: int, text_first: int | None) -> None:
+    def __init__(self, video: int, text_first: int | None, tracing: bool) -> None:
         super().__init__()
+        self.tracing = tracing
         self.video = video
         self.start = text_first or 0
         self.hits = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
+        if func is not F.scaled_dot_product_attention or (self.tracing and not torch.compiler.is_compiling()):
             return func(*args, **kwargs)
         names = ("query", "key", "value", "attn_mask")
         given = dict(zip(names, args, strict=False)) | kwargs

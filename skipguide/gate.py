@@ -189,6 +189,19 @@ class Gate:
                 raise self.lost()
             self.users += 1
 
+    def settle(self) -> None:
+        """Move in front of the compiled call of a module that was compiled while the gate stood at its forward.
+
+        Inside the compiled call every block's gate would be another constant, and every block another graph.
+        """
+        attributes = self.module.__dict__
+        if attributes.get("_compiled_call_impl") is not None and attributes.get("forward") is self:
+            with _LOCK:
+                users, self.users = self.users, 1
+                self.remove()
+                self.install()
+                self.users = users
+
     def remove(self) -> None:
         """Put back what was there; a gate that somebody wrapped is cut out of their chain."""
         with _LOCK:

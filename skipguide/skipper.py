@@ -237,6 +237,8 @@ class _Entry:
         if torch.compiler.is_compiling():
             return call(*args, **kwargs)
         frame.stats.passes += 1
+        for gate in self.gates.values():
+            gate.settle()
         try:
             out = call(*args, **kwargs)
             for name, gate in self.gates.items():
