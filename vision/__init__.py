@@ -4,12 +4,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from skipguide.vision.skip_deq import SkipDEQ
     from skipguide.vision.unetpp import UNetPlusPlus
 
 _HOME = {
+    "SkipDEQ": "skip_deq",
     "UNetPlusPlus": "unetpp",
 }
 __all__ = [
+    "SkipDEQ",
     "UNetPlusPlus",
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -241,7 +241,7 @@ def predict_tiled(
 
 
 def _run_tiles(model: Callable[[Tensor], Tensor], tiles: Tensor) -> Tensor:
-    out = model(tiles)
+    out: Any = model(tiles)
     if not isinstance(out, Tensor) or out.ndim != 4 or out.shape[-2:] != tiles.shape[-2:]:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         height, width = tiles.shape[-2:]
