@@ -24,8 +24,8 @@ class ValuesPass:
         for needed in ("to_v", "to_out"):
             if getattr(module, needed, None) is None:
                 raise SkipError(
-                    f"attn_identity needs {needed} on {name} ({type(module).__name__}), which has none: use part='attn' "
-                    f"or 'block' on this model"
+                    f"attn_identity needs {needed} on {name} ({type(module).__name__}), which has none: use "
+                    f"part='attn' or 'block' on this model"
                 )
         self.arguments = Arguments(module)
         self.attention = module

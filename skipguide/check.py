@@ -76,6 +76,11 @@ def check(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> CheckRep
     lines.append("empty plan: bit-equal")
 
     for block in _samples(blocks.blocks):
+        handle = block.module.register_forward_hook(_StreamsFit(block), with_kwargs=True)
+        try:
+            run()
+        finally:
+            handle.remove()
         with Skipper(model, SkipPlan([block.index])):
             skipped = run()
         with _TakenOut(block):
@@ -119,6 +124,29 @@ def _samples(blocks: tuple[Block, ...]) -> list[Block]:
         stacks.setdefault(block.stack, []).append(block)
     picks = [stack[i] for stack in stacks.values() for i in sorted({0, len(stack) // 2, len(stack) - 1})]
     return sorted(picks, key=lambda block: block.index)
+
+
+class _StreamsFit:
+    """A forward hook that compares the shapes a block returns with the streams that its description names.
+
+    The laws are stated in the description's own terms: streams named in the wrong order would pass every one of them.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        names = self.block.spec.returns or self.block.spec.streams
+        arguments = Arguments(module)
+        came = [arguments.get(name, args, kwargs) for name in names]
+        left = [out] if isinstance(out, Tensor) else list(out)
+        # None: the last block of some models has no text output
+        fits = len(left) == len(came) and all(
+            now is None or (isinstance(before, Tensor) and now.shape == before.shape)
+            for now, before in zip(left, came, strict=True)
+        )
+        shapes = [tuple(now.shape) if isinstance(now, Tensor) else now for now in left]
+        _expect(fits, f"{self.block.name} returns {shapes}, and is described as returning {', '.join(names)}")
 
 
 class _TakenOut:

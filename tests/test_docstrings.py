@@ -1,0 +1,35 @@
+"""Every example in a docstring runs and prints what it says."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+import torch
+
+import skipguide
+
+
+def modules():
+    names = ["skipguide"]
+    for package in ("skipguide", "skipguide.pipelines", "skipguide.vision", "skipguide.llm"):
+        path = importlib.import_module(package).__path__
+        names += [f"{package}.{found.name}" for found in pkgutil.iter_modules(path)]
+    return sorted({name for name in names if not name.startswith(("skipguide.cli", "skipguide.assets"))})
+
+
+@pytest.mark.parametrize("name", modules())
+def test_examples(name):
+    module = importlib.import_module(name)
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    torch.manual_seed(0)
+    done = doctest.testmod(module, extraglobs={"torch": torch, **vars(skipguide)}, optionflags=flags)
+    assert done.failed == 0
+
+
+def test_the_core_has_examples():
+    names = ("blocks", "plan", "skipper", "resume", "check")
+    found = doctest.DocTestFinder(exclude_empty=True)
+    for name in names:
+        tests = found.find(importlib.import_module(f"skipguide.{name}"))
+        assert any(test.examples for test in tests), name
