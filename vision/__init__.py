@@ -4,14 +4,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from skipguide.vision.floorplan import FloorPlanNet, GraphConv
     from skipguide.vision.skip_deq import SkipDEQ
     from skipguide.vision.unetpp import UNetPlusPlus
 
 _HOME = {
+    "FloorPlanNet": "floorplan",
+    "GraphConv": "floorplan",
     "SkipDEQ": "skip_deq",
     "UNetPlusPlus": "unetpp",
 }
 __all__ = [
+    "FloorPlanNet",
+    "GraphConv",
     "SkipDEQ",
     "UNetPlusPlus",
 ]

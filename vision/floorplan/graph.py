@@ -1,0 +1,232 @@
+"""Layout graphs: rooms with a zone, connections with a type, and the convolution over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from skipguide.errors import SkipError
+
+EDGE_TYPES = ("door", "entrance", "passage")
+
+
+@dataclass(frozen=True, eq=False)
+class LayoutGraph:
+    """The rooms of one plan and how they connect.
+
+    Connections have no direction: each is kept once, whichever way round and how often it is given.
+
+    Attributes:
+        zones: `[R]`, the zone of each room, 0 and up.
+        edges: `[2, E]`, pairs of rooms.
+        edge_types: `[E]`, indices of `EDGE_TYPES`; doors by default.
+
+    Raises:
+        SkipError: without rooms, for a connection to a room that does not exist, or shapes that do not match.
+
+    Example:
+        >>> graph = LayoutGraph([0, 1, 1], [[0, 1, 1], [1, 0, 2]], [0, 0, 2])
+        >>> graph.edges.tolist(), graph.edge_types.tolist()
+        ([[0, 1], [1, 2]], [0, 2])
+    """
+
+    zones: Tensor
+    edges: Tensor = field(default_factory=lambda: torch.zeros(2, 0, dtype=torch.long))
+    edge_types: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        zones = torch.as_tensor(self.zones, dtype=torch.long)
+        edges = torch.as_tensor(self.edges, dtype=torch.long)
+        if zones.ndim != 1 or len(zones) == 0:
+            raise SkipError("a layout graph needs at least one room; got none: drop the plan or add a room")
+        if edges.numel() == 0:
+            edges = edges.reshape(2, 0)
+        if edges.ndim != 2 or len(edges) != 2:
+            raise SkipError(f"expected edges [2, E]; got {tuple(edges.shape)}")
+        types = torch.zeros(edges.shape[1]) if self.edge_types is None else torch.as_tensor(self.edge_types)
+        types = types.long().reshape(-1)
+        if len(types) != edges.shape[1]:
+            raise SkipError(f"expected one type for each of {edges.shape[1]} edges; got {len(types)}")
+        if edges.numel() and (int(edges.min()) < 0 or int(edges.max()) >= len(zones)):
+            bad = sorted({int(e) for e in edges.flatten() if not 0 <= int(e) < len(zones)})
+            raise SkipError(f"edges lead to rooms {bad}; the graph has rooms 0..{len(zones) - 1}")
+        if int(zones.min()) < 0 or (types.numel() and int(types.min()) < 0):
+            raise SkipError("zones and edge types count from 0; got a negative one")
+        rows = torch.stack([edges.min(0).values, edges.max(0).values, types])[:, edges[0] != edges[1]]
+        rows = torch.unique(rows, dim=1)
+        object.__setattr__(self, "zones", zones)
+        object.__setattr__(self, "edges", rows[:2])
+        object.__setattr__(self, "edge_types", rows[2])
+
+    def __len__(self) -> int:
+        return len(self.zones)
+
+    def without_edges(self) -> LayoutGraph:
+        """The rooms alone; a control for what the connections tell."""
+        return LayoutGraph(self.zones)
+
+    @classmethod
+    def from_networkx(cls, graph: Any, zone: str = "zoning_type", connection: str = "connectivity") -> Self:
+        """Read a networkx graph, or anything with its `nodes(data=True)` and `edges(data=True)`.
+
+        Args:
+            graph: rooms in any order and under any name.
+            zone: node attribute with the zone: a whole number, or a text that ends in one and counts from 1 ("Zone1").
+            connection: edge attribute with one of `EDGE_TYPES`.
+
+        Raises:
+            SkipError: if an attribute is missing or unknown; a connection to a room that was never added shows as a
+                room without a zone.
+        """
+        nodes = list(graph.nodes(data=True))
+        place = {name: at for at, (name, _) in enumerate(nodes)}
+        zones, pairs, types = [], [], []
+        for name, data in nodes:
+            if data.get(zone) is None:
+                raise SkipError(f"room {name!r} has no {zone!r}: was it only named by a connection?")
+            zones.append(_zone(data[zone]))
+        for one, other, data in graph.edges(data=True):
+            kind = str(data.get(connection))
+            if kind not in EDGE_TYPES:
+                raise SkipError(f"expected {connection!r} out of {EDGE_TYPES} on {one!r}-{other!r}; got {kind!r}")
+            pairs.append((place[one], place[other]))
+            types.append(EDGE_TYPES.index(kind))
+        return cls(torch.tensor(zones), torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T, torch.tensor(types))
+
+    def to_networkx(self, zone: str = "zoning_type", connection: str = "connectivity") -> Any:
+        """As a networkx graph with the same attributes."""
+        import networkx
+
+        graph = networkx.Graph()
+        for room, value in enumerate(self.zones.tolist()):
+            graph.add_node(room, **{zone: value})
+        assert self.edge_types is not None
+        for (one, other), kind in zip(self.edges.T.tolist(), self.edge_types.tolist(), strict=True):
+            graph.add_edge(one, other, **{connection: EDGE_TYPES[kind]})
+        return graph
+
+
+def _zone(value: Any) -> int:
+    if isinstance(value, str):
+        digits = value.lower().removeprefix("zone").strip()
+        if not digits.isdecimal() or int(digits) < 1:
+            raise SkipError(f"expected a zone as a number, or as 'Zone1' and up; got {value!r}")
+        return int(digits) - 1
+    if int(value) != value:
+        raise SkipError(f"expected a zone as a whole number; got {value!r}")
+    return int(value)
+
+
+@dataclass(frozen=True, eq=False)
+class GraphBatch:
+    """Several graphs as one, in the convention of PyTorch Geometric.
+
+    Attributes:
+        zones: `[R]` of all rooms.
+        edge_index: `[2, 2E]`, from and to, both ways.
+        edge_type: `[2E]`.
+        batch: `[R]`, the plan of each room.
+        size: number of plans.
+    """
+
+    zones: Tensor
+    edge_index: Tensor
+    edge_type: Tensor
+    batch: Tensor
+    size: int
+
+    @classmethod
+    def of(cls, graphs: Sequence[LayoutGraph]) -> GraphBatch:
+        """Join graphs."""
+        if not graphs:
+            raise SkipError("expected at least one layout graph; got none")
+        for graph in graphs:
+            if not isinstance(graph, LayoutGraph):
+                raise SkipError(
+                    f"expected LayoutGraphs; got {type(graph).__name__} (LayoutGraph.from_networkx reads one)"
+                )
+        starts = torch.tensor([0, *(len(graph) for graph in graphs)]).cumsum(0)
+        edges = torch.cat([g.edges + start for g, start in zip(graphs, starts, strict=False)], dim=1)
+        types = torch.cat([g.edge_types for g in graphs if g.edge_types is not None])
+        rows = [torch.full((len(graph),), at) for at, graph in enumerate(graphs)]
+        return cls(
+            torch.cat([graph.zones for graph in graphs]),
+            torch.cat([edges, edges.flip(0)], dim=1),
+            torch.cat([types, types]),
+            torch.cat(rows),
+            len(graphs),
+        )
+
+    def to(self, device: torch.device | str) -> GraphBatch:
+        """The same on another device."""
+        names = ("zones", "edge_index", "edge_type", "batch")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+class GraphConv(nn.Module):
+    """Graph convolution with symmetric normalisation: `D^-1/2 (A + I) D^-1/2 X W + b` (Kipf and Welling, 2017).
+
+    With edge types every type has its own W, and so does the loop of a room to itself; equal matrices give the plain
+    form back.
+
+    Args:
+        inputs: features per node.
+        outputs: features per node after.
+        edge_types: number of types, or None for one W.
+
+    Raises:
+        SkipError: for an edge to a missing node, an edge type out of range, or other shapes.
+
+    Example:
+        >>> conv = GraphConv(4, 8)
+        >>> conv(torch.eye(4), torch.tensor([[0, 1], [1, 0]])).shape
+        torch.Size([4, 8])
+    """
+
+    def __init__(self, inputs: int, outputs: int, edge_types: int | None = None) -> None:
+        super().__init__()
+        self.edge_types = edge_types
+        self.weight = nn.Parameter(torch.empty(1 if edge_types is None else edge_types + 1, inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        for matrix in self.weight:
+            nn.init.xavier_uniform_(matrix)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_type: Tensor | None = None) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: `[R, inputs]`.
+            edge_index: `[2, E]`, from and to; an undirected edge is given both ways. Loops are added here.
+            edge_type: `[E]`; not used by a layer without types.
+
+        Returns:
+            `[R, outputs]`.
+        """
+        self._check(x, edge_index, edge_type)
+        other = edge_index[0] != edge_index[1]
+        source, target = edge_index[:, other]
+        degree = torch.ones(len(x), dtype=x.dtype, device=x.device).index_add(0, target, x.new_ones(len(target)))
+        scale = degree.rsqrt()
+        by_type = torch.einsum("rf,tfo->tro", x, self.weight)  # the last matrix is that of the loop
+        kind = torch.zeros_like(source) if self.edge_types is None or edge_type is None else edge_type[other]
+        messages = (scale[source] * scale[target])[:, None] * by_type[kind, source]
+        return (by_type[-1] / degree[:, None]).index_add(0, target, messages) + self.bias
+
+    def _check(self, x: Tensor, edge_index: Tensor, edge_type: Tensor | None) -> None:
+        inputs = self.weight.shape[1]
+        if x.ndim != 2 or x.shape[1] != inputs or len(x) == 0:
+            raise SkipError(f"expected node features [R, {inputs}] of at least one node; got {tuple(x.shape)}")
+        if edge_index.ndim != 2 or len(edge_index) != 2 or edge_index.dtype != torch.long:
+            raise SkipError(f"expected edge_index [2, E] of int64; got {edge_index.dtype} {tuple(edge_index.shape)}")
+        if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < len(x):
+            raise SkipError(f"edge_index names nodes up to {int(edge_index.max())}; there are {len(x)}")
+        if self.edge_types is None:
+            return
+        if edge_type is None or edge_type.shape != edge_index.shape[1:]:
+            raise SkipError("this layer has edge types: pass edge_type, one for each edge")
+        if edge_type.numel() and not 0 <= int(edge_type.min()) <= int(edge_type.max()) < self.edge_types:
+            raise SkipError(f"expected edge types 0..{self.edge_types - 1}; got {sorted(set(edge_type.tolist()))}")

@@ -1,0 +1,204 @@
+"""Files of the Modified Swiss Dwellings data set: read, prepare, write, submit.
+
+A folder holds `struct_in/<id>.npy` (`[H, W, 3]`, channel 0 is 0 on walls and 255 elsewhere), `graph_in/<id>.pickle`
+(networkx; nodes have `zoning_type`, edges `connectivity`) and, but for the test set, `full_out/<id>.npy` (channel 0 is
+the class: 0 to 9 as in `CLASSES`, 10 to 12 openings in walls, 13 background).
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skipguide.errors import SkipError
+from skipguide.vision.floorplan.graph import LayoutGraph
+from skipguide.vision.floorplan.plan import BACKGROUND, CLASSES, IGNORE, Plan
+from skipguide.vision.floorplan.regions import outside
+
+MSD_BACKGROUND = 13
+OPENINGS = (10, 11, 12)
+
+
+def preprocess(structure: NDArray[Any], gap: int = 0) -> Tensor:
+    """The three channels a net sees, from the walls alone (arXiv 2309.13881, section 3.1).
+
+    A flood fill from the border finds the outside; the authors use a large segmentation model for it.
+
+    Args:
+        structure: `[H, W]` or `[H, W, C]`, 0 on walls and 255 elsewhere in channel 0.
+        gap: close openings in the outer walls up to twice this many pixels wide before filling.
+
+    Returns:
+        Floats `[3, H, W]` in 0..1: outside with the walls at one half, outside, and the structure as it came.
+
+    Raises:
+        SkipError: for another shape, an empty array, or values outside 0..255.
+
+    Example:
+        >>> walls = np.full((5, 5), 255); walls[1:4, 1:4] = 0; walls[2, 2] = 255
+        >>> preprocess(walls)[1].long().tolist()[2]
+        [1, 0, 0, 0, 1]
+    """
+    values = np.asarray(structure)
+    values = values[..., 0] if values.ndim == 3 else values
+    if values.ndim != 2 or values.size == 0:
+        raise SkipError(f"expected a structure [H, W] or [H, W, C]; got {np.shape(structure)}")
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
+        raise SkipError(f"expected structure values 0 (wall) to 255; got {values.min()} to {values.max()}")
+    if gap < 0:
+        raise SkipError(f"expected a gap of at least 0; got {gap}")
+    walls = values < 128
+    around = outside(walls, gap)
+    channels = np.stack([np.where(walls, 128, np.where(around, 255, 0)), np.where(around, 255, 0), values])
+    return torch.from_numpy(channels.astype(np.float32) / 255)
+
+
+def to_classes(full_out: NDArray[Any]) -> Tensor:
+    """`[H, W]` of our classes from the data set's; openings become `IGNORE`, left out of loss and measure."""
+    values = np.asarray(full_out)
+    values = values[..., 0] if values.ndim == 3 else values
+    table = np.full(MSD_BACKGROUND + 1, IGNORE, dtype=np.int64)
+    table[:BACKGROUND] = np.arange(BACKGROUND)
+    table[MSD_BACKGROUND] = BACKGROUND
+    if values.ndim != 2 or values.size == 0 or not np.isin(values, np.arange(len(table))).all():
+        raise SkipError(f"expected classes 0..{MSD_BACKGROUND} of shape [H, W]; got {np.shape(full_out)}")
+    return torch.from_numpy(table[values.astype(np.int64)])
+
+
+class _GraphUnpickler(pickle.Unpickler):
+    """A pickle can run anything; a layout graph needs networkx' classes and plain data."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        plain = {"builtins": {"set", "frozenset", "complex", "slice", "range"}, "collections": {"OrderedDict"}}
+        top = module.split(".")[0]
+        arrays = {"_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer"}
+        networks = {"Graph", "DiGraph", "MultiGraph", "NodeView", "EdgeView", "AdjacencyView"}
+        if (
+            name in plain.get(module, ())
+            or (top == "numpy" and name in arrays)
+            or (module.startswith("networkx.classes.") and name in networks)
+        ):
+            return super().find_class(module, name)
+        raise SkipError(f"the graph file wants {module}.{name}, which no layout graph needs: it was not loaded")
+
+
+def read_graph(path: str | Path) -> LayoutGraph:
+    """A layout graph from a pickle of networkx, without running code that the file may hold.
+
+    Raises:
+        SkipError: if the file is damaged, holds something else, or a room or connection is not as described.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            graph = _GraphUnpickler(file).load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError) as error:
+        raise SkipError(f"{path} is not a pickled networkx graph: {error}") from error
+    if not (hasattr(graph, "nodes") and hasattr(graph, "edges")):
+        raise SkipError(f"{path} holds a {type(graph).__name__}; expected a networkx graph")
+    try:
+        return LayoutGraph.from_networkx(graph)
+    except SkipError as error:
+        raise SkipError(f"{path}: {error}") from error
+
+
+class MSDFolder(torch.utils.data.Dataset[Plan]):
+    """The plans of a folder, in the order of their ids.
+
+    Args:
+        root: holds `struct_in`, `graph_in` and, for training, `full_out`.
+        size: side in pixels to reduce the 512 of the data set to, by taking evenly spaced rows and columns.
+        gap: see `preprocess`.
+
+    Raises:
+        SkipError: if files are missing.
+    """
+
+    def __init__(self, root: str | Path, size: int | None = None, gap: int = 0) -> None:
+        self.root, self.size, self.gap = Path(root), size, gap
+        ids = {kind: _ids(self.root / kind, suffix) for kind, suffix in (("struct_in", "npy"), ("graph_in", "pickle"))}
+        if not ids["struct_in"]:
+            raise SkipError(f"expected {self.root}/struct_in/<id>.npy and {self.root}/graph_in/<id>.pickle; found none")
+        if missing := sorted(ids["struct_in"] ^ ids["graph_in"]):
+            raise SkipError(f"{len(missing)} plans lack their struct_in or graph_in, such as {missing[:3]}")
+        self.ids = sorted(ids["struct_in"], key=lambda name: (len(name), name))
+        targets = _ids(self.root / "full_out", "npy")
+        if targets and (missing := sorted(ids["struct_in"] - targets)):
+            raise SkipError(f"{len(missing)} plans lack their full_out, such as {missing[:3]}")
+        self.has_targets = bool(targets)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Plan:
+        name = self.ids[index]
+        structure = self._load("struct_in", name)
+        target = to_classes(self._load("full_out", name)) if self.has_targets else None
+        if target is not None and target.shape != structure.shape[:2]:
+            raise SkipError(f"plan {name}: structure {structure.shape[:2]} and classes {tuple(target.shape)} differ")
+        image = preprocess(structure, self.gap)
+        if self.size is not None:
+            rows, columns = (torch.arange(self.size) * side // self.size for side in image.shape[1:])
+            image = image[:, rows][:, :, columns]
+            target = None if target is None else target[rows][:, columns]
+        return Plan(image, read_graph(self.root / "graph_in" / f"{name}.pickle"), target, name)
+
+    def _load(self, kind: str, name: str) -> NDArray[Any]:
+        path = self.root / kind / f"{name}.npy"
+        try:
+            return np.asarray(np.load(path, allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise SkipError(f"{path} is not a readable array: {error}") from error
+
+
+def _ids(folder: Path, suffix: str) -> set[str]:
+    return {path.stem for path in folder.glob(f"*.{suffix}")}
+
+
+def save_submission(classes: Tensor, folder: str | Path, name: str) -> Path:
+    """Write a plan as the challenge wants it: `<id>.png`, one byte per pixel, background as 13.
+
+    Args:
+        classes: `[H, W]`, or logits `[11, H, W]`.
+        folder: is made if it is missing.
+        name: the plan's id.
+
+    Raises:
+        SkipError: for another shape or classes out of range.
+    """
+    from PIL import Image
+
+    found = classes.detach().cpu()
+    found = found.argmax(0) if found.ndim == 3 else found
+    if found.ndim != 2 or found.is_floating_point() or not 0 <= int(found.min()) <= int(found.max()) < len(CLASSES):
+        raise SkipError(f"expected classes 0..{len(CLASSES) - 1} [H, W] or logits; got {tuple(classes.shape)}")
+    values = torch.where(found == BACKGROUND, MSD_BACKGROUND, found).numpy().astype(np.uint8)
+    path = Path(folder) / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+    return path
+
+
+def write_plan(plan: Plan, root: str | Path) -> None:
+    """Write a plan as three files that `MSDFolder` reads.
+
+    Raises:
+        SkipError: for a plan without name or target.
+    """
+    if not plan.name or plan.target is None:
+        raise SkipError("expected a plan with a name and a target")
+    structure = (plan.image[2] * 255).round().to(torch.uint8).numpy()
+    target = plan.target.numpy()
+    target = np.where(target == BACKGROUND, MSD_BACKGROUND, np.where(target == IGNORE, OPENINGS[0], target))
+    root = Path(root)
+    for kind, values in (("struct_in", structure), ("full_out", target.astype(np.uint8))):
+        (root / kind).mkdir(parents=True, exist_ok=True)
+        np.save(root / kind / f"{plan.name}.npy", np.repeat(values[..., None], 3, axis=-1))
+    (root / "graph_in").mkdir(parents=True, exist_ok=True)
+    with (root / "graph_in" / f"{plan.name}.pickle").open("wb") as file:
+        pickle.dump(plan.graph.to_networkx(), file)
