@@ -264,9 +264,11 @@ def main() -> None:
         source = torch.from_numpy(latents[rows].astype(np.float32))
         loss = workers.backward(batches_of(source, [training_caption(specs[row], rng) for row in rows]))
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        torch.set_num_threads(args.workers)  # Newton-Schulz: few, large, evenly split products
         for opt in opts:
             opt.step()
             opt.zero_grad()
+        torch.set_num_threads(1)
         ema.update(model)
         step += 1
         average = loss if average == 0 else 0.98 * average + 0.02 * loss
