@@ -156,7 +156,9 @@ class SkipPlan:
         """Read what `to_dict` wrote; an unknown key or version is an error."""
         check_keys(data, {"terms"}, "a plan")
         known = {"layers", "part", "stack", "rows", "start", "stop"}
-        for term in data.get("terms") or [{"": None}]:
+        if not data.get("terms"):
+            raise SkipError("expected a plan with at least one term (an empty plan has one without layers); got none")
+        for term in data["terms"]:
             if unknown := set(term) - known:
                 raise SkipError(f"unknown keys in a plan's term: {sorted(unknown)}; expected {sorted(known)}")
         return cls._of(cls(**term) for term in data["terms"])

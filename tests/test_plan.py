@@ -99,7 +99,7 @@ def test_layers_may_be_one_number_or_a_tensor_of_them():
     ({"version": 2, "terms": []}, "version 2"),
     ({"version": 1, "terms": [], "colour": 1}, "unknown keys in a plan: .'colour'"),
     ({"version": 1, "terms": [{"layer": [1]}]}, "unknown keys in a plan's term: .'layer'"),
-    ({"version": 1, "terms": []}, "unknown keys"),
+    ({"version": 1, "terms": []}, "at least one term"),
 ])  # fmt: skip
 def test_bad_files_are_refused(data, says):
     with pytest.raises(SkipError, match=says):
