@@ -33,7 +33,7 @@ class DEQInfo:
 
     Attributes:
         guess: z0, `[N, ...]`, with its graph: what `skip_loss` compares with.
-        residuals: `[N]`, of f(z) - z relative to f(z), root mean square; NaN with a budget of 0.
+        residuals: `[N]` (`[1]` if coupled), of f(z) - z relative to f(z), root mean square; NaN with a budget of 0.
         evaluations: times f ran in the solve; the gradient needs one more, f(0, x) as a guess another.
         converged: whether every residual is within the tolerance.
         backward_evaluations: products with the transposed Jacobian in the backward solve; 0 before it.
