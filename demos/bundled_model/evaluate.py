@@ -113,7 +113,7 @@ def main() -> None:
     results["chance"] = {name: round(1 / len(values), 3) for name, values in ATTRIBUTES.items()}
     text = json.dumps(results, indent=2) + "\n"
     atomically(args.out, lambda path: path.write_text(text))
-    shown = [*range(0, 5), *range(len(specs) - 3, len(specs))]
+    shown = [*range(5), *range(len(specs) - 3, len(specs))]
     contact_sheet(args.out.with_name("samples.png"), [
         (f"{caption(specs[i])}{'  (combination not in training)' if held_out(specs[i]) else ''}", clips[i])
         for i in shown])
