@@ -20,7 +20,7 @@ from skipguide import guidance
 from skipguide.acts import Arguments
 from skipguide.blocks import unwrap
 from skipguide.errors import NoEffectError, SkipError
-from skipguide.gate import Call, gate_of
+from skipguide.gate import Call, Gate, gate_of
 from skipguide.pipelines.ledger import GuidanceStats
 from skipguide.pipelines.registry import PipelineSpec
 from skipguide.pipelines.run import Run
@@ -58,11 +58,13 @@ class Interceptor:
         self.arguments = Arguments(unwrap(self.model))
         self.rows_plans: dict[int, Skipper] = {}
 
-        reuse = settings.prefix_reuse and settings.formula != "uncond" and settings.scale != 0
+        reuse = settings.prefix_reuse and settings.formula != "uncond"
         self.captured = Prefix(min(layers)) if reuse else None
         self.replayed = Prefix(min(layers)) if reuse else None
         self.plain = Skipper(self.model, SkipPlan(), capture=self.captured)
         self.skipping = Skipper(self.model, self.plan, resume=self.replayed)
+        # at scale 0 no block is touched: only the model's own gate listens, for the ledger
+        self.parts: list[Skipper | Gate] = [self.plain, self.skipping] if settings.scale else [gate_of(self.model)]
         self.blocks = len(self.plain.map)
         self.shared = self.plain.map.spec.shared
 
@@ -70,11 +72,14 @@ class Interceptor:
 
     def install(self) -> None:
         """Put the gates in place and listen to the names of cache contexts."""
-        self.plain.install()
+        done: list[Skipper | Gate] = []
         try:
-            self.skipping.install()
+            for part in self.parts:
+                part.install()
+                done.append(part)
         except BaseException:
-            self.plain.remove()
+            for part in reversed(done):
+                part.remove()
             raise
         gate_of(self.model).handlers += (self,)
         if hasattr(self.model, "cache_context"):
@@ -86,8 +91,8 @@ class Interceptor:
         gate = gate_of(self.model)
         gate.handlers = tuple(handler for handler in gate.handlers if handler is not self)
         self.model.__dict__.pop("cache_context", None)
-        self.skipping.remove()
-        self.plain.remove()
+        for part in reversed(self.parts):
+            part.remove()
         self._clear()
 
     @contextmanager
@@ -107,6 +112,9 @@ class Interceptor:
             return call(*args, **kwargs)
         try:
             branch = self.run.enter(self.pipe, self.spec, self.context)
+            if not self.settings.scale:
+                self._enter_plain(2 if branch == "both" else 1)
+                return call(*args, **kwargs)
             return getattr(self, f"_{branch}")(call, args, kwargs)
         except BaseException:
             self._clear()
@@ -273,7 +281,7 @@ class Interceptor:
     # -- passes -------------------------------------------------------------------------------------------------
 
     def _active(self) -> bool:
-        return self.settings.scale != 0 and self.schedule.active(self.run.step, self.run.steps)
+        return self.schedule.active(self.run.step, self.run.steps)
 
     def _rows(self, args: Any, kwargs: Any, rows: slice, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self.arguments.rows(args, kwargs, rows, batch, self.shared)
@@ -313,12 +321,17 @@ class Interceptor:
         with skipper.running():
             out = call(*args, **kwargs)
         ran = sum(skipper.stats.rows.values()) - before
-        self.stats.passes += 1
         # nothing can be counted inside a compiled graph, where the plan is what runs
-        self.stats.blocks_run += ran // clips or self._planned(skipper, counted)
-        self.stats.blocks_plain += counted * self.blocks
-        self.stats.blocks_naive += counted * self.blocks
+        self._enter_plain(counted, ran // clips or self._planned(skipper, counted))
         return out
+
+    def _enter_plain(self, counted: int, ran: int | None = None) -> None:
+        """Enter one forward that stands for `counted` plain passes; None: they ran whole."""
+        plain = counted * self.blocks
+        self.stats.passes += 1
+        self.stats.blocks_run += plain if ran is None else ran
+        self.stats.blocks_plain += plain
+        self.stats.blocks_naive += plain
 
     def _planned(self, skipper: Skipper, counted: int) -> int:
         """The blocks that a pass under one of our plans runs, per clip."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from skipguide.errors import SkipError
 from skipguide.pipelines.registry import PipelineSpec
 
 Branch = Literal["both", "cond", "uncond", "only"]
@@ -68,4 +69,9 @@ class Run:
             self.lone_cond = branch == "cond" and self.branches == 1
             self.step += 1
             self.branches = 1
+        if self.step >= self.steps:
+            raise SkipError(
+                f"{type(pipe).__name__} has {self.steps} steps, but its denoiser was called for a further one: does "
+                f"another pipeline use the same denoiser? Give it a copy, or apply guidance while only one of them runs"
+            )
         return branch

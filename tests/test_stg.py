@@ -383,6 +383,16 @@ def test_nan_in_the_weights_is_not_silent():
         case.run(pipe)
 
 
+@named([BY_PIPE[n] for n in ("ltx", "wan")])
+def test_a_second_pipeline_on_the_same_denoiser_is_noticed(case):
+    pipe, other = case.build(), case.build()
+    other.transformer = pipe.transformer
+    with Stg([1]).apply(pipe):
+        case.run(pipe)
+        with pytest.raises(SkipError, match="another pipeline"):
+            case.run(other)
+
+
 @named([BY_PIPE[n] for n in ("ltx", "wan", "hunyuan")])
 def test_uncond_formula_needs_cfg(case):
     pipe = case.build()
