@@ -130,9 +130,9 @@ def test_wheel_holds_every_file(tmp_path):
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
         pytest.skip("needs a git checkout")
-    listed = subprocess.run(
-        [git, "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split("\0")
+    listed = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\0"
+    )
     source = tmp_path / "source"
     for name in filter(None, listed):
         path = ROOT / name
@@ -149,6 +149,4 @@ def test_wheel_holds_every_file(tmp_path):
         if path.is_file() and name.parts[0] in FOLDERS.values() and "build" not in name.parts:
             wanted.add(str(name) if name.parts[0] == "skipguide" else f"skipguide/{name}")
     assert wanted <= held, sorted(wanted - held)
-    assert {name.split("/")[0].split("-")[0] for name in held} == {"skipguide"}, (
-        "nothing leaks to the top level"
-    )
+    assert {name.split("/")[0].split("-")[0] for name in held} == {"skipguide"}, "nothing leaks to the top level"

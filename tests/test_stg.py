@@ -16,9 +16,11 @@ from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from zoo.pipes import BY_PIPE, MODELS, PIPES, understand_prompts
 
 LAYER = 1
-SCALES = {"ltx": 3.0, "ltx_i2v": 3.0, "wan": 5.0, "wan_ti2v": 5.0, "wan22": 5.0, "wan_i2v": 5.0, "cogvideox": 6.0, "cogvideox_i2v": 6.0,
-          "mochi": 4.5, "hunyuan_true_cfg": 4.0, "hunyuan15": 6.0, "latte": 7.5, "sd3": 7.0, "sd35": 7.0,
-          "flux_true_cfg": 4.0}  # fmt: skip
+SCALES = {
+    "ltx": 3.0, "ltx_i2v": 3.0, "wan": 5.0, "wan_ti2v": 5.0, "wan22": 5.0, "wan_i2v": 5.0, "cogvideox": 6.0,
+    "cogvideox_i2v": 6.0, "mochi": 4.5, "hunyuan_true_cfg": 4.0, "hunyuan15": 6.0, "latte": 7.5, "sd3": 7.0,
+    "sd35": 7.0, "flux_true_cfg": 4.0,
+}  # fmt: skip
 WITH_CFG = [c for c in PIPES if c.cfg_modes[0] != "single"]
 SOLVABLE = [c for c in WITH_CFG if c.name not in ("hunyuan_true_cfg", "flux_true_cfg", "cogvideox_dynamic")]
 SHARED = ("image_rotary_emb", "txt_ids", "img_ids")

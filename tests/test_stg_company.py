@@ -4,10 +4,10 @@ import threading
 
 import pytest
 import torch
-from zoo.pipes import BY_PIPE
 
 from skipguide import find_blocks
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
+from zoo.pipes import BY_PIPE
 
 CASES = [BY_PIPE[name] for name in ("ltx", "wan", "latte", "flux")]
 cases = pytest.mark.parametrize("case", CASES, ids=repr)

@@ -69,9 +69,7 @@ def test_written_out_attention_without_the_edit_is_the_stock_one(family, i, buil
     monkeypatch.setattr(values.SelfValues, "forward", lambda self, *args, **kw: self.attn(*args, **kw))
     model, inputs = built(family), family.inputs(3)
     stock = family.run(model, inputs)
-    torch.testing.assert_close(
-        family.run(family.value_identity(model, i, inputs), inputs), stock, atol=2e-6, rtol=0
-    )
+    torch.testing.assert_close(family.run(family.value_identity(model, i, inputs), inputs), stock, atol=2e-6, rtol=0)
 
 
 def test_identity_of_all_blocks_is_the_model_without_blocks(built):

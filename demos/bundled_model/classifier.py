@@ -31,13 +31,17 @@ class AttributeClassifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.frames = nn.Sequential(
-            _conv(5, 16, 5, 2), _conv(16, 32, 3, 2), _conv(32, 64, 3, 1), _conv(64, 64, 3, 2))
+        self.frames = nn.Sequential(_conv(5, 16, 5, 2), _conv(16, 32, 3, 2), _conv(32, 64, 3, 1), _conv(64, 64, 3, 2))
         self.points = nn.Conv2d(64, 8, 1)
         self.frame_out = nn.Linear(64 * 2 + 8 * 2, 96)
         self.time = nn.Sequential(
-            nn.Conv1d(96, 128, 3, 2, 1, bias=False), nn.BatchNorm1d(128), nn.ReLU(),
-            nn.Conv1d(128, 128, 3, 2, 1, bias=False), nn.BatchNorm1d(128), nn.ReLU())
+            nn.Conv1d(96, 128, 3, 2, 1, bias=False),
+            nn.BatchNorm1d(128),
+            nn.ReLU(),
+            nn.Conv1d(128, 128, 3, 2, 1, bias=False),
+            nn.BatchNorm1d(128),
+            nn.ReLU(),
+        )
         self.collect = nn.Linear(4 * 128, self.width)
         self.heads = nn.ModuleDict({name: nn.Linear(self.width, len(v)) for name, v in ATTRIBUTES.items()})
 
@@ -71,8 +75,10 @@ class AttributeClassifier(nn.Module):
 
     def save(self, path: Path = WEIGHTS) -> None:
         """Write the weights as fp16."""
-        state = {name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-                 for name, tensor in self.state_dict().items()}
+        state = {
+            name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+            for name, tensor in self.state_dict().items()
+        }
         atomically(path, lambda partial: save_file(state, partial))
 
     @classmethod

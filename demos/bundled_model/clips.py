@@ -50,8 +50,10 @@ SHAPE_WORDS: dict[str, list[str]] = {
 }
 SIZE_WORDS: dict[str, list[str]] = {"small": ["small", "little", "tiny"], "large": ["large", "big", "huge"]}
 MOTION_WORDS: dict[str, list[str]] = {
-    **{m: [m, f"{m.replace('moving', 'going')}", f"sliding {m.split()[1]}", f"that moves {m.split()[1]}"]
-       for m in DIRECTIONS},
+    **{
+        m: [m, f"{m.replace('moving', 'going')}", f"sliding {m.split()[1]}", f"that moves {m.split()[1]}"]
+        for m in DIRECTIONS
+    },
     "circling": ["circling", "moving in a circle", "going around"],
     "growing": ["growing", "getting bigger", "that grows"],
     "shrinking": ["shrinking", "getting smaller", "that shrinks"],
@@ -66,10 +68,26 @@ BACKGROUND_WORDS: dict[str, list[str]] = {
 }
 
 # Combinations that no training clip shows: one colour and one motion per shape.
-HELD_OUT_COLOURS = frozenset({("circle", "green"), ("square", "yellow"), ("triangle", "blue"),
-                              ("star", "red"), ("cross", "purple"), ("ring", "cyan")})
-HELD_OUT_MOTIONS = frozenset({("circle", "growing"), ("square", "moving left"), ("triangle", "moving down"),
-                              ("star", "circling"), ("cross", "moving up"), ("ring", "shrinking")})
+HELD_OUT_COLOURS = frozenset(
+    {
+        ("circle", "green"),
+        ("square", "yellow"),
+        ("triangle", "blue"),
+        ("star", "red"),
+        ("cross", "purple"),
+        ("ring", "cyan"),
+    }
+)
+HELD_OUT_MOTIONS = frozenset(
+    {
+        ("circle", "growing"),
+        ("square", "moving left"),
+        ("triangle", "moving down"),
+        ("star", "circling"),
+        ("cross", "moving up"),
+        ("ring", "shrinking"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -109,15 +127,15 @@ def training_specs() -> list[ClipSpec]:
 
 def labels(specs: Sequence[ClipSpec]) -> dict[str, Tensor]:
     """Class indices of every attribute, one tensor of length `len(specs)` per attribute."""
-    return {name: torch.tensor([values.index(getattr(spec, name)) for spec in specs])
-            for name, values in ATTRIBUTES.items()}
+    return {
+        name: torch.tensor([values.index(getattr(spec, name)) for spec in specs]) for name, values in ATTRIBUTES.items()
+    }
 
 
 def caption(spec: ClipSpec, rng: random.Random | None = None) -> str:
     """The full canonical caption; with `rng` a random wording that may drop size, motion or background."""
     if rng is None:
-        return (f"a {spec.size} {spec.colour} {spec.shape} {spec.motion} "
-                f"{BACKGROUND_WORDS[spec.background][0]}")
+        return f"a {spec.size} {spec.colour} {spec.shape} {spec.motion} {BACKGROUND_WORDS[spec.background][0]}"
 
     def pick(words: list[str]) -> str:
         return words[0] if rng.random() < 0.6 else rng.choice(words)
@@ -136,8 +154,12 @@ def caption(spec: ClipSpec, rng: random.Random | None = None) -> str:
 
 def vocabulary() -> list[str]:
     """Every word a caption can contain, sorted; punctuation comes last."""
-    phrases = [word for table in (SHAPE_WORDS, SIZE_WORDS, MOTION_WORDS, BACKGROUND_WORDS)
-               for words in table.values() for word in words]
+    phrases = [
+        word
+        for table in (SHAPE_WORDS, SIZE_WORDS, MOTION_WORDS, BACKGROUND_WORDS)
+        for words in table.values()
+        for word in words
+    ]
     words = {word for phrase in phrases for word in phrase.split()} | set(COLOURS) | {"a", "the", "one"}
     return [*sorted(words), ",", "."]
 

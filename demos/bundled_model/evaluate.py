@@ -1,6 +1,6 @@
 """Measure the bundled model: generate prompts with the stock pipeline, read every clip with the classifier.
 
-    python -m demos.bundled_model.evaluate --model skipguide/assets/tiny-t2v --prompts 256 --tune 2 3 4 6
+python -m demos.bundled_model.evaluate --model skipguide/assets/tiny-t2v --prompts 256 --tune 2 3 4 6
 """
 
 from __future__ import annotations
@@ -33,21 +33,37 @@ def choose(number: int, seed: int, unseen: bool | None = None) -> list[ClipSpec]
     return random.Random(seed).sample(pool, number)
 
 
-def generate(pipe: LattePipeline, prompts: Sequence[str], steps: int, guidance: float, seed: int,
-             workers: int = 2, label: str = "generate") -> Tensor:
+def generate(
+    pipe: LattePipeline,
+    prompts: Sequence[str],
+    steps: int,
+    guidance: float,
+    seed: int,
+    workers: int = 2,
+    label: str = "generate",
+) -> Tensor:
     """One stock pipeline call per prompt, [N, 16, 3, 64, 64] in [0, 1]; worker threads share the weights."""
 
     def one(item: tuple[int, str]) -> Tensor:
         index, prompt = item
         mine = LattePipeline(**{**pipe.components, "scheduler": copy.deepcopy(pipe.scheduler)})
         mine.set_progress_bar_config(disable=True)
-        return mine(prompt, height=64, width=64, video_length=16, num_inference_steps=steps,
-                    guidance_scale=guidance, clean_caption=False, output_type="pt",
-                    generator=torch.Generator().manual_seed(seed + index)).frames[0]
+        return mine(
+            prompt,
+            height=64,
+            width=64,
+            video_length=16,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            clean_caption=False,
+            output_type="pt",
+            generator=torch.Generator().manual_seed(seed + index),
+        ).frames[0]
 
     with ThreadPoolExecutor(workers) as pool:
-        return torch.stack(list(tqdm(pool.map(one, enumerate(prompts)), total=len(prompts), desc=label,
-                                     mininterval=10)))
+        return torch.stack(
+            list(tqdm(pool.map(one, enumerate(prompts)), total=len(prompts), desc=label, mininterval=10))
+        )
 
 
 def accuracy(classifier: AttributeClassifier, clips: Tensor, specs: Sequence[ClipSpec]) -> dict[str, float]:
@@ -65,8 +81,7 @@ def reconstruct(pipe: LattePipeline, clips: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--steps", type=int, default=20)
@@ -94,8 +109,7 @@ def main() -> None:
         tuned = {}
         specs = choose(args.tune_prompts, args.seed + 3, unseen=False)
         for scale in args.tune:
-            clips = generate(pipe, list(map(caption, specs)), args.steps, scale, 5_000_000, args.workers,
-                             f"w={scale}")
+            clips = generate(pipe, list(map(caption, specs)), args.steps, scale, 5_000_000, args.workers, f"w={scale}")
             tuned[scale] = accuracy(classifier, clips, specs)
         guidance = max(tuned, key=lambda scale: tuned[scale]["all"])
         results["guidance_grid"] = {"prompts": args.tune_prompts, "accuracy": tuned}
@@ -114,9 +128,13 @@ def main() -> None:
     text = json.dumps(results, indent=2) + "\n"
     atomically(args.out, lambda path: path.write_text(text))
     shown = [*range(5), *range(len(specs) - 3, len(specs))]
-    contact_sheet(args.out.with_name("samples.png"), [
-        (f"{caption(specs[i])}{'  (combination not in training)' if held_out(specs[i]) else ''}", clips[i])
-        for i in shown])
+    contact_sheet(
+        args.out.with_name("samples.png"),
+        [
+            (f"{caption(specs[i])}{'  (combination not in training)' if held_out(specs[i]) else ''}", clips[i])
+            for i in shown
+        ],
+    )
     print(text)
 
 

@@ -35,22 +35,47 @@ def build_tokenizer() -> T5Tokenizer:
 
 
 def build_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    return T5EncoderModel(T5Config(
-        vocab_size=len(tokenizer), d_model=TEXT_WIDTH, d_kv=24, num_heads=4, d_ff=256, num_layers=2,
-        feed_forward_proj="gated-gelu", dropout_rate=0.0, relative_attention_num_buckets=16,
-        relative_attention_max_distance=32, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
-        is_encoder_decoder=False, use_cache=False, tie_word_embeddings=False,
-    ))
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=TEXT_WIDTH,
+            d_kv=24,
+            num_heads=4,
+            d_ff=256,
+            num_layers=2,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            relative_attention_num_buckets=16,
+            relative_attention_max_distance=32,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+            is_encoder_decoder=False,
+            use_cache=False,
+            tie_word_embeddings=False,
+        )
+    )
 
 
 def build_transformer(layers: int, heads: int, head_dim: int) -> LatteTransformer3DModel:
     """`layers` spatial and as many temporal blocks, interleaved; the output starts at zero."""
     model = LatteTransformer3DModel(
-        num_attention_heads=heads, attention_head_dim=head_dim, in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS, num_layers=layers, cross_attention_dim=heads * head_dim,
-        attention_bias=True, sample_size=LATENT_SIDE, patch_size=4, activation_fn="linear-silu",
-        num_embeds_ada_norm=1000, norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6,
-        caption_channels=TEXT_WIDTH, video_length=FRAMES,
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_layers=layers,
+        cross_attention_dim=heads * head_dim,
+        attention_bias=True,
+        sample_size=LATENT_SIDE,
+        patch_size=4,
+        activation_fn="linear-silu",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+        caption_channels=TEXT_WIDTH,
+        video_length=FRAMES,
     )
     nn.init.zeros_(model.proj_out.weight)
     nn.init.zeros_(model.proj_out.bias)
@@ -69,7 +94,8 @@ def build_scheduler(shift: float) -> DPMSolverMultistepScheduler:
     channels for the prediction; a flow prediction has no variance and the scheduler ignores the setting.
     """
     return DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, variance_type="learned")
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, variance_type="learned"
+    )
 
 
 class TextConditioner(nn.Module):
@@ -99,14 +125,21 @@ class TextConditioner(nn.Module):
 class SharedTextProcessor:
     """Cross attention that projects a clip's text once instead of once per frame; same numbers, less work."""
 
-    def __call__(self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor,
-                 attention_mask: Tensor, **kwargs: object) -> Tensor:
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor,
+        **kwargs: object,
+    ) -> Tensor:
         rows, tokens, width = hidden_states.shape
         clips = attention_mask.shape[0]
         text = encoder_hidden_states[:: rows // clips]
         query, key, value = (
             projected.view(clips, -1, attn.heads, width // attn.heads).transpose(1, 2)
-            for projected in (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)))
+            for projected in (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text))
+        )
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask[:, None])
         return attn.to_out[0](mixed.transpose(1, 2).reshape(rows, tokens, width))
 
@@ -118,10 +151,20 @@ def share_text(transformer: LatteTransformer3DModel) -> LatteTransformer3DModel:
     return transformer
 
 
-def assemble(vae: AutoencoderKL, tokenizer: T5Tokenizer, text_encoder: T5EncoderModel,
-             transformer: LatteTransformer3DModel, shift: float) -> LattePipeline:
-    pipe = LattePipeline(tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer,
-                         scheduler=build_scheduler(shift))
+def assemble(
+    vae: AutoencoderKL,
+    tokenizer: T5Tokenizer,
+    text_encoder: T5EncoderModel,
+    transformer: LatteTransformer3DModel,
+    shift: float,
+) -> LattePipeline:
+    pipe = LattePipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=vae,
+        transformer=transformer,
+        scheduler=build_scheduler(shift),
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

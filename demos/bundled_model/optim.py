@@ -30,8 +30,9 @@ class Muon(torch.optim.Optimizer):
     Updates are scaled to the root mean square of an AdamW step, so that both share a learning rate.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 1e-3, momentum: float = 0.95,
-                 weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -54,8 +55,9 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.reshape(p.shape), alpha=scale)
 
 
-def optimizers(module: nn.Module, lr: float, weight_decay: float = 0.0,
-               outer: tuple[str, ...] = ()) -> list[torch.optim.Optimizer]:
+def optimizers(
+    module: nn.Module, lr: float, weight_decay: float = 0.0, outer: tuple[str, ...] = ()
+) -> list[torch.optim.Optimizer]:
     """Muon for matrices and kernels, AdamW for vectors and for names that contain one of `outer`."""
     inner_params, outer_params = [], []
     for name, p in module.named_parameters():

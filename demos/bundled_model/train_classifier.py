@@ -36,8 +36,7 @@ def augment(clips: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--batch", type=int, default=32)
@@ -88,10 +87,11 @@ def main() -> None:
     right = {name: torch.cat([part[name] for part in judged]) for name in judged[0]}
     unseen = torch.tensor([held_out(spec) for spec in test])
     report = {
-        "clips": len(test), "steps": step, "minutes": round(clock.spent / 60, 1),
+        "clips": len(test),
+        "steps": step,
+        "minutes": round(clock.spent / 60, 1),
         "accuracy": {name: round(hits.float().mean().item(), 4) for name, hits in right.items()},
-        "accuracy_held_out": {
-            name: round(hits[unseen].float().mean().item(), 4) for name, hits in right.items()},
+        "accuracy_held_out": {name: round(hits[unseen].float().mean().item(), 4) for name, hits in right.items()},
     }
     text = json.dumps(report, indent=2) + "\n"
     atomically(args.out.with_suffix(".json"), lambda path: path.write_text(text))

@@ -51,10 +51,14 @@ logger = logging.getLogger(__name__)
 WARMUP_STEPS, DECAY_SHARE = 100, 0.3
 OUTER = ("pos_embed", "proj_out", "adaln", "scale_shift_table", "shared", "relative_attention_bias")
 SHOWN = (
-    "a large red circle moving right on a black background", "a small blue square moving up on stripes",
-    "a large green triangle circling on a checkerboard", "a big yellow star growing on a grey gradient",
-    "a large purple ring standing still on a white background", "a small cyan cross moving left on black",
-    "a red circle moving right", "a large orange triangle moving down on a checkerboard",
+    "a large red circle moving right on a black background",
+    "a small blue square moving up on stripes",
+    "a large green triangle circling on a checkerboard",
+    "a big yellow star growing on a grey gradient",
+    "a large purple ring standing still on a white background",
+    "a small cyan cross moving left on black",
+    "a red circle moving right",
+    "a large orange triangle moving down on a checkerboard",
 )
 
 
@@ -67,12 +71,14 @@ class T2V(nn.Module):
 
     def forward(self, noisy: Tensor, sigma: Tensor, ids: Tensor, mask: Tensor, padded: Tensor) -> Tensor:
         text, offsets = self.conditioner(ids, mask, padded)
-        return self.transformer(noisy, timestep=1000 * sigma, encoder_hidden_states=text,
-                                encoder_attention_mask=offsets, return_dict=False)[0]
+        return self.transformer(
+            noisy, timestep=1000 * sigma, encoder_hidden_states=text, encoder_attention_mask=offsets, return_dict=False
+        )[0]
 
 
-def encode_clips(vae: AutoencoderKL, path: Path, clips: int, seed: int,
-                 workers: int) -> tuple[np.memmap, list[ClipSpec]]:
+def encode_clips(
+    vae: AutoencoderKL, path: Path, clips: int, seed: int, workers: int
+) -> tuple[np.memmap, list[ClipSpec]]:
     """Latents [N, C, T, H, W] of random training clips, encoded once into a memory-mapped fp16 file."""
     every = training_specs()
     specs = every * (clips // len(every)) + random.Random(seed).sample(every, clips % len(every))
@@ -158,8 +164,7 @@ def learning_rate(step: int, progress: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=80, help="of training, encoding excluded")
@@ -184,10 +189,13 @@ def main() -> None:
     torch.set_num_threads(1)  # the workers are the threads
     latents, specs = encode_clips(vae, args.out / "latents.f16", args.clips, args.seed, args.workers)
     tokenizer = build_tokenizer()
-    model = T2V(TextConditioner(build_text_encoder(tokenizer)),
-                share_text(build_transformer(args.layers, args.heads, args.head_dim)))
-    logger.info("transformer %.2f M, text %.2f M parameters", parameters(model.transformer),
-                parameters(model.conditioner))
+    model = T2V(
+        TextConditioner(build_text_encoder(tokenizer)),
+        share_text(build_transformer(args.layers, args.heads, args.head_dim)),
+    )
+    logger.info(
+        "transformer %.2f M, text %.2f M parameters", parameters(model.transformer), parameters(model.conditioner)
+    )
     ema = Ema(model)
     opts = optimizers(model, args.lr, weight_decay=0.01, outer=OUTER)
     tops = [args.lr, args.lr / 2]
@@ -210,14 +218,25 @@ def main() -> None:
         noisy, target = noise_like(source, sigma)
         tokens = tokenizer(captions, padding=True, return_tensors="pt")
         padded = padded_lengths(tokens.attention_mask.sum(1))
-        whole = {"noisy": noisy, "target": target, "sigma": sigma, "ids": tokens.input_ids,
-                 "mask": tokens.attention_mask, "padded": padded}
+        whole = {
+            "noisy": noisy,
+            "target": target,
+            "sigma": sigma,
+            "ids": tokens.input_ids,
+            "mask": tokens.attention_mask,
+            "padded": padded,
+        }
         split = {name: tensor.split(args.micro) for name, tensor in whole.items()}
         return [dict(zip(split, parts, strict=True)) for parts in zip(*split.values(), strict=True)]
 
     def save_state() -> None:
-        state = {"model": model.state_dict(), "ema": ema.state_dict(), "step": step, "spent": clock.spent,
-                 "opts": [opt.state_dict() for opt in opts]}
+        state = {
+            "model": model.state_dict(),
+            "ema": ema.state_dict(),
+            "step": step,
+            "spent": clock.spent,
+            "opts": [opt.state_dict() for opt in opts],
+        }
         atomically(state_path, lambda path: torch.save(state, path))
 
     def pipeline() -> object:
@@ -229,8 +248,15 @@ def main() -> None:
     def show() -> None:
         torch.set_num_threads(args.workers)
         frames = pipeline()(
-            list(SHOWN), height=64, width=64, num_inference_steps=20, guidance_scale=args.guidance,
-            clean_caption=False, output_type="pt", generator=torch.Generator().manual_seed(1)).frames
+            list(SHOWN),
+            height=64,
+            width=64,
+            num_inference_steps=20,
+            guidance_scale=args.guidance,
+            clean_caption=False,
+            output_type="pt",
+            generator=torch.Generator().manual_seed(1),
+        ).frames
         torch.set_num_threads(1)
         contact_sheet(args.out / f"sheet-{step:06d}.png", list(zip(SHOWN, frames, strict=True)))
 
@@ -245,11 +271,14 @@ def main() -> None:
 
     @torch.no_grad()
     def probe_loss() -> float:
-        averaged = T2V(TextConditioner(build_text_encoder(tokenizer)),
-                       share_text(build_transformer(args.layers, args.heads, args.head_dim)))
+        averaged = T2V(
+            TextConditioner(build_text_encoder(tokenizer)),
+            share_text(build_transformer(args.layers, args.heads, args.head_dim)),
+        )
         ema.copy_to(averaged)
-        errors = [(averaged(**{k: v for k, v in b.items() if k != "target"}) - b["target"]).square().mean()
-                  for b in probes]
+        errors = [
+            (averaged(**{k: v for k, v in b.items() if k != "target"}) - b["target"]).square().mean() for b in probes
+        ]
         return torch.stack(errors).mean().item()
 
     bar = tqdm(total=100, desc="t2v", mininterval=20, bar_format="{l_bar}{bar}| {elapsed} {postfix}")
@@ -274,9 +303,15 @@ def main() -> None:
         average = loss if average == 0 else 0.98 * average + 0.02 * loss
         if step % 50 == 0:
             rate = args.batch * step / clock.spent
-            row = {"step": step, "clips": step * args.batch, "minutes": round(clock.spent / 60, 2),
-                   "lr": f"{opts[0].param_groups[0]['lr']:.2e}", "loss": f"{average:.5f}",
-                   "probe": f"{probe_loss():.5f}", "clips_per_s": round(rate, 1)}
+            row = {
+                "step": step,
+                "clips": step * args.batch,
+                "minutes": round(clock.spent / 60, 2),
+                "lr": f"{opts[0].param_groups[0]['lr']:.2e}",
+                "loss": f"{average:.5f}",
+                "probe": f"{probe_loss():.5f}",
+                "clips_per_s": round(rate, 1),
+            }
             log_row(args.out / "log.csv", row)
             bar.n = round(100 * progress)
             bar.set_postfix_str(f"step {step} loss {average:.4f} {rate:.1f} clips/s")

@@ -34,10 +34,19 @@ POINTS = 8  # outline points kept per frame
 def build_vae() -> AutoencoderKL:
     """The untrained VAE, with an initialisation that keeps the signal's variance through the chain."""
     vae = AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, sample_size=SIDE,
-        block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False, force_upcast=False,
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        sample_size=SIDE,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        force_upcast=False,
     )
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -132,8 +141,7 @@ def standardise(vae: AutoencoderKL, frames: Tensor) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--crop-share", type=float, default=0.62, help="share of the time spent on crops")
@@ -165,8 +173,14 @@ def main() -> None:
     clock, saved_at, squared = Clock(args.minutes, spent), spent, 0.0
 
     def save_state() -> None:
-        state = {"vae": vae.state_dict(), "ema": ema.state_dict(), "opts": [opt.state_dict() for opt in opts],
-                 "folded": folded, "step": step, "spent": clock.spent}
+        state = {
+            "vae": vae.state_dict(),
+            "ema": ema.state_dict(),
+            "opts": [opt.state_dict() for opt in opts],
+            "folded": folded,
+            "step": step,
+            "spent": clock.spent,
+        }
         atomically(state_path, lambda path: torch.save(state, path))
 
     averaged = build_vae().to(memory_format=torch.channels_last)
@@ -193,8 +207,13 @@ def main() -> None:
         if step % 200 == 0:
             ema.copy_to(averaged)
             db = psnr(averaged, test)
-            row = {"step": step, "minutes": round(clock.spent / 60, 2), "lr": f"{lr:.2e}",
-                   "mse": f"{squared:.5f}", "test_psnr": round(db, 2)}
+            row = {
+                "step": step,
+                "minutes": round(clock.spent / 60, 2),
+                "lr": f"{lr:.2e}",
+                "mse": f"{squared:.5f}",
+                "test_psnr": round(db, 2),
+            }
             log_row(args.out / "log.csv", row)
             bar.n = round(100 * progress)
             bar.set_postfix_str(f"step {step} mse {squared:.5f} test {db:.2f} dB")
@@ -209,8 +228,10 @@ def main() -> None:
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
     vae.half().save_pretrained(args.out / "model")
     rounded = AutoencoderKL.from_pretrained(args.out / "model").to(memory_format=torch.channels_last)
-    print(f"{step} steps, {clock.spent / 60:.1f} minutes, scaling {vae.config.scaling_factor}, "
-          f"held-out PSNR {psnr(rounded.float(), test):.2f} dB")
+    print(
+        f"{step} steps, {clock.spent / 60:.1f} minutes, scaling {vae.config.scaling_factor}, "
+        f"held-out PSNR {psnr(rounded.float(), test):.2f} dB"
+    )
 
 
 if __name__ == "__main__":

@@ -27,9 +27,7 @@ def randomise(model: nn.Module, seed: int = 0, std: float = 0.15) -> nn.Module:
 
 def rows(batch: int, seed: int, *shape: int) -> Tensor:
     """Normal noise `[batch, *shape]` whose row r does not depend on how many rows there are."""
-    made = [
-        torch.randn(shape, generator=torch.Generator().manual_seed(1000 * seed + r)) for r in range(batch)
-    ]
+    made = [torch.randn(shape, generator=torch.Generator().manual_seed(1000 * seed + r)) for r in range(batch)]
     return torch.stack(made)
 
 
