@@ -21,7 +21,6 @@ class PipelineSpec:
             pipeline keeps it to itself, so that only deliveries that do not need w are possible.
         dynamic: w may change after the forward (CogVideoX's use_dynamic_cfg).
         rescale: pipeline attribute of its own guidance rescale, if it has one.
-        timestep_scale: the denoiser's `timestep` times this is the scheduler's.
         passive: keyword arguments that mark a denoiser call as the pipeline's own extra pass, which is left alone.
     """
 
@@ -30,7 +29,6 @@ class PipelineSpec:
     scales: tuple[tuple[str, ...], ...] = (("_guidance_scale",),)
     dynamic: bool = False
     rescale: str = ""
-    timestep_scale: float = 1.0
     passive: tuple[str, ...] = ()
 
 
@@ -56,7 +54,7 @@ PIPELINES: dict[str, PipelineSpec] = {
     "HunyuanVideo15Pipeline": PipelineSpec("guider", scales=((),)),
     "LattePipeline": PipelineSpec("batched"),
     "StableDiffusion3Pipeline": _SD3,
-    "FluxPipeline": PipelineSpec("named", scales=((),), timestep_scale=1000.0),
+    "FluxPipeline": _NAMED,
 }
 
 
