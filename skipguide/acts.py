@@ -49,13 +49,14 @@ class Arguments:
 
 
 class PassThrough:
-    """The block's output is its input streams: nothing of it runs."""
+    """The block's output is its input streams, the first through its shortcut where it has one: no branch runs."""
 
-    __slots__ = ("arguments", "counted", "name", "returns")
+    __slots__ = ("arguments", "counted", "name", "returns", "shortcut")
 
     def __init__(self, block: Block, counted: bool = True) -> None:
         self.arguments = Arguments(block.module)
         self.returns = block.spec.returns or block.spec.streams
+        self.shortcut = block.shortcut
         self.name = block.name
         self.counted = counted
 
@@ -64,30 +65,45 @@ class PassThrough:
         if self.counted and not torch.compiler.is_compiling():
             frame.stats.skipped(self.name)
         streams = tuple(self.arguments.get(name, args, kwargs) for name in self.returns)
+        if self.shortcut is not None:
+            streams = (self.shortcut(streams[0]), *streams[1:])
         return streams if len(streams) > 1 else streams[0]
 
 
 class AddNothing:
     """The sublayer's residual contribution is zero, and it does not run."""
 
-    __slots__ = ("arguments", "name", "outputs", "width")
+    __slots__ = ("arguments", "inside", "name", "nothings", "outputs", "width")
 
     def __init__(self, name: str, module: nn.Module, sublayer: Sublayer) -> None:
         self.arguments = Arguments(module)
         self.outputs = sublayer.outputs
+        self.nothings = (None,) * sublayer.nothings
+        self.inside = sublayer.inside
         self.width: int | None = getattr(module, sublayer.width) if sublayer.width else None
         self.name = name
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return zeros shaped like the sublayer's outputs."""
+        """Return zeros shaped like the sublayer's outputs (or the residual, where the sublayer would have added it)."""
         if not torch.compiler.is_compiling():
             frame.stats.skipped(self.name)
         if self.width is not None:
             like = first_tensor(args, kwargs)
             return like.new_zeros((*like.shape[:-1], self.width))
-        given = (self.arguments.get(name, args, kwargs) for name in self.outputs)
-        zeros = tuple(torch.zeros_like(value) for value in given if value is not None)
-        return zeros if len(zeros) > 1 else zeros[0]
+        given = [self.arguments.get(name, args, kwargs) for name in self.outputs]
+        made = [value if self.inside else torch.zeros_like(value) for value in given if value is not None]
+        out = (*made, *self.nothings)
+        return out if len(out) > 1 else out[0]
+
+
+class PassOn:
+    """A module that only works for a sublayer that is left out returns what it is given."""
+
+    __slots__ = ()
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the first argument."""
+        return args[0] if args else next(iter(kwargs.values()))
 
 
 class OnRows:

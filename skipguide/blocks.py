@@ -24,11 +24,18 @@ class Sublayer:
             given in a call has no output. One output is a tensor, several are a tuple.
         width: attribute of the sublayer that holds the size of the output's last dimension, where that differs
             from the input's (`"out_features"` of a Linear).
+        nothings: how many outputs follow that are None when nothing was computed (attention weights).
+        inside: the sublayer adds the residual itself: without it, it returns the argument named in `outputs`.
+        serves: modules of the block (paths from it) that work for this sublayer alone, such as the norm before it;
+            they return what they are given while it is left out. Those that an instance lacks are passed over.
     """
 
     path: str
     outputs: tuple[str, ...] = ("hidden_states",)
     width: str | None = None
+    nothings: int = 0
+    inside: bool = False
+    serves: tuple[str, ...] = ()
 
 
 Joint = Literal["", "video_first", "text_first"]
@@ -39,7 +46,8 @@ class BlockSpec:
     """One stack of residual blocks, as data.
 
     Args:
-        stack: dotted path of the `ModuleList`.
+        stack: dotted path of the `ModuleList` (or of any module whose children are the blocks, in order); `*` stands
+            for every child, `"stages.*.blocks"`.
         streams: the block's arguments that carry state (positional or keyword), such as
             `("hidden_states", "encoder_hidden_states")`.
         returns: the streams in output order, `()` for the same order; one is a tensor, several are a tuple.
@@ -48,6 +56,11 @@ class BlockSpec:
         mlp: feed-forward, of every stream that has one.
         joint: order of the tokens inside joint attention; empty if self-attention sees one stream.
         shared: the block's arguments that have no batch dimension, such as rotary tables.
+        shortcut: attribute of the block that holds the module on its skip path (a projection, where the shape
+            changes); a block whose attribute is None or missing has the identity there.
+        residual: attribute that must be true for a module of the stack to be a residual block at all, such as
+            `"use_res_connect"`; the others are not listed.
+        classes: class names of the stack's residual blocks, where it holds other modules too.
     """
 
     stack: str
@@ -58,6 +71,9 @@ class BlockSpec:
     mlp: tuple[Sublayer, ...] = ()
     joint: Joint = ""
     shared: tuple[str, ...] = ()
+    shortcut: str = ""
+    residual: str = ""
+    classes: tuple[str, ...] = ()
 
     def sublayers(self, part: str) -> tuple[Sublayer, ...]:
         """The sublayers that `part` names; none for `"block"`."""
@@ -96,22 +112,32 @@ class Block:
     module: nn.Module
     spec: BlockSpec
 
+    @property
+    def shortcut(self) -> nn.Module | None:
+        """The module on the block's skip path; None is the identity."""
+        found = getattr(self.module, self.spec.shortcut, None) if self.spec.shortcut else None
+        return None if found is None or isinstance(found, nn.Identity) else found
+
     @cached_property
     def parts(self) -> tuple[str, ...]:
         """The parts of this block that a plan may leave out."""
         present = [part for part in ("attn", "cross_attn", "mlp") if self.sublayers(part)]
-        return ("block", *present, *(["attn_identity"] if "attn" in present else []))
+        return ("block", *present, *(["attn_identity"] if "attn" in present and self.spec.identity else []))
 
     def sublayers(self, part: str) -> list[tuple[str, nn.Module, Sublayer]]:
         """Name, module and description of the sublayers that `part` names and this block has."""
         found = []
         for sublayer in self.spec.sublayers(part):
-            module: Any = self.module
-            for step in sublayer.path.split("."):
-                module = getattr(module, step, None)
-            if isinstance(module, nn.Module):
+            if (module := self.submodule(sublayer.path)) is not None:
                 found.append((f"{self.name}.{sublayer.path}", module, sublayer))
         return found
+
+    def submodule(self, path: str) -> nn.Module | None:
+        """The module at a path from the block, or None."""
+        module: Any = self.module
+        for step in path.split("."):
+            module = getattr(module, step, None)
+        return module if isinstance(module, nn.Module) else None
 
 
 class BlockMap:
@@ -126,7 +152,7 @@ class BlockMap:
         else:
             order = [(j, i) for j, s in enumerate(stacks) for i in range(len(s))]
         self.blocks = tuple(
-            Block(n, f"{spec.stacks[j].stack}.{i}", spec.stacks[j].stack, stacks[j][i], spec.stacks[j])
+            Block(n, stacks[j][i][0], spec.stacks[j].stack, stacks[j][i][1], spec.stacks[j])
             for n, (j, i) in enumerate(order)
         )
 
@@ -171,17 +197,32 @@ class BlockMap:
         return "\n".join([f"{type(self.model).__name__}: {len(self)} blocks", *lines])
 
 
-def _stack(model: nn.Module, spec: BlockSpec) -> Sequence[nn.Module]:
-    found: Any = model
+def _stack(model: nn.Module, spec: BlockSpec) -> list[tuple[str, nn.Module]]:
+    """Name and module of the stack's residual blocks."""
+    found = [("", model)]
     for step in spec.stack.split("."):
-        found = getattr(found, step, None)
-    if found is None or len(found) == 0:
+        found = [
+            (f"{name}.{child}".lstrip("."), module)
+            for name, parent in found
+            for child, module in (parent._modules.items() if step == "*" else [(step, getattr(parent, step, None))])
+            if isinstance(module, nn.Module)
+        ]
+    blocks = [
+        (f"{name}.{child}", module)
+        for name, parent in found
+        for child, module in parent._modules.items()  # named_children lists a shared block once
+        if module is not None
+    ]
+    if spec.classes:
+        blocks = [(name, module) for name, module in blocks if type(module).__name__ in spec.classes]
+    if spec.residual:
+        blocks = [(name, module) for name, module in blocks if getattr(module, spec.residual, None)]
+    if not blocks:
         raise UnknownBlockError(
             f"{type(model).__name__} is described with a stack {spec.stack!r}, which this instance does not have; "
             f"it has {_candidates(model)}"
         )
-    stack: Sequence[nn.Module] = list(found)
-    return stack
+    return blocks
 
 
 def _candidates(model: nn.Module) -> str:
@@ -268,6 +309,8 @@ def _lookup(model: nn.Module) -> ModelSpec | None:
     from skipguide.families import FAMILIES
 
     for cls in type(model).__mro__:
-        if (spec := _REGISTERED.get(cls.__name__) or FAMILIES.get(cls.__name__)) is not None:
-            return spec
+        # two libraries have a RegNet: theirs are found by "timm.RegNet" first
+        for name in (f"{cls.__module__.partition('.')[0]}.{cls.__name__}", cls.__name__):
+            if (spec := _REGISTERED.get(name) or FAMILIES.get(name)) is not None:
+                return spec
     return None

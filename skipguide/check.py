@@ -139,6 +139,8 @@ class _StreamsFit:
         names = self.block.spec.returns or self.block.spec.streams
         arguments = Arguments(module)
         came = [arguments.get(name, args, kwargs) for name in names]
+        if self.block.shortcut is not None and isinstance(came[0], Tensor):
+            came[0] = self.block.shortcut(came[0])
         left = [out] if isinstance(out, Tensor) else list(out)
         # None: the last block of some models has no text output
         fits = len(left) == len(came) and all(
@@ -161,6 +163,8 @@ class _TakenOut:
 
         def identity(*args: Any, **kwargs: Any) -> Any:
             out = tuple(arguments.get(name, args, kwargs) for name in returns)
+            if self.block.shortcut is not None:
+                out = (self.block.shortcut(out[0]), *out[1:])
             return out if len(out) > 1 else out[0]
 
         self.before = self.block.module.__dict__.get("forward")

@@ -7,6 +7,7 @@ sublayer skips against zeroed output projections, attention identity against a r
 from __future__ import annotations
 
 from skipguide.blocks import BlockSpec, ModelSpec, Sublayer
+from skipguide.families_vision import VISION_FAMILIES
 
 _TEXT_AND_VIDEO = ("hidden_states", "encoder_hidden_states")
 _ROPE = ("image_rotary_emb", "freqs_cis", "rotary_emb")
@@ -95,4 +96,5 @@ FAMILIES: dict[str, ModelSpec] = {
     "LatteTransformer3DModel": ModelSpec((_LATTE_SPATIAL, _LATTE_TEMPORAL), interleaved=True),
     "SD3Transformer2DModel": ModelSpec((_SD3,)),
     "FluxTransformer2DModel": ModelSpec((_FLUX_DUAL, _FLUX_SINGLE), shared=("txt_ids", "img_ids")),
+    **VISION_FAMILIES,
 }
