@@ -7,7 +7,7 @@ of the module, and decides whether the module runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from threading import RLock
@@ -264,6 +264,24 @@ class Gate:
             f"the gate on {name or type(module).__name__} was replaced: {owner}. Apply skip plans after hooks and "
             f"offloading are set up, and remove them before those are removed."
         )
+
+
+def install_all(gates: Sequence[Gate], inside: Gate | None = None) -> None:
+    """Install every gate, or none: what was put in place before a failure is taken away again.
+
+    Args:
+        gates: outermost first.
+        inside: the one that stands behind accelerate's hook.
+    """
+    done: list[Gate] = []
+    try:
+        for gate in gates:
+            gate.install(inside=gate is inside)
+            done.append(gate)
+    except BaseException:
+        for gate in reversed(done):
+            gate.remove()
+        raise
 
 
 def _apply(act: Act, frame: Frame, call: Call, *args: Any, **kwargs: Any) -> Any:

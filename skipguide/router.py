@@ -1,0 +1,211 @@
+"""Router: the input decides, row by row, which blocks run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipguide.acts import Arguments
+from skipguide.blocks import Block, find_blocks
+from skipguide.errors import SkipError
+from skipguide.gate import Call, Frame, Gate, active_frames, gate_of, install_all
+from skipguide.rows import run_rows
+from skipguide.skipper import batch_size
+from skipguide.stats import Stats
+
+# Called with the place in the router's blocks and the stream that enters the block, `[B, ...]`.
+Decide = Callable[[int, Tensor], Tensor | None]
+
+
+class Router:
+    """Runs every block of a model only for the batch rows that a decision keeps.
+
+    Args:
+        model: a model whose blocks are known (`find_blocks`) and have one stream.
+        blocks: those that can be skipped; every block by default.
+
+    Inside `with router.running(decide) as stats:`, `decide(i, x)` is asked when `blocks[i]` is reached. It returns
+
+    - None: the block runs as if nobody had asked;
+    - bool `[B]`: it runs for the rows that are True, and for no others;
+    - float `[B]`: it runs for every row, and the output is `d * block(x) + (1 - d) * shortcut(x)`: what a decision
+      that learns needs.
+
+    The gates stand on the model while a `running` block is active, and leave no trace after it; `install()` keeps them
+    there between blocks. Threads that route the same model do not see each other.
+
+    Raises:
+        SkipError: for blocks with several streams, or a decision of another shape or dtype.
+
+    Example:
+        >>> from skipguide import BlockSpec, register_blocks
+        >>> class Tiny(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layers = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
+        ...     def forward(self, input):
+        ...         for layer in self.layers:
+        ...             input = layer(input)
+        ...         return input
+        >>> register_blocks(Tiny, BlockSpec("layers", streams=("input",)))
+        >>> model = Tiny()
+        >>> with Router(model).running(lambda i, x: x[:, 0] > 0 if i == 1 else None) as stats:
+        ...     out = model(torch.randn(8, 2))
+        >>> stats.rows["layers.0"], stats.rows.get("layers.1", 0) < 8
+        (8, True)
+    """
+
+    def __init__(self, model: nn.Module, blocks: Sequence[Block] | None = None) -> None:
+        found = find_blocks(model)
+        self.model = found.model
+        self.blocks = tuple(found) if blocks is None else tuple(blocks)
+        for block in self.blocks:
+            if len(block.spec.streams) != 1:
+                raise SkipError(
+                    f"rows can be routed through blocks with one stream; {block.name} of {type(model).__name__} has "
+                    f"{', '.join(block.spec.streams)}"
+                )
+        self._root = gate_of(self.model)
+        self._gates: list[Gate] = [self._root, *(gate_of(block.module) for block in self.blocks)]
+        self._shortcuts: list[nn.Module | None] = [block.shortcut for block in self.blocks]
+        self._shared = [gate_of(module) for module in self._shortcuts if module is not None]
+        self._arguments = [Arguments(block.module) for block in self.blocks]
+        self._names = {id(block.module): block.name for block in self.blocks}
+
+    def install(self) -> None:
+        """Put the gates in place and keep them there, for many short passes."""
+        install_all([*self._gates, *self._shared])
+
+    def remove(self) -> None:
+        """Take the gates away that `install` put in place."""
+        for gate in reversed([*self._gates, *self._shared]):
+            gate.remove()
+
+    @contextmanager
+    def running(self, decide: Decide) -> Iterator[Stats]:
+        """Route the passes of this thread or task inside the block; gives the ledger of the rows that ran."""
+        stats = Stats()
+        frame = Frame(self._root, stats)
+        frame.names = self._names
+        frame.acts[self._root.key] = _Enter(self)
+        for place, block in enumerate(self.blocks):
+            act = _Rows(place, block, self._arguments[place], self._shortcuts[place], decide)
+            frame.acts[id(block.module)] = act
+            if act.once is not None:
+                frame.acts[id(act.shortcut)] = act.once
+        self.install()
+        try:
+            frame.enter()
+            try:
+                yield stats
+            finally:
+                frame.leave()
+        finally:
+            self.remove()
+
+
+class _Enter:
+    """At the model itself: notes the batch, and notices afterwards when a gate was lost."""
+
+    __slots__ = ("router",)
+
+    def __init__(self, router: Router) -> None:
+        self.router = router
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        frame.batch = batch_size(args, kwargs)
+        frame.stats.passes += 1
+        try:
+            out = call(*args, **kwargs)
+            for gate, block in zip(self.router._gates[1:], self.router.blocks, strict=True):
+                if gate.key not in frame.seen and not gate.reachable():
+                    raise gate.lost(block.name)
+        finally:
+            frame.batch = 0
+            frame.seen.clear()
+        return out
+
+
+class _Once:
+    """At a projection: gives what it returned on the skip path, so that it runs (and counts a batch) once."""
+
+    __slots__ = ("known",)
+
+    def __init__(self) -> None:
+        self.known: Any = None
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return call(*args, **kwargs) if self.known is None else self.known
+
+
+class _Rows:
+    """At a block: asks, and runs what the answer needs."""
+
+    __slots__ = ("arguments", "block", "decide", "once", "place", "shortcut", "stream")
+
+    def __init__(
+        self, place: int, block: Block, arguments: Arguments, shortcut: nn.Module | None, decide: Decide
+    ) -> None:
+        self.place = place
+        self.block = block
+        self.arguments = arguments
+        self.shortcut = shortcut
+        self.once = None if shortcut is None else _Once()
+        self.decide = decide
+        self.stream = block.spec.streams[0]
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = self.arguments.get(self.stream, args, kwargs)
+        decision = self.decide(self.place, x)
+        if decision is None:
+            return call(*args, **kwargs)
+        if decision.shape != x.shape[:1] or not (decision.dtype is torch.bool or decision.is_floating_point()):
+            raise SkipError(
+                f"a decision at {self.block.name} is bool or float of shape [{x.shape[0]}], one per batch row; got "
+                f"{decision.dtype} of shape {list(decision.shape)}"
+            )
+        if decision.dtype is not torch.bool:
+            return self._blend(decision, x, call, args, kwargs)
+        index = decision.nonzero()[:, 0]  # the one wait for the device at this block
+
+        def run(rows: Tensor) -> Tensor:
+            if rows is x:
+                return call(*args, **kwargs)
+            moved, named = self.arguments.rows(args, kwargs, index, x.shape[0], self.block.spec.shared)
+            return _on_rows(frame, index, lambda: call(*moved, **named))
+
+        if index.numel() == 0:
+            frame.stats.skipped(self.block.name)
+        return run_rows(run, x, index, self.shortcut)
+
+    def _blend(self, weight: Tensor, x: Tensor, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        passed = x
+        if self.shortcut is not None and self.once is not None:
+            passed = self.once.known = self.shortcut(x)
+        try:
+            ran: Tensor = call(*args, **kwargs)
+        finally:
+            if self.once is not None:
+                self.once.known = None
+        weight = weight.to(ran.dtype).view(-1, *[1] * (ran.ndim - 1))
+        # lerp gives either end exactly where the weight is 0 or 1
+        return torch.lerp(passed.to(ran.dtype), ran, weight)
+
+
+def _on_rows(frame: Frame, index: Tensor, call: Callable[[], Tensor]) -> Tensor:
+    """Run `call` while the frames know that only these rows are left, so that ledgers and row plans stay true."""
+    before = frame.rows
+    numbers = index.tolist()
+    left = tuple(numbers if before is None else [before[n] for n in numbers])
+    frames = [other for other in active_frames() if other.rows == before]
+    try:
+        for other in frames:
+            other.rows = left
+        return call()
+    finally:
+        for other in frames:
+            other.rows = before

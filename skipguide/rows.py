@@ -1,0 +1,44 @@
+"""Rows: run a block for the batch rows that stay, and only for those."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Branch = Callable[[Tensor], Tensor]
+
+
+def run_rows(block: Branch, x: Tensor, index: Tensor, shortcut: Branch | None = None) -> Tensor:
+    """`where(d, block(x), shortcut(x))` per row, without computing what `where` would throw away.
+
+    All rows stay: the block is called directly. None: it is not called. Else the rows are gathered, run and put back.
+
+    Args:
+        block: the whole residual block, `[n, ...] -> [n, ...]`, rows independent of each other.
+        x: the block's input, `[B, ...]`; it is not written to.
+        index: numbers of the rows that run, ascending and without repeats, `[n]` on x's device.
+        shortcut: what the other rows get; None is the identity.
+
+    Returns:
+        `[B, ...]`; differentiable.
+
+    Example:
+        >>> x = torch.arange(3.0)[:, None]
+        >>> run_rows(lambda rows: 10 * rows, x, torch.tensor([2])).flatten().tolist()
+        [0.0, 1.0, 20.0]
+    """
+    count, rows = index.numel(), x.shape[0]
+    if count == rows:
+        return block(x)
+    if count == 0:
+        return x if shortcut is None else shortcut(x)
+    ran = block(x.index_select(0, index))
+    if shortcut is None:
+        # autocast may let the block return another dtype than it was given
+        return x.to(ran.dtype, copy=True).index_copy_(0, index, ran)
+    left = torch.ones(rows, dtype=torch.bool, device=x.device).index_fill_(0, index, False).nonzero()[:, 0]
+    rest = shortcut(x.index_select(0, left)).to(ran.dtype)
+    out = ran.new_empty((rows, *ran.shape[1:]))
+    return out.index_copy_(0, index, ran).index_copy_(0, left, rest)
