@@ -1,0 +1,259 @@
+"""The decoding loop of self-speculation: prefill once, then draft, verify, commit, on one shared cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from skipguide.llm.acceptance import Controller
+from skipguide.llm.verify import Verdict, accept_greedy, accept_sampled
+
+
+class Drafter(Protocol):
+    """Turns the model into its own drafter for the length of a `with`."""
+
+    def drafting(self, cache: Any) -> AbstractContextManager[object]:
+        """While open, the model leaves its sublayers out, and the cache shows no layer of a skipped attention."""
+
+
+@dataclass
+class Request:
+    """What `generate` prepared, and how far it has got.
+
+    Attributes:
+        ids: [B, T] tokens so far; the cache holds the first T - 1.
+        unfinished: [B] int64, 1 while a row goes on.
+        model_kwargs: what a forward is given besides the tokens; its mask and positions grow with `ids`.
+    """
+
+    model: Any
+    ids: Tensor
+    processor: Callable[[Tensor, Tensor], Tensor]
+    criteria: Any
+    config: Any
+    streamer: Any
+    model_kwargs: dict[str, Any]
+    unfinished: Tensor = field(init=False)
+    scores: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.unfinished = torch.ones(len(self.ids), dtype=torch.long, device=self.ids.device)
+        self.ends_early = any(hasattr(criterion, "eos_token_id") for criterion in self.criteria)
+        pad = self.config._pad_token_tensor
+        self.pad = pad.to(self.ids.device) if pad is not None else None
+
+    @property
+    def cache(self) -> Any:
+        """The shared cache."""
+        return self.model_kwargs["past_key_values"]
+
+    @property
+    def room(self) -> int:
+        """How many tokens may still come, by the maximal length."""
+        return int(self.config.max_length) - self.ids.shape[1]
+
+    def forward(self, ids: Tensor, count: int, model_kwargs: dict[str, Any]) -> Any:
+        """Run the model on the last `count` tokens of `ids`."""
+        if "logits_to_keep" in model_kwargs:
+            model_kwargs = {**model_kwargs, "logits_to_keep": count}
+        inputs = self.model.prepare_inputs_for_generation(ids, next_sequence_length=count, **model_kwargs)
+        return self.model(**inputs, return_dict=True)
+
+    def grown(self, outputs: Any, count: int, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """`model_kwargs` for `count` tokens more."""
+        return self.model._update_model_kwargs_for_generation(outputs, dict(model_kwargs), num_new_tokens=count)
+
+    def commit(self, outputs: Any, tokens: Tensor, raw: Tensor, scores: Tensor) -> bool:
+        """Append tokens one by one, as plain decoding would: each may end a row, or everything.
+
+        Args:
+            outputs: of the forward that they come from.
+            tokens: [B, n].
+            raw: [B, n, V] of the model, as float32.
+            scores: [B, n, V] of the processors.
+
+        Returns:
+            Whether to stop.
+        """
+        stop, count = False, 0
+        for j in range(tokens.shape[1]):
+            token = tokens[:, j]
+            if self.ends_early:
+                token = token * self.unfinished + self.pad * (1 - self.unfinished)
+            if self.config.return_dict_in_generate:
+                if self.config.output_scores:
+                    self.scores.append(scores[:, j])
+                if self.config.output_logits:
+                    self.logits.append(raw[:, j])
+            self.ids = torch.cat([self.ids, token[:, None]], dim=1)
+            if self.streamer is not None:
+                self.streamer.put(token.cpu())
+            count += 1
+            self.unfinished = self.unfinished & ~self.criteria(self.ids, tuple(self.scores) or None)
+            if stop := bool(self.unfinished.max() == 0):
+                break
+        self.model_kwargs = self.grown(outputs, count, self.model_kwargs)
+        return stop
+
+
+@dataclass
+class Ledger:
+    """What a request, or several, did.
+
+    Attributes:
+        drafted: tokens that were drafted.
+        accepted: those of them that the full model accepted; in a batch, those that every row accepted.
+        rounds: drafts that were verified.
+        plain_steps: steps without a draft.
+        switched_off: how often drafting was given up because it did not pay.
+        draft_seconds: time in the drafter.
+        verify_seconds: time in verification.
+        plain_seconds: time in plain steps.
+        rejected_rounds: rounds in which a drafted token was rejected.
+    """
+
+    drafted: int = 0
+    accepted: int = 0
+    rounds: int = 0
+    plain_steps: int = 0
+    switched_off: int = 0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    plain_seconds: float = 0.0
+    rejected_rounds: int = 0
+
+    @property
+    def acceptance(self) -> float:
+        """Accepted over judged drafts: a draft behind the first rejected one was not judged."""
+        judged = self.accepted + self.rejected_rounds
+        return self.accepted / judged if judged else 0.0
+
+
+def run(request: Request, drafter: Drafter | None, controller: Controller, ledger: Ledger, first: Any) -> None:
+    """Decode until everything is finished.
+
+    Args:
+        request: after its prefill: `first` are the outputs of the prompt.
+        drafter: None decodes plainly.
+        controller: of this request.
+        ledger: filled in as it goes.
+        first: the prefill's outputs.
+    """
+    raw = first.logits[:, -1:].to(torch.float32)
+    stop = _commit_plain(request, first, raw)
+    del first, raw
+    while not stop:
+        length = min(controller.next_length(), request.room - 1) if drafter is not None else 0
+        if length < 1:
+            stop = _plain_step(request, controller, ledger)
+        else:
+            assert drafter is not None
+            stop = _round(request, drafter, controller, ledger, length)
+    if request.streamer is not None:
+        request.streamer.end()
+
+
+def _commit_plain(request: Request, outputs: Any, raw: Tensor) -> bool:
+    scores = request.processor(request.ids, raw[:, 0].clone())
+    if request.config.do_sample:
+        token = torch.multinomial(scores.softmax(dim=-1), 1)
+    else:
+        token = scores.argmax(dim=-1, keepdim=True)
+    return request.commit(outputs, token, raw, scores[:, None])
+
+
+def _plain_step(request: Request, controller: Controller, ledger: Ledger) -> bool:
+    began = _clock(request)
+    outputs = request.forward(request.ids, 1, request.model_kwargs)
+    request.cache.crop(0)  # a recording sliding window shrinks back to its size
+    stop = _commit_plain(request, outputs, outputs.logits[:, -1:].to(torch.float32))
+    seconds = _clock(request) - began
+    controller.plain_step(seconds)
+    ledger.plain_steps += 1
+    ledger.plain_seconds += seconds
+    return stop
+
+
+def _round(request: Request, drafter: Drafter, controller: Controller, ledger: Ledger, length: int) -> bool:
+    began = _clock(request)
+    ids, probabilities = _draft(request, drafter, controller, length)
+    drafted = ids[:, request.ids.shape[1] :]
+    count = drafted.shape[1]
+    between = _clock(request)
+
+    model_kwargs = request.model_kwargs
+    if count:
+        model_kwargs = request.grown({}, count, model_kwargs)
+    outputs = request.forward(ids, count + 1, model_kwargs)
+    raw = outputs.logits[:, -count - 1 :].to(torch.float32)
+    start = request.ids.shape[1]
+    scores = torch.stack([request.processor(ids[:, : start + j], raw[:, j].clone()) for j in range(count + 1)], dim=1)
+    if probabilities is None:
+        verdict = accept_greedy(drafted, scores)
+    else:
+        verdict = accept_sampled(drafted, probabilities, scores.softmax(dim=-1))
+    accepted = _common_matches(request, verdict, count)
+    stop = request.commit(outputs, verdict.tokens[:, : accepted + 1], raw, scores)
+    held = start + count  # tokens in the cache; those committed but for the last stay
+    request.cache.crop(request.ids.shape[1] - 1 - held)
+    ended = _clock(request)
+
+    controller.round(count, accepted, between - began, ended - between)
+    ledger.rounds += 1
+    ledger.drafted += count
+    ledger.accepted += accepted
+    ledger.rejected_rounds += accepted < count
+    ledger.draft_seconds += between - began
+    ledger.verify_seconds += ended - between
+    return stop
+
+
+def _draft(request: Request, drafter: Drafter, controller: Controller, length: int) -> tuple[Tensor, Tensor | None]:
+    """Draft up to `length` tokens; returns [B, T + k] tokens and, when sampling, the drafter's [B, k, V]."""
+    ids, model_kwargs = request.ids, request.model_kwargs
+    probabilities: list[Tensor] = []
+    confidence = torch.ones(len(ids), device=ids.device)
+    with drafter.drafting(request.cache):
+        for j in range(length):
+            outputs = request.forward(ids, 1, model_kwargs)
+            scores = request.processor(ids, outputs.logits[:, -1].to(torch.float32, copy=True))
+            chances = scores.softmax(dim=-1)
+            if request.config.do_sample:
+                token = torch.multinomial(chances, 1)
+                probabilities.append(chances)
+            else:
+                top, token = chances.max(dim=-1, keepdim=True)
+                confidence = confidence * top[:, 0]
+            ids = torch.cat([ids, token], dim=1)
+            if j + 1 == length or not _go_on(request, controller, token, confidence):
+                break
+            model_kwargs = request.grown(outputs, 1, model_kwargs)
+        request.cache.crop(request.ids.shape[1] - ids.shape[1])
+    return ids, torch.stack(probabilities, dim=1) if probabilities else None
+
+
+def _go_on(request: Request, controller: Controller, token: Tensor, confidence: Tensor) -> bool:
+    alive = request.unfinished.bool()
+    eos = getattr(request.config, "_eos_token_tensor", None)
+    if eos is not None and bool(torch.isin(token[:, 0], eos.to(token.device))[alive].all()):
+        return False  # nothing comes after the end
+    return controller.worth_going_on(float(confidence[alive].min()))
+
+
+def _common_matches(request: Request, verdict: Verdict, count: int) -> int:
+    """How many drafted tokens every row accepts; a finished row accepts everything."""
+    matches = torch.where(request.unfinished.bool(), verdict.matches, count)
+    return int(matches.min())
+
+
+def _clock(request: Request) -> float:
+    if request.ids.device.type == "cuda":
+        torch.cuda.synchronize(request.ids.device)
+    return time.perf_counter()

@@ -1,0 +1,77 @@
+"""Unified Layer Skipping: the published rule, the balanced one, and its laws."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skipguide import SkipError
+from skipguide.llm.unified import UnifiedSkip, unified_layers
+
+GOLDEN = json.loads((Path(__file__).parent / "golden/llm/unified_layer_skipping.json").read_text())["official"]
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_the_reference_rule(case):
+    layers, _, speedup = case[1:].partition("_s")
+    found = unified_layers(int(layers), float(speedup), mode="reference")
+    assert found == GOLDEN[case]["retained"]
+    assert sorted({*range(int(layers))} - {*found}) == GOLDEN[case]["skipped"]
+    assert UnifiedSkip(float(speedup), "reference").realised_speedup(int(layers)) == pytest.approx(
+        GOLDEN[case]["realised_speedup"]
+    )
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(2, 130), st.floats(1, 40))
+def test_balanced_keeps_the_ends_and_spreads_the_rest(layers, speedup):
+    kept = unified_layers(layers, speedup)
+    assert kept == sorted(set(kept))
+    assert kept[0] == 0 and kept[-1] == layers - 1
+    assert len(kept) == min(layers, max(2, round(layers / speedup)))
+    gaps = [b - a for a, b in itertools.pairwise(kept)]
+    assert max(gaps) - min(gaps) <= 1
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(4, 130), st.floats(1, 2))
+def test_below_two_the_reference_drops_one_block_before_the_last(layers, speedup):
+    kept = unified_layers(layers, speedup, mode="reference")
+    target = int(layers / speedup)
+    if target > layers / 2 + 1:
+        assert kept == [*range(target - 1), layers - 1]
+
+
+def test_speedup_one_keeps_everything():
+    for mode in ("balanced", "reference"):
+        assert unified_layers(12, 1, mode) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((0, 2), "number of layers"),
+        ((True, 2), "number of layers"),
+        ((12.0, 2), "number of layers"),
+        ((12, 0.5), "speed-up of at least 1"),
+        ((12, float("nan")), "speed-up"),
+        ((12, "2"), "speed-up"),
+        ((12, 2, "official"), "balanced"),
+        ((12, 7, "reference"), "divides by zero"),
+    ],
+)
+def test_bad_input(arguments, expected):
+    with pytest.raises(SkipError, match=expected):
+        unified_layers(*arguments)
+
+
+def test_config_round_trip_and_refusals(tmp_path):
+    skip = UnifiedSkip(speedup=1.5, mode="reference", phase="both")
+    skip.save_json(tmp_path / "skip.json")
+    assert UnifiedSkip.load_json(tmp_path / "skip.json") == skip
+    for wrong in ({"speedup": 0}, {"mode": "even"}, {"phase": "prefill"}):
+        with pytest.raises(SkipError):
+            UnifiedSkip(**wrong)
