@@ -6,19 +6,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skipguide.vision.floorplan import FloorPlanNet, GraphConv
     from skipguide.vision.skip_deq import SkipDEQ
+    from skipguide.vision.skipnet import SkipNet, skipnet
     from skipguide.vision.unetpp import UNetPlusPlus
 
 _HOME = {
     "FloorPlanNet": "floorplan",
     "GraphConv": "floorplan",
     "SkipDEQ": "skip_deq",
+    "SkipNet": "skipnet",
     "UNetPlusPlus": "unetpp",
+    "skipnet": "skipnet",
 }
 __all__ = [
     "FloorPlanNet",
     "GraphConv",
     "SkipDEQ",
+    "SkipNet",
     "UNetPlusPlus",
+    "skipnet",
 ]
 
 
