@@ -24,7 +24,9 @@ class Arguments:
         self.places = {name: place for place, name in enumerate(self.names)}
 
     def get(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The value of argument `name`, or None."""
+        """The value of argument `name` (of the first one, if `name` is empty), or None."""
+        if not name:
+            return first_tensor(args, kwargs)
         if name in kwargs:
             return kwargs[name]
         place = self.places.get(name, len(args))
@@ -51,11 +53,12 @@ class Arguments:
 class PassThrough:
     """The block's output is its input streams, the first through its shortcut where it has one: no branch runs."""
 
-    __slots__ = ("arguments", "counted", "name", "returns", "shortcut")
+    __slots__ = ("arguments", "counted", "name", "nothings", "returns", "shortcut")
 
     def __init__(self, block: Block, counted: bool = True) -> None:
         self.arguments = Arguments(block.module)
         self.returns = block.spec.returns or block.spec.streams
+        self.nothings = (None,) * block.spec.nothings
         self.shortcut = block.shortcut
         self.name = block.name
         self.counted = counted
@@ -67,6 +70,7 @@ class PassThrough:
         streams = tuple(self.arguments.get(name, args, kwargs) for name in self.returns)
         if self.shortcut is not None:
             streams = (self.shortcut(streams[0]), *streams[1:])
+        streams += self.nothings
         return streams if len(streams) > 1 else streams[0]
 
 

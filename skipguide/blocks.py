@@ -21,7 +21,8 @@ class Sublayer:
     Args:
         path: attribute path from the block, such as `"attn1"`.
         outputs: arguments of the sublayer whose shapes its outputs have, in output order; an argument that is not
-            given in a call has no output. One output is a tensor, several are a tuple.
+            given in a call has no output; an empty name is the first argument. One output is a tensor, several are
+            a tuple.
         width: attribute of the sublayer that holds the size of the output's last dimension, where that differs
             from the input's (`"out_features"` of a Linear).
         nothings: how many outputs follow that are None when nothing was computed (attention weights).
@@ -61,6 +62,8 @@ class BlockSpec:
         residual: attribute that must be true for a module of the stack to be a residual block at all, such as
             `"use_res_connect"`; the others are not listed.
         classes: class names of the stack's residual blocks, where it holds other modules too.
+        nothings: how many outputs follow the streams that are None when nothing was computed.
+        identity: whether `"attn_identity"` is a part of these blocks.
     """
 
     stack: str
@@ -74,6 +77,8 @@ class BlockSpec:
     shortcut: str = ""
     residual: str = ""
     classes: tuple[str, ...] = ()
+    nothings: int = 0
+    identity: bool = True
 
     def sublayers(self, part: str) -> tuple[Sublayer, ...]:
         """The sublayers that `part` names; none for `"block"`."""
@@ -131,6 +136,12 @@ class Block:
             if (module := self.submodule(sublayer.path)) is not None:
                 found.append((f"{self.name}.{sublayer.path}", module, sublayer))
         return found
+
+    def servants(self, part: str) -> list[tuple[str, nn.Module]]:
+        """Name and module of what works for the sublayers of `part` alone."""
+        paths = [path for _, _, sublayer in self.sublayers(part) for path in sublayer.serves]
+        found = [(f"{self.name}.{path}", self.submodule(path)) for path in paths]
+        return [(name, module) for name, module in found if module is not None]
 
     def submodule(self, path: str) -> nn.Module | None:
         """The module at a path from the block, or None."""
@@ -307,10 +318,11 @@ def find_blocks(model: nn.Module) -> BlockMap:
 
 def _lookup(model: nn.Module) -> ModelSpec | None:
     from skipguide.families import FAMILIES
+    from skipguide.families_llm import language_model_spec
 
     for cls in type(model).__mro__:
         # two libraries have a RegNet: theirs are found by "timm.RegNet" first
         for name in (f"{cls.__module__.partition('.')[0]}.{cls.__name__}", cls.__name__):
             if (spec := _REGISTERED.get(name) or FAMILIES.get(name)) is not None:
                 return spec
-    return None
+    return language_model_spec(model)

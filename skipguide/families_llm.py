@@ -1,0 +1,250 @@
+"""Data only: the layers of every supported language model family, matched by class name.
+
+Each entry is proven in the tests (tests/test_llm_families.py) on a tiny random instance, bit-equal to a copy whose
+output projections are zero: plain forward, left-padded cached generation, static cache, beam search, chunked prefill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from skipguide.blocks import BlockSpec, ModelSpec, Sublayer
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the layers of some language models are built.
+
+    Args:
+        models: class name -> path of the decoder, the module that runs the layers (empty: the model itself).
+        attn: self-attention.
+        mlp: feed-forward or experts.
+        stack: path of the layers from the decoder.
+        between: module of the layer whose first input is the residual stream between attention and feed-forward;
+            empty in parallel layers.
+        parallel: both sublayers read the layer's input.
+        prenorm: leaving both sublayers out is the identity, and a left-out sublayer can stand for `h * scale`.
+        nothings: how many outputs of a layer follow the hidden states (attention weights).
+        when: attributes of the decoder's config that this layout is for.
+        note: what is special, for the table.
+    """
+
+    models: Mapping[str, str]
+    attn: Sublayer
+    mlp: Sublayer
+    stack: str = "layers"
+    between: str = ""
+    parallel: bool = False
+    prenorm: bool = True
+    nothings: int = 0
+    when: tuple[tuple[str, Any], ...] = ()
+    note: str = ""
+
+    def block(self, decoder: str) -> BlockSpec:
+        """The core's description of these layers in a model whose decoder lies at `decoder`."""
+        return BlockSpec(
+            f"{decoder}.{self.stack}" if decoder else self.stack,
+            attn=(self.attn,),
+            mlp=(self.mlp,),
+            nothings=self.nothings,
+            identity=False,
+            shared=("position_ids", "position_embeddings", "cache_position"),
+        )
+
+
+def _models(*names: str, decoder: str = "model", base: str = "Model") -> dict[str, str]:
+    return {f"{name}ForCausalLM": decoder for name in names} | {f"{name}{base}": "" for name in names}
+
+
+def _attn(*serves: str, path: str = "self_attn") -> Sublayer:
+    return Sublayer(path, nothings=1, serves=serves)
+
+
+def _mlp(*serves: str, path: str = "mlp", **rest: Any) -> Sublayer:
+    return Sublayer(path, outputs=("",), serves=serves, **rest)  # families name a feed-forward's input x or otherwise
+
+
+_LLAMA = Layout(
+    _models(
+        *("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3", "SmolLM3", "Granite", "Starcoder2"),
+        *("Mixtral", "Qwen2Moe", "Qwen3Moe", "DeepseekV3"),
+    ),
+    attn=_attn("input_layernorm"),
+    mlp=_mlp("post_attention_layernorm"),
+    between="post_attention_layernorm",
+)
+_GEMMA2 = Layout(
+    _models("Gemma2", "Gemma3")
+    | {"Gemma3TextModel": "", "Gemma3ForConditionalGeneration": "model.language_model", "Gemma3Model": "language_model"},
+    attn=_attn("input_layernorm", "post_attention_layernorm"),
+    mlp=_mlp("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    between="pre_feedforward_layernorm",
+    note="a norm before and after each sublayer",
+)
+_OPT = Layout(
+    {"OPTForCausalLM": "model.decoder", "OPTModel": "decoder", "OPTDecoder": ""},
+    attn=_attn("self_attn_layer_norm"),
+    mlp=_mlp("final_layer_norm", "fc1", path="fc2", width="out_features"),
+    between="final_layer_norm",
+    when=(("do_layer_norm_before", True),),
+    note="the feed-forward is two layers inside the block",
+)
+_NEOX = Layout(
+    _models("GPTNeoX", decoder="gpt_neox"),
+    attn=_attn("input_layernorm", path="attention"),
+    mlp=_mlp("post_attention_layernorm"),
+    between="post_attention_layernorm",
+    when=(("use_parallel_residual", False),),
+)
+_FALCON = Layout(
+    _models("Falcon", decoder="transformer"),
+    attn=_attn("input_layernorm", path="self_attention"),
+    mlp=_mlp("post_attention_layernorm"),
+    stack="h",
+    between="post_attention_layernorm",
+    nothings=1,
+    when=(("new_decoder_architecture", False), ("parallel_attn", False)),
+)
+_BLOOM = Layout(
+    _models("Bloom", decoder="transformer"),
+    attn=Sublayer("self_attention", outputs=("residual",), nothings=1, inside=True, serves=("input_layernorm",)),
+    mlp=Sublayer("mlp", outputs=("residual",), inside=True, serves=("post_attention_layernorm",)),
+    stack="h",
+    between="post_attention_layernorm",
+    nothings=1,
+    when=(("apply_residual_connection_post_layernorm", False),),
+    note="each sublayer adds the residual itself",
+)
+_STABLELM = Layout(
+    _models("StableLm"),
+    attn=_attn("input_layernorm"),
+    mlp=_mlp("post_attention_layernorm"),
+    between="post_attention_layernorm",
+    when=(("use_parallel_residual", False),),
+)
+_PARALLEL = Layout(
+    _models("Phi", "Cohere"),
+    attn=_attn(),
+    mlp=_mlp(),
+    parallel=True,
+    note="one norm feeds both sublayers",
+)
+
+# The first layout whose class and config fit is the one.
+LAYOUTS: tuple[Layout, ...] = (
+    _LLAMA,
+    replace(
+        _LLAMA,
+        models=_models("GptOss"),
+        mlp=_mlp("post_attention_layernorm", nothings=1),
+        note="experts return their router scores too; attention sinks",
+    ),
+    _GEMMA2,
+    Layout(
+        _models("Gemma3n")
+        | {
+            "Gemma3nTextModel": "",
+            "Gemma3nForConditionalGeneration": "model.language_model",
+            "Gemma3nModel": "language_model",
+        },
+        attn=_attn("post_attention_layernorm"),
+        mlp=_mlp("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        prenorm=False,
+        note="several streams; attention whose keys later layers share cannot be left out",
+    ),
+    Layout(
+        _models("Olmo2"),
+        attn=_attn("post_attention_layernorm"),
+        mlp=_mlp("post_feedforward_layernorm"),
+        between="mlp",
+        note="norms after the sublayers only",
+    ),
+    Layout(
+        {"GPT2LMHeadModel": "transformer", "GPT2Model": ""},
+        attn=_attn("ln_1", path="attn"),
+        mlp=_mlp("ln_2"),
+        stack="h",
+        between="ln_2",
+    ),
+    _OPT,
+    replace(
+        _OPT,
+        attn=_attn(),
+        mlp=_mlp("fc1", path="fc2", width="out_features"),
+        prenorm=False,
+        when=(("do_layer_norm_before", False),),
+        note="norms after the residual sum: they stay when a sublayer is left out",
+    ),
+    _NEOX,
+    replace(_NEOX, parallel=True, between="", when=()),
+    _FALCON,
+    replace(
+        _FALCON,
+        attn=_attn("ln_attn", path="self_attention"),
+        mlp=_mlp("ln_mlp"),
+        parallel=True,
+        between="",
+        when=(),
+        note="one norm for both sublayers, or one for each",
+    ),
+    _BLOOM,
+    replace(
+        _BLOOM,
+        attn=replace(_BLOOM.attn, serves=()),
+        mlp=replace(_BLOOM.mlp, serves=()),
+        prenorm=False,
+        when=(),
+        note="the residual is the norm's output",
+    ),
+    Layout(
+        _models("Mpt", decoder="transformer"),
+        attn=_attn("norm_1", path="attn"),
+        mlp=Sublayer("ffn", outputs=("residual",), inside=True, serves=("norm_2",)),
+        stack="blocks",
+        between="norm_2",
+        nothings=1,
+        note="the feed-forward adds the residual itself",
+    ),
+    _STABLELM,
+    replace(_STABLELM, attn=_attn(), mlp=_mlp(), parallel=True, between="", when=()),
+    _PARALLEL,
+    replace(
+        _PARALLEL,
+        models=_models("GPTJ", decoder="transformer"),
+        attn=_attn(path="attn"),
+        stack="h",
+        nothings=1,
+    ),
+)
+
+
+def submodule(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at a dotted path, the model itself for an empty one, or None."""
+    found: Any = model
+    for step in path.split(".") if path else ():
+        found = getattr(found, step, None)
+    return found if isinstance(found, nn.Module) else None
+
+
+def layout_of(model: nn.Module) -> tuple[Layout, str] | None:
+    """The layout of a language model and the path of its decoder, or None for a model that is not described."""
+    for cls in type(model).__mro__:
+        for layout in LAYOUTS:
+            if (path := layout.models.get(cls.__name__)) is None:
+                continue
+            config = getattr(submodule(model, path), "config", None)
+            if all(getattr(config, name, None) == value for name, value in layout.when):
+                return layout, path
+    return None
+
+
+def language_model_spec(model: nn.Module) -> ModelSpec | None:
+    """The core's description of a language model, or None."""
+    if (found := layout_of(model)) is None:
+        return None
+    layout, path = found
+    return ModelSpec((layout.block(path),))
