@@ -19,7 +19,7 @@ from torch import Tensor
 
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
-from skipguide.select import rank
+from skipguide.llm.choose import rank
 
 Part = Literal["attn", "mlp"]
 
