@@ -20,7 +20,7 @@ from skipguide.llm.choose import (
     rank,
 )
 from skipguide.llm.cost import SublayerCosts, measure_costs
-from skipguide.llm.stats import RequestMeter, StatsMeter, SublayerStats
+from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats
 
 similarities = st.lists(st.floats(-1, 1), min_size=2, max_size=12)
 
