@@ -57,7 +57,8 @@ class Schedule:
         return self.active(step, steps) and (step - first) % self.every == 0
 
 
-def _layer_tuple(layers: Iterable[int] | int) -> tuple[int, ...]:
+def layer_tuple(layers: Iterable[int] | int) -> tuple[int, ...]:
+    """Layer numbers as a tuple, each checked to be a whole number and named once."""
     items = (layers,) if isinstance(layers, int) else tuple(layers)
     for item in items:
         if isinstance(item, bool) or not hasattr(item, "__index__"):
@@ -101,11 +102,11 @@ class SkipPlan:
 
     def __post_init__(self) -> None:
         """Normalise sequences to tuples and check every field."""
-        object.__setattr__(self, "layers", _layer_tuple(self.layers))
+        object.__setattr__(self, "layers", layer_tuple(self.layers))
         if self.part not in PARTS:
             raise SkipError(f"unknown part {self.part!r}; expected one of {', '.join(PARTS)}")
         if self.rows is not None:
-            object.__setattr__(self, "rows", _layer_tuple(self.rows))
+            object.__setattr__(self, "rows", layer_tuple(self.rows))
         Schedule(self.start, self.stop)
 
     @property

@@ -1,178 +1,62 @@
-"""Stats: how much each sublayer of a language model changes the residual stream.
-
-With x the stream before a layer, a = x + attention and m = a + MLP, the similarity of an attention is the mean cosine
-of x and a over the tokens, that of an MLP the mean cosine of a and m: the higher, the less it does. The scale is the
-factor by which the stream's norm grows; a left-out sublayer can stand for `h * scale`.
-
-Source: AdaSkip (arXiv 2501.02336), section on offline importance learning.
-"""
+"""Stats: the ledger of a sublayer plan."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from skipguide.config import JsonConfig
-from skipguide.errors import SkipError
-from skipguide.llm.choose import rank
-
-Part = Literal["attn", "mlp"]
+from skipguide.llm import cache as kv
+from skipguide.llm.families import SublayerMap
+from skipguide.llm.sites import LMFrame
 
 
-@dataclass(frozen=True)
-class SublayerStats(JsonConfig):
-    """Similarity and scale of every sublayer, averaged over requests.
+@dataclass
+class SublayerLedger:
+    """What ran and what was left out under a sublayer plan.
 
     Attributes:
-        attn_similarity: mean cosine per layer over the attention's residual branch.
-        mlp_similarity: the same over the MLP's.
-        attn_scale: growth of the stream's norm over the attention.
-        mlp_scale: growth over the MLP.
-        block_similarity: mean cosine of a whole layer's input and output; empty where it was not measured.
-        requests: how many requests the averages are over.
-        model: class of the model that was measured.
-
-    Raises:
-        SkipError: for lists of different lengths, and for numbers that are not finite.
-
-    Example:
-        >>> stats = SublayerStats((0.9, 0.99), (0.8, 0.95), (1.1, 1.0), (1.2, 1.0), requests=20)
-        >>> stats.ranking()  # attention of layer 0 and 1, MLP of layer 0 and 1 are sublayers 0 to 3
-        [1, 3, 0, 2]
-        >>> SublayerStats.from_dict(stats.to_dict()) == stats
-        True
+        passes: forward passes of the model under the plan.
+        kv_bytes: bytes of keys and values in the cache of the last pass.
+        kv_bytes_saved: bytes that the left-out attention would have held in it.
     """
 
-    attn_similarity: tuple[float, ...]
-    mlp_similarity: tuple[float, ...]
-    attn_scale: tuple[float, ...]
-    mlp_scale: tuple[float, ...]
-    block_similarity: tuple[float, ...] = ()
-    requests: int = 1
-    model: str = ""
+    map: SublayerMap = field(repr=False)
+    passes: int = 0
+    kv_bytes: int = 0
+    kv_bytes_saved: int = 0
+    _skips: dict[tuple[int, str], int] = field(default_factory=dict, repr=False)
 
-    def __post_init__(self) -> None:
-        """Refuse what is no measurement."""
-        for name in ("attn_similarity", "mlp_similarity", "attn_scale", "mlp_scale", "block_similarity"):
-            try:
-                values = tuple(float(value) for value in getattr(self, name))
-            except (TypeError, ValueError):
-                raise SkipError(f"expected {name} as a list of numbers; got {getattr(self, name)!r}") from None
-            object.__setattr__(self, name, values)
-            if name == "block_similarity" and not values:
-                continue
-            if not values or len(values) != len(self.attn_similarity):
-                raise SkipError(
-                    f"expected one value per layer in every list; got {len(values)} in {name} and "
-                    f"{len(self.attn_similarity)} in attn_similarity"
-                )
-            for layer, value in enumerate(values):
-                if not math.isfinite(value):
-                    raise SkipError(
-                        f"{name} of layer {layer} is {value}: the model produced NaN or inf on what it was measured "
-                        "on; run it in float32 or bfloat16, and look at its outputs first"
-                    )
+    def enter(self, frame: LMFrame, cache: Any, mark: kv.Mark | None) -> None:
+        """Enter a pass."""
+        self.passes += 1
+        for key in frame.hits:
+            self._skips[key] = self._skips.get(key, 0) + 1
+        if cache is not None:
+            self.kv_bytes, self.kv_bytes_saved = kv.kv_bytes(cache, mark)
 
     @property
-    def num_layers(self) -> int:
-        """How many layers were measured."""
-        return len(self.attn_similarity)
+    def skips(self) -> dict[str, int]:
+        """Sublayer -> times it was left out."""
+        return {s.name: n for s in self.map.sites if (n := self._skips.get((s.layer, s.part), 0))}
 
-    def ranking(self) -> list[int]:
-        """All 2L sublayers, most similar (least important) first; 0 to L-1 are attentions, L to 2L-1 MLPs."""
-        return rank(self.attn_similarity, self.mlp_similarity)
+    @property
+    def calls(self) -> dict[str, int]:
+        """Sublayer -> times it ran."""
+        return {s.name: self.passes - self._skips.get((s.layer, s.part), 0) for s in self.map.sites}
 
+    @property
+    def skipped_fraction(self) -> float:
+        """Share of the sublayers that was left out."""
+        total = self.passes * len(self.map.sites)
+        return sum(self._skips.values()) / total if total else 0.0
 
-class RequestMeter:
-    """Sums of one request (or a batch of them), on the model's device; nothing here waits for the device.
-
-    Args:
-        num_layers: layers of the model.
-    """
-
-    def __init__(self, num_layers: int) -> None:
-        self.num_layers = num_layers
-        self._sums: dict[tuple[int, str], Tensor] = {}
-
-    def add(self, layer: int, part: str, before: Tensor, after: Tensor, mask: Tensor | None = None) -> None:
-        """Enter the stream before and after one sublayer.
-
-        Args:
-            layer: which layer.
-            part: `"attn"`, `"mlp"` or `"block"`.
-            before: [B, T, D].
-            after: [B, T, D].
-            mask: [B, T] bool, False at padding; None counts every token.
-        """
-        before, after = before.detach().float(), after.detach().float()
-        cosine = torch.nn.functional.cosine_similarity(before, after, dim=2, eps=1e-8)
-        squares = torch.stack([before.square().sum(2), after.square().sum(2)])
-        tokens = torch.ones_like(cosine) if mask is None else mask.to(cosine)
-        # where, not a product: padding rows may hold NaN, which must not count
-        kept = tokens > 0
-        rows = torch.stack([torch.where(kept, value, 0.0).sum(1) for value in (cosine, *squares, tokens)])
-        key = (layer, part)
-        if (seen := self._sums.get(key)) is not None and seen.shape == rows.shape:
-            rows = rows + seen.to(rows.device)
-        self._sums[key] = rows
-
-    def similarity(self, part: str) -> Tensor:
-        """Mean cosine [L, B], NaN where nothing was measured."""
-        return self._of(part, lambda sums: sums[0] / sums[3])
-
-    def scale(self, part: str) -> Tensor:
-        """Growth of the norm over all tokens of a request [L, B], NaN where nothing was measured."""
-        return self._of(part, lambda sums: (sums[2] / sums[1]).sqrt())
-
-    def measured(self, part: str) -> list[int]:
-        """The layers of which something was entered."""
-        return sorted(layer for layer, name in self._sums if name == part)
-
-    def _of(self, part: str, value: object) -> Tensor:
-        found = next(iter(self._sums.values()), None)
-        if found is None:
-            raise SkipError("nothing was measured: run the model on a prompt first")
-        nothing = found.new_full(found.shape[1:], math.nan)
-        rows = [
-            value(self._sums[key]).to(nothing.device) if (key := (layer, part)) in self._sums else nothing  # type: ignore[operator]
-            for layer in range(self.num_layers)
-        ]
-        return torch.stack(rows)
-
-
-class StatsMeter:
-    """Averages over requests, each request with the same weight, whatever its length."""
-
-    def __init__(self, num_layers: int, model: str = "") -> None:
-        self.num_layers = num_layers
-        self.model = model
-        self._total: Tensor | None = None
-        self.requests = 0
-
-    def add(self, request: RequestMeter) -> None:
-        """Enter a request, or a batch of them as that many."""
-        both = [*(request.similarity(part) for part in ("attn", "mlp", "block"))]
-        values = torch.stack([*both, request.scale("attn"), request.scale("mlp")])  # [5, L, B]
-        total = values.sum(2)
-        self._total = total if self._total is None else self._total + total.to(self._total.device)
-        self.requests += values.shape[2]
-
-    def result(self) -> SublayerStats:
-        """The averages, copied to the host at once.
-
-        Raises:
-            SkipError: if nothing was measured, or a number is not finite.
-        """
-        if self._total is None:
-            raise SkipError("no request was measured: give at least one batch of token ids with two tokens or more")
-        attn, mlp, block, attn_scale, mlp_scale = _lists(self._total / self.requests)
-        return SublayerStats(attn, mlp, attn_scale, mlp_scale, block, requests=self.requests, model=self.model)
-
-
-def _lists(values: Tensor) -> Sequence[tuple[float, ...]]:
-    return [tuple(row) for row in values.double().cpu().tolist()]
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "passes": self.passes,
+            "calls": self.calls,
+            "skips": self.skips,
+            "skipped_fraction": self.skipped_fraction,
+            "kv_bytes": self.kv_bytes,
+            "kv_bytes_saved": self.kv_bytes_saved,
+        }

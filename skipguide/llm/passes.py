@@ -1,0 +1,79 @@
+"""Passes: what one call of the decoder is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from skipguide.acts import Arguments
+from skipguide.errors import SkipError
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass.
+
+    Attributes:
+        batch: rows.
+        tokens: tokens per row in this pass.
+        decode: one token of a sequence that runs already; False is prefill.
+        fresh: the first pass of a sequence.
+        mask: bool `[B, T]`, True for tokens that are no padding; None if all are.
+        cache: the KV cache, or None.
+    """
+
+    batch: int
+    tokens: int
+    decode: bool
+    fresh: bool
+    mask: Tensor | None
+    cache: Any
+
+
+class PassReader:
+    """Reads the arguments of a decoder."""
+
+    __slots__ = ("arguments",)
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self.arguments = Arguments(decoder)
+
+    def shape(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+        """Rows and tokens of the pass."""
+        for name in ("input_ids", "inputs_embeds"):
+            if (given := self.arguments.get(name, args, kwargs)) is not None:
+                return given.shape[0], given.shape[1]
+        raise SkipError("a pass of a language model has input_ids or inputs_embeds; got neither")
+
+    def tokens(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Tokens per row."""
+        return self.shape(args, kwargs)[1]
+
+    def cache(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The KV cache that was given, or None."""
+        return self.arguments.get("past_key_values", args, kwargs)
+
+    @staticmethod
+    def made(out: Any) -> Any:
+        """The KV cache that the decoder made itself, or None."""
+        found = getattr(out, "past_key_values", None)
+        if found is None and isinstance(out, tuple):
+            found = next((item for item in out if hasattr(item, "get_seq_length")), None)
+        return found
+
+    def mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """True for the tokens of this pass that are no padding, bool `[B, T]`; None if nothing says so."""
+        given = self.arguments.get("attention_mask", args, kwargs)
+        if not isinstance(given, Tensor):
+            return None
+        tokens = self.tokens(args, kwargs)
+        if given.dim() == 2:
+            return given[:, -tokens:].bool()
+        return None
+
+    def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any], cache: Any, decode: bool, fresh: bool) -> Pass:
+        """The pass, in words."""
+        batch, tokens = self.shape(args, kwargs)
+        return Pass(batch, tokens, decode, fresh, self.mask(args, kwargs), cache)

@@ -1,0 +1,168 @@
+"""Watch: the residual stream before and after every sublayer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipguide.acts import Arguments
+from skipguide.gate import Call, Frame, Gate, gate_of
+from skipguide.llm.families import Part, SublayerMap, sublayer_map
+from skipguide.llm.passes import Pass, PassReader
+from skipguide.stats import Stats
+
+OnSublayer = Callable[[int, Part, Tensor, Tensor], None]
+
+
+class Watch:
+    """Calls back with the residual stream around every sublayer; a context manager.
+
+    In serial layers x -> a = x + attn(norm(x)) -> m = a + mlp(norm(a)). In parallel layers, where both sublayers read
+    x, the sums are taken in the same order: a = x + attn(norm(x)) is computed for the watcher, and m is what the
+    layer returns. The tensors are the model's own, `[B, T, D]`: do not write into them, and do not wait for them.
+
+    A layer that a plan leaves out whole is not reported, nor is a sublayer that a plan around the watch leaves out.
+
+    Attributes:
+        now: the running `Pass` (its `mask` says which tokens are padding), or None between passes.
+    """
+
+    def __init__(
+        self, model: nn.Module, on_sublayer: OnSublayer, on_pass: Callable[[Pass], None] | None = None
+    ) -> None:
+        self.map = sublayer_map(model)
+        self.on_sublayer = on_sublayer
+        self.on_pass = on_pass
+        self.now: Pass | None = None
+        self._root = gate_of(self.map.decoder)
+        self._frame = Frame(self._root, Stats())
+        self._gates = [self._root]
+        self._frame.acts[self._root.key] = _Start(self)
+        for i, layer in enumerate(self.map.layers):
+            act = _Layer(self, i)
+            self._add(layer, act)
+            if self.map.layout.between:
+                middle = layer.get_submodule(self.map.layout.between)
+                self._add(middle, _Middle(act))
+            else:
+                self._add(self.map.attn(i), _Attention(act))
+
+    def _add(self, module: nn.Module, act: Any) -> None:
+        gate = gate_of(module)
+        self._gates.append(gate)
+        self._frame.acts[gate.key] = act
+
+    def __enter__(self) -> Watch:
+        """Install the gates and watch in this thread or task."""
+        done: list[Gate] = []
+        try:
+            for gate in self._gates:
+                gate.install(inside=gate is self._root)
+                done.append(gate)
+        except BaseException:
+            for gate in reversed(done):
+                gate.remove()
+            raise
+        self._frame.enter()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Stop, and take the gates away."""
+        self._frame.leave()
+        for gate in reversed(self._gates):
+            gate.remove()
+
+
+def watch(model: nn.Module, on_sublayer: OnSublayer, on_pass: Callable[[Pass], None] | None = None) -> Watch:
+    """Watch the residual stream of a causal language model.
+
+    Args:
+        model: a model of a known family.
+        on_sublayer: called with layer, `"attn"` or `"mlp"`, and the stream before and after, each `[B, T, D]`.
+        on_pass: called with the `Pass` before each forward pass.
+
+    Raises:
+        SkipError: for a model that is not known, or has recurrent layers.
+
+    Example:
+        >>> import torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32,
+        ...     num_hidden_layers=2, num_attention_heads=2))
+        >>> seen = []
+        >>> with watch(model, lambda layer, part, before, after: seen.append((layer, part))):
+        ...     _ = model(torch.tensor([[1, 2, 3]]))
+        >>> seen
+        [(0, 'attn'), (0, 'mlp'), (1, 'attn'), (1, 'mlp')]
+    """
+    return Watch(model, on_sublayer, on_pass)
+
+
+class _Start:
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.reader = PassReader(watch.map.decoder)
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        watch, reader = self.watch, self.reader
+        cache = reader.cache(args, kwargs)
+        tokens = reader.tokens(args, kwargs)
+        held = cache is not None and bool(cache.get_seq_length() > 0) if tokens == 1 else False
+        watch.now = reader.describe(args, kwargs, cache, decode=held, fresh=not held)
+        frame.batch = watch.now.batch
+        if watch.on_pass is not None:
+            watch.on_pass(watch.now)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            watch.now = None
+            frame.batch = 0
+            frame.seen.clear()
+
+
+class _Layer:
+    """The ends of a layer; what lies between them is filled in by the other acts."""
+
+    def __init__(self, watch: Watch, layer: int) -> None:
+        self.watch = watch
+        self.layer = layer
+        self.arguments = Arguments(watch.map.layers[layer])
+        self.before: Tensor | None = None
+        self.between: Tensor | None = None
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.before, self.between = self.arguments.get("hidden_states", args, kwargs), None
+        try:
+            out = call(*args, **kwargs)
+            if self.between is not None:
+                report, before = self.watch.on_sublayer, self.before
+                between = self.between.view(before.shape)
+                report(self.layer, "attn", before, between)
+                report(self.layer, "mlp", between, out[0] if isinstance(out, tuple) else out)
+        finally:
+            self.before = self.between = None
+        return out
+
+
+class _Middle:
+    def __init__(self, layer: _Layer) -> None:
+        self.layer = layer
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.layer.between = args[0] if args else next(iter(kwargs.values()))
+        return call(*args, **kwargs)
+
+
+class _Attention:
+    def __init__(self, layer: _Layer) -> None:
+        self.layer = layer
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = call(*args, **kwargs)
+        added = out[0] if isinstance(out, tuple) else out
+        before = self.layer.before
+        self.layer.between = None if before is None else torch.add(before, added)
+        return out
