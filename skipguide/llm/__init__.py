@@ -1,18 +1,29 @@
 """Layer skipping in language models."""
 
+from skipguide.llm.adaskip import AdaSkip
 from skipguide.llm.engine import AppliedSublayers
 from skipguide.llm.families import SublayerMap, SublayerSite, sublayer_map
 from skipguide.llm.passes import Pass
 from skipguide.llm.plan import SublayerPlan
+from skipguide.llm.self_speculative import SelfSpeculative
+from skipguide.llm.similarity import SublayerStats
+from skipguide.llm.speculation import SpeculationStats
+from skipguide.llm.unified import UnifiedSkip, unified_layers
 from skipguide.llm.watch import Watch, watch
 
 __all__ = [
+    "AdaSkip",
     "AppliedSublayers",
     "Pass",
+    "SelfSpeculative",
+    "SpeculationStats",
     "SublayerMap",
     "SublayerPlan",
     "SublayerSite",
+    "SublayerStats",
+    "UnifiedSkip",
     "Watch",
     "sublayer_map",
+    "unified_layers",
     "watch",
 ]

@@ -6,8 +6,11 @@ it is about speed alone.
 
 from __future__ import annotations
 
+import bisect
+import math
 import statistics
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -55,6 +58,38 @@ def best_length(acceptance: float, draft_cost: float, verify_cost: float = 1.05,
     )
 
 
+EDGES = (0.2, 0.4, 0.6, 0.8, 0.95)
+
+
+@dataclass
+class Calibration:
+    """What a drafter's confidence is worth: the share of drafts accepted, by its largest probability.
+
+    A confidence is no promise: a drafter can be unsure and always agree with the full model, or the reverse. So the
+    exit goes by what was accepted at this confidence before, from a mild prior.
+
+    Example:
+        >>> seen = Calibration()
+        >>> for _ in range(8): seen.enter(0.1, accepted=True)
+        >>> seen.chance(0.1) > 0.9 > seen.chance(0.9)
+        True
+    """
+
+    accepted: list[float] = field(default_factory=lambda: [1.6] * (len(EDGES) + 1))
+    judged: list[float] = field(default_factory=lambda: [2.0] * (len(EDGES) + 1))
+
+    def chance(self, confidence: float) -> float:
+        """Probability that a token drafted with this confidence is accepted."""
+        place = bisect.bisect(EDGES, confidence)
+        return self.accepted[place] / self.judged[place]
+
+    def enter(self, confidence: float, accepted: bool) -> None:
+        """Enter one judged token."""
+        place = bisect.bisect(EDGES, confidence)
+        self.accepted[place] += accepted
+        self.judged[place] += 1
+
+
 @dataclass
 class Controller:
     """Watches one request: adapts the draft length, and stops drafting where it does not pay.
@@ -62,6 +97,7 @@ class Controller:
     Args:
         max_draft: the longest draft.
         adaptive: False drafts `max_draft` tokens in every round, whatever they cost.
+        confidence_exit: end a draft where what it has earned so far no longer pays for one more token.
         warmup: plain steps at the beginning, which tell what a plain step costs.
         patience: rounds that are judged together.
         retry: plain steps after which drafting is tried again; doubled with every failure.
@@ -69,12 +105,14 @@ class Controller:
 
     max_draft: int = 12
     adaptive: bool = True
+    confidence_exit: bool = True
     warmup: int = 2
     patience: int = 6
     retry: int = 48
 
     off: bool = False
     switched_off: int = 0
+    calibration: Calibration = field(default_factory=Calibration)
     _waiting: int = 0
     _accepted: float = 3.0  # a mild prior: 0.75, worth four tokens
     _tried: float = 4.0
@@ -82,6 +120,7 @@ class Controller:
     _draft: deque[float] = field(default_factory=lambda: deque(maxlen=15))
     _verify: deque[float] = field(default_factory=lambda: deque(maxlen=15))
     _rounds: deque[tuple[int, float]] = field(default_factory=deque)
+    _rate: float = 1.0
 
     @property
     def acceptance(self) -> float:
@@ -104,7 +143,7 @@ class Controller:
         return self._relative(self._verify)
 
     def next_length(self) -> int:
-        """How many tokens to draft now; 0 asks for a plain step."""
+        """How many tokens to draft now at most; 0 asks for a plain step."""
         if not self.adaptive:
             return self.max_draft
         if len(self._plain) < self.warmup or (self.off and self._waiting > 0):
@@ -112,26 +151,34 @@ class Controller:
         if self.off:  # waited long enough: the text may have become easier
             self.off = False
             self._rounds.clear()
-        if self.draft_cost is None or self.verify_cost is None:
-            return min(4, self.max_draft)
-        return best_length(self.acceptance, self.draft_cost, self.verify_cost, self.max_draft)[0]
+        length, self._rate = self._best()
+        return self.max_draft if self.confidence_exit else length
 
-    def worth_going_on(self, confidence: float) -> bool:
+    def worth_going_on(self, confidences: Sequence[float]) -> bool:
         """Whether one more drafted token is expected to earn what it costs.
 
+        It earns the probability that the whole draft stays; it costs its time, in which plain decoding, or the
+        rounds so far if they are faster, would yield tokens too.
+
         Args:
-            confidence: probability, by the drafter, that all of the draft so far will be accepted.
+            confidences: the drafter's largest probability at every token of the draft so far.
         """
         cost = self.draft_cost
-        return cost is None or confidence * self.acceptance > cost
+        if not (self.adaptive and self.confidence_exit) or cost is None:
+            return True
+        stays = math.prod(self.calibration.chance(confidence) for confidence in confidences)
+        return stays * self.acceptance > cost * max(1.0, self._rate)
 
     def plain_step(self, seconds: float) -> None:
         """Enter a step without a draft."""
         self._plain.append(seconds)
         self._waiting -= 1
 
-    def round(self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
-        """Enter a round: what was drafted, what of it was accepted, and the seconds of both halves."""
+    def round(self, confidences: Sequence[float], accepted: int, draft_seconds: float, verify_seconds: float) -> None:
+        """Enter a round: what was drafted with which confidence, how much was accepted, and both halves' seconds."""
+        drafted = len(confidences)
+        for place, confidence in enumerate(confidences[: accepted + 1]):
+            self.calibration.enter(confidence, place < accepted)
         fade = 0.9
         self._accepted = fade * self._accepted + accepted
         self._tried = fade * self._tried + accepted + (accepted < drafted)
@@ -145,13 +192,17 @@ class Controller:
             self._waiting = self.retry * 2**self.switched_off
             self.switched_off += 1
 
+    def _best(self) -> tuple[int, float]:
+        if self.draft_cost is None or self.verify_cost is None:
+            return min(4, self.max_draft), 1.0
+        return best_length(self.acceptance, self.draft_cost, self.verify_cost, self.max_draft)
+
     def _pays(self) -> bool:
         plain = self.plain_seconds
-        if plain is None or self.draft_cost is None or self.verify_cost is None:
+        if plain is None:
             return True
         measured = sum(tokens for tokens, _ in self._rounds) * plain / sum(seconds for _, seconds in self._rounds)
-        expected = best_length(self.acceptance, self.draft_cost, self.verify_cost, self.max_draft)[1]
-        return max(measured, expected) >= 1.0
+        return max(measured, self._best()[1]) >= 1.0
 
     def _relative(self, seconds: deque[float]) -> float | None:
         if not seconds or self.plain_seconds is None:

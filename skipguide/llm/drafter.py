@@ -2,81 +2,125 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from skipguide.errors import SkipError
-
-
-@dataclass(frozen=True)
-class SublayerSets:
-    """The sublayers that a drafter leaves out.
-
-    Attributes:
-        attn: layers whose attention is left out.
-        mlp: layers whose MLP is left out.
-        saved: share of all sublayers' time that this saves.
-    """
-
-    attn: tuple[int, ...]
-    mlp: tuple[int, ...]
-    saved: float
+from skipguide.llm.choose import least_per_millisecond
+from skipguide.llm.cost import SublayerCosts, _Clock
+from skipguide.llm.families import SublayerMap
+from skipguide.llm.plan import SublayerPlan
+from skipguide.llm.similarity import RequestMeter, SublayerStats
+from skipguide.llm.watch import watch
 
 
 def choose_drafter(
-    attn_similarity: Sequence[float],
-    mlp_similarity: Sequence[float],
-    attn_ms: Sequence[float],
-    mlp_ms: Sequence[float],
-    ratio: float,
-) -> SublayerSets:
-    """Leave out what changes least per millisecond saved, until `ratio` of the sublayers' time is saved.
+    stats: SublayerStats, costs: SublayerCosts, share: float, keep_attn: Iterable[int] = ()
+) -> SublayerPlan:
+    """Leave out what changes the stream least per millisecond saved, until `share` of the sublayers' time is saved.
 
-    The damage of a sublayer is 1 - cosine of the stream before and after it. Sublayers are taken by damage per
-    millisecond, smallest first, and one that would overshoot by more than it brings nearer is passed over. One
-    attention always stays: the lengths of the cache are read from it.
+    One attention always stays, because the lengths of the cache are read from it: if all were chosen, the one that
+    does most runs.
 
     Args:
-        attn_similarity: mean cosine per layer over the attention's residual branch.
-        mlp_similarity: the same over the MLP's.
-        attn_ms: milliseconds of every attention at decoding.
-        mlp_ms: milliseconds of every MLP at decoding.
-        ratio: share of the sublayers' time to save, above 0 and below 1.
+        stats: similarity of every sublayer.
+        costs: time of every sublayer at decoding.
+        share: of the sublayers' time, above 0 and below 1.
+        keep_attn: layers whose attention must run, as later layers read its keys and values.
 
     Raises:
-        SkipError: for lists of different lengths, a similarity that is not finite, times that are not positive, or a
-            ratio outside (0, 1).
+        SkipError: for statistics and costs of different models, or where nothing is left to leave out.
 
     Example:
-        >>> found = choose_drafter([0.9, 0.99], [0.5, 0.98], [1.0, 1.0], [2.0, 2.0], ratio=0.5)
-        >>> found.attn, found.mlp, found.saved
-        ((1,), (1,), 0.5)
+        >>> stats = SublayerStats((0.9, 0.99), (0.5, 0.98), (1.0, 1.0), (1.0, 1.0))
+        >>> plan = choose_drafter(stats, SublayerCosts((1.0, 1.0), (2.0, 2.0), 1.0, tokens=64), share=0.5)
+        >>> plan.attn, plan.mlp
+        ((1,), (1,))
     """
-    layers = len(attn_similarity)
-    if layers < 1 or not len(mlp_similarity) == len(attn_ms) == len(mlp_ms) == layers:
-        raise SkipError(
-            "expected one similarity and one time per layer for attention and MLP; got "
-            f"{layers} and {len(mlp_similarity)} similarities, {len(attn_ms)} and {len(mlp_ms)} times"
-        )
-    if not all(math.isfinite(value) for value in (*attn_similarity, *mlp_similarity)):
-        raise SkipError("a similarity is not finite: the statistics come from a model that produced NaN or inf")
-    if not all(math.isfinite(value) and value > 0 for value in (*attn_ms, *mlp_ms)):
-        raise SkipError("expected sublayer times above 0 ms; measure them again on this machine")
-    if not 0 < ratio < 1:
-        raise SkipError(f"expected a share of the time to save, above 0 and below 1; got {ratio!r}")
+    if len(costs.attn_ms) != stats.num_layers:
+        raise SkipError(f"the statistics are of {stats.num_layers} layers, the costs of {len(costs.attn_ms)}")
+    found = least_per_millisecond(stats.attn_similarity, stats.mlp_similarity, costs.attn_ms, costs.mlp_ms, share=share)
+    attn = set(found.attn) - set(keep_attn)
+    if len(attn) == stats.num_layers:
+        attn.discard(min(attn, key=lambda layer: stats.attn_similarity[layer]))
+    if not attn and not found.mlp:
+        raise SkipError("the drafter would leave nothing out: ask for a larger share of the time")
+    return SublayerPlan(tuple(attn), found.mlp)
 
-    candidates = sorted(
-        ((1 - similarity) / ms, part, layer, ms)
-        for part, similarities, times in (("attn", attn_similarity, attn_ms), ("mlp", mlp_similarity, mlp_ms))
-        for layer, (similarity, ms) in enumerate(zip(similarities, times, strict=True))
-    )
-    total = sum(attn_ms) + sum(mlp_ms)
-    goal, saved = ratio * total, 0.0
-    left_out: dict[str, list[int]] = {"attn": [], "mlp": []}
-    for _, part, layer, ms in candidates:
-        if saved + ms - goal > goal - saved or (part == "attn" and len(left_out["attn"]) == layers - 1):
-            continue
-        left_out[part].append(layer)
-        saved += ms
-    return SublayerSets(tuple(sorted(left_out["attn"])), tuple(sorted(left_out["mlp"])), saved / total)
+
+@dataclass
+class PromptMeter:
+    """Similarities of one prompt, measured in its own prefill.
+
+    Args:
+        model: a causal language model of a known family.
+    """
+
+    model: Any
+    meter: RequestMeter | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Measure the passes inside the block; nothing waits for the device."""
+
+        def enter(layer: int, part: Any, before: Tensor, after: Tensor) -> None:
+            meter.add(layer, part, before, after, watching.now.mask if watching.now is not None else None)
+
+        watching = watch(self.model, enter)
+        self.meter = meter = RequestMeter(watching.map.num_layers)
+        with watching:
+            yield
+
+    def stats(self) -> SublayerStats:
+        """The similarities, averaged over the rows; one copy to the host.
+
+        Raises:
+            SkipError: if the prefill produced NaN or inf.
+        """
+        assert self.meter is not None
+        values = torch.stack([self.meter.similarity(part).mean(1) for part in ("attn", "mlp")]).double().cpu().tolist()
+        ones = (1.0,) * self.meter.num_layers
+        return SublayerStats(tuple(values[0]), tuple(values[1]), ones, ones, model=type(self.model).__name__)
+
+
+class StepClock:
+    """Times every sublayer of the decoding steps inside its `with`, and says what they cost.
+
+    Args:
+        sites: the model's sublayers.
+        device: where it runs.
+    """
+
+    def __init__(self, sites: SublayerMap, device: torch.device) -> None:
+        self.sites = sites
+        self.device = device
+        self._clocks = {(site.layer, site.part): _Clock(device) for site in sites.sites}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> StepClock:
+        """Hook the sublayers and their norms."""
+        for site in self.sites.sites:
+            for module in (site.module, *site.serves):
+                self._stack.enter_context(self._clocks[site.layer, site.part].on(module))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Take the hooks away."""
+        self._stack.close()
+
+    def costs(self, tokens: int) -> SublayerCosts:
+        """What was measured, as the median over the layers.
+
+        Args:
+            tokens: length of the context.
+        """
+        read = {key: clock.read() for key, clock in self._clocks.items()}
+        layers = self.sites.num_layers
+        ms = [max(1e-6, statistics.median(read.get((i, part), 0.0) for i in range(layers))) for part in ("attn", "mlp")]
+        return SublayerCosts((ms[0],) * layers, (ms[1],) * layers, 0.0, tokens, "decode", str(self.device))

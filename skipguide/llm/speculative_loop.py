@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from skipguide.llm.acceptance import Controller
+from skipguide.llm.speculation import SpeculationStats
 from skipguide.llm.verify import Verdict, accept_greedy, accept_sampled
 
 
@@ -103,61 +104,27 @@ class Request:
         return stop
 
 
-@dataclass
-class Ledger:
-    """What a request, or several, did.
-
-    Attributes:
-        drafted: tokens that were drafted.
-        accepted: those of them that the full model accepted; in a batch, those that every row accepted.
-        rounds: drafts that were verified.
-        plain_steps: steps without a draft.
-        switched_off: how often drafting was given up because it did not pay.
-        draft_seconds: time in the drafter.
-        verify_seconds: time in verification.
-        plain_seconds: time in plain steps.
-        rejected_rounds: rounds in which a drafted token was rejected.
-    """
-
-    drafted: int = 0
-    accepted: int = 0
-    rounds: int = 0
-    plain_steps: int = 0
-    switched_off: int = 0
-    draft_seconds: float = 0.0
-    verify_seconds: float = 0.0
-    plain_seconds: float = 0.0
-    rejected_rounds: int = 0
-
-    @property
-    def acceptance(self) -> float:
-        """Accepted over judged drafts: a draft behind the first rejected one was not judged."""
-        judged = self.accepted + self.rejected_rounds
-        return self.accepted / judged if judged else 0.0
+def start(request: Request, outputs: Any) -> bool:
+    """Choose the first token, from the prefill's outputs; whether to stop there."""
+    return _commit_plain(request, outputs, outputs.logits[:, -1:].to(torch.float32))
 
 
-def run(request: Request, drafter: Drafter | None, controller: Controller, ledger: Ledger, first: Any) -> None:
+def run(request: Request, drafter: Drafter, controller: Controller, stats: SpeculationStats) -> None:
     """Decode until everything is finished.
 
     Args:
-        request: after its prefill: `first` are the outputs of the prompt.
-        drafter: None decodes plainly.
+        request: with at least one token beyond what the cache holds.
+        drafter: of this model.
         controller: of this request.
-        ledger: filled in as it goes.
-        first: the prefill's outputs.
+        stats: filled in as it goes.
     """
-    raw = first.logits[:, -1:].to(torch.float32)
-    stop = _commit_plain(request, first, raw)
-    del first, raw
+    stop = False
     while not stop:
-        length = min(controller.next_length(), request.room - 1) if drafter is not None else 0
+        length = min(controller.next_length(), request.room - 1)
         if length < 1:
-            stop = _plain_step(request, controller, ledger)
+            stop = plain_step(request, controller, stats)
         else:
-            assert drafter is not None
-            stop = _round(request, drafter, controller, ledger, length)
-    if request.streamer is not None:
-        request.streamer.end()
+            stop = _round(request, drafter, controller, stats, length)
 
 
 def _commit_plain(request: Request, outputs: Any, raw: Tensor) -> bool:
@@ -169,31 +136,29 @@ def _commit_plain(request: Request, outputs: Any, raw: Tensor) -> bool:
     return request.commit(outputs, token, raw, scores[:, None])
 
 
-def _plain_step(request: Request, controller: Controller, ledger: Ledger) -> bool:
+def plain_step(request: Request, controller: Controller, stats: SpeculationStats) -> bool:
+    """One token by the full model alone; whether to stop."""
     began = _clock(request)
     outputs = request.forward(request.ids, 1, request.model_kwargs)
     request.cache.crop(0)  # a recording sliding window shrinks back to its size
     stop = _commit_plain(request, outputs, outputs.logits[:, -1:].to(torch.float32))
     seconds = _clock(request) - began
     controller.plain_step(seconds)
-    ledger.plain_steps += 1
-    ledger.plain_seconds += seconds
+    stats.plain_steps += 1
+    stats.plain_seconds += seconds
     return stop
 
 
-def _round(request: Request, drafter: Drafter, controller: Controller, ledger: Ledger, length: int) -> bool:
+def _round(request: Request, drafter: Drafter, controller: Controller, stats: SpeculationStats, length: int) -> bool:
     began = _clock(request)
-    ids, probabilities = _draft(request, drafter, controller, length)
-    drafted = ids[:, request.ids.shape[1] :]
+    draft = _draft(request, drafter, controller, length)
+    ids, probabilities, start = draft.ids, draft.probabilities, request.ids.shape[1]
+    drafted = ids[:, start:]
     count = drafted.shape[1]
     between = _clock(request)
 
-    model_kwargs = request.model_kwargs
-    if count:
-        model_kwargs = request.grown({}, count, model_kwargs)
-    outputs = request.forward(ids, count + 1, model_kwargs)
+    outputs = request.forward(ids, count + 1, request.grown({}, count, request.model_kwargs))
     raw = outputs.logits[:, -count - 1 :].to(torch.float32)
-    start = request.ids.shape[1]
     scores = torch.stack([request.processor(ids[:, : start + j], raw[:, j].clone()) for j in range(count + 1)], dim=1)
     if probabilities is None:
         verdict = accept_greedy(drafted, scores)
@@ -201,50 +166,54 @@ def _round(request: Request, drafter: Drafter, controller: Controller, ledger: L
         verdict = accept_sampled(drafted, probabilities, scores.softmax(dim=-1))
     accepted = _common_matches(request, verdict, count)
     stop = request.commit(outputs, verdict.tokens[:, : accepted + 1], raw, scores)
-    held = start + count  # tokens in the cache; those committed but for the last stay
-    request.cache.crop(request.ids.shape[1] - 1 - held)
+    # start + count tokens are in the cache; those committed, but for the last, stay there
+    request.cache.crop(request.ids.shape[1] - 1 - start - count)
     ended = _clock(request)
 
-    controller.round(count, accepted, between - began, ended - between)
-    ledger.rounds += 1
-    ledger.drafted += count
-    ledger.accepted += accepted
-    ledger.rejected_rounds += accepted < count
-    ledger.draft_seconds += between - began
-    ledger.verify_seconds += ended - between
+    controller.round(draft.confidences, accepted, between - began, ended - between)
+    stats.rounds += 1
+    stats.drafted += count
+    stats.accepted += accepted
+    stats.rejected_rounds += accepted < count
+    stats.draft_seconds += between - began
+    stats.verify_seconds += ended - between
     return stop
 
 
-def _draft(request: Request, drafter: Drafter, controller: Controller, length: int) -> tuple[Tensor, Tensor | None]:
-    """Draft up to `length` tokens; returns [B, T + k] tokens and, when sampling, the drafter's [B, k, V]."""
-    ids, model_kwargs = request.ids, request.model_kwargs
+@dataclass
+class _Draft:
+    """[B, T + k] tokens; the drafter's [B, k, V] when sampling; k confidences, of the least sure row."""
+
+    ids: Tensor
+    probabilities: Tensor | None
+    confidences: list[float]
+
+
+def _draft(request: Request, drafter: Drafter, controller: Controller, length: int) -> _Draft:
+    ids, model_kwargs, alive = request.ids, request.model_kwargs, request.unfinished.bool()
     probabilities: list[Tensor] = []
-    confidence = torch.ones(len(ids), device=ids.device)
+    confidences: list[float] = []
     with drafter.drafting(request.cache):
         for j in range(length):
             outputs = request.forward(ids, 1, model_kwargs)
             scores = request.processor(ids, outputs.logits[:, -1].to(torch.float32, copy=True))
             chances = scores.softmax(dim=-1)
+            top, token = chances.max(dim=-1, keepdim=True)
             if request.config.do_sample:
                 token = torch.multinomial(chances, 1)
                 probabilities.append(chances)
-            else:
-                top, token = chances.max(dim=-1, keepdim=True)
-                confidence = confidence * top[:, 0]
+            confidences.append(float(top[alive].min()))
             ids = torch.cat([ids, token], dim=1)
-            if j + 1 == length or not _go_on(request, controller, token, confidence):
+            if j + 1 == length or _ends(request, token[alive]) or not controller.worth_going_on(confidences):
                 break
             model_kwargs = request.grown(outputs, 1, model_kwargs)
-        request.cache.crop(request.ids.shape[1] - ids.shape[1])
-    return ids, torch.stack(probabilities, dim=1) if probabilities else None
+    return _Draft(ids, torch.stack(probabilities, dim=1) if probabilities else None, confidences)
 
 
-def _go_on(request: Request, controller: Controller, token: Tensor, confidence: Tensor) -> bool:
-    alive = request.unfinished.bool()
+def _ends(request: Request, tokens: Tensor) -> bool:
+    """Whether every row's token is an end: nothing needs to be drafted after it."""
     eos = getattr(request.config, "_eos_token_tensor", None)
-    if eos is not None and bool(torch.isin(token[:, 0], eos.to(token.device))[alive].all()):
-        return False  # nothing comes after the end
-    return controller.worth_going_on(float(confidence[alive].min()))
+    return eos is not None and bool(torch.isin(tokens, eos.to(tokens.device)).all())
 
 
 def _common_matches(request: Request, verdict: Verdict, count: int) -> int:

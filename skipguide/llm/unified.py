@@ -116,3 +116,28 @@ class UnifiedSkip(JsonConfig):
     def realised_speedup(self, num_layers: int) -> float:
         """All layers over those that run: the limit for the layers' time, embedding and head apart."""
         return num_layers / len(self.layers(num_layers))
+
+    def plan(self, num_layers: int) -> SublayerPlan:
+        """The plan that leaves the other layers out.
+
+        Raises:
+            SkipError: if every layer would run: the plan would do nothing.
+        """
+        left_out = sorted({*range(num_layers)} - {*self.layers(num_layers)})
+        if not left_out:
+            raise SkipError(
+                f"a speed-up of {self.speedup:g} leaves none of {num_layers} layers out: ask for at least "
+                f"{num_layers / max(1, num_layers - 1):.2f}"
+            )
+        return SublayerPlan(left_out, left_out, phase="both" if self.phase == "both" else "decode")
+
+    def apply(self, model: nn.Module) -> AppliedSublayers:
+        """Leave the layers out of `model.generate(...)` and plain forwards until `remove()` or the end of the `with`.
+
+        Args:
+            model: a causal language model of a known family.
+
+        Raises:
+            SkipError: for a model that is too shallow, unknown, or whose later layers read a left-out layer's keys.
+        """
+        return self.plan(sublayer_map(model).num_layers).apply(model)
