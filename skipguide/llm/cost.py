@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -158,14 +159,18 @@ def measure_costs(
 def _passes(model: nn.Module, ids: Tensor, phase: str, count: int) -> Iterator[Callable[[], object]]:
     """The passes to time, one after the other."""
     if phase == "prefill":
-        # as generate does: the head sees the last token only
-        last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+        last = last_token_only(model)  # as generate does
         for _ in range(count):
-            yield lambda: model(input_ids=ids, use_cache=False, **last)
+            yield partial(model, input_ids=ids, use_cache=False, **last)
         return
     cache = model(input_ids=ids, use_cache=True).past_key_values
     for _ in range(count):
         yield lambda: model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+
+
+def last_token_only(model: nn.Module) -> dict[str, int]:
+    """The argument with which a model computes its head for the last token alone, where it has one."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 class _Clock:

@@ -123,6 +123,24 @@ class RequestMeter:
             rows = rows + seen.to(rows.device)
         self._sums[key] = rows
 
+    def entering(self, mask: Tensor | None = None) -> Callable[[int, str, Tensor, Tensor], None]:
+        """A listener for `watch` that enters every sublayer it hears of, and the layers as wholes.
+
+        Args:
+            mask: [B, T], 0 at padding.
+        """
+        kept = None if mask is None else mask.bool()
+        starts: dict[int, Tensor] = {}
+
+        def enter(layer: int, part: str, before: Tensor, after: Tensor) -> None:
+            self.add(layer, part, before, after, kept)
+            if part == "attn":
+                starts[layer] = before
+            elif (start := starts.pop(layer, None)) is not None:
+                self.add(layer, "block", start, after, kept)
+
+        return enter
+
     def similarity(self, part: str) -> Tensor:
         """Mean cosine [L, B], NaN where nothing was measured."""
         return self._of(part, lambda sums: sums[0] / sums[3])

@@ -1,0 +1,221 @@
+"""AdaSkip: leave out the attention and MLP sublayers that change the residual stream least on the user's own text.
+
+Source: AdaSkip (arXiv 2501.02336).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from skipguide.config import JsonConfig
+from skipguide.errors import SkipError
+from skipguide.llm.choose import Sublayers, least_per_millisecond, most_similar
+from skipguide.llm.cost import SublayerCosts, last_token_only, measure_costs
+from skipguide.llm.families import sublayer_map
+from skipguide.llm.plan import SublayerPlan
+from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats
+from skipguide.llm.watch import watch
+
+if TYPE_CHECKING:
+    from skipguide.llm.adaskip_applied import AppliedAdaSkip
+
+Batch = Tensor | Mapping[str, Tensor] | list[int]
+
+
+@dataclass(frozen=True)
+class AdaSkip(JsonConfig):
+    """Leave out what the model's own similarity statistics call least important.
+
+    Give exactly one of `skip_ratio`, `count` and `target_speedup`.
+
+    The phases are those of the paper's three variants. `"prefill"` leaves the set out from the first token on, and does
+    nothing else. `"decode"` reads the prompt with the whole model, and leaves the set out in one-token passes.
+    `"both"` is `"prefill"` with the online stage. The online stage, in `"decode"` and `"both"`, watches the first
+    `window` one-token passes of each request; MLPs that proved at least as similar as the least similar sublayer of
+    the set are left out too, for the rest of that request. It never adds attention.
+
+    Args:
+        skip_ratio: share of the 2L sublayers to leave out; with `cost_aware`, share of their time.
+        count: how many sublayers to leave out.
+        target_speedup: enough sublayers for this speed-up. With `cost_aware` of the whole pass, by the measured times;
+            otherwise of the layers, as if all sublayers took the same time.
+        phase: `"prefill"`, `"decode"` or `"both"`.
+        online: the online stage.
+        cost_aware: choose by damage (1 - similarity) per millisecond saved, with times measured on this machine at
+            this context length, instead of by similarity alone.
+        reference_compat: do what the published code does instead of what the paper says: statistics over the first 20
+            requests; an online stage whose threshold is 1, so that it never adds anything.
+        part: `"both"`, or `"attn"` or `"mlp"` to leave out sublayers of one kind only.
+        compensate: scale the stream by the factor by which the left-out sublayer would have let its norm grow.
+        window: one-token passes that the online stage watches.
+
+    Raises:
+        SkipError: for settings that contradict each other or are out of range.
+
+    Example:
+        >>> stats = SublayerStats((0.9, 0.99), (0.8, 0.95), (1.1, 1.02), (1.2, 1.05))
+        >>> AdaSkip(skip_ratio=0.5).choose(stats)
+        Sublayers(attn=(1,), mlp=(1,))
+        >>> AdaSkip(count=1).plan(stats)
+        SublayerPlan(attn=(1,), mlp=(), attn_scale={1: 1.02}, mlp_scale={}, phase='both')
+    """
+
+    skip_ratio: float | None = None
+    count: int | None = None
+    target_speedup: float | None = None
+    phase: Literal["prefill", "decode", "both"] = "both"
+    online: bool = True
+    cost_aware: bool = False
+    reference_compat: bool = False
+    part: Literal["both", "attn", "mlp"] = "both"
+    compensate: bool = True
+    window: int = 20
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        given = {name: getattr(self, name) for name in ("skip_ratio", "count", "target_speedup")}
+        if sum(value is not None for value in given.values()) != 1:
+            raise SkipError(f"expected exactly one of skip_ratio, count and target_speedup; got {given}")
+        if self.skip_ratio is not None and not (_number(self.skip_ratio) and 0 <= self.skip_ratio < 1):
+            raise SkipError(f"expected a skip_ratio of at least 0 and below 1; got {self.skip_ratio!r}")
+        if self.count is not None and (type(self.count) is not int or self.count < 0):
+            raise SkipError(f"expected a count of at least 0 sublayers; got {self.count!r}")
+        if self.target_speedup is not None and not (_number(self.target_speedup) and self.target_speedup >= 1):
+            raise SkipError(f"expected a target_speedup of at least 1; got {self.target_speedup!r}")
+        if self.phase not in ("prefill", "decode", "both"):
+            raise SkipError(f'expected phase "prefill", "decode" or "both"; got {self.phase!r}')
+        if self.part not in ("both", "attn", "mlp"):
+            raise SkipError(f'expected part "both", "attn" or "mlp"; got {self.part!r}')
+        if type(self.window) is not int or self.window < 1:
+            raise SkipError(f"expected a window of at least 1 pass; got {self.window!r}")
+        if self.reference_compat and (self.cost_aware or self.part != "both" or not self.compensate):
+            raise SkipError("the published code (reference_compat) has no cost_aware, no part and no compensate=False")
+
+    # -- choosing -----------------------------------------------------------------------------------------------
+
+    def choose(self, stats: SublayerStats, costs: SublayerCosts | None = None) -> Sublayers:
+        """The sublayers to leave out.
+
+        Raises:
+            SkipError: for more sublayers than there are, or costs that are missing or of another model.
+        """
+        layers = stats.num_layers
+        if not self.cost_aware:
+            return most_similar(stats.attn_similarity, stats.mlp_similarity, self.number(layers), self.part)
+        if costs is None:
+            raise SkipError("cost_aware needs the times of the sublayers: pass costs=measure_costs(model, tokens)")
+        if len(costs.attn_ms) != layers:
+            raise SkipError(f"the costs are of {len(costs.attn_ms)} layers, the statistics of {layers}")
+        share = self.skip_ratio
+        if self.target_speedup is not None:
+            share = costs.share_for(self.target_speedup)
+        return least_per_millisecond(
+            stats.attn_similarity,
+            stats.mlp_similarity,
+            costs.attn_ms,
+            costs.mlp_ms,
+            count=self.count,
+            share=share,
+            part=self.part,
+        )
+
+    def number(self, num_layers: int) -> int:
+        """How many of the 2L sublayers are left out, where all count the same."""
+        total = 2 * num_layers
+        if self.count is not None:
+            return self.count
+        if self.skip_ratio is not None:
+            return round(self.skip_ratio * total)
+        assert self.target_speedup is not None
+        return math.ceil(total * (1 - 1 / self.target_speedup) - 1e-9)
+
+    def plan(self, stats: SublayerStats, costs: SublayerCosts | None = None) -> SublayerPlan:
+        """The plan that leaves them out."""
+        chosen = self.choose(stats, costs)
+        scales: dict[str, dict[int, float]] = {}
+        if self.compensate:
+            scales = {
+                "attn_scale": {layer: stats.attn_scale[layer] for layer in chosen.attn},
+                "mlp_scale": {layer: stats.mlp_scale[layer] for layer in chosen.mlp},
+            }
+        return SublayerPlan(chosen.attn, chosen.mlp, phase="decode" if self.phase == "decode" else "both", **scales)
+
+    def measure(self, model: nn.Module, tokens: int) -> SublayerCosts:
+        """The times that `cost_aware` chooses by, at this context length."""
+        return measure_costs(model, max(8, tokens), "decode" if self.phase == "decode" else "prefill")
+
+    # -- using --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def calibrate(model: nn.Module, batches: Iterable[Batch]) -> SublayerStats:
+        """Measure the statistics on texts of the user's own kind; the model runs whole. About 20 long ones are enough.
+
+        Args:
+            model: a causal language model of a known family.
+            batches: token ids [T] or [B, T], or tokenizer outputs with `input_ids` and `attention_mask`. Every row
+                counts as one request, padding as nothing.
+
+        Raises:
+            SkipError: for no batches, and statistics that are not finite.
+        """
+        found = sublayer_map(model)
+        device = next(model.parameters()).device
+        meter = StatsMeter(found.num_layers, type(found.model).__name__)
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                for batch in tqdm(batches, desc="calibrating", leave=False):
+                    ids, mask = _ids_and_mask(batch, device)
+                    request = RequestMeter(found.num_layers)
+                    with watch(model, request.entering(mask)):
+                        model(input_ids=ids, attention_mask=mask, use_cache=False, **last_token_only(model))
+                    meter.add(request)
+        finally:
+            model.train(was_training)
+        return meter.result()
+
+    def apply(
+        self, model: nn.Module, stats: SublayerStats | None = None, costs: SublayerCosts | None = None
+    ) -> AppliedAdaSkip:
+        """Leave the chosen sublayers out of `model.generate(...)` and plain forwards until `remove()`.
+
+        Args:
+            model: a causal language model of a known family.
+            stats: from `calibrate`; None measures the first request's prompt, which runs whole, and skips from its
+                first decoding pass on.
+            costs: times for `cost_aware`; None measures them at the statistics' mean prompt length.
+
+        Raises:
+            SkipError: for statistics of another model, and whatever the model cannot leave out (all of its attention;
+                attention whose keys later layers read; scales in a model with parallel sublayers). It is as it was.
+        """
+        from skipguide.llm.adaskip_applied import AppliedAdaSkip
+
+        return AppliedAdaSkip(self, model, stats, costs)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _ids_and_mask(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Token ids [B, T] and their mask, or None."""
+    if isinstance(batch, Mapping):
+        if "input_ids" not in batch:
+            raise SkipError(f"expected input_ids in a batch; it has {sorted(batch)}")
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+    else:
+        ids, mask = batch, None
+    ids = torch.as_tensor(ids)
+    ids = ids[None] if ids.dim() == 1 else ids
+    if ids.dim() != 2 or ids.is_floating_point() or ids.shape[1] < 1:
+        raise SkipError(f"expected token ids [T] or [B, T]; got {tuple(ids.shape)} of {ids.dtype}")
+    return ids.to(device), None if mask is None else torch.as_tensor(mask).reshape(ids.shape).to(device)

@@ -1,0 +1,231 @@
+"""AdaSkip in force: calibration on the first request, the plan, and the online stage of every request."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from skipguide.errors import SkipError
+from skipguide.gate import Call, gate_of
+from skipguide.llm import cache as kv
+from skipguide.llm.adaskip import AdaSkip
+from skipguide.llm.cost import SublayerCosts
+from skipguide.llm.engine import AppliedSublayers
+from skipguide.llm.families import SublayerMap, sublayer_map
+from skipguide.llm.online import OnlineWindow
+from skipguide.llm.passes import Pass, PassReader
+from skipguide.llm.plan import SublayerPlan
+from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats
+from skipguide.llm.stats import SublayerLedger
+from skipguide.llm.watch import watch
+
+logger = logging.getLogger(__name__)
+REFERENCE_REQUESTS = 20
+
+
+class AppliedAdaSkip:
+    """AdaSkip in force on a model. Leave the `with` block or call `remove()` to end it.
+
+    Attributes:
+        settings: the `AdaSkip`.
+        map: the model's sublayers.
+        statistics: what the choice rests on; None while the first request is being measured.
+        costs: the times that `cost_aware` chose by.
+        window: the online stage of the sequence that was decoded last, or None.
+    """
+
+    def __init__(
+        self, settings: AdaSkip, model: nn.Module, stats: SublayerStats | None, costs: SublayerCosts | None
+    ) -> None:
+        self.settings = settings
+        self.model = model
+        self.map: SublayerMap = sublayer_map(model)
+        self.statistics: SublayerStats | None = None
+        self.costs = costs
+        self.window: OnlineWindow | None = None
+        self._inner: AppliedSublayers | None = None
+        self._empty = SublayerLedger(self.map)
+        self._windows: WeakKeyDictionary[Any, OnlineWindow] = WeakKeyDictionary()
+        self._watching = ExitStack()
+        self._calibration: _Calibration | None = None
+        self._thresholds: list[float] = []
+        if settings.compensate and not self.map.scalable:
+            raise SkipError(
+                f"a scale per sublayer is not defined for {type(self.map.model).__name__}, whose layers are not one "
+                "sublayer after the other: use AdaSkip(..., compensate=False)"
+            )
+        if stats is not None:
+            self._begin(stats)
+        else:
+            if settings.count is not None and settings.count > 2 * len(self.map):
+                raise SkipError(f"count={settings.count}, but there are {2 * len(self.map)} sublayers")
+            self._calibration = _Calibration(self)
+
+    @property
+    def plan(self) -> SublayerPlan | None:
+        """What is left out; None while the first request is being measured."""
+        return None if self._inner is None else self._inner.plan
+
+    @property
+    def extra(self) -> dict[int, float | None]:
+        """MLPs that the online stage left out in the sequence that ran last -> their scale."""
+        return {} if self._inner is None else self._inner.extra
+
+    @property
+    def stats(self) -> SublayerLedger:
+        """The ledger: runs and skips per sublayer, skipped fraction, bytes of keys and values saved."""
+        return self._empty if self._inner is None else self._inner.stats
+
+    def __enter__(self) -> AppliedAdaSkip:
+        """Return the handle."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        """End it."""
+        try:
+            if self._inner is not None:
+                self._inner.__exit__(kind, *exc)
+        finally:
+            self.remove()
+
+    def remove(self) -> None:
+        """End it; nothing is left on the model. A second call does nothing."""
+        self._watching.close()
+        if self._calibration is not None:
+            self._calibration.stop()
+            self._calibration = None
+        if self._inner is not None:
+            self._inner.remove()
+
+    # -- the plan -----------------------------------------------------------------------------------------------
+
+    def _begin(self, stats: SublayerStats) -> None:
+        """Choose, and leave out from now on."""
+        if stats.num_layers != len(self.map):
+            raise SkipError(
+                f"the statistics are of {stats.num_layers} layers ({stats.model or 'unknown model'}); "
+                f"{type(self.map.model).__name__} has {len(self.map)}"
+            )
+        settings = self.settings
+        if settings.cost_aware and self.costs is None:
+            self.costs = settings.measure(self.model, round(stats.tokens))
+        plan = settings.plan(stats, self.costs)
+        self._thresholds = self._online_thresholds(stats, plan)
+        self._inner = plan.apply(self.model)
+        self.statistics = stats
+        logger.info("AdaSkip leaves out attention %s and MLP %s", list(plan.attn), list(plan.mlp))
+        if settings.online and settings.phase != "prefill" and settings.part != "attn" and not plan.empty:
+            self._inner.listeners.append(self._before_pass)
+
+    def _online_thresholds(self, stats: SublayerStats, plan: SublayerPlan) -> list[float]:
+        """Per layer, how similar its MLP must prove.
+
+        As the least similar sublayer of the plan is; or, with costs, as little damage per millisecond as its worst.
+        """
+        layers = len(self.map)
+        chosen = [(stats.attn_similarity[i], "attn", i) for i in plan.attn]
+        chosen += [(stats.mlp_similarity[i], "mlp", i) for i in plan.mlp]
+        if self.settings.reference_compat or not chosen:
+            # the published code resets its threshold to 1 in every prefill
+            return [1.0] * layers
+        if self.costs is None or not self.settings.cost_aware:
+            return [min(chosen)[0]] * layers
+        ms = {"attn": self.costs.attn_ms, "mlp": self.costs.mlp_ms}
+        worst = max((1 - similarity) / ms[part][i] for similarity, part, i in chosen)
+        return [1 - worst * t for t in self.costs.mlp_ms]
+
+    # -- the online stage ---------------------------------------------------------------------------------------
+
+    def _before_pass(self, now: Pass) -> None:
+        """Watch the first one-token passes of each sequence, then add what they showed."""
+        self._watching.close()
+        if not now.decode or now.cache is None or self._inner is None:
+            return
+        window = self._windows.get(now.cache)
+        if window is None:
+            layers = len(self.map)
+            candidates = set(range(layers)) - set(self._inner.plan.mlp)
+            window = self._windows[now.cache] = OnlineWindow(self.settings.window, layers, candidates)
+        self.window = window
+        if window.similarity:
+            return
+        if not window.full:
+            window.seen += 1
+            self._watching.enter_context(watch(self.model, window.enter))
+            return
+        found = window.decide(self._thresholds)
+        if found:
+            self._inner.extend(found, found if self.settings.compensate else None)
+
+    # -- called by the calibration --------------------------------------------------------------------------------
+
+    def _calibrated(self, stats: SublayerStats, cache: Any) -> None:
+        """The first request's prompt was measured; `cache` is its cache when it goes on, full of the whole model."""
+        self._calibration = None
+        self._begin(stats)
+        if cache is not None and self._inner is not None:
+            kv.set_mark(cache, kv.Mark(self._inner.plan, filled=True))
+
+
+class _Calibration:
+    """Measures the first request (or the first 20, as the published code does) at its own prefill."""
+
+    def __init__(self, applied: AppliedAdaSkip) -> None:
+        self.applied = applied
+        self.needed = REFERENCE_REQUESTS if applied.settings.reference_compat else 1
+        decoder = applied.map.decoder
+        self.reader = PassReader(decoder)
+        self.meter = StatsMeter(len(applied.map), type(applied.map.model).__name__)
+        self.request: RequestMeter | None = None
+        self.running = False
+        self.root = gate_of(decoder)
+        self.root.install(inside=True)
+        self.root.handlers += (self._on_pass,)
+
+    def stop(self) -> None:
+        """Take the listener away."""
+        if self._on_pass in self.root.handlers:
+            self.root.handlers = tuple(handler for handler in self.root.handlers if handler != self._on_pass)
+            self.root.remove()
+
+    def _on_pass(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.running:  # the passes that measure the times of the sublayers
+            return call(*args, **kwargs)
+        tokens, cache = self.reader.tokens(args, kwargs), self.reader.cache(args, kwargs)
+        fresh = cache is None or kv.length(cache) == 0
+        if fresh:
+            self._end_request()
+        decode = tokens == 1 and not fresh
+        enough = self.meter.requests + (self.request is not None) >= self.needed
+        # the published code skips from the next request on; here the request that was measured is decoded so already
+        if enough and (decode or fresh) and not (decode and self.applied.settings.reference_compat):
+            self._end_request()
+            self._finish(cache if decode else None)
+            return call(*args, **kwargs)
+        if decode or tokens == 1:
+            return call(*args, **kwargs)
+        mask = self.reader.describe(args, kwargs, cache, decode=False, fresh=fresh).mask
+        if self.request is None:
+            self.request = RequestMeter(len(self.applied.map))
+        with watch(self.applied.model, self.request.entering(mask)):
+            return call(*args, **kwargs)
+
+    def _end_request(self) -> None:
+        if self.request is not None:
+            self.meter.add(self.request)
+            self.request = None
+
+    def _finish(self, cache: Any) -> None:
+        self.running = True
+        try:
+            stats = self.meter.result()
+            with torch.no_grad():
+                self.applied._calibrated(stats, cache)
+        finally:
+            self.running = False
+        self.stop()
