@@ -21,8 +21,8 @@ from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
 from skipguide.llm.cost import SublayerCosts
 from skipguide.llm.plan import SublayerPlan
-from skipguide.llm.speculation import SpeculationStats
 from skipguide.llm.similarity import SublayerStats
+from skipguide.llm.speculation import SpeculationStats
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from torch import nn
 
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
+from skipguide.llm.families import sublayer_map
+from skipguide.llm.plan import SublayerPlan
 
 if TYPE_CHECKING:
-    pass
+    from skipguide.llm.engine import AppliedSublayers
 
 Mode = Literal["balanced", "reference"]
 
