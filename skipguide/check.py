@@ -142,6 +142,7 @@ class _StreamsFit:
         if self.block.shortcut is not None and isinstance(came[0], Tensor):
             came[0] = self.block.shortcut(came[0])
         left = [out] if isinstance(out, Tensor) else list(out)
+        left = left[: len(left) - self.block.spec.nothings]
         # None: the last block of some models has no text output
         fits = len(left) == len(came) and all(
             now is None or (isinstance(before, Tensor) and now.shape == before.shape)

@@ -79,7 +79,11 @@ _LLAMA = Layout(
 )
 _GEMMA2 = Layout(
     _models("Gemma2", "Gemma3")
-    | {"Gemma3TextModel": "", "Gemma3ForConditionalGeneration": "model.language_model", "Gemma3Model": "language_model"},
+    | {
+        "Gemma3TextModel": "",
+        "Gemma3ForConditionalGeneration": "model.language_model",
+        "Gemma3Model": "language_model",
+    },
     attn=_attn("input_layernorm", "post_attention_layernorm"),
     mlp=_mlp("pre_feedforward_layernorm", "post_feedforward_layernorm"),
     between="pre_feedforward_layernorm",
@@ -175,6 +179,7 @@ LAYOUTS: tuple[Layout, ...] = (
         _OPT,
         attn=_attn(),
         mlp=_mlp("fc1", path="fc2", width="out_features"),
+        between="fc1",
         prenorm=False,
         when=(("do_layer_norm_before", False),),
         note="norms after the residual sum: they stay when a sublayer is left out",

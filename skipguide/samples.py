@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
+from skipguide.families_llm import layout_of
 
 TEXT = 6
 
@@ -19,6 +20,8 @@ def sample_inputs(model: nn.Module) -> dict[str, Any]:
     Raises:
         SkipError: for other models; the caller gives inputs then.
     """
+    if layout_of(model) is not None:
+        return _tokens(model)
     for cls in type(model).__mro__:
         if cls.__name__ in _SAMPLES:
             parameter = next(p for p in model.parameters() if p.is_floating_point())
@@ -28,6 +31,13 @@ def sample_inputs(model: nn.Module) -> dict[str, Any]:
         f"no sample inputs for {type(model).__name__}: pass the keyword arguments of one forward call, "
         f"check(model, inputs)"
     )
+
+
+def _tokens(model: nn.Module) -> dict[str, Any]:
+    config: Any = model.config
+    size = getattr(config, "vocab_size", None) or config.get_text_config().vocab_size
+    ids = torch.randint(size, (1, TEXT), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids.to(next(model.parameters()).device), "use_cache": False}
 
 
 def _place(value: Any, like: Tensor) -> Any:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skipguide.acts import AddNothing, Capture, Inject, OnRows, PassThrough, first_tensor
+from skipguide.acts import AddNothing, Capture, Inject, OnRows, PassOn, PassThrough, first_tensor
 from skipguide.attention import JointValuesPass, ValuesPass
 from skipguide.blocks import Block, BlockMap, find_blocks
 from skipguide.errors import LostGateError, SkipError
-from skipguide.gate import Act, Call, Frame, Gate, gate_of
+from skipguide.gate import Act, Call, Frame, Gate, gate_of, install_all
 from skipguide.plan import Schedule, SkipPlan
 from skipguide.resume import Prefix
 from skipguide.stats import Stats
@@ -28,7 +28,7 @@ class Skipper:
     Args:
         model: a model whose blocks are known (`find_blocks`).
         plan: what to leave out; an empty plan changes nothing, to the bit.
-        capture: a `Prefix` to fill with the streams that enter its layer.
+        capture: a `Prefix` to fill with the streams that enter its layer, or several.
         resume: a filled `Prefix` to start from; the blocks before its layer do not run.
 
     Attributes:
@@ -49,7 +49,12 @@ class Skipper:
     """
 
     def __init__(
-        self, model: nn.Module, plan: SkipPlan, *, capture: Prefix | None = None, resume: Prefix | None = None
+        self,
+        model: nn.Module,
+        plan: SkipPlan,
+        *,
+        capture: Prefix | Sequence[Prefix] | None = None,
+        resume: Prefix | None = None,
     ) -> None:
         self.model = model
         self.plan = plan
@@ -58,8 +63,8 @@ class Skipper:
         root = gate_of(self.map.model)
         self.frame = Frame(root, self.stats)
         sites = _Sites(self.map, self.stats)
-        if capture is not None:
-            sites.capture(capture)
+        for prefix in (capture,) if isinstance(capture, Prefix) else capture or ():
+            sites.capture(prefix)
         if resume is not None:
             sites.resume(resume, plan)
         for term in plan.terms:
@@ -69,7 +74,9 @@ class Skipper:
         # a wrapper of the model has a gate too: drivers listen there
         outer = [] if model is self.map.model else [gate_of(model)]
         self.gates: list[Gate] = [*outer, root, *(gate_of(module) for module in sites.modules.values())]
-        self.frame.names.update({id(module): name for name, module in sites.modules.items()})
+        # a module that only serves a skipped sublayer is no entry of the ledger
+        counted = {name: module for name, module in sites.modules.items() if name not in sites.servants}
+        self.frame.names.update({id(module): name for name, module in counted.items()})
         self.frame.acts.update(sites.acts)
         self.frame.acts[root.key] = _Entry(self.map.model, sites.modules)
 
@@ -91,15 +98,7 @@ class Skipper:
 
     def install(self) -> None:
         """Put the gates in place without activating the plan; `running()` activates it for one pass."""
-        done: list[Gate] = []
-        try:
-            for gate in self.gates:
-                gate.install(inside=gate is self.frame.root)
-                done.append(gate)
-        except BaseException:
-            for gate in reversed(done):
-                gate.remove()
-            raise
+        install_all(self.gates, inside=self.frame.root)
 
     def remove(self) -> None:
         """Take the gates away that `install` put in place."""
@@ -137,6 +136,7 @@ class _Sites:
         self.windows: list[_InWindow] = []
         # every block has a gate, for the ledger and to notice a lost one
         self.modules: dict[str, nn.Module] = {block.name: block.module for block in blocks}
+        self.servants: set[str] = set()  # of the modules, those that only pass on: not a part of the ledger
 
     def add(self, module: nn.Module, name: str, act: Act) -> None:
         key = id(module)
@@ -162,7 +162,9 @@ class _Sites:
 
     def skip(self, term: SkipPlan) -> None:
         for block in self.blocks.select(term.layers, term.part, term.stack):
-            for name, module, act in _acts_for(block, term.part):
+            servants = block.servants(term.part)
+            self.servants |= {name for name, _ in servants}
+            for name, module, act in [*_acts_for(block, term.part), *((*found, PassOn()) for found in servants)]:
                 if term.rows is not None:
                     act = OnRows(act, term.rows, block.spec.shared, module)
                 if (term.start, term.stop) != (0.0, 1.0):

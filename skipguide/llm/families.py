@@ -13,7 +13,7 @@ from skipguide.families_llm import Layout, language_model_spec, layout_of, submo
 
 Part = Literal["attn", "mlp"]
 PARTS: tuple[Part, Part] = ("attn", "mlp")
-_RECURRENT = ("mamba", "rwkv", "recurrent", "linearattention", "deltanet", "shortconv", "ssm", "xlstm", "retention")
+_RECURRENT = ("mamba", "rwkv", "recurrent", "linearattention", "deltanet", "shortconv", "xlstm", "retention")
 _RECURRENT_TYPES = ("linear_attention", "conv", "mamba", "mamba2", "recurrent", "hybrid", "hybrid_sliding")
 
 

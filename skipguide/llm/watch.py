@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.acts import Arguments
+from skipguide.errors import SkipError
 from skipguide.gate import Call, Frame, Gate, gate_of
-from skipguide.llm.families import Part, SublayerMap, sublayer_map
+from skipguide.llm.families import Part, sublayer_map
 from skipguide.llm.passes import Pass, PassReader
 from skipguide.stats import Stats
 
@@ -34,6 +35,11 @@ class Watch:
         self, model: nn.Module, on_sublayer: OnSublayer, on_pass: Callable[[Pass], None] | None = None
     ) -> None:
         self.map = sublayer_map(model)
+        if not (self.map.layout.between or self.map.parallel):
+            raise SkipError(
+                f"the layers of {type(self.map.model).__name__} have no single residual stream to watch "
+                f"({self.map.layout.note})"
+            )
         self.on_sublayer = on_sublayer
         self.on_pass = on_pass
         self.now: Pass | None = None
