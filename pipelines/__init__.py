@@ -4,16 +4,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from skipguide.pipelines.applied import AppliedGuidance
+    from skipguide.pipelines.calibrate import calibrate
+    from skipguide.pipelines.groups import SkipGroup
     from skipguide.pipelines.ledger import GuidanceCost, GuidanceStats
     from skipguide.pipelines.presets import Preset, find_preset
-    from skipguide.pipelines.stg import AppliedGuidance, SpatiotemporalSkipGuidance
+    from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
 
 _HOME = {
-    "AppliedGuidance": "stg",
+    "AppliedGuidance": "applied",
     "GuidanceCost": "ledger",
     "GuidanceStats": "ledger",
     "Preset": "presets",
+    "SkipGroup": "groups",
     "SpatiotemporalSkipGuidance": "stg",
+    "calibrate": "calibrate",
     "find_preset": "presets",
 }
 __all__ = [
@@ -21,7 +26,9 @@ __all__ = [
     "GuidanceCost",
     "GuidanceStats",
     "Preset",
+    "SkipGroup",
     "SpatiotemporalSkipGuidance",
+    "calibrate",
     "find_preset",
 ]
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from torch import Tensor
 
 
 @dataclass
@@ -17,6 +20,9 @@ class GuidanceStats:
         blocks_naive: blocks that a full third pass on every step with a skipped pass runs.
         seconds: wall-clock seconds in skipped passes.
         delivery: `"shift"` or `"solve"`, how the guidance reaches the pipeline.
+        reuse_error: with `every` above 1, how far the difference that had been used again was from the new one when
+            that was computed, relative to its norm, averaged; None if that was never seen.
+        renewals: how many times it was.
     """
 
     passes: int = 0
@@ -25,6 +31,15 @@ class GuidanceStats:
     blocks_naive: int = 0
     seconds: float = 0.0
     delivery: str = "shift"
+    reuse_error: float | None = None
+    renewals: int = 0
+
+    def note_reuse(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+        """Measure what `every` cost in accuracy, at a step that has both the last difference and a new one."""
+        errors = [float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in zip(old, new, strict=True)]
+        total = (self.reuse_error or 0.0) * self.renewals + sum(errors) / len(errors)
+        self.renewals += 1
+        self.reuse_error = total / self.renewals
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -37,6 +52,7 @@ class GuidanceStats:
             f"{self.passes} passes, {self.blocks_run} blocks run ({self.blocks_run / self.blocks_plain:.2f}x the plain "
             f"pipeline; a full third pass: {self.blocks_naive / self.blocks_plain:.2f}x), {self.seconds:.1f} s in "
             f"skipped passes, delivery {self.delivery}"
+            + (f", differences used again {self.reuse_error:.0%} off when renewed" if self.renewals else "")
         )
 
 
@@ -48,13 +64,13 @@ class GuidanceCost:
         passes_per_step: forward calls per step, partial ones as their share; averaged over the schedule.
         blocks_per_step: blocks run per step, averaged over the schedule.
         blocks_plain: blocks that the pipeline alone runs per step.
-        blocks_naive: the same with a full third pass.
+        blocks_naive: the same with a full third pass wherever there is a skipped one.
     """
 
     passes_per_step: float
     blocks_per_step: float
     blocks_plain: int
-    blocks_naive: int
+    blocks_naive: float
 
     @property
     def ratio_to_plain(self) -> float:

@@ -21,6 +21,7 @@ class PipelineSpec:
             pipeline keeps it to itself, so that only deliveries that do not need w are possible.
         dynamic: w may change after the forward (CogVideoX's use_dynamic_cfg).
         rescale: pipeline attribute of its own guidance rescale, if it has one.
+        layout: how a prediction's dimensions lie: `"bcfhw"`, `"bfchw"`, `"bchw"`, or packed `"tokens"`.
         passive: keyword arguments that mark a denoiser call as the pipeline's own extra pass, which is left alone.
     """
 
@@ -30,6 +31,7 @@ class PipelineSpec:
     dynamic: bool = False
     rescale: str = ""
     passive: tuple[str, ...] = ()
+    layout: Literal["bcfhw", "bfchw", "bchw", "tokens"] = "bcfhw"
 
 
 _WAN = PipelineSpec(
@@ -37,9 +39,9 @@ _WAN = PipelineSpec(
     denoisers=("transformer", "transformer_2"),
     scales=(("_guidance_scale",), ("_guidance_scale_2", "_guidance_scale")),
 )
-_LTX = PipelineSpec("batched", rescale="_guidance_rescale")
-_COG = PipelineSpec("batched", dynamic=True)
-_SD3 = PipelineSpec("batched", passive=("skip_layers",))
+_LTX = PipelineSpec("batched", rescale="_guidance_rescale", layout="tokens")
+_COG = PipelineSpec("batched", dynamic=True, layout="bfchw")
+_SD3 = PipelineSpec("batched", passive=("skip_layers",), layout="bchw")
 _NAMED = PipelineSpec("named", scales=((),))
 
 PIPELINES: dict[str, PipelineSpec] = {
@@ -54,7 +56,7 @@ PIPELINES: dict[str, PipelineSpec] = {
     "HunyuanVideo15Pipeline": PipelineSpec("guider", scales=((),)),
     "LattePipeline": PipelineSpec("batched"),
     "StableDiffusion3Pipeline": _SD3,
-    "FluxPipeline": _NAMED,
+    "FluxPipeline": PipelineSpec("named", scales=((),), layout="tokens"),
 }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from torch import Tensor
@@ -25,8 +26,11 @@ class Run:
         branches: denoiser calls in this step so far.
         lone_cond: the step before had a conditional call and no unconditional one.
         cond: the conditional prediction of this step, for the unconditional call after it.
-        delta: what guidance added last.
-        checked: whether the first skipped pass was seen to have an effect.
+        delta: what guidance adds to both calls of this step.
+        held: the answer to the unconditional call of a step without CFG.
+        directions: the unscaled differences that guidance added last, while they may be used again.
+        keys: what they are the differences of.
+        checked: the skipped passes that were seen to have an effect.
     """
 
     timesteps: Any = None
@@ -37,7 +41,31 @@ class Run:
     lone_cond: bool = False
     cond: Tensor | None = None
     delta: Tensor | None = None
-    checked: bool = False
+    held: Any = None
+    directions: list[Tensor] | None = None
+    keys: tuple[str, ...] = ()
+    checked: set[str] = field(default_factory=set)
+
+    def release(self) -> None:
+        """Let go of the predictions."""
+        self.cond = self.delta = self.held = self.directions = None
+
+    def sigma(self, pipe: Any) -> float:
+        """The scheduler's noise level at this step.
+
+        Raises:
+            SkipError: if the scheduler does not tell.
+        """
+        scheduler, index = pipe.scheduler, len(self.timesteps) - self.steps + self.step
+        if (sigmas := getattr(scheduler, "sigmas", None)) is not None and len(sigmas) > index:
+            sigma = float(sigmas[index])
+            return 1 - sigma if getattr(scheduler.config, "invert_sigmas", False) else sigma
+        if (kept := getattr(scheduler, "alphas_cumprod", None)) is not None:
+            share = float(kept[int(self.timesteps[index])])
+            return math.sqrt((1 - share) / share)
+        raise SkipError(
+            f"{type(scheduler).__name__} does not tell its noise levels: use Timetable(..., over='step') instead"
+        )
 
     def enter(self, pipe: Any, spec: PipelineSpec, context: str) -> Branch:
         """Note a call of the denoiser and say for which branch it is.
@@ -50,8 +78,8 @@ class Run:
         tells_scale = spec.cfg in ("batched", "two_calls")
         if pipe.scheduler.timesteps is not self.timesteps:
             fresh = Run(pipe.scheduler.timesteps, w=float(pipe._guidance_scale) if tells_scale else 0.0)
-            for field in fields(self):
-                setattr(self, field.name, getattr(fresh, field.name))
+            for each in fields(self):
+                setattr(self, each.name, getattr(fresh, each.name))
             self.steps = getattr(pipe, "_num_timesteps", None) or len(self.timesteps)
         if not tells_scale:
             branch: Branch = "uncond" if context.endswith("uncond") else "cond"

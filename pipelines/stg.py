@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from skipguide.blocks import find_blocks
@@ -13,15 +11,22 @@ from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.guidance import Over
+from skipguide.pipelines.applied import AppliedGuidance
+from skipguide.pipelines.cost import foretell
+from skipguide.pipelines.groups import SkipGroup, check_layers, check_scale, is_number
 from skipguide.pipelines.interceptor import Interceptor
-from skipguide.pipelines.ledger import GuidanceCost, GuidanceStats
+from skipguide.pipelines.ledger import GuidanceCost
 from skipguide.pipelines.presets import find_preset
+from skipguide.pipelines.recipe import Recipe
 from skipguide.pipelines.registry import PipelineSpec, pipeline_spec
-from skipguide.pipelines.run import Run
-from skipguide.plan import Part, Schedule, SkipPlan
+from skipguide.plan import Part, Schedule
+from skipguide.select import DEFAULT_SCORE, check_score
+from skipguide.timetable import Timetable
 
-Formula = Literal["stg", "uncond", "wan"]
-logger = logging.getLogger(__name__)
+Formula = Literal["stg", "uncond", "wan", "segmented"]
+SEGMENT = (0.0, 0.5)  # where formula="segmented" has CFG unless cfg_interval says otherwise
+
+__all__ = ["AppliedGuidance", "Formula", "SpatiotemporalSkipGuidance"]
 
 
 @dataclass(frozen=True)
@@ -33,33 +38,51 @@ class SpatiotemporalSkipGuidance(JsonConfig):
     run from the first skipped layer on only.
 
     Args:
-        layers: blocks to skip, in execution order over all stacks; a mapping gives each denoiser its own. None takes
-            the model's preset.
-        scale: s. 0 leaves the pipeline as it is, to the bit.
+        layers: blocks to skip, in execution order over all stacks (or within `stack`); a mapping gives each denoiser
+            its own; a `Timetable` of them changes with the step. None takes the model's preset. `"auto"` takes the
+            layer that a calibration run scores best (`score`; cached per model). `"stochastic"` draws a new set at
+            every step (`drop`, `seed`; first and last block stay), after S2-Guidance, arXiv 2508.12880.
+        scale: s, a number or a `Timetable`. 0 leaves the pipeline as it is, to the bit.
         part: `"block"` (the paper's STG-R), `"attn_identity"` (STG-A), `"attn"`, `"cross_attn"` or `"mlp"`.
         formula: `"stg"` as above; `"uncond"` skips the layers in the unconditional pass itself, so there is no third
             pass (`scale` is 1 or 0); `"wan"` is what the authors' Wan code does: y0 + s (y0 - k) with y0 the CFG
-            result and k skipped with the negative prompt.
+            result and k skipped with the negative prompt; `"segmented"` has CFG inside `cfg_interval` (the first half
+            if that is None) and skip guidance outside it, never both, so that no step costs more than CFG (after
+            arXiv 2603.20584).
         rescale: 0 to 1, brings the standard deviation of the result towards that of c (0.7 in the authors' code).
         rescale_over: `"sample"` or, as the authors' code does, the whole `"batch"`.
-        start: first step with guidance, as a fraction of the steps (inclusive).
-        stop: end of the guidance, as a fraction of the steps (exclusive; 1.0 is the end).
+        start: first step with skip guidance, as a fraction of the steps (inclusive).
+        stop: end of the skip guidance, as a fraction of the steps (exclusive; 1.0 is the end).
         every: compute the skipped pass on every k-th step only and reuse the last difference in between: cheaper and
-            approximate.
+            approximate; `stats.reuse_error` says how far the reused differences were off when renewed.
         prefix_reuse: run the skipped pass from the first skipped layer on only (exact at equal batch; equal to
             rounding where CFG is one batch).
+        stack: count `layers` within this stack, such as Latte's `"temporal_transformer_blocks"`.
+        groups: several `SkipGroup`s with layers, scale, part and stack of their own, in place of `layers`: one pass
+            each, and passes that begin alike share that beginning.
+        cfg_interval: steps from start (inclusive) to stop (exclusive) with CFG, as fractions; outside it the
+            unconditional branch is not computed and the conditional prediction is returned for every branch, so that
+            any CFG yields it (limited-interval guidance, arXiv 2404.07724).
+        apg: project the skip direction as adaptive projected guidance does (arXiv 2410.02416): the weight of its part
+            along c; 0 drops that part, None leaves the direction as it is.
+        apg_norm: largest norm of the direction per clip.
+        zero_star: scale the unconditional prediction as CFG-Zero* does (arXiv 2503.18886; without its zero-init).
+        drop: share of the blocks that `"stochastic"` leaves out (at least one block).
+        prefer_cheap: `"stochastic"` draws from the deeper half of the blocks only, so that short passes follow.
+        seed: of `"stochastic"`.
+        score: what `"auto"` ranks by; one of `skipguide.select.SCORES`. The default is provisional.
 
     Raises:
         SkipError: on settings that cannot mean anything; `apply` checks those that depend on the model.
 
     Example:
-        >>> stg = SpatiotemporalSkipGuidance(layers=[19], scale=1.0)
+        >>> stg = SpatiotemporalSkipGuidance(layers=[19], scale=1.0, cfg_interval=(0.1, 0.8))
         >>> SpatiotemporalSkipGuidance.from_dict(stg.to_dict()) == stg
         True
     """
 
-    layers: Sequence[int] | Mapping[str, Sequence[int]] | None = None
-    scale: float = 1.0
+    layers: Sequence[int] | Mapping[str, Sequence[int]] | Timetable | str | None = None
+    scale: float | Timetable = 1.0
     part: Part = "block"
     formula: Formula = "stg"
     rescale: float = 0.0
@@ -68,36 +91,71 @@ class SpatiotemporalSkipGuidance(JsonConfig):
     stop: float = 1.0
     every: int = 1
     prefix_reuse: bool = True
+    stack: str | None = None
+    groups: Sequence[SkipGroup] | None = None
+    cfg_interval: tuple[float, float] | None = None
+    apg: float | None = None
+    apg_norm: float | None = None
+    zero_star: bool = False
+    drop: float = 0.1
+    prefer_cheap: bool = False
+    seed: int = 0
+    score: str = DEFAULT_SCORE
 
     def __post_init__(self) -> None:
-        """Check everything that does not need a model."""
-        if isinstance(self.layers, Mapping):
-            per_denoiser = {name: self._layers(layers) for name, layers in self.layers.items()}
-            object.__setattr__(self, "layers", {name: list(layers) for name, layers in per_denoiser.items()})
-        elif self.layers is not None:
-            object.__setattr__(self, "layers", self._layers(self.layers))
-        if not _is_finite(self.scale):
-            raise SkipError(f"scale must be a finite number; got {self.scale!r}")
+        """Check everything that does not need a model, and bring it into normal form."""
+        if isinstance(self.layers, Mapping) and "points" not in self.layers:
+            layers: Any = {name: list(check_layers(own, self.part)) for name, own in self.layers.items()}
+        else:
+            layers = check_layers(self.layers, self.part)
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "scale", check_scale(self.scale))
+        if self.groups is not None:
+            made = tuple(g if isinstance(g, SkipGroup) else SkipGroup.from_dict(g) for g in self.groups)
+            object.__setattr__(self, "groups", made)
+            if self.layers is not None or self.stack is not None or not made:
+                raise SkipError("groups has at least one group, and layers and stack are given in the groups then")
         if self.formula not in get_args(Formula):
             raise SkipError(f"unknown formula {self.formula!r}; expected one of {', '.join(get_args(Formula))}")
-        if not (_is_finite(self.rescale) and 0 <= self.rescale <= 1):
+        self._check_interval()
+        if not (is_number(self.rescale) and 0 <= self.rescale <= 1):
             raise SkipError(f"rescale must lie in 0 to 1; got {self.rescale!r}")
         if self.rescale_over not in get_args(Over):
             raise SkipError(f"unknown rescale_over {self.rescale_over!r}; expected one of {', '.join(get_args(Over))}")
         Schedule(self.start, self.stop, self.every)
-        if self.formula == "uncond" and (self.scale not in (0, 1) or self.rescale or self.every != 1):
-            raise SkipError(
-                "formula='uncond' has no third pass, so scale (1 or 0), rescale and every have nothing to act on: "
-                f"leave them at their defaults; got scale={self.scale}, rescale={self.rescale}, every={self.every}"
-            )
+        if not (is_number(self.drop) and 0 < self.drop < 1):
+            raise SkipError(f"drop is a share of the blocks, above 0 and below 1; got {self.drop!r}")
+        if not (self.apg is None or is_number(self.apg)) or not (
+            self.apg_norm is None or (is_number(self.apg_norm) and self.apg_norm > 0)
+        ):
+            raise SkipError(f"apg is a number and apg_norm a positive one; got {self.apg!r}, {self.apg_norm!r}")
+        check_score(self.score)
+        self._check_together()
 
-    def _layers(self, layers: Sequence[int]) -> tuple[int, ...]:
-        checked = SkipPlan(tuple(layers) if not isinstance(layers, int) else (layers,), part=self.part).layers
-        if not checked:
+    def _check_interval(self) -> None:
+        interval = self.cfg_interval if self.cfg_interval is not None or self.formula != "segmented" else SEGMENT
+        if interval is None:
+            return
+        if isinstance(interval, (str, bytes)) or len(interval) != 2:
+            raise SkipError(f"cfg_interval is a pair (start, stop) of fractions of the steps; got {interval!r}")
+        window = Schedule(float(interval[0]), float(interval[1]))
+        if self.formula == "segmented" and (window.start, window.stop) == (0.0, 1.0):
+            raise SkipError("formula='segmented' has skip guidance outside cfg_interval, which leaves no step for it")
+        object.__setattr__(self, "cfg_interval", (window.start, window.stop))
+
+    def _check_together(self) -> None:
+        plain_scale = self.groups is None and not isinstance(self.scale, Timetable) and self.scale in (0, 1)
+        projected = self.apg is not None or self.apg_norm is not None
+        if self.formula == "uncond" and (not plain_scale or self.rescale or self.every != 1 or projected):
             raise SkipError(
-                "layers is empty, so nothing would be skipped: name at least one block, or None for the preset"
+                "formula='uncond' has no third pass, so scale (1 or 0), groups, rescale, every and apg have nothing to "
+                f"act on: leave them at their defaults; got scale={self.scale}, rescale={self.rescale}, "
+                f"every={self.every}"
             )
-        return tuple(checked)
+        if self.formula == "wan" and projected:
+            raise SkipError("apg projects on c, and formula='wan' has no c of its own: use formula='stg'")
+
+    # -- on a pipeline ------------------------------------------------------------------------------------------
 
     def apply(self, pipe: Any) -> AppliedGuidance:
         """Apply to a pipeline: from now on, and until `remove()` or the end of the `with` block, its calls are guided.
@@ -114,31 +172,22 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         """
         spec = pipeline_spec(pipe)
         names = self._denoisers(pipe, spec)
-        layers = {name: self._layers_of(pipe, name) for name in names}
         self._refuse_conflicts(pipe, spec, names)
-        applied = AppliedGuidance(self, pipe, spec, layers)
+        recipes = {name: self._recipe(pipe, name) for name in names}
+        applied = AppliedGuidance(self, pipe, spec, recipes)
         applied._install()
         return applied
 
-    def cost(self, pipe: Any, *, guidance: bool = True) -> GuidanceCost:
+    def cost(self, pipe: Any, *, guidance: bool = True, steps: int | None = None) -> GuidanceCost:
         """What this will cost on a pipeline, before running it.
 
         Args:
             pipe: the pipeline.
             guidance: whether CFG is on (two branches per step) or off (one).
+            steps: number of steps, for the exact count; None counts windows and `every` as their share.
         """
         spec = pipeline_spec(pipe)
-        name = self._denoisers(pipe, spec)[0]
-        blocks = find_blocks(getattr(pipe, name))
-        layers = self._layers_of(pipe, name)
-        removed = len(layers) if self.part == "block" else 0
-        n, plain = len(blocks), (2 if guidance else 1) * len(blocks)
-        share = (self.stop - self.start) * (self.scale != 0)
-        if self.formula == "uncond":
-            return GuidanceCost(plain / n, plain - share * removed, plain, plain)
-        tail = (n - min(layers) if self.prefix_reuse else n) - removed
-        share /= self.every
-        return GuidanceCost(plain / n + share * tail / n, plain + share * tail, plain, plain + n)
+        return foretell(self._recipe(pipe, self._denoisers(pipe, spec)[0]), guidance=guidance, steps=steps)
 
     def _denoisers(self, pipe: Any, spec: PipelineSpec) -> list[str]:
         names = [name for name in spec.denoisers if getattr(pipe, name, None) is not None]
@@ -146,18 +195,31 @@ class SpatiotemporalSkipGuidance(JsonConfig):
             raise SkipError(f"this {type(pipe).__name__} has no denoiser: {' and '.join(spec.denoisers)} are None")
         return names
 
-    def _layers_of(self, pipe: Any, denoiser: str) -> tuple[int, ...]:
+    def _recipe(self, pipe: Any, denoiser: str) -> Recipe:
+        """The settings with layers that are known, on one denoiser."""
         model = getattr(pipe, denoiser)
-        if isinstance(self.layers, Mapping):
-            if denoiser not in self.layers:
-                raise SkipError(
-                    f"layers names {sorted(self.layers)}, but this pipeline also has a denoiser {denoiser!r}"
-                )
-            layers = self._layers(self.layers[denoiser])
-        else:
-            layers = tuple(self.layers) if self.layers is not None else find_preset(model).layers
-        find_blocks(model).select(layers, self.part)
-        return layers
+        layers: Any = self.layers
+        if isinstance(layers, Mapping):
+            if denoiser not in layers:
+                raise SkipError(f"layers names {sorted(layers)}, but this pipeline also has a denoiser {denoiser!r}")
+            layers = layers[denoiser]
+        groups = self.groups
+        if groups is None:
+            # an idle guidance touches no layer, so a model without a preset is no obstacle
+            idle = layers is None and self.scale == 0
+            groups = () if idle else (SkipGroup(layers, self.scale, self.part, self.stack),)
+        return Recipe(self, [self._chosen(group, pipe, denoiser, model) for group in groups], find_blocks(model))
+
+    def _chosen(self, group: SkipGroup, pipe: Any, denoiser: str, model: Any) -> SkipGroup:
+        if group.layers is None and group.stack is not None:
+            raise SkipError("presets count layers over all stacks: with stack, name the layers too")
+        if group.layers is None:
+            return replace(group, layers=find_preset(model).layers)
+        if group.layers == "auto":
+            from skipguide.pipelines.calibrate import auto_layers
+
+            return replace(group, layers=auto_layers(pipe, denoiser, group.part, group.stack, self.score))
+        return group
 
     def _refuse_conflicts(self, pipe: Any, spec: PipelineSpec, names: list[str]) -> None:
         for name in names:
@@ -178,62 +240,3 @@ class SpatiotemporalSkipGuidance(JsonConfig):
                     f"expected pipe.guider to be ClassifierFreeGuidance with use_original_formulation=False; got "
                     f"{type(guider).__name__}: other guiders combine the branches in ways that a shift does not survive"
                 )
-
-
-class AppliedGuidance:
-    """Guidance in force on a pipeline. Leave the `with` block or call `remove()` to end it.
-
-    Attributes:
-        stats: passes, blocks and seconds so far, and the delivery.
-        layers: denoiser -> blocks skipped in it.
-    """
-
-    def __init__(
-        self,
-        settings: SpatiotemporalSkipGuidance,
-        pipe: Any,
-        spec: PipelineSpec,
-        layers: dict[str, tuple[int, ...]],
-    ) -> None:
-        self.settings = settings
-        self.layers = layers
-        self.stats = GuidanceStats(delivery="solve" if settings.rescale or settings.formula == "wan" else "shift")
-        run = Run()
-        self._interceptors = [Interceptor(settings, pipe, spec, name, layers[name], run, self.stats) for name in layers]
-        self._installed: list[Interceptor] = []
-
-    @property
-    def delivery(self) -> str:
-        """How the guidance reaches the pipeline: `"shift"` or `"solve"`."""
-        return self.stats.delivery
-
-    def _install(self) -> None:
-        try:
-            for interceptor in self._interceptors:
-                interceptor.install()
-                self._installed.append(interceptor)
-        except BaseException:
-            self.remove()
-            raise
-
-    def remove(self) -> None:
-        """End the guidance; nothing of it is left on the pipeline. A second call does nothing."""
-        while self._installed:
-            self._installed.pop().remove()
-
-    def __enter__(self) -> AppliedGuidance:
-        """Return the handle."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        """End the guidance."""
-        self.remove()
-        if kind is None and self.stats.passes == 0:
-            logger.warning(
-                "skip guidance was applied, but the denoiser it was applied to was never called: was the pipeline's "
-                "denoiser exchanged inside the with block?"
-            )
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -11,6 +11,7 @@ from skipguide.plan import Schedule, SkipPlan
 from skipguide.resume import Prefix, capture, resume
 from skipguide.skipper import Skipper
 from skipguide.stats import Stats
+from skipguide.timetable import Timetable
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ __all__ = [
     "Skipper",
     "Stats",
     "Sublayer",
+    "Timetable",
     "UnknownBlockError",
     "capture",
     "check",

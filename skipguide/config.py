@@ -42,13 +42,20 @@ def check_keys(found: Mapping[str, Any], expected: set[str], what: str) -> None:
         raise SkipError(f"unknown keys in {what}: {sorted(unknown)}; expected {sorted(expected)}")
 
 
+def _plain(value: Any) -> Any:
+    """Settings inside settings as plain data too."""
+    if isinstance(value, JsonConfig):
+        return value.to_dict()
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
 class JsonConfig:
     """Mixin for frozen dataclasses whose fields are plain data."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with a version."""
         return {"version": VERSION} | {
-            f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v
+            f.name: _plain(getattr(self, f.name))
             for f in fields(self)  # type: ignore[arg-type]
         }
 

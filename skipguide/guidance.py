@@ -1,7 +1,10 @@
 """Guidance: pure maths on tensors. c, u, k are the conditional, unconditional and skipped predictions.
 
 w is the CFG scale, s the skip scale. Sources: STG, arXiv 2411.18664; CFG rescale, arXiv 2305.08891; adaptive
-projected guidance, arXiv 2410.02416.
+projected guidance, arXiv 2410.02416; CFG-Zero*, arXiv 2503.18886; autoguidance, arXiv 2406.02507.
+
+Everything composes by addition: a guided prediction is one of the CFG forms plus any number of skip directions, each
+of which may be projected first, and the sum may be rescaled.
 """
 
 from __future__ import annotations
@@ -92,3 +95,61 @@ def apg(d: Tensor, c: Tensor, eta: float = 0.0, norm: float | None = None) -> Te
         d = d * (norm / size.clamp_min(torch.finfo(d.dtype).tiny)).clamp(max=1.0)
     parallel, orthogonal = project(d, c)
     return orthogonal + eta * parallel
+
+
+def with_momentum(d: Tensor, average: Tensor | None, beta: float) -> Tensor:
+    """The running direction of adaptive projected guidance: d + beta times the one before (negative beta pushes apart).
+
+    Args:
+        d: direction of this step.
+        average: what this function returned at the step before; None at the first.
+        beta: momentum; -0.5 in the paper, 0 is none.
+    """
+    return d if average is None or beta == 0 else d + beta * average
+
+
+def skip_direction(c: Tensor, k: Tensor, eta: float | None = None, norm: float | None = None) -> Tensor:
+    """The unscaled direction of skip guidance, c - k, projected if `eta` or `norm` is given.
+
+    Args:
+        c: conditional prediction.
+        k: prediction without the layers.
+        eta: weight of the part along c (see `apg`); None with `norm` None leaves the direction as it is.
+        norm: largest norm per batch row.
+
+    Example:
+        >>> c, k = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, -2.0]])
+        >>> skip_direction(c, k), skip_direction(c, k, eta=0.0)
+        (tensor([[1., 2.]]), tensor([[0., 2.]]))
+    """
+    d = skip_delta(c, k, 1.0)
+    if eta is None and norm is None:
+        return d
+    return apg(d, c.to(d.dtype), 1.0 if eta is None else eta, norm)
+
+
+def zero_star_scale(u: Tensor, c: Tensor) -> Tensor:
+    """CFG-Zero*'s factor of the unconditional prediction, per batch row: <c, u> / |u|^2 (its least-squares fit to c).
+
+    Returns:
+        A tensor that broadcasts against u: one number per row, in float32 for half-precision inputs.
+
+    Example:
+        >>> zero_star_scale(torch.tensor([[1.0, 1.0]]), torch.tensor([[3.0, 1.0]]))
+        tensor([[2.]])
+    """
+    if u.dtype in (torch.float16, torch.bfloat16):
+        u, c = u.float(), c.float()
+    dims = tuple(range(1, u.dim()))
+    size = (u * u).sum(dim=dims, keepdim=True)
+    return (c * u).sum(dim=dims, keepdim=True) / size.clamp_min(torch.finfo(u.dtype).tiny)
+
+
+def cfg_zero_star(u: Tensor, c: Tensor, w: float, *, zero: bool = False) -> Tensor:
+    """CFG-Zero*: a u + w (c - a u) with a from `zero_star_scale`; `zero` is its zero-init of the first steps."""
+    return torch.zeros_like(c) if zero else cfg(zero_star_scale(u, c) * u, c, w)
+
+
+def autoguidance(c: Tensor, weak: Tensor, w: float) -> Tensor:
+    """Autoguidance: weak + w (c - weak), both conditional; the weak model may be the same one without some layers."""
+    return cfg(weak, c, w)

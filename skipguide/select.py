@@ -1,184 +1,292 @@
-"""Choose: which sublayers to leave out, from what is known of each. Pure functions on plain numbers.
+"""Choose: score every layer and part by what skipping it does to a prediction, and rank them. Pure maths and data.
 
-A sublayer is the attention or the MLP of one layer. Sets are given as `Sublayers`; where a number stands for a
-sublayer, 0 to L-1 are the attentions and L to 2L-1 the MLPs.
+c, u, k are the conditional, unconditional and skipped predictions. The calibration run that collects them from a
+pipeline is in `skipguide.pipelines.calibrate`. Which score predicts measured quality best is an open question that
+`demos/quality` is there to answer; until then the default is provisional.
 """
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
 
+import torch
+from torch import Tensor
+
+from skipguide.config import VERSION, JsonConfig, check_keys
 from skipguide.errors import SkipError
-from skipguide.plan import SkipPlan
+
+LIMIT = 0.5  # a skip that changes a prediction by more than this share leaves no weaker model but a broken one
+TOLERANCE = 0.1  # scores this close count as equal; the deeper layer is cheaper then
 
 
 @dataclass(frozen=True)
-class Sublayers:
-    """A set of sublayers, layers in ascending order.
+class LayerScore:
+    """What skipping one part of one layer does, averaged over prompts and noise levels.
 
-    Example:
-        >>> Sublayers.numbered([6, 12, 3], num_layers=8)
-        Sublayers(attn=(3, 6), mlp=(4,))
+    Attributes:
+        layer: the block, in execution order.
+        name: its name in the model.
+        stack: the stack it belongs to.
+        part: what of it is skipped.
+        effect: |c - k| / |c|.
+        alignment: cosine of c - k with c - u; None without CFG.
+        space_low: change of the low spatial frequencies (up to half of the Nyquist frequency), as `effect`.
+        space_high: the same above; None where the prediction's grid is not known.
+        time_low: change of the low temporal frequencies; None for pictures.
+        time_high: the same above.
+        cost: blocks of the skipped pass, as a share of a whole pass, with prefix reuse.
+        samples: how many predictions were averaged.
     """
 
-    attn: tuple[int, ...] = ()
-    mlp: tuple[int, ...] = ()
+    layer: int
+    name: str
+    stack: str
+    part: str
+    effect: float
+    alignment: float | None
+    space_low: float | None
+    space_high: float | None
+    time_low: float | None
+    time_high: float | None
+    cost: float
+    samples: int
+
+
+def _effect(row: LayerScore) -> float:
+    return row.effect
+
+
+def _novelty(row: LayerScore) -> float:
+    return row.effect * math.sqrt(max(0.0, 1 - (row.alignment or 0.0) ** 2))
+
+
+def _detail(row: LayerScore) -> float:
+    if row.space_high is None or row.space_low is None:
+        raise SkipError("the score 'detail' needs the prediction's grid, which is not known for this model")
+    return row.space_high / max(row.space_low, 1e-12)
+
+
+def _motion(row: LayerScore) -> float:
+    if row.time_high is None or row.time_low is None:
+        raise SkipError("the score 'motion' needs frames, and this model's prediction has none that are known")
+    return row.time_high / max(row.time_low, 1e-12)
+
+
+def _aligned(row: LayerScore) -> float:
+    if row.alignment is None:
+        raise SkipError("the score 'aligned' compares with CFG, which was off in the calibration run")
+    return row.alignment
+
+
+def _thrift(row: LayerScore) -> float:
+    return row.effect / max(row.cost, 1e-3)
+
+
+# name -> score; higher is taken first
+SCORES: dict[str, Callable[[LayerScore], float]] = {
+    "novelty": _novelty,  # size of the part of c - k that CFG does not already give: effect * sin(c - k, c - u)
+    "effect": _effect,  # size of the effect
+    "aligned": _aligned,  # cosine with CFG's own direction
+    "detail": _detail,  # high against low spatial frequencies
+    "motion": _motion,  # high against low temporal frequencies
+    "thrift": _thrift,  # effect per cost
+}
+DEFAULT_SCORE = "novelty"  # provisional: see the module's docstring
+
+
+def check_score(name: str) -> None:
+    """Refuse a score that does not exist."""
+    if name not in SCORES:
+        raise SkipError(f"unknown score {name!r}; expected one of {', '.join(SCORES)}")
+
+
+def band_norms(video: Tensor) -> dict[str, Tensor]:
+    """Norms of the low and high spatial and temporal frequencies, per batch row.
+
+    Args:
+        video: [B, C, F, H, W] (F = 1 for pictures).
+
+    Returns:
+        `space_low`, `space_high`, and with more than one frame `time_low`, `time_high`: [B] each. Low is at most half
+        of the Nyquist frequency (radially in space) and includes the mean.
+
+    Example:
+        >>> flat = torch.ones(1, 1, 4, 8, 8)
+        >>> {name: round(norm.item(), 3) for name, norm in band_norms(flat).items()}
+        {'space_low': 16.0, 'space_high': 0.0, 'time_low': 16.0, 'time_high': 0.0}
+    """
+    video = video.double() if video.dtype == torch.float64 else video.float()
+    frames, height, width = video.shape[-3:]
+    fy = torch.fft.fftfreq(height, device=video.device)[:, None]
+    fx = torch.fft.fftfreq(width, device=video.device)[None]
+    low = (fy.square() + fx.square()).sqrt() <= 0.25 + 1e-6
+    plane = torch.fft.fft2(video, norm="ortho")
+    norms = {
+        "space_low": (plane * low).abs().flatten(1).norm(dim=1),
+        "space_high": (plane * ~low).abs().flatten(1).norm(dim=1),
+    }
+    if frames > 1:
+        line = torch.fft.fft(video, dim=-3, norm="ortho")
+        slow = (torch.fft.fftfreq(frames, device=video.device).abs() <= 0.25 + 1e-6)[:, None, None]
+        norms["time_low"] = (line * slow).abs().flatten(1).norm(dim=1)
+        norms["time_high"] = (line * ~slow).abs().flatten(1).norm(dim=1)
+    return norms
+
+
+def measure_skip(
+    c: Tensor, k: Tensor, u: Tensor | None = None, grid: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, Tensor]:
+    """What a skip changed in one prediction, per batch row.
+
+    Args:
+        c: conditional prediction, [B, ...].
+        k: the same without the layer.
+        u: unconditional prediction, or None.
+        grid: brings a prediction into [B, C, F, H, W]; None leaves the frequencies out.
+
+    Returns:
+        `effect`, `alignment` (with `u`), and the four bands that are known: [B] each.
+
+    Example:
+        >>> c, k = torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 3.0]])
+        >>> measure_skip(c, k, u=torch.zeros(1, 2))
+        {'effect': tensor([0.2000]), 'alignment': tensor([0.8000])}
+    """
+    c, k = c.float(), k.float()
+    d = c - k
+    flat = d.flatten(1)
+    tiny = 1e-20
+    out = {"effect": flat.norm(dim=1) / c.flatten(1).norm(dim=1).clamp_min(tiny)}
+    if u is not None:
+        out["alignment"] = torch.cosine_similarity(flat, (c - u.float()).flatten(1), dim=1)
+    if grid is not None:
+        whole = band_norms(grid(c))
+        out |= {name: norm / whole[name].clamp_min(tiny) for name, norm in band_norms(grid(d)).items()}
+    return out
+
+
+@dataclass(frozen=True)
+class LayerScores(JsonConfig):
+    """The scores of a model's layers and parts.
+
+    Attributes:
+        rows: one entry per layer and part.
+        model: class of the model.
+        blocks: how many it has.
+        fingerprint: of its weights.
+        about: how the calibration was run.
+    """
+
+    rows: tuple[LayerScore, ...]
+    model: str = ""
+    blocks: int = 0
+    fingerprint: str = ""
+    about: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with a version."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"version": VERSION} | own | {"rows": [asdict(row) for row in self.rows]}
 
     @classmethod
-    def numbered(cls, numbers: Iterable[int], num_layers: int) -> Sublayers:
-        """From numbers of the 2L sublayers."""
-        chosen = sorted(set(numbers))
-        if chosen and not 0 <= chosen[0] <= chosen[-1] < 2 * num_layers:
-            raise SkipError(f"expected sublayers from 0 to {2 * num_layers - 1}; got {chosen}")
-        return cls(tuple(n for n in chosen if n < num_layers), tuple(n - num_layers for n in chosen if n >= num_layers))
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote; an unknown key or version is an error."""
+        check_keys(data, {f.name for f in fields(cls)}, "layer scores")
+        rest = {name: value for name, value in data.items() if name not in ("rows", "version")}
+        return cls(rows=tuple(LayerScore(**row) for row in data["rows"]), **rest)
 
-    @classmethod
-    def layers(cls, layers: Iterable[int]) -> Sublayers:
-        """Whole layers: attention and MLP."""
-        both = tuple(sorted(set(layers)))
-        return cls(both, both)
+    def select(self, part: str | None = None, stack: str | None = None) -> list[LayerScore]:
+        """The entries of one part and one stack."""
+        return [row for row in self.rows if part in (None, row.part) and stack in (None, row.stack)]
 
-    @property
-    def count(self) -> int:
-        """How many sublayers."""
-        return len(self.attn) + len(self.mlp)
+    def rank(
+        self, score: str = DEFAULT_SCORE, part: str | None = None, stack: str | None = None, limit: float = LIMIT
+    ) -> list[LayerScore]:
+        """The entries, best first. Of two equal ones the deeper, cheaper one comes first.
 
-    def plan(self) -> SkipPlan:
-        """The set as a plan for `skipguide.Skipper`."""
-        return SkipPlan(self.attn, part="attn") | SkipPlan(self.mlp, part="mlp")
+        Args:
+            score: one of `SCORES`.
+            part: only this part of the layers.
+            stack: only this stack.
+            limit: skips with a larger `effect` come last, smallest first: what they leave is not a weaker model.
+        """
+        check_score(score)
+        value = SCORES[score]
+        rows = self.select(part, stack)
+        usable = [row for row in rows if row.effect <= limit]
+        broken = sorted((row for row in rows if row.effect > limit), key=lambda row: row.effect)
+        ranked: list[LayerScore] = []
+        left = sorted(usable, key=value, reverse=True)
+        while left:
+            best = value(left[0])
+            equal = [row for row in left if value(row) >= best - TOLERANCE * abs(best)]
+            taken = min(equal, key=lambda row: (row.cost, -row.layer))
+            ranked.append(taken)
+            left.remove(taken)
+        return ranked + broken
 
+    def choose(
+        self, score: str = DEFAULT_SCORE, part: str = "block", stack: str | None = None, count: int = 1
+    ) -> tuple[int, ...]:
+        """The best layers (over all stacks, in execution order).
 
-def rank(attn_similarity: Sequence[float], mlp_similarity: Sequence[float]) -> list[int]:
-    """All sublayers, most similar first; equals stay in order, attention before MLP.
+        Raises:
+            SkipError: if fewer were scored.
+        """
+        ranked = self.rank(score, part, stack)
+        if len(ranked) < count:
+            raise SkipError(f"{count} layers are asked for, but {len(ranked)} were scored for part {part!r}")
+        return tuple(sorted(row.layer for row in ranked[:count]))
 
-    Source: AdaSkip (arXiv 2501.02336): attention and MLP compete in one list.
-
-    Example:
-        >>> rank([0.5, 0.9], [0.9, 0.7])
-        [1, 2, 3, 0]
-    """
-    both = [*attn_similarity, *mlp_similarity]
-    return sorted(range(len(both)), key=lambda n: -both[n])
-
-
-def most_similar(
-    attn_similarity: Sequence[float], mlp_similarity: Sequence[float], count: int, part: str = "both"
-) -> Sublayers:
-    """The `count` sublayers that change the stream least: of one list, or among attentions or MLPs alone.
-
-    Example:
-        >>> most_similar([0.5, 0.9], [0.8, 0.7], 2), most_similar([0.5, 0.9], [0.8, 0.7], 1, part="mlp")
-        (Sublayers(attn=(1,), mlp=(0,)), Sublayers(attn=(), mlp=(0,)))
-    """
-    layers = len(attn_similarity)
-    allowed = _allowed(part, layers)
-    order = [n for n in rank(attn_similarity, mlp_similarity) if n in allowed]
-    check_count(count, len(order))
-    return Sublayers.numbered(order[:count], layers)
-
-
-def least_per_millisecond(
-    attn_similarity: Sequence[float],
-    mlp_similarity: Sequence[float],
-    attn_ms: Sequence[float],
-    mlp_ms: Sequence[float],
-    count: int | None = None,
-    share: float | None = None,
-    part: str = "both",
-) -> Sublayers:
-    """The sublayers with the smallest damage (1 - similarity) per millisecond saved.
-
-    Give either `count`, how many sublayers, or `share`, how much of all sublayers' time to save: then sublayers are
-    taken until it is reached, and those that the later ones made unnecessary are put back.
-
-    Example:
-        >>> least_per_millisecond([0.90, 0.95], [0.88, 0.5], [1, 1], [3, 3], share=0.25)  # MLPs cost more here
-        Sublayers(attn=(), mlp=(0,))
-    """
-    layers = len(attn_similarity)
-    similarity, ms = [*attn_similarity, *mlp_similarity], [*attn_ms, *mlp_ms]
-    if len(ms) != len(similarity):
-        raise SkipError(f"expected one time for each of {len(similarity)} sublayers; got {len(ms)}")
-    if not all(math.isfinite(t) and t > 0 for t in ms):
-        raise SkipError("expected sublayer times above 0 ms; measure them again")
-    if (count is None) == (share is None):
-        raise SkipError("expected either a count of sublayers or a share of their time")
-    damage = [1 - s for s in similarity]
-    allowed = _allowed(part, layers)
-    order = sorted(allowed, key=lambda n: (damage[n] / ms[n], n))
-    if count is not None:
-        check_count(count, len(order))
-        return Sublayers.numbered(order[:count], layers)
-    if not 0 <= share < 1:  # type: ignore[operator]
-        raise SkipError(f"expected a share of the time, at least 0 and below 1; got {share!r}")
-    goal = share * sum(ms) - 1e-9 * sum(ms)  # type: ignore[operator]
-    chosen: list[int] = []
-    for number in order:
-        if sum(ms[n] for n in chosen) >= goal:
-            break
-        chosen.append(number)
-    saved = sum(ms[n] for n in chosen)
-    if saved < goal:
-        raise SkipError(f"all {len(order)} sublayers save {saved / sum(ms):.0%} of the time; {share:.0%} was asked for")
-    for number in sorted(chosen, key=lambda n: -damage[n]):
-        if saved - ms[number] >= goal:
-            chosen.remove(number)
-            saved -= ms[number]
-    return Sublayers.numbered(chosen, layers)
+    def table(self, score: str = DEFAULT_SCORE) -> str:
+        """All entries as text, best first."""
+        head = ("rank", "layer", "part", "block", score, "effect", "cos", "space", "time", "cost")
+        lines = [head]
+        for number, row in enumerate(self.rank(score), 1):
+            bands = [
+                "-" if low is None or high is None else f"{low:.3f}/{high:.3f}"
+                for low, high in ((row.space_low, row.space_high), (row.time_low, row.time_high))
+            ]
+            cosine = "-" if row.alignment is None else f"{row.alignment:+.2f}"
+            value = f"{SCORES[score](row):.4f}" if row.effect <= LIMIT else "too strong"
+            own = (str(number), str(row.layer), row.part, row.name, value, f"{row.effect:.4f}", cosine)
+            lines.append((*own, *bands, f"{row.cost:.2f}"))
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        left = (2, 3)
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if i in left else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
 
 
-def random_sublayers(num_layers: int, count: int, seed: int) -> Sublayers:
-    """A baseline: `count` of the 2L sublayers at random.
-
-    Example:
-        >>> random_sublayers(12, 6, seed=1) == random_sublayers(12, 6, seed=1)
-        True
-    """
-    check_count(count, 2 * num_layers)
-    return Sublayers.numbered(random.Random(seed).sample(range(2 * num_layers), count), num_layers)
-
-
-def late_layers(num_layers: int, count: int, first_kept_last: int = 0) -> Sublayers:
-    """A baseline: the last `count` whole layers, as an early exit; the very last `first_kept_last` may stay.
-
-    Example:
-        >>> late_layers(12, 2), late_layers(12, 2, first_kept_last=1).attn
-        (Sublayers(attn=(10, 11), mlp=(10, 11)), (9, 10))
-    """
-    check_count(count, num_layers - first_kept_last)
-    stop = num_layers - first_kept_last
-    return Sublayers.layers(range(stop - count, stop))
+def average(samples: Iterable[Mapping[str, Tensor]]) -> dict[str, float | None]:
+    """Means over batch rows and calls of what `measure_skip` returned; what was never measured is None."""
+    found: dict[str, list[float]] = {}
+    for sample in samples:
+        for name, values in sample.items():
+            found.setdefault(name, []).extend(values.tolist())
+    names = ("effect", "alignment", "space_low", "space_high", "time_low", "time_high")
+    means = {name: sum(values) / len(values) if (values := found.get(name)) else None for name in names}
+    if means["effect"] is None or not all(math.isfinite(value) for value in means.values() if value is not None):
+        raise SkipError(f"the calibration run gave predictions that are not finite numbers: {means}")
+    return means
 
 
-def least_influential(block_similarity: Sequence[float], count: int) -> Sublayers:
-    """A baseline: the `count` whole layers of least block influence, 1 - cosine of a layer's input and output.
+def fingerprint(names_and_tensors: Sequence[tuple[str, Tensor]], samples: int = 64) -> str:
+    """A hash of a model: names, shapes, dtypes and `samples` evenly spaced values of every tensor."""
+    import hashlib
 
-    Source: ShortGPT (arXiv 2403.03853).
-
-    Example:
-        >>> least_influential([0.5, 0.9, 0.8], 1)
-        Sublayers(attn=(1,), mlp=(1,))
-    """
-    check_count(count, len(block_similarity))
-    order = sorted(range(len(block_similarity)), key=lambda n: -block_similarity[n])
-    return Sublayers.layers(order[:count])
-
-
-def check_count(count: int, available: int) -> None:
-    """Refuse a number of sublayers (or layers) that there are not."""
-    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= available:
-        raise SkipError(f"expected a whole number from 0 to {available}; got {count!r}")
-
-
-def _allowed(part: str, num_layers: int) -> range:
-    try:
-        return {
-            "both": range(2 * num_layers),
-            "attn": range(num_layers),
-            "mlp": range(num_layers, 2 * num_layers),
-        }[part]
-    except KeyError:
-        raise SkipError(f'expected part "both", "attn" or "mlp"; got {part!r}') from None
+    digest = hashlib.sha256()
+    for name, tensor in names_and_tensors:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if tensor.numel() and tensor.device.type != "meta":
+            stride = max(1, tensor.numel() // samples)
+            values = tensor.detach().flatten()[::stride][:samples]
+            digest.update(values.to("cpu", torch.float32 if values.is_floating_point() else None).numpy().tobytes())
+    return digest.hexdigest()[:32]

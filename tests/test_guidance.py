@@ -4,7 +4,21 @@ import pytest
 import torch
 
 from skipguide import SkipError
-from skipguide.guidance import apg, cfg, project, rescale, skip_delta, solve_uncond, stg, wan_delta
+from skipguide.guidance import (
+    apg,
+    autoguidance,
+    cfg,
+    cfg_zero_star,
+    project,
+    rescale,
+    skip_delta,
+    skip_direction,
+    solve_uncond,
+    stg,
+    wan_delta,
+    with_momentum,
+    zero_star_scale,
+)
 
 
 @pytest.fixture
@@ -61,3 +75,51 @@ def test_projection_and_apg(predictions):
     bounded = apg(d, c, eta=1.0, norm=2.0)
     assert (bounded.flatten(1).norm(dim=1) <= 2.0 + 1e-12).all()
     torch.testing.assert_close(apg(d, c, eta=1.0, norm=1e6), d)
+
+
+def test_zero_star_is_the_least_squares_fit_of_u_to_c(predictions):
+    u, c, _ = predictions
+    a = zero_star_scale(u, c)
+    rest = (c - a * u) * u
+    torch.testing.assert_close(rest.flatten(1).sum(1), torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0)
+    for other in (a + 1e-3, a - 1e-3):
+        assert ((c - other * u).flatten(1).norm(dim=1) > (c - a * u).flatten(1).norm(dim=1)).all()
+    torch.testing.assert_close(cfg_zero_star(u, c, 5.0), (1 - 5.0) * a * u + 5.0 * c)
+    torch.testing.assert_close(cfg_zero_star(2 * u, c, 5.0), cfg_zero_star(u, c, 5.0))
+    assert not cfg_zero_star(u, c, 5.0, zero=True).any()
+    assert torch.isfinite(zero_star_scale(torch.zeros_like(u), c)).all()
+    assert zero_star_scale(u.bfloat16(), c.bfloat16()).dtype == torch.float32
+
+
+def test_zero_star_and_apg_agree_with_diffusers(predictions):
+    """Two implementations by other people; theirs work in float32."""
+    from diffusers.guiders.adaptive_projected_guidance import normalized_guidance
+    from diffusers.guiders.classifier_free_zero_star_guidance import cfg_zero_star_scale
+
+    u, c, _ = (p.float() for p in predictions)
+    theirs = cfg_zero_star_scale(c.flatten(1), u.flatten(1)).view(-1, 1, 1)
+    torch.testing.assert_close(zero_star_scale(u, c), theirs)
+    for eta, norm in ((0.0, 1.5), (1.0, 0.0), (0.3, 2.0)):
+        expected = normalized_guidance(c, u, 3.0, None, eta, norm, use_original_formulation=True)
+        torch.testing.assert_close(c + 3.0 * apg(c - u, c, eta, norm or None), expected)
+
+
+def test_skip_direction_composes_with_cfg_and_rescale(predictions):
+    u, c, k = predictions
+    assert torch.equal(skip_direction(c, k), c - k)
+    assert torch.equal(skip_direction(c, k, eta=0.5, norm=2.0), apg(c - k, c, 0.5, 2.0))
+    assert torch.equal(skip_direction(c, k, norm=2.0), apg(c - k, c, 1.0, 2.0))
+    across = skip_direction(c, k, eta=0.0)
+    torch.testing.assert_close((across * c).flatten(1).sum(1), torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0)
+    y = cfg_zero_star(u, c, 3.0) + 0.5 * across
+    torch.testing.assert_close(rescale(y, c, 1.0).flatten(1).std(1), c.flatten(1).std(1))
+    torch.testing.assert_close(autoguidance(c, k, 2.5), c + 1.5 * (c - k))
+
+
+def test_momentum_is_the_running_sum_of_the_paper(predictions):
+    average = None
+    for d in predictions:
+        average = with_momentum(d, average, -0.5)
+    a, b, c = predictions
+    torch.testing.assert_close(average, c - 0.5 * b + 0.25 * a)
+    assert with_momentum(a, None, -0.5) is a and with_momentum(a, b, 0.0) is a

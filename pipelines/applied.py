@@ -1,0 +1,75 @@
+"""Applied guidance: the handle on guidance that is in force on a pipeline."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from skipguide.pipelines.interceptor import Interceptor
+from skipguide.pipelines.ledger import GuidanceStats
+from skipguide.pipelines.recipe import Recipe
+from skipguide.pipelines.registry import PipelineSpec
+from skipguide.pipelines.run import Run
+
+if TYPE_CHECKING:
+    from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
+
+logger = logging.getLogger(__name__)
+
+
+class AppliedGuidance:
+    """Guidance in force on a pipeline. Leave the `with` block or call `remove()` to end it.
+
+    Attributes:
+        stats: passes, blocks and seconds so far, and the delivery.
+        layers: denoiser -> blocks skipped in it.
+    """
+
+    def __init__(
+        self,
+        settings: SpatiotemporalSkipGuidance,
+        pipe: Any,
+        spec: PipelineSpec,
+        recipes: Mapping[str, Recipe],
+    ) -> None:
+        self.settings = settings
+        self.layers = {name: recipe.layers for name, recipe in recipes.items()}
+        self.stats = GuidanceStats(delivery="solve" if settings.rescale or settings.formula == "wan" else "shift")
+        run = Run()
+        self._interceptors = [
+            Interceptor(settings, pipe, spec, name, recipe, run, self.stats) for name, recipe in recipes.items()
+        ]
+        self._installed: list[Interceptor] = []
+
+    @property
+    def delivery(self) -> str:
+        """How the guidance reaches the pipeline: `"shift"` or `"solve"`."""
+        return self.stats.delivery
+
+    def _install(self) -> None:
+        try:
+            for interceptor in self._interceptors:
+                interceptor.install()
+                self._installed.append(interceptor)
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """End the guidance; nothing of it is left on the pipeline. A second call does nothing."""
+        while self._installed:
+            self._installed.pop().remove()
+
+    def __enter__(self) -> AppliedGuidance:
+        """Return the handle."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        """End the guidance."""
+        self.remove()
+        if kind is None and self.stats.passes == 0:
+            logger.warning(
+                "skip guidance was applied, but the denoiser it was applied to was never called: was the pipeline's "
+                "denoiser exchanged inside the with block?"
+            )

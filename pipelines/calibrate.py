@@ -1,0 +1,251 @@
+"""Calibrate: one run of a pipeline in which every layer is left out in turn, at a few noise levels, and scored."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipguide.blocks import find_blocks, unwrap
+from skipguide.config import write_json
+from skipguide.errors import SkipError
+from skipguide.gate import Call, gate_of
+from skipguide.pipelines.grid import grid_of
+from skipguide.pipelines.ledger import GuidanceStats
+from skipguide.pipelines.passes import Passes, first
+from skipguide.pipelines.registry import PipelineSpec, pipeline_spec
+from skipguide.pipelines.run import Run
+from skipguide.plan import SkipPlan
+from skipguide.select import DEFAULT_SCORE, LayerScore, LayerScores, average, fingerprint, measure_skip
+from skipguide.skipper import batch_size
+
+PROMPTS = ("a red ball rolling over grass", "a woman walking along a street in the rain, filmed by hand")
+STEPS, LEVELS = 8, 4
+AT_ONCE = 8  # activations that are held at a time
+logger = logging.getLogger(__name__)
+
+Key = tuple[int, str]
+
+
+class _Listener:
+    """Stands at the denoiser during the calibration run; the run itself is the plain pipeline's."""
+
+    def __init__(self, pipe: Any, spec: PipelineSpec, model: nn.Module, keys: Sequence[Key], levels: int) -> None:
+        self.pipe, self.spec, self.model, self.levels = pipe, spec, model, levels
+        self.keys = keys
+        self.run = Run()
+        self.passes = Passes(model, True, GuidanceStats())
+        self.samples: dict[Key, list[dict[str, Tensor]]] = {key: [] for key in keys}
+        self.waiting: tuple[Tensor, dict[Key, Tensor], Any] | None = None
+        self.context = ""
+
+    def __call__(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if any(kwargs.get(name) is not None for name in self.spec.passive):
+            return call(*args, **kwargs)
+        branch = self.run.enter(self.pipe, self.spec, self.context)
+        if branch == "uncond":
+            out = call(*args, **kwargs)
+            self.settle(first(out))
+            return out
+        self.settle(None)
+        if self.run.step not in chosen_steps(self.run.steps, self.levels):
+            return call(*args, **kwargs)
+        batch = batch_size(args, kwargs)
+        rows = slice(batch // 2, batch) if branch == "both" else slice(0, batch)
+        out, skipped = None, {}
+        for part in _chunks(self.keys, AT_ONCE):
+            path = self.passes.path([SkipPlan([layer], part=part_name) for layer, part_name in part])
+            out = self.passes.plain(call, args, kwargs, batch, path=path)
+            mine = self.passes.rows(args, kwargs, rows, batch)
+            found = self.passes.skipped(path, call, *mine, rows, batch)
+            skipped |= {key: found[SkipPlan([key[0]], part=key[1])] for key in part}
+        c = first(out)[rows]
+        self.waiting = c, skipped, grid_of(self.spec, kwargs, c)
+        if branch == "both":
+            self.settle(first(out)[: batch // 2])
+        elif branch == "only":
+            self.settle(None)
+        return out
+
+    def settle(self, u: Tensor | None) -> None:
+        """Score what waits for its unconditional prediction, or will not get one."""
+        if self.waiting is not None:
+            c, skipped, grid = self.waiting
+            self.waiting = None
+            for key, k in skipped.items():
+                self.samples[key].append(measure_skip(c, k, u, grid))
+
+    def listen(self) -> None:
+        """Stand at the denoiser."""
+        self.passes.install()
+        gate_of(self.model).handlers += (self,)
+
+    def leave(self) -> None:
+        """Go away again."""
+        gate = gate_of(self.model)
+        gate.handlers = tuple(handler for handler in gate.handlers if handler is not self)
+        self.passes.remove()
+        self.waiting = None
+
+
+def _chunks(keys: Sequence[Key], layers: int) -> Iterator[list[Key]]:
+    """The keys, so many layers at a time: each of them is one activation that is held."""
+    order = list(dict.fromkeys(layer for layer, _ in keys))
+    for begin in range(0, len(order), layers):
+        some = set(order[begin : begin + layers])
+        yield [key for key in keys if key[0] in some]
+
+
+def chosen_steps(steps: int, levels: int) -> tuple[int, ...]:
+    """The steps at the middle of `levels` equal parts of a run."""
+    return tuple(dict.fromkeys(min(steps - 1, int((i + 0.5) * steps / levels)) for i in range(levels)))
+
+
+def calibrate(
+    pipe: Any,
+    prompts: Sequence[str | None] = PROMPTS,
+    *,
+    denoiser: str | None = None,
+    parts: Sequence[str] | None = None,
+    levels: int = LEVELS,
+    call: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> LayerScores:
+    """Score every layer and part of a pipeline's denoiser. Nothing is trained and nothing of the pipeline changed.
+
+    The pipeline runs once per prompt, plainly; at a few of its steps every layer is left out in turn, from where it
+    matters on only.
+
+    Args:
+        pipe: a stock diffusers pipeline that is described in `skipguide.pipelines.registry`.
+        prompts: one run each; None leaves the prompt to `call`.
+        denoiser: which of the pipeline's; None is the first.
+        parts: parts to leave out; None is every part that a layer has.
+        levels: how many steps of a run are looked at, evenly spaced.
+        call: more arguments of the pipeline's call (sizes, `guidance_scale`, `num_inference_steps`, 8 by default).
+        seed: of the noise, one more per prompt.
+
+    Raises:
+        SkipError: for an unknown pipeline, a part that no layer has, guidance in force, or predictions that
+            are no numbers.
+    """
+    spec = pipeline_spec(pipe)
+    name = denoiser or next((n for n in spec.denoisers if getattr(pipe, n, None) is not None), spec.denoisers[0])
+    model: nn.Module = getattr(pipe, name)
+    if gate_of(model).handlers:
+        raise SkipError(f"guidance is applied to pipe.{name}: calibrate before, or call remove() on its handle first")
+    blocks = find_blocks(model)
+    keys = [(b.index, part) for b in blocks for part in b.parts if parts is None or part in parts]
+    if not keys:
+        raise SkipError(f"no layer of {type(unwrap(model)).__name__} has any of the parts {list(parts or ())}")
+    listener = _Listener(pipe, spec, model, keys, levels)
+    arguments: dict[str, Any] = {"num_inference_steps": STEPS, "output_type": "latent"} | dict(call or {})
+    listener.listen()
+    original = getattr(model, "cache_context", None)
+    if original is not None:
+        model.__dict__["cache_context"] = _Naming(listener, original)
+    try:
+        for number, prompt in enumerate(prompts):
+            own = {"generator": torch.Generator("cpu").manual_seed(seed + number)} | arguments
+            pipe(**own if prompt is None else {"prompt": prompt, **own})
+            listener.settle(None)
+    finally:
+        model.__dict__.pop("cache_context", None)
+        listener.leave()
+    total = len(blocks)
+    rows = []
+    for (layer, part), samples in listener.samples.items():
+        if not samples:
+            raise SkipError("the pipeline never called its denoiser at a step that was to be looked at")
+        cost = (total - layer - (part == "block")) / total
+        count = sum(len(sample["effect"]) for sample in samples)
+        means: dict[str, Any] = average(samples)
+        rows.append(LayerScore(layer, blocks[layer].name, blocks[layer].stack, part, **means, cost=cost, samples=count))
+    about = {"prompts": len(prompts), "steps": arguments["num_inference_steps"], "levels": levels, "seed": seed}
+    return LayerScores(tuple(rows), type(unwrap(model)).__name__, total, model_hash(model), about)
+
+
+class _Naming:
+    """Tells the listener the name of the cache context in force, as the interceptor does."""
+
+    def __init__(self, listener: _Listener, original: Any) -> None:
+        self.listener, self.original = listener, original
+
+    def __call__(self, name: str, **where: Any) -> Any:
+        from contextlib import ExitStack
+
+        stack = ExitStack()
+        stack.enter_context(self.original(name, **where))
+        before, self.listener.context = self.listener.context, name
+        stack.callback(setattr, self.listener, "context", before)
+        return stack
+
+
+def model_hash(model: nn.Module) -> str:
+    """The hash by which scores are cached: of names, shapes and sampled values of the weights."""
+    return fingerprint(list(unwrap(model).state_dict().items()))
+
+
+def cache_file(model: nn.Module) -> Path:
+    """Where the scores of a model are kept: under `$SKIPGUIDE_CACHE`, `$XDG_CACHE_HOME/skipguide` or `~/.cache`."""
+    base = os.environ.get("SKIPGUIDE_CACHE")
+    home = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skipguide"
+    return home / "scores" / f"{type(unwrap(model)).__name__}-{model_hash(model)}.json"
+
+
+def cached_scores(model: nn.Module) -> LayerScores | None:
+    """The scores that an earlier calibration of the same weights left."""
+    path = cache_file(model)
+    if not path.is_file():
+        return None
+    try:
+        return LayerScores.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (SkipError, ValueError, KeyError, TypeError) as error:
+        logger.warning("the cached scores %s cannot be read (%s); they are made anew", path, error)
+        return None
+
+
+def keep_scores(model: nn.Module, scores: LayerScores) -> Path | None:
+    """Cache scores; a cache that cannot be written is reported, and no obstacle."""
+    path = cache_file(model)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, scores.to_dict(), overwrite=True)
+    except OSError as error:
+        logger.warning("the scores could not be cached in %s: %s", path, error)
+        return None
+    return path
+
+
+def auto_layers(
+    pipe: Any, denoiser: str, part: str, stack: str | None = None, score: str = DEFAULT_SCORE
+) -> tuple[int, ...]:
+    """The layers of `layers="auto"`, counted within `stack` if there is one: from the cache, or from a calibration run.
+
+    Raises:
+        SkipError: if a calibration is needed and the pipeline cannot be run with a prompt alone.
+    """
+    model: nn.Module = getattr(pipe, denoiser)
+    scores = cached_scores(model)
+    if scores is None or not scores.select(part, stack):
+        logger.info("layers='auto': calibrating %s once", type(unwrap(model)).__name__)
+        try:
+            scores = calibrate(pipe, denoiser=denoiser)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise SkipError(
+                f"layers='auto' has no cached scores for this model, and the calibration run failed: {error}. Run "
+                f"scores = skipguide.pipelines.calibrate(pipe, call={{...}}) with the arguments that this pipeline "
+                f"needs and keep_scores(pipe.{denoiser}, scores), or `skipguide rank MODEL`"
+            ) from error
+        keep_scores(model, scores)
+    chosen = scores.choose(score, part, stack)
+    if stack is None:
+        return chosen
+    own = [block.index for block in find_blocks(model) if block.stack == stack]
+    return tuple(own.index(layer) for layer in chosen)

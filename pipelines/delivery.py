@@ -1,0 +1,96 @@
+"""Delivery: how a guided prediction reaches the pipeline, whose own arithmetic comes after it.
+
+`shift` adds the same delta to every branch of a step: exact for any combination of branches whose weights sum to one,
+and needs no knowledge of w. `solve` chooses the unconditional branch so that the pipeline's own CFG arrives at the
+wanted result: the only exact way where somebody rescales.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from skipguide import guidance
+from skipguide.errors import SkipError
+from skipguide.pipelines.ledger import GuidanceStats
+from skipguide.pipelines.registry import PipelineSpec
+from skipguide.pipelines.run import Run
+
+if TYPE_CHECKING:
+    from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
+
+
+class Delivery:
+    """The arithmetic between guidance and one denoiser's pipeline."""
+
+    def __init__(
+        self, settings: SpatiotemporalSkipGuidance, pipe: Any, spec: PipelineSpec, denoiser: str, stats: GuidanceStats
+    ) -> None:
+        self.settings = settings
+        self.pipe = pipe
+        self.spec = spec
+        self.scales = spec.scales[spec.denoisers.index(denoiser)]
+        self.stats = stats
+
+    def mode(self) -> str:
+        """`solve` where somebody rescales or the formula needs w, `shift` everywhere else."""
+        if self.settings.rescale or self.settings.formula == "wan" or self._pipeline_rescales():
+            self.stats.delivery = "solve"
+        return self.stats.delivery
+
+    def _pipeline_rescales(self) -> bool:
+        if self.spec.cfg == "guider":
+            return bool(getattr(self.pipe.guider, "guidance_rescale", 0.0))
+        return bool(self.spec.rescale and getattr(self.pipe, self.spec.rescale, 0.0))
+
+    def w(self) -> float | None:
+        """The CFG scale in force, or None if this call has no second branch or the pipeline does not tell."""
+        if self.spec.cfg == "guider":
+            guider = self.pipe.guider
+            return float(guider.guidance_scale) if guider.num_conditions > 1 else None
+        values = (getattr(self.pipe, name, None) for name in self.scales)
+        return next((float(value) for value in values if value is not None), None)
+
+    def need_w(self) -> float:
+        """The CFG scale, for a formula that needs it.
+
+        Raises:
+            SkipError: if the pipeline keeps it to itself.
+        """
+        w = self.w()
+        if w is None:
+            raise SkipError(
+                f"{type(self.pipe).__name__} keeps its true_cfg_scale to itself, so rescale and formula='wan' cannot "
+                f"be delivered with true CFG on: use rescale=0 and formula='stg', or turn true CFG off"
+            )
+        return w
+
+    def shifted(self, prediction: Tensor, delta: Tensor) -> Tensor:
+        """A branch plus the delta."""
+        return (prediction + delta).to(prediction.dtype)
+
+    def alone(self, c: Tensor, delta: Tensor) -> Tensor:
+        """The final prediction of a step without CFG."""
+        return self.rescaled(self.shifted(c, delta), c)
+
+    def solved(self, u: Tensor, c: Tensor, delta: Tensor, run: Run) -> Tensor:
+        """The unconditional branch for which the pipeline's CFG is ours plus the delta, rescaled."""
+        w = self.need_w()
+        if self.spec.dynamic and w != run.w:
+            raise SkipError(
+                f"{type(self.pipe).__name__} changes w after the forward (use_dynamic_cfg), so rescale and "
+                f"formula='wan' cannot be delivered exactly: use rescale=0 and formula='stg', or turn dynamic CFG off"
+            )
+        y = guidance.cfg(u.float(), c.float(), w) + delta
+        return guidance.solve_uncond(self.rescaled(y, c.float()), c.float(), w).to(u.dtype)
+
+    def rescaled(self, y: Tensor, c: Tensor) -> Tensor:
+        """With the deviation brought towards that of c, if the settings say so."""
+        if self.settings.rescale == 0:
+            return y
+        return guidance.rescale(y, c, self.settings.rescale, self.settings.rescale_over)
+
+    def scaled(self, u: Tensor, c: Tensor) -> Tensor:
+        """The unconditional prediction with CFG-Zero*'s factor, if the settings say so."""
+        return (guidance.zero_star_scale(u, c) * u).to(u.dtype) if self.settings.zero_star else u

@@ -1,0 +1,91 @@
+"""Groups: which layers are skipped together, how strongly; constants, timetables, or chosen anew at every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from skipguide.config import JsonConfig
+from skipguide.errors import SkipError
+from skipguide.plan import Part, SkipPlan
+from skipguide.timetable import Timetable
+
+CHOSEN = ("auto", "stochastic")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting is a finite number (a bool is not)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_layers(layers: Any, part: Part) -> Any:
+    """Layers in their normal form: None, `"auto"`, `"stochastic"`, a tuple of numbers, or a timetable of tuples.
+
+    Raises:
+        SkipError: for anything else.
+    """
+    if isinstance(layers, Mapping) and "points" in layers:
+        layers = Timetable.from_dict(layers)
+    if isinstance(layers, Timetable):
+        for value in layers.values:
+            check_layers(value, part)
+        return layers
+    if isinstance(layers, str):
+        if layers not in CHOSEN:
+            raise SkipError(f"layers are block numbers, a timetable, or one of {', '.join(CHOSEN)}; got {layers!r}")
+        return layers
+    if layers is None:
+        return None
+    if is_number(layers) and not isinstance(layers, int):
+        raise SkipError(f"layers are block numbers (whole numbers from 0); got {layers!r}")
+    checked = SkipPlan((layers,) if isinstance(layers, int) else tuple(layers), part=part).layers
+    if not checked:
+        raise SkipError("layers is empty, so nothing would be skipped: name at least one block, or None for the preset")
+    return tuple(checked)
+
+
+def check_scale(scale: Any) -> Any:
+    """A scale in its normal form: a finite number, or a timetable of numbers."""
+    if isinstance(scale, Mapping):
+        scale = Timetable.from_dict(scale)
+    values = scale.values if isinstance(scale, Timetable) else (scale,)
+    if not all(is_number(value) for value in values):
+        raise SkipError(f"scale must be a finite number, or a timetable of them; got {scale!r}")
+    return scale
+
+
+@dataclass(frozen=True)
+class SkipGroup(JsonConfig):
+    """Layers that are skipped together in one pass, with their own scale. Several groups add up.
+
+    Args:
+        layers: as in `SpatiotemporalSkipGuidance`; not a mapping.
+        scale: s of this group.
+        part: what of the layers is skipped.
+        stack: count `layers` within one stack, such as Latte's `"temporal_transformer_blocks"`.
+
+    Example:
+        >>> space = SkipGroup([2], scale=2.0, stack="transformer_blocks")
+        >>> time = SkipGroup([2], scale=0.5, stack="temporal_transformer_blocks")
+        >>> SkipGroup.from_dict(space.to_dict()) == space
+        True
+    """
+
+    layers: Sequence[int] | str | Timetable | None = None
+    scale: float | Timetable = 1.0
+    part: Part = "block"
+    stack: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check everything that does not need a model."""
+        object.__setattr__(self, "layers", check_layers(self.layers, self.part))
+        object.__setattr__(self, "scale", check_scale(self.scale))
+        SkipPlan((), part=self.part)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the scale is 0 at every moment."""
+        values = self.scale.values if isinstance(self.scale, Timetable) else (self.scale,)
+        return not any(values)

@@ -1,0 +1,248 @@
+"""Passes: the forwards of one denoiser under the plans of a step, each from where it first differs, in the ledger."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipguide.acts import Arguments
+from skipguide.blocks import unwrap
+from skipguide.errors import NoEffectError, SkipError
+from skipguide.gate import Call, gate_of
+from skipguide.pipelines.ledger import GuidanceStats
+from skipguide.pipelines.route import PLAIN, Leg, route
+from skipguide.plan import SkipPlan
+from skipguide.resume import Prefix
+from skipguide.skipper import Skipper
+
+KEPT = 16  # paths that stay ready; a set of blocks that is drawn anew at every step makes one per step
+
+
+class Path:
+    """The plain pass of a step, which captures, and the skipped passes after it."""
+
+    def __init__(self, model: nn.Module, plans: Sequence[SkipPlan], blocks: int, reuse: bool) -> None:
+        self.plans = tuple(plans)
+        self.legs: tuple[Leg, ...] = route(plans, blocks, reuse)
+        self.captured = {(leg.parent, leg.start): Prefix(leg.start) for leg in self.legs if leg.start is not None}
+        self.replayed = [Prefix(leg.start) if leg.start is not None else None for leg in self.legs]
+        self.plain = Skipper(model, SkipPlan(), capture=self._from(PLAIN))
+        self.skippers = [
+            Skipper(model, leg.plan, capture=self._from(number), resume=self.replayed[number])
+            for number, leg in enumerate(self.legs)
+        ]
+
+    def _from(self, number: int) -> list[Prefix]:
+        return [prefix for (parent, _), prefix in self.captured.items() if parent == number]
+
+    def clear(self) -> None:
+        """Let go of the activations."""
+        for prefix in (*self.captured.values(), *self.replayed):
+            if prefix is not None:
+                prefix.clear()
+
+
+class Passes:
+    """The forwards of one denoiser.
+
+    Args:
+        model: the denoiser.
+        reuse: run skipped passes from where they first differ.
+        stats: the ledger.
+        touch: False leaves every block as it is and only lets the model's own gate listen.
+    """
+
+    def __init__(self, model: nn.Module, reuse: bool, stats: GuidanceStats, touch: bool = True) -> None:
+        self.model = model
+        self.reuse = reuse
+        self.stats = stats
+        self.touch = touch
+        self.bare = Skipper(model, SkipPlan())
+        self.blocks = len(self.bare.map)
+        self._arguments = Arguments(unwrap(model))
+        self._paths: OrderedDict[tuple[SkipPlan, ...], Path] = OrderedDict()
+        self._in_rows: dict[tuple[SkipPlan, int], Skipper] = {}
+        self._installed: list[Skipper] = []
+
+    # -- installation -------------------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Put the gates in place."""
+        if self.touch:
+            self._install(self.bare)
+        else:
+            gate_of(self.model).install()
+
+    def remove(self) -> None:
+        """Take everything away again."""
+        self.clear()
+        while self._installed:
+            self._installed.pop().remove()
+        if not self.touch:
+            gate_of(self.model).remove()
+        self._paths.clear()
+        self._in_rows.clear()
+
+    def _install(self, *skippers: Skipper) -> None:
+        for skipper in skippers:
+            skipper.install()
+            self._installed.append(skipper)
+
+    def clear(self) -> None:
+        """Let go of the activations that are held."""
+        for path in self._paths.values():
+            path.clear()
+
+    def path(self, plans: Sequence[SkipPlan]) -> Path:
+        """The passes for these plans, ready to run; the ones used last are kept."""
+        key = tuple(dict.fromkeys(plans))
+        if key not in self._paths:
+            path = Path(self.model, key, self.blocks, self.reuse)
+            self._install(path.plain, *path.skippers)
+            self._paths[key] = path
+            if len(self._paths) > KEPT:
+                _, old = self._paths.popitem(last=False)
+                for skipper in (old.plain, *old.skippers):
+                    self._installed.remove(skipper)
+                    skipper.remove()
+        self._paths.move_to_end(key)
+        return self._paths[key]
+
+    # -- passes -------------------------------------------------------------------------------------------------
+
+    def rows(self, args: Any, kwargs: Any, rows: slice, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same call for some rows of the batch."""
+        return self._arguments.rows(args, kwargs, rows, batch, self.bare.map.spec.shared)
+
+    def plain(
+        self,
+        call: Call,
+        args: Any,
+        kwargs: Any,
+        clips: int,
+        *,
+        path: Path | None = None,
+        counted: int = 1,
+        ran: int = 0,
+    ) -> Any:
+        """A pass with every block.
+
+        Args:
+            call: the denoiser.
+            args: of the call.
+            kwargs: of the call.
+            clips: how many clips the batch is for.
+            path: capture what its skipped passes start from.
+            counted: how many branches of the pipeline's own it stands for.
+            ran: how many of them it really computes; 0 is all.
+        """
+        skipper = self.bare if path is None else path.plain
+        return self._pass(skipper, call, args, kwargs, clips, counted, (ran or counted) * self.blocks)
+
+    def without_in(
+        self, plan: SkipPlan, half: int, call: Call, args: Any, kwargs: Any, clips: int, counted: int = 2
+    ) -> Any:
+        """A pass in which the first `half` rows of the batch skip; 0 is all rows."""
+        if (plan, half) not in self._in_rows:
+            layers = plan.layers
+            rows = SkipPlan(layers, part=plan.part, rows=tuple(range(half)) if half else None)
+            self._in_rows[plan, half] = Skipper(self.model, rows)
+            self._install(self._in_rows[plan, half])
+        removed = len(plan.layers) if plan.part == "block" else 0
+        skipper = self._in_rows[plan, half]
+        return self._pass(skipper, call, args, kwargs, clips, counted, counted * self.blocks - removed)
+
+    def skipped(
+        self, path: Path, call: Call, args: Any, kwargs: Any, rows: slice, batch: int
+    ) -> dict[SkipPlan, Tensor]:
+        """The predictions without the layers, from where they first differ from an earlier pass.
+
+        Args:
+            path: its plain pass has run.
+            call: the denoiser.
+            args: of the call, for `rows` only.
+            kwargs: of the call, for `rows` only.
+            rows: the rows of the plain pass that are skipped.
+            batch: how many rows the plain pass had.
+        """
+        began = time.perf_counter()
+        context = getattr(self.model, "cache_context", None)
+        out: dict[SkipPlan, Tensor] = {}
+        clips = rows.stop - rows.start
+        try:
+            for number, (plan, leg) in enumerate(zip(path.plans, path.legs, strict=True)):
+                if leg.start is not None:
+                    own, source = path.replayed[number], path.captured[leg.parent, leg.start]
+                    assert own is not None
+                    here = (rows, batch) if leg.parent == PLAIN else (slice(0, clips), clips)
+                    own.streams.update(source.select(*here).streams)
+                with context(f"skip_{number}" if number else "skip") if context is not None else nullcontext():
+                    skipper = path.skippers[number]
+                    out[plan] = first(self._pass(skipper, call, args, kwargs, clips, 0, leg.blocks))
+                if path.replayed[number] is not None:
+                    path.replayed[number].clear()  # type: ignore[union-attr]
+                self.stats.blocks_naive += self.blocks
+        finally:
+            path.clear()
+        self.stats.seconds += time.perf_counter() - began
+        return out
+
+    def _pass(
+        self, skipper: Skipper, call: Call, args: Any, kwargs: Any, clips: int, counted: int, planned: int
+    ) -> Any:
+        before = sum(skipper.stats.rows.values())
+        with skipper.running():
+            out = call(*args, **kwargs)
+        ran = sum(skipper.stats.rows.values()) - before
+        # nothing can be counted inside a compiled graph, where the plan is what runs
+        self.enter(counted, ran // clips or planned)
+        return out
+
+    def enter(self, counted: int, ran: int | None = None, passes: int = 1) -> None:
+        """Enter one forward that stands for `counted` plain passes and ran so many blocks; None: they ran whole."""
+        plain = counted * self.blocks
+        self.stats.passes += passes
+        self.stats.blocks_run += plain if ran is None else ran
+        self.stats.blocks_plain += plain
+        self.stats.blocks_naive += plain
+
+
+def check_effect(plain: Tensor, skipped: Tensor, plan: SkipPlan) -> None:
+    """Refuse a skip that changed nothing, and predictions that are not numbers.
+
+    Raises:
+        NoEffectError: if both predictions are the same, to rounding.
+        SkipError: if one of them is not finite.
+    """
+    if not torch.isfinite(plain).all():
+        raise SkipError("the denoiser's plain prediction is not finite; guidance has nothing to work on")
+    if not torch.isfinite(skipped).all():
+        raise SkipError(f"the prediction without layers {list(plan.layers)} is not finite: skip others, or use float32")
+    # another batch size moves the last bits, so equality is to rounding in full precision
+    slack = 2e-6 if plain.dtype in (torch.float32, torch.float64) else 0.0
+    if (plain - skipped).abs().max() <= slack * plain.abs().max():
+        raise NoEffectError(
+            f"skipping layers {list(plan.layers)} ({plan.part}) did not change the prediction: the "
+            f"guidance would silently do nothing. Are these layers already bypassed, or their weights zero?"
+        )
+
+
+def first(out: Any) -> Tensor:
+    """The prediction in a denoiser's output: a tensor, a tuple, or a model output."""
+    tensor: Tensor = out if isinstance(out, Tensor) else out[0]
+    return tensor
+
+
+def with_first(out: Any, tensor: Tensor) -> Any:
+    """The same kind of output with another prediction."""
+    if isinstance(out, Tensor):
+        return tensor
+    if isinstance(out, tuple):
+        return (tensor, *out[1:])
+    return type(out)(**{**out, next(iter(out)): tensor})

@@ -1,0 +1,101 @@
+"""Timetable: a value for every moment of sampling, as data. Scales and layers can be one instead of a constant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from skipguide.config import JsonConfig
+from skipguide.errors import SkipError
+
+Over = Literal["step", "sigma"]
+Between = Literal["hold", "linear"]
+
+
+@dataclass(frozen=True)
+class Timetable(JsonConfig):
+    """Values over the sampling steps, or over the noise level.
+
+    Args:
+        points: pairs (where, value). A value is a number (a scale) or a sequence of block numbers (layers).
+        over: `"step"`: where is the fraction of the steps done, from 0, rising; a value holds from its point on, the
+            first one also before it. `"sigma"`: where is the scheduler's noise level, which falls while sampling;
+            the value in force is that of the closest higher sigma (the rule of LTX's own tables), above the highest
+            point that of the highest.
+        between: `"hold"` as above, or `"linear"` between neighbouring points (numbers only).
+
+    Raises:
+        SkipError: for points out of order or of no meaning.
+
+    Example:
+        >>> scale = Timetable([(0.0, 0.0), (0.2, 2.0), (0.6, 1.0)])
+        >>> [scale.at(step / 10) for step in range(0, 10, 2)]
+        [0.0, 2.0, 2.0, 1.0, 1.0]
+        >>> Timetable([(1.0, 4), (0.9, 2)], over="sigma").at(0.0, sigma=0.95)
+        4
+    """
+
+    points: Sequence[tuple[float, Any]]
+    over: Over = "step"
+    between: Between = "hold"
+
+    def __post_init__(self) -> None:
+        """Sort into the order of sampling and check."""
+        if self.over not in get_args(Over) or self.between not in get_args(Between):
+            raise SkipError(
+                f"expected over {' or '.join(get_args(Over))} and between {' or '.join(get_args(Between))}; got "
+                f"{self.over!r}, {self.between!r}"
+            )
+        try:
+            points = [(float(where), value) for where, value in self.points]
+        except (TypeError, ValueError):
+            raise SkipError(f"expected points as pairs (where, value); got {self.points!r}") from None
+        if not points or not all(math.isfinite(where) for where, _ in points):
+            raise SkipError(f"a timetable needs at least one point, at finite places; got {self.points!r}")
+        if len({where for where, _ in points}) != len(points):
+            raise SkipError(f"a timetable names a place twice: {self.points!r}")
+        if self.over == "step" and not all(0 <= where <= 1 for where, _ in points):
+            raise SkipError(f"over='step' counts fractions of the steps, 0 to 1; got {self.points!r}")
+        points.sort(key=lambda point: point[0], reverse=self.over == "sigma")
+        if not all(_is_number(value) for _, value in points):
+            if self.between == "linear" or any(isinstance(value, (int, float, str)) for _, value in points):
+                raise SkipError(
+                    f"values must be all finite numbers, or all sequences of block numbers (which between='linear' "
+                    f"cannot mix); got {self.points!r}"
+                )
+            points = [(where, tuple(value)) for where, value in points]
+        object.__setattr__(self, "points", tuple(points))
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The values in the order of sampling."""
+        return tuple(value for _, value in self.points)
+
+    def at(self, fraction: float, sigma: float | None = None) -> Any:
+        """The value in force.
+
+        Args:
+            fraction: of the steps done before this one.
+            sigma: the scheduler's noise level at this step; needed if `over` is `"sigma"`.
+        """
+        if self.over == "sigma":
+            if sigma is None:
+                raise SkipError("this timetable goes by sigma, and the noise level of the step is not known here")
+            # falling axis: the same search with the sign turned
+            here, places = -sigma, [-where for where, _ in self.points]
+        else:
+            here, places = fraction, [where for where, _ in self.points]
+        after = next((i for i, place in enumerate(places) if place > here + 1e-9), len(places))
+        if after == 0:
+            return self.points[0][1]
+        value = self.points[after - 1][1]
+        if self.between == "hold" or after == len(places):
+            return value
+        share = (here - places[after - 1]) / (places[after] - places[after - 1])
+        return value + min(max(share, 0.0), 1.0) * (self.points[after][1] - value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
