@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skipguide.vision.floorplan import FloorPlanNet, GraphConv
+    from skipguide.vision.layer_masking import LayerMask, masked_forward
     from skipguide.vision.skip_deq import SkipDEQ
     from skipguide.vision.skipnet import SkipNet, skipnet
     from skipguide.vision.unetpp import UNetPlusPlus
@@ -12,18 +13,22 @@ if TYPE_CHECKING:
 _HOME = {
     "FloorPlanNet": "floorplan",
     "GraphConv": "floorplan",
+    "LayerMask": "layer_masking",
     "SkipDEQ": "skip_deq",
     "SkipNet": "skipnet",
     "UNetPlusPlus": "unetpp",
     "skipnet": "skipnet",
+    "masked_forward": "layer_masking",
 }
 __all__ = [
     "FloorPlanNet",
     "GraphConv",
+    "LayerMask",
     "SkipDEQ",
     "SkipNet",
     "UNetPlusPlus",
     "skipnet",
+    "masked_forward",
 ]
 
 

@@ -1,0 +1,79 @@
+"""Fill: hidden positions take the mean of their known neighbours, ring by ring (arXiv 2211.14646, section 3).
+
+Round d writes the positions at Chebyshev distance d from the visible ones and never revises them. So the weights
+depend on the mask alone and are computed once, and a window of k needs at most k - 1 rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPS = 1e-5  # of the published code's division by the number of known neighbours
+
+
+def grow(mask: Tensor) -> Tensor:
+    """The mask `[R, 1, H, W]` of 0 and 1, one position wider on all sides."""
+    return F.max_pool2d(mask, 3, 1, 1)
+
+
+def box_sum(x: Tensor) -> Tensor:
+    """Sums over 3x3 windows of `[N, C, H, W]`, zero outside."""
+    if x.is_cuda or x.is_contiguous(memory_format=torch.channels_last):
+        return F.avg_pool2d(x, 3, 1, 1) * 9 if not x.is_cuda else F.avg_pool2d(x, 3, 1, 1, divisor_override=1)
+    rows = x.clone()  # on the CPU four shifted additions are several times faster than a pooling of [N, C, H, W]
+    rows[..., 1:] += x[..., :-1]
+    rows[..., :-1] += x[..., 1:]
+    out = rows.clone()
+    out[..., 1:, :] += rows[..., :-1, :]
+    out[..., :-1, :] += rows[..., 1:, :]
+    return out
+
+
+def fill_weights(mask: Tensor, rounds: int) -> list[Tensor]:
+    """What each round multiplies the sums over 3x3 windows with.
+
+    Args:
+        mask: `[R, 1, H, W]` of 0 and 1, 1 = visible.
+        rounds: how many.
+
+    Returns:
+        One `[R, 1, H, W]` per round: 1 / (known neighbours) where the round writes, else 0.
+    """
+    weights = []
+    for _ in range(rounds):
+        known = box_sum(mask)
+        weights.append((1 - mask) / (known + EPS) * (known > 0.5))
+        mask = (known > 0.5).to(mask.dtype)
+    return weights
+
+
+def fill(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Fill from the known positions.
+
+    Args:
+        x: `[N, C, H, W]`, 0 where hidden.
+        weights: of `fill_weights`.
+
+    Returns:
+        The same with the rings filled. No gradient flows through what is filled, as published.
+
+    Example:
+        >>> x = torch.tensor([[[[4.0, 0.0, 0.0]]]])
+        >>> fill(x, fill_weights((x > 0).float(), 2)).round(decimals=3)
+        tensor([[[[4., 4., 4.]]]])
+    """
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        for weight in weights:
+            x = torch.addcmul(x, box_sum(x), weight)
+        return x
+    with torch.no_grad():
+        start = x.detach()
+        filled = start
+        for weight in weights:
+            filled = torch.addcmul(filled, box_sum(filled), weight)
+        filled -= start  # visible positions keep their value, so the difference is the fill alone
+    return x + filled

@@ -1,0 +1,350 @@
+"""Plan: everything that follows from the masks alone, computed once for a batch of masks and a resolution.
+
+Forwards: what is known after every operation. Backwards: which known positions the answer reads at all, because a
+residual add or a stride throws the others away. From both follow the rounds of fill (k - 1 at most, one where an add
+cuts the ring, none where nothing hidden is read) and, per activation, the box outside of which nothing is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skipguide.vision.layer_masking.geometry import (
+    Adaptive,
+    Box,
+    Leave,
+    Morphology,
+    Op,
+    Pad,
+    Pointwise,
+    Reduce,
+    Window,
+    move,
+    whole,
+)
+
+WORTH_CROPPING = 0.9  # of the positions; cutting costs copies
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The operations of a model on masked activations, in order; operation i makes activation i + 1.
+
+    Attributes:
+        ops: the operations.
+        outputs: the activations that the model returns with their positions.
+        fixed: why no box can be cut out of the activations, or "".
+        dynamic: why the operations may differ from call to call, or "".
+    """
+
+    ops: tuple[Op, ...]
+    outputs: tuple[int, ...] = ()
+    fixed: str = ""
+    dynamic: str = ""
+
+
+@dataclass
+class Action:
+    """How one operation is run.
+
+    Attributes:
+        box: of the output that is computed.
+        region: of the input that is read, for an operation that runs without its own padding; None: run as it is.
+        work: the region plus what its fill reads; None: the region.
+        part: the mask there, if something hidden is read.
+        weights: of the fill's rounds.
+        scale: for averages.
+        after: the mask of the output, where hidden positions have to be set to 0.
+    """
+
+    box: Box
+    region: Box | None = None
+    work: Box | None = None
+    part: Tensor | None = None
+    weights: Sequence[Tensor] = ()
+    scale: Tensor | None = None
+    after: Tensor | None = None
+
+
+@dataclass
+class Plan:
+    """What the masks say about every operation of a trace.
+
+    Attributes:
+        trace: the operations.
+        masks: what is known, per activation; None where positions are gone.
+        boxes: what is computed, per activation.
+        actions: how, per operation.
+        rounds: rounds of fill, per operation.
+        share: positions that are computed, of those of a plain pass (weighted by output positions of windows).
+    """
+
+    trace: Trace
+    masks: list[Tensor | None]
+    boxes: list[Box | None]
+    actions: list[Action]
+    rounds: list[int]
+    share: float = 1.0
+    memory: Morphology = field(default_factory=Morphology)
+
+
+def make_plan(trace: Trace, keep: Tensor, dtype: torch.dtype, how: str = "neighbours", crop: bool = True) -> Plan:
+    """Plan the pass.
+
+    Args:
+        trace: of the model at this resolution.
+        keep: float `[R, 1, H, W]` of 0 and 1.
+        dtype: of the activations.
+        how: "neighbours", "zeros" or "partial".
+        crop: compute boxes only.
+    """
+    shapes = Morphology()
+    masks: list[Tensor | None] = [keep]
+    for op in trace.ops:
+        masks.append(shapes.mask(op, [_known(masks, i) for i in op.inputs]))
+    needs, reaches = _needs(trace, masks)
+    rounds, boxes = _settle(trace, masks, needs, reaches, shapes, how)
+    full = [None if m is None else whole(m) for m in masks]
+    if not crop or trace.fixed:
+        boxes = list(full)
+    else:
+        boxes = _flow(trace, boxes)
+        share = _share(trace, boxes, masks)
+        if share > WORTH_CROPPING:
+            boxes = list(full)
+    plan = Plan(trace, masks, boxes, [], rounds, _share(trace, boxes, masks), shapes)
+    for number, op in enumerate(trace.ops):
+        plan.actions.append(
+            prepare(op, [_known(masks, i) for i in op.inputs], masks[number + 1], [boxes[i] for i in op.inputs],
+                    boxes[number + 1], rounds[number], dtype, how, shapes)  # fmt: skip
+        )
+    return plan
+
+
+def _known(masks: Sequence[Tensor | None], number: int) -> Tensor:
+    mask = masks[number]
+    assert mask is not None
+    return mask
+
+
+def _needs(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Per activation the known positions that are read; per operation all positions that it reads of its input."""
+    needs: list[Tensor | None] = [None] * len(masks)
+    reaches: list[Tensor | None] = [None] * len(trace.ops)
+    for number in trace.outputs:
+        needs[number] = masks[number]
+    memo: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+    for number in reversed(range(len(trace.ops))):
+        op, need = trace.ops[number], needs[number + 1]
+        if need is None and masks[number + 1] is not None:
+            continue  # nobody reads it
+        for i in op.inputs:
+            mask = _known(masks, i)
+            if isinstance(op, Pointwise):
+                assert need is not None
+                reads = need
+            else:
+                # operations of a stage ask the same question: same geometry, same masks
+                key = (_geometry(op), id(mask), id(need))
+                if key not in memo:
+                    reach = op.reach(need, mask)
+                    memo[key] = (reach, _filled_from(op, reach, mask))
+                reaches[number], reads = memo[key]
+            before = needs[i]
+            needs[i] = reads if before is None or before is reads else torch.maximum(before, reads)
+            if before is not None and before is not reads and bool(torch.equal(before, needs[i])):  # type: ignore[arg-type]
+                needs[i] = before
+    return needs, reaches
+
+
+def _geometry(op: Op) -> tuple[object, ...]:
+    return (type(op), *(v for k, v in vars(op).items() if k not in ("inputs", "name", "positive")))
+
+
+def _filled_from(op: Op, reach: Tensor, mask: Tensor) -> Tensor:
+    """The visible positions that are read, or that the fill of what is read takes means of."""
+    if op.rounds:
+        source = reach * (1 - mask)
+        width = 2 * op.rounds + 1
+        reach = torch.maximum(reach, F.max_pool2d(source, width, 1, op.rounds))
+    return reach * mask
+
+
+def _settle(
+    trace: Trace,
+    masks: list[Tensor | None],
+    needs: list[Tensor | None],
+    reaches: list[Tensor | None],
+    shapes: Morphology,
+    how: str,
+) -> tuple[list[int], list[Box | None]]:
+    """Rounds and boxes as Python numbers: everything is asked at once, so a GPU waits once.
+
+    The rounds are -1 where nothing hidden is read.
+    """
+    flags: dict[tuple[int, int, int], Tensor] = {}
+    wanted: list[list[tuple[int, int, int]]] = []
+    for op, reach in zip(trace.ops, reaches, strict=True):
+        keys: list[tuple[int, int, int]] = []
+        if reach is not None:
+            mask = _known(masks, op.inputs[0])
+            steps = op.rounds if how == "neighbours" else 0
+            for step, known in enumerate(shapes.rings(mask, max(steps - 1, 0))):
+                key = (id(reach), id(mask), step)
+                keys.append(key)
+                if key not in flags:
+                    flags[key] = (reach > known).any()
+        wanted.append(keys)
+    lines: dict[int, tuple[Tensor, Tensor]] = {}
+    for need in needs:
+        if need is not None and id(need) not in lines:
+            flat = need.amax((0, 1))
+            lines[id(need)] = (flat.amax(1), flat.amax(0))
+    asked = [f.float().view(1) for f in flags.values()] + [line for pair in lines.values() for line in pair]
+    answers = torch.cat(asked).cpu().split([len(a) for a in asked]) if asked else ()
+    truth = {key: bool(a) for key, a in zip(flags, answers, strict=False)}
+    spans = iter(answers[len(flags) :])
+    boxes = {key: (*_span(next(spans)), *_span(next(spans))) for key in lines}
+    rounds = []
+    for op, keys in zip(trace.ops, wanted, strict=True):
+        open_ = [truth[key] for key in keys]
+        steps = op.rounds if how == "neighbours" else 0
+        if not keys or not open_[0]:
+            rounds.append(-1)
+        else:
+            rounds.append(next((step for step, missing in enumerate(open_) if not missing), steps))
+    found: list[Box | None] = []
+    for mask, need in zip(masks, needs, strict=True):
+        found.append(None if mask is None else whole(mask) if need is None else boxes[id(need)])
+    return rounds, found
+
+
+def _span(line: Tensor) -> tuple[int, int]:
+    """First and one past the last; one position if there is none."""
+    where = line.nonzero()
+    return (int(where[0]), int(where[-1]) + 1) if len(where) else (0, 1)
+
+
+def _flow(trace: Trace, wanted: list[Box | None]) -> list[Box | None]:
+    """What is computed: windows make the box that is wanted, other operations what their inputs have in common."""
+    boxes: list[Box | None] = [wanted[0]]
+    for number, op in enumerate(trace.ops):
+        if wanted[number + 1] is None or not isinstance(op, Pointwise):
+            boxes.append(wanted[number + 1])
+            continue
+        inputs = [boxes[i] for i in op.inputs]
+        tops, bottoms, lefts, rights = zip(*(box for box in inputs if box is not None), strict=True)
+        boxes.append((max(tops), min(bottoms), max(lefts), min(rights)))
+    return boxes
+
+
+def _share(trace: Trace, boxes: list[Box | None], masks: list[Tensor | None]) -> float:
+    done = total = 0
+    for number, op in enumerate(trace.ops):
+        box, mask = boxes[number + 1], masks[number + 1]
+        if isinstance(op, Window) and op.kind == "conv" and box is not None and mask is not None:
+            done += (box[1] - box[0]) * (box[3] - box[2])
+            total += mask.shape[-2] * mask.shape[-1]
+    return done / total if total else 1.0
+
+
+def prepare(
+    op: Op,
+    masks: Sequence[Tensor],
+    after: Tensor | None,
+    inputs: Sequence[Box | None],
+    box: Box | None,
+    rounds: int,
+    dtype: torch.dtype,
+    how: str,
+    shapes: Morphology,
+) -> Action:
+    """How to run an operation; `rounds` -1: it reads nothing hidden."""
+    mask, source = masks[0], inputs[0]
+    assert source is not None
+    if isinstance(op, Pointwise):
+        assert box is not None
+        return Action(box)
+    if isinstance(op, Reduce | Leave):
+        action = Action(source)
+        # `Leave` may be cut only if nothing is: a feature per position
+        if rounds >= 0:
+            action.part = shapes.part(mask, source, dtype)
+        if isinstance(op, Reduce) and op.how == "mean" and (rounds >= 0 or source != whole(mask)):
+            area = (source[1] - source[0]) * (source[3] - source[2])
+            action.scale = area / mask.sum((2, 3), keepdim=True).clamp_min(1)
+        return action
+    assert box is not None and after is not None
+    if isinstance(op, Adaptive):
+        if rounds < 0:
+            return Action(box)
+        share = F.adaptive_avg_pool2d(mask, op.size)
+        scale = torch.where(share > 0, 1 / share.clamp_min(1e-12), 0.0)
+        return Action(box, part=shapes.part(mask, source, dtype), scale=scale.to(dtype))
+    direct = source == whole(mask) and box == whole(after)
+    work = whole(mask)
+    region: Box | None = None
+    if isinstance(op, Window) and not direct:
+        region = work = op.region(box)
+    elif isinstance(op, Pad) and not direct:
+        region = _shifted(op, box) if op.mode == "constant" else None
+        bounds = whole(mask)
+        inside = bounds if region is None else _meet(region, bounds)
+        work = _join(inside, source)
+    action = Action(box, region, work)
+    convolves = isinstance(op, Window) and op.kind == "conv"
+    # the partial convolution as published divides by its zero padding too, whatever is hidden
+    if rounds < 0 and not (how == "partial" and convolves):
+        if isinstance(op, Window) and op.kind == "avg" and not direct:
+            action.scale = _average(op, mask, box, dtype)
+        return action
+    if rounds > 0 and isinstance(op, Window) and region is not None:
+        work = _join(region, source)  # the fill at the region's edge takes means of visible positions outside of it
+    action.work = work
+    action.part = shapes.part(mask, work, dtype)
+    if isinstance(op, Window) and op.kind == "avg":
+        action.scale = _average(op, mask, box, dtype)
+    elif isinstance(op, Window) and op.kind == "max" and not op.positive:
+        action.after = shapes.part(after, box, dtype)
+    elif how == "partial" and isinstance(op, Window) and convolves:
+        top, bottom, left, right = op.padding
+        ones = mask.new_full((1, 1, *op.kernel), 1 / (op.kernel[0] * op.kernel[1]))
+        share = F.conv2d(F.pad(mask, (left, right, top, bottom)), ones, None, op.stride, 0, op.dilation)
+        scale = torch.where(share > 0, 1 / share.clamp_min(1e-12), 0.0)
+        action.scale = shapes.part(scale, box, dtype)
+    elif how == "neighbours":
+        action.weights = shapes.weights(mask, rounds, work, dtype)
+    return action
+
+
+def _shifted(op: Pad, box: Box) -> Box:
+    left, _, top, _ = op.amounts
+    return box[0] - top, box[1] - top, box[2] - left, box[3] - left
+
+
+def _average(op: Window, mask: Tensor, box: Box, dtype: torch.dtype) -> Tensor:
+    """What the mean over the hidden-as-0 window is multiplied with, for the mean over the visible positions.
+
+    A window without anything hidden keeps the operation's own divisor, so the image's border stays as it was trained.
+    """
+    plain, seen = op.pooled(torch.ones_like(mask[:1])), op.pooled(mask)
+    if box == whole(seen):
+        return torch.where(seen > 0, plain / seen.clamp_min(1e-12), 0.0).to(dtype).contiguous()
+    # cut out, the pooling divides by the whole window, whatever the operation's own divisor is
+    pads = (op.padding[0], op.padding[2])
+    count = F.avg_pool2d(mask, op.kernel, op.stride, pads, op.ceil, True, divisor_override=1)
+    scale = torch.where(count > 0, plain * (op.kernel[0] * op.kernel[1]) / count.clamp_min(0.5), 0.0)
+    return move(scale, whole(scale), box).to(dtype).contiguous()
+
+
+def _join(a: Box, b: Box) -> Box:
+    return min(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), max(a[3], b[3])
+
+
+def _meet(a: Box, b: Box) -> Box:
+    return max(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), min(a[3], b[3])

@@ -1,0 +1,309 @@
+"""Run: a pass of the model in which every operation on positions respects the masks.
+
+The pass is watched with a `TorchFunctionMode`, so that what the model does between its modules (an add, a `cat`, a
+mean) is seen as well as its layers. Each activation carries a `Spot`; each operation becomes an `Op`, is compared
+with the plan if there is one, and is run as the plan says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from skipguide.errors import SkipError
+from skipguide.vision.layer_masking.fill import fill
+from skipguide.vision.layer_masking.geometry import (
+    Adaptive,
+    Box,
+    Leave,
+    Morphology,
+    Op,
+    Pad,
+    Pointwise,
+    Reduce,
+    Window,
+    move,
+    whole,
+)
+from skipguide.vision.layer_masking.plan import Action, Plan, Trace, prepare
+
+TAG = "_skipguide_spot"
+
+
+class Changed(Exception):
+    """The model did something else than in the pass that was traced."""
+
+
+class Spot:
+    """What is known of a tensor: which activation it is (None: no positions), and where its positions are."""
+
+    __slots__ = ("dims", "number", "padded", "positive", "run")
+
+    def __init__(
+        self,
+        run: MaskedRun,
+        number: int | None,
+        dims: tuple[int, int] = (-2, -1),
+        positive: bool = False,
+        padded: bool = False,
+    ) -> None:
+        self.run, self.number, self.dims, self.positive, self.padded = run, number, dims, positive, padded
+
+
+def spot_of(value: object) -> Spot | None:
+    """The spot of a tensor, if it has one."""
+    return getattr(value, TAG, None) if isinstance(value, Tensor) else None
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """The tensors among arguments, also in lists and tuples."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from tensors_in(value)
+
+
+class MaskedRun(TorchFunctionMode):
+    """One pass under masks.
+
+    Args:
+        keep: float `[R, 1, H, W]` of 0 and 1.
+        how: "neighbours", "zeros" or "partial".
+        plan: of this trace and these masks; None works the masks out on the way and records a trace.
+        widest: the model's widest window.
+        known: ids of the model's parameters and buffers.
+    """
+
+    def __init__(
+        self, keep: Tensor, how: str, plan: Plan | None = None, widest: int = 1, known: frozenset[int] = frozenset()
+    ) -> None:
+        super().__init__()
+        self.how, self.plan, self.widest, self.known = how, plan, widest, known
+        self.ops: list[Op] = []
+        self.masks: list[Tensor | None] = plan.masks if plan is not None else [keep]
+        self.boxes: list[Box | None] = plan.boxes if plan is not None else [whole(keep)]
+        self.shapes = plan.memory if plan is not None else Morphology()
+        self.outputs: list[int] = []
+        self.fixed = self.dynamic = ""
+        self.rounds = 0
+
+    # -- around the pass ----------------------------------------------------------------------------------------
+
+    def enter(self, images: Tensor) -> Tensor:
+        """The first activation: hidden pixels are 0 from here on, whatever they held."""
+        keep = self.mask(0).bool()
+        x = torch.where(keep, images, torch.zeros((), dtype=images.dtype, device=images.device))
+        box = self.boxes[0]
+        assert box is not None
+        x = move(x, whole(keep), box)
+        setattr(x, TAG, Spot(self, 0))
+        return x
+
+    def leave(self, output: Any) -> Any:
+        """The model's answer; hidden positions that are still there are 0, and so is what was not computed."""
+        if isinstance(output, Tensor):
+            spot = spot_of(output)
+            if spot is None or spot.number is None:
+                return output
+            self.outputs.append(spot.number)
+            mask, box = self.mask(spot.number), self.boxes[spot.number]
+            assert box is not None
+            part = _laid(self.shapes.part(mask, box, output.dtype), spot.dims, output.ndim)
+            output = output * part
+            if box == whole(mask):
+                return output
+            turned = output if spot.dims == (-2, -1) else output.movedim(spot.dims, (-2, -1))
+            turned = move(turned, box, whole(mask))
+            return turned if spot.dims == (-2, -1) else turned.movedim((-2, -1), spot.dims)
+        if isinstance(output, Mapping):
+            for key, value in list(output.items()):
+                output[key] = self.leave(value)  # type: ignore[index]
+            return output
+        if isinstance(output, (list, tuple)) and not hasattr(output, "_fields"):
+            return type(output)(self.leave(value) for value in output)
+        return output
+
+    def trace(self) -> Trace:
+        """What was recorded."""
+        return Trace(tuple(self.ops), tuple(self.outputs), self.fixed, self.dynamic)
+
+    def mask(self, number: int) -> Tensor:
+        """What is known of an activation."""
+        mask = self.masks[number]
+        assert mask is not None
+        return mask
+
+    # -- inside the pass ----------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """See one operation."""
+        from skipguide.vision.layer_masking.rules import apply_rule
+
+        kwargs = {} if kwargs is None else kwargs
+        placed: list[Tensor] = []
+        free = False
+        for tensor in tensors_in((*args, *kwargs.values())):
+            spot = getattr(tensor, TAG, None)
+            if spot is not None and spot.run is self:
+                if spot.number is None:
+                    free = True
+                else:
+                    placed.append(tensor)
+            elif self.plan is None and tensor.ndim >= 3 and id(tensor) not in self.known:
+                self._unknown(func, tensor)
+        if placed:
+            return apply_rule(self, func, args, kwargs, placed)
+        if free and not self.dynamic and self.plan is None:
+            self._reads_values(func)
+        out = func(*args, **kwargs)
+        self.free(out)
+        return out
+
+    def free(self, out: Any) -> None:
+        """Note that a result has no positions."""
+        for tensor in (out,) if isinstance(out, Tensor) else tensors_in(out) if isinstance(out, (list, tuple)) else ():
+            if id(tensor) not in self.known:
+                setattr(tensor, TAG, Spot(self, None))
+
+    def _unknown(self, func: Callable[..., Any], tensor: Tensor) -> None:
+        if getattr(func, "__name__", "") in ("__get__", "size", "dim", "__set__", "__len__"):
+            return
+        raise SkipError(
+            f"layer masking cannot follow the model: {name_of(func)}{where(self)} takes a tensor "
+            f"{tuple(tensor.shape)} that no operation of torch made here (a custom autograd function, a compiled or "
+            f"scripted part). Use the model without it"
+        )
+
+    def _reads_values(self, func: Callable[..., Any]) -> None:
+        name = name_of(func)
+        if name in ("bool", "item", "tolist", "nonzero", "numpy", "int", "float_", "unique", "index"):
+            self.dynamic = f"its forward looks at values ({name})"
+
+    def emit(self, op: Op, masks: list[Tensor] | None = None) -> Action:
+        """Compare an operation with the plan, or work out its mask; how to run it."""
+        number = len(self.ops)
+        self.ops.append(op)
+        if self.plan is not None:
+            if number >= len(self.plan.trace.ops) or self.plan.trace.ops[number] != op:
+                raise Changed
+            self.rounds += max(self.plan.rounds[number], 0)
+            return self.plan.actions[number]
+        before = [self.mask(i) for i in op.inputs]
+        mask = self.shapes.mask(op, before)
+        self.masks.append(mask)
+        self.boxes.append(None if mask is None else whole(mask))
+        rounds = op.rounds if self.how == "neighbours" else 0
+        self.rounds += rounds
+        boxes = [self.boxes[i] for i in op.inputs]
+        dtype = self.masks[0].dtype  # type: ignore[union-attr]
+        return prepare(op, before, mask, boxes, self.boxes[-1], rounds, dtype, self.how, self.shapes)
+
+    def emit_rows(self, mask: Tensor, why: str) -> int:
+        """A mask whose rows were taken from others: such a pass has no plan. The new activation's number."""
+        if self.plan is not None:
+            raise Changed
+        self.dynamic = self.dynamic or why
+        self.ops.append(Pointwise(why, ()))
+        self.masks.append(mask)
+        self.boxes.append(whole(mask))
+        return len(self.masks) - 1
+
+    def tag(self, out: Tensor, spot: Spot, **changes: Any) -> Tensor:
+        """Mark a result as the activation that the last operation made."""
+        fresh = Spot(self, len(self.ops), changes.get("dims", spot.dims), changes.get("positive", False))
+        fresh.padded = changes.get("padded", False)
+        if self.masks[len(self.ops)] is None:
+            fresh.number = None
+        setattr(out, TAG, fresh)
+        return out
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """A function's name without the signs of operators and in-place forms."""
+    name = getattr(func, "__name__", type(func).__name__)
+    if name.startswith("__") and name.endswith("__"):
+        return name.strip("_")
+    return name.rstrip("_")
+
+
+def where(run: MaskedRun) -> str:
+    """The module that is running, found on the call stack; for messages."""
+    import sys
+
+    from torch import nn
+
+    frame = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module):
+            return f" in {type(owner).__name__}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+def _laid(part: Tensor, dims: tuple[int, int], ndim: int) -> Tensor:
+    """A `[R, 1, H, W]` map in the layout of an activation."""
+    if ndim == 4:
+        return part if dims == (-2, -1) else part.movedim((-2, -1), dims)
+    if ndim == 3 and dims == (-2, -1):
+        return part[:, 0]
+    raise SkipError(f"expected activations [N, C, H, W]; got {ndim} dimensions")
+
+
+laid = _laid
+
+
+def cast(x: Tensor, like: Tensor) -> Tensor:
+    """In the activation's precision."""
+    return x if x.dtype == like.dtype else x.to(like.dtype)
+
+
+def hidden_zero(x: Tensor, action: Action, spot: Spot) -> Tensor:
+    """The activation with 0 where hidden, on what the action reads."""
+    return x if action.part is None else x * cast(_laid(action.part, spot.dims, x.ndim), x)
+
+
+def run_window(run: MaskedRun, op: Window, action: Action, x: Tensor, source: Box, spot: Spot,
+               plain: Callable[[Tensor], Tensor], bare: Callable[[Tensor], Tensor]) -> Tensor:  # fmt: skip
+    """A convolution or pooling: `plain` with the model's own padding, `bare` without any."""
+    region, work = action.region, action.work
+    assert work is not None
+    # what is hidden loses a maximum
+    low = torch.finfo(x.dtype).min if op.kind == "max" and not op.positive else 0.0
+    if action.part is None:
+        out = plain(x) if region is None else bare(move(x, source, region, low))
+    else:
+        x = move(x, source, work)
+        part = cast(action.part, x)
+        x = x * part if low == 0 else x.masked_fill(part == 0, low)
+        x = fill(x, [cast(w, x) for w in action.weights])
+        out = plain(x) if region is None else bare(move(x, work, region))
+    if action.scale is not None:
+        out = out * cast(action.scale, out)
+    if action.after is not None:
+        out = out.masked_fill(action.after == 0, 0.0)
+    return out
+
+
+def run_pad(run: MaskedRun, op: Pad, action: Action, x: Tensor, source: Box) -> Tensor:
+    """`F.pad` of the filled activation."""
+    work = action.work
+    assert work is not None
+    x = move(x, source, work)
+    if action.part is not None:
+        x = fill(x * cast(action.part, x), [cast(w, x) for w in action.weights])
+    if action.region is not None:
+        return move(x, work, action.region, op.value)
+    padded = F.pad(x, op.amounts, mode=op.mode, **({"value": op.value} if op.mode == "constant" else {}))
+    return move(padded, (0, padded.shape[-2], 0, padded.shape[-1]), action.box)
+
+
+__all__ = ["Adaptive", "Changed", "Leave", "MaskedRun", "Reduce", "Spot", "spot_of"]
