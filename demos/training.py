@@ -1,0 +1,164 @@
+"""One training loop on accelerate for the demos: resumable to the bit, on whatever device there is.
+
+A batch is a function of its number and the seed, so a run that was stopped goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from demos.benchmarks.measure import write_json
+from skipguide.errors import SkipError
+
+LossOfStep = Callable[[nn.Module, int, torch.device], Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast: AdamW, learning rate up over a tenth of the steps and down to zero on a cosine."""
+
+    steps: int
+    lr: float
+    batch: int = 8
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    precision: str = "no"  # of accelerate: "no", "bf16" or "fp16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or not self.lr > 0:
+            raise SkipError(f"expected at least one step and image per batch, and lr > 0; got {self}")
+
+
+def rate(step: int, steps: int) -> float:
+    """The share of the highest learning rate at a step."""
+    warm = max(1, steps // 10)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * (step - warm) / max(1, steps - warm)))))
+
+
+def fit(
+    model: nn.Module,
+    loss_of_step: LossOfStep,
+    recipe: Recipe,
+    *,
+    folder: Path | None = None,
+    save_every: int = 100,
+    stop_after: int | None = None,
+    accelerator: Accelerator | None = None,
+    desc: str = "training",
+) -> nn.Module:
+    """Train a model in place.
+
+    Args:
+        model: ends in eval mode, on the accelerator's device.
+        loss_of_step: the loss of the model on the batch of that number.
+        recipe: the settings.
+        folder: where the state goes every `save_every` steps; a later call with the same settings continues from it.
+        save_every: steps between states.
+        stop_after: leave after this many steps of this call, with the state saved.
+        accelerator: one that exists; by default one with the recipe's precision.
+        desc: before the progress bar.
+
+    Raises:
+        SkipError: if `folder` holds a state with other settings, or the loss is not finite.
+    """
+    accelerator = accelerator or Accelerator(mixed_precision=recipe.precision)
+    torch.manual_seed(recipe.seed)  # dropout
+    optimiser = torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, foreach=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, recipe.steps))
+    wrapped, optimiser, schedule = accelerator.prepare(model, optimiser, schedule)
+    start = _resume(accelerator, folder, recipe)
+    end = recipe.steps if stop_after is None else min(recipe.steps, start + stop_after)
+    wrapped.train()
+    shown = tqdm(
+        range(start, end),
+        desc=desc,
+        initial=start,
+        total=recipe.steps,
+        leave=False,
+        mininterval=2.0,
+        disable=None if accelerator.is_main_process else True,
+    )
+    for step in shown:
+        with accelerator.autocast():
+            loss = loss_of_step(wrapped, step, accelerator.device)
+        if not bool(torch.isfinite(loss)):
+            raise SkipError(f"the loss is {loss.item()} at step {step}: try a lower learning rate than {recipe.lr:g}")
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(wrapped.parameters(), recipe.clip)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+        if step % 20 == 0:
+            shown.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        if folder is not None and ((step + 1) % save_every == 0 or step + 1 == end):
+            _save(accelerator, folder, recipe, step + 1)
+    return model.eval()
+
+
+def _save(accelerator: Accelerator, folder: Path, recipe: Recipe, step: int) -> None:
+    """The state under a temporary name, then renamed: a stopped run leaves the old one or the new one."""
+    accelerator.wait_for_everyone()
+    fresh = folder / ".state"
+    if accelerator.is_main_process and fresh.exists():
+        shutil.rmtree(fresh)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(fresh))
+    if accelerator.is_main_process:
+        write_json(fresh / "progress.json", {"step": step, "recipe": asdict(recipe)})
+        old = folder / "state"
+        if old.exists():
+            os.replace(old, folder / ".old")
+        os.replace(fresh, old)
+        shutil.rmtree(folder / ".old", ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def _resume(accelerator: Accelerator, folder: Path | None, recipe: Recipe) -> int:
+    if folder is None:
+        return 0
+    for name in ("state", ".old"):  # the second is there only if a run was stopped between two renames
+        path = folder / name / "progress.json"
+        if path.exists():
+            found: dict[str, Any] = _read_json(path)
+            if found["recipe"] != asdict(recipe):
+                raise SkipError(
+                    f"{folder} holds a run with other settings ({found['recipe']}); choose another folder or delete it"
+                )
+            accelerator.load_state(str(path.parent))
+            return int(found["step"])
+    return 0
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    import json
+
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def rows_of_step(count: int, batch: int, step: int, seed: int, rank: int = 0, world: int = 1) -> Tensor:
+    """`[batch]`: which examples a step sees; every epoch in another order, with processes side by side.
+
+    >>> seen = torch.cat([rows_of_step(6, 2, step, seed=0) for step in range(3)])
+    >>> sorted(seen.tolist())
+    [0, 1, 2, 3, 4, 5]
+    """
+    first = (step * world + rank) * batch
+    places = range(first, first + batch)
+    orders = {}
+    for epoch in {place // count for place in places}:
+        generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+        orders[epoch] = torch.randperm(count, generator=generator)
+    return torch.stack([orders[place // count][place % count] for place in places])

@@ -1,0 +1,1 @@
+"""Training UNet++, and a study of it on made-up nuclei."""
