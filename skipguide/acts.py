@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from skipguide.blocks import Block, Sublayer, argument_names, unwrap
 from skipguide.errors import SkipError
 from skipguide.gate import Act, Call, Frame, active_frames
+from skipguide.kv import CACHE_ARGUMENTS, hide
 from skipguide.resume import Prefix
 
 
@@ -98,6 +99,31 @@ class AddNothing:
         made = [value if self.inside else torch.zeros_like(value) for value in given if value is not None]
         out = (*made, *self.nothings)
         return out if len(out) > 1 else out[0]
+
+
+class WithoutKeys:
+    """Another act that leaves attention out: the layer of the KV cache that this attention would fill is taken out."""
+
+    __slots__ = ("act", "arguments", "index", "layers", "rows")
+
+    def __init__(self, act: Act, module: nn.Module, index: int, layers: int, rows: bool) -> None:
+        self.act = act
+        self.arguments = Arguments(module)
+        self.index = index
+        self.layers = layers
+        self.rows = rows
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Skip, and take the keys out; the masks of the running pass are made already."""
+        for name in CACHE_ARGUMENTS:
+            if (cache := self.arguments.get(name, args, kwargs)) is not None:
+                if self.rows:
+                    raise SkipError(
+                        "a plan for some batch rows cannot leave out attention with a KV cache: its keys "
+                        "would be missing in these rows. Pass use_cache=False"
+                    )
+                hide(cache, (self.index,), self.layers)
+        return self.act(frame, call, args, kwargs)
 
 
 class PassOn:

@@ -29,6 +29,8 @@ class Sublayer:
         inside: the sublayer adds the residual itself: without it, it returns the argument named in `outputs`.
         serves: modules of the block (paths from it) that work for this sublayer alone, such as the norm before it;
             they return what they are given while it is left out. Those that an instance lacks are passed over.
+        shares: attribute of the sublayer that is true where later blocks read what it computes (shared keys): such a
+            sublayer cannot be left out.
     """
 
     path: str
@@ -37,6 +39,7 @@ class Sublayer:
     nothings: int = 0
     inside: bool = False
     serves: tuple[str, ...] = ()
+    shares: str = ""
 
 
 Joint = Literal["", "video_first", "text_first"]
@@ -64,6 +67,7 @@ class BlockSpec:
         classes: class names of the stack's residual blocks, where it holds other modules too.
         nothings: how many outputs follow the streams that are None when nothing was computed.
         identity: whether `"attn_identity"` is a part of these blocks.
+        cached: whether their attention keeps keys and values in a cache of transformers.
     """
 
     stack: str
@@ -79,6 +83,7 @@ class BlockSpec:
     classes: tuple[str, ...] = ()
     nothings: int = 0
     identity: bool = True
+    cached: bool = False
 
     def sublayers(self, part: str) -> tuple[Sublayer, ...]:
         """The sublayers that `part` names; none for `"block"`."""

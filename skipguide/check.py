@@ -166,6 +166,7 @@ class _TakenOut:
             out = tuple(arguments.get(name, args, kwargs) for name in returns)
             if self.block.shortcut is not None:
                 out = (self.block.shortcut(out[0]), *out[1:])
+            out += (None,) * self.block.spec.nothings
             return out if len(out) > 1 else out[0]
 
         self.before = self.block.module.__dict__.get("forward")

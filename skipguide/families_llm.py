@@ -52,6 +52,7 @@ class Layout:
             mlp=(self.mlp,),
             nothings=self.nothings,
             identity=False,
+            cached=True,
             shared=("position_ids", "position_embeddings", "cache_position"),
         )
 
@@ -61,7 +62,7 @@ def _models(*names: str, decoder: str = "model", base: str = "Model") -> dict[st
 
 
 def _attn(*serves: str, path: str = "self_attn") -> Sublayer:
-    return Sublayer(path, nothings=1, serves=serves)
+    return Sublayer(path, nothings=1, serves=serves, shares="store_full_length_kv")
 
 
 def _mlp(*serves: str, path: str = "mlp", **rest: Any) -> Sublayer:

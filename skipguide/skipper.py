@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.acts import AddNothing, Capture, Inject, OnRows, PassOn, PassThrough, first_tensor
+from skipguide.acts import AddNothing, Capture, Inject, OnRows, PassOn, PassThrough, WithoutKeys, first_tensor
 from skipguide.attention import JointValuesPass, ValuesPass
 from skipguide.blocks import Block, BlockMap, find_blocks
 from skipguide.errors import LostGateError, SkipError
@@ -165,6 +165,8 @@ class _Sites:
             servants = block.servants(term.part)
             self.servants |= {name for name, _ in servants}
             for name, module, act in [*_acts_for(block, term.part), *((*found, PassOn()) for found in servants)]:
+                if block.spec.cached and not isinstance(act, PassOn):
+                    act = self._without_keys(block, module, act, term)
                 if term.rows is not None:
                     act = OnRows(act, term.rows, block.spec.shared, module)
                 if (term.start, term.stop) != (0.0, 1.0):
@@ -173,6 +175,18 @@ class _Sites:
                 self.add(module, name, act)
             parts = sum(len(block.sublayers(part)) for part in ("attn", "cross_attn", "mlp"))
             self.stats.weights |= {name: 1 / parts for name, _, _ in block.sublayers(term.part)}
+
+    def _without_keys(self, block: Block, module: nn.Module, act: Act, term: SkipPlan) -> Act:
+        """The act, for the attention of a language model: it minds the KV cache."""
+        if term.part == "mlp" or not (attention := block.sublayers("attn")):
+            return act
+        name, found, sublayer = attention[0]
+        if sublayer.shares and getattr(found, sublayer.shares, False):
+            raise SkipError(f"{name} cannot be left out: later blocks read its keys and values (shared KV cache)")
+        index = getattr(found, "layer_idx", None)
+        return WithoutKeys(
+            act, module, block.index if index is None else index, len(self.blocks), rows=term.rows is not None
+        )
 
 
 def _acts_for(block: Block, part: str) -> list[tuple[str, nn.Module, Act]]:

@@ -131,7 +131,12 @@ ALL = (
     llama("Qwen3", head_dim=8),
     llama("Gemma", head_dim=8),
     llama("Gemma2", head_dim=8, query_pre_attn_scalar=8, **_SLIDING),
-    LM("gemma3", "Gemma3", _LLAMA | {"head_dim": 8, "query_pre_attn_scalar": 8} | _SLIDING, config_cls="Gemma3TextConfig"),
+    LM(
+        "gemma3",
+        "Gemma3",
+        _LLAMA | {"head_dim": 8, "query_pre_attn_scalar": 8} | _SLIDING,
+        config_cls="Gemma3TextConfig",
+    ),
     llama("Phi3"),
     llama("SmolLM3"),
     llama("Granite", residual_multiplier=0.5, embedding_multiplier=2.0),
@@ -155,7 +160,13 @@ ALL = (
         "deepseekv3",
         "DeepseekV3",
         _LLAMA
-        | {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
+        | {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+        }
         | {"v_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
         | {"first_k_dense_replace": 2, "moe_intermediate_size": 24, "n_shared_experts": 1},
         mlp=_MOE,
@@ -257,7 +268,12 @@ ALL = (
         _LLAMA
         | {"head_dim": 8, "num_kv_shared_layers": 2, "num_hidden_layers": 6, "intermediate_size": [48] * 6}
         | {"vocab_size_per_layer_input": VOCAB}
-        | {"hidden_size_per_layer_input": 8, "altup_num_inputs": 2, "laurel_rank": 4, "activation_sparsity_pattern": None}
+        | {
+            "hidden_size_per_layer_input": 8,
+            "altup_num_inputs": 2,
+            "laurel_rank": 4,
+            "activation_sparsity_pattern": None,
+        }
         | {"layer_types": ["sliding_attention", "full_attention"] * 3, "sliding_window": 4},
         config_cls="Gemma3nTextConfig",
     ),

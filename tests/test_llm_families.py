@@ -2,12 +2,12 @@
 
 import copy
 
+import llm_zoo
 import pytest
 import torch
 from torch import nn
 
-import llm_zoo
-from skipguide import Skipper, SkipPlan, check, find_blocks
+from skipguide import SkipError, Skipper, SkipPlan, check, find_blocks
 from skipguide.families_llm import LAYOUTS
 from skipguide.llm import SublayerPlan, sublayer_map, watch
 
@@ -147,3 +147,19 @@ def test_every_described_class_is_proven():
     assert described == tested
     reached = {id(sublayer_map(lm.build()).layout) for lm in llm_zoo.ALL}
     assert reached == {id(layout) for layout in LAYOUTS}
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "falcon_new", "gpt2"])
+@pytest.mark.parametrize("part", ["attn", "block"])
+def test_the_core_minds_the_kv_cache(name, part):
+    lm = llm_zoo.BY_NAME[name]
+    model = lm.build()
+    zeroed = lm.zeroed(model, attn=[0], mlp=[0] if part == "block" else [])
+    with Skipper(model, SkipPlan([0], part=part)):
+        for way in WAYS.values():
+            assert same(generate(model, **way), generate(zeroed, **way))
+        cache = model(llm_zoo.prompt(), use_cache=True).past_key_values
+    with pytest.raises(SkipError, match="filled while the attention of this layer was left out"):
+        model(llm_zoo.prompt()[:, :1], past_key_values=cache)
+    with Skipper(model, SkipPlan([0], part=part, rows=[0])), pytest.raises(SkipError, match="use_cache=False"):
+        model(llm_zoo.prompt(), use_cache=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache as once
 from typing import Any
 
 from skipguide.errors import SkipError
+from skipguide.kv import check_kind, hide, length
 from skipguide.llm.plan import SublayerPlan
 
 _MARK = "_skipguide_mark"
@@ -42,63 +42,6 @@ def mark_of(cache: Any) -> Mark | None:
 def set_mark(cache: Any, mark: Mark) -> None:
     """Write the mark on a cache."""
     setattr(cache, _MARK, mark)
-
-
-@once
-def _placeholder() -> type | None:
-    from transformers import cache_utils
-
-    return getattr(cache_utils, "DummyLayer", None)
-
-
-def _stand_in(kept: Any) -> Any:
-    """A cache layer that holds nothing, and of which lengths and mask sizes are never asked, or rightly answered."""
-    if (dummy := _placeholder()) is not None:
-        return dummy()
-    from skipguide.llm.placeholder import placeholder
-
-    return placeholder(kept)
-
-
-def is_stand_in(layer: Any) -> bool:
-    """Whether a cache layer holds nothing by design."""
-    dummy = _placeholder()
-    return isinstance(layer, dummy) if dummy is not None else type(layer).__name__ == "Placeholder"
-
-
-def check_kind(cache: Any) -> None:
-    """Refuse caches that are no list of layers."""
-    if not isinstance(getattr(cache, "layers", None), list) or hasattr(cache, "self_attention_cache"):
-        raise SkipError(
-            f"expected a transformers Cache with a list of layers (DynamicCache, StaticCache, ...); got "
-            f"{type(cache).__name__}"
-        )
-
-
-def length(cache: Any) -> int:
-    """Tokens in a cache; a static cache on a GPU is waited for."""
-    return int(cache.get_seq_length())
-
-
-def grow(cache: Any, layers: int) -> None:
-    """Make the layers of a cache that adds them at their first use."""
-    if (make := getattr(cache, "layer_class_to_replicate", None)) is not None:
-        while len(cache.layers) < layers:
-            cache.layers.append(make())
-
-
-def hide(cache: Any, indices: Sequence[int], layers: int) -> dict[int, Any]:
-    """Take the layers `indices` out of a cache: their keys and values are freed, the lengths of the others hold.
-
-    Returns:
-        index -> the layer that stood there.
-    """
-    grow(cache, layers)
-    gone = {i: cache.layers[i] for i in indices if not is_stand_in(cache.layers[i])}
-    kept = next(layer for i, layer in enumerate(cache.layers) if i not in gone and not is_stand_in(layer))
-    for i in gone:
-        cache.layers[i] = _stand_in(kept)
-    return gone
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import nn
 
 from skipguide.errors import NoEffectError, SkipError
 from skipguide.gate import Call, Frame, Gate, active_frames, gate_of
+from skipguide.kv import check_kind, hide, length
 from skipguide.llm import cache as kv
 from skipguide.llm.families import SublayerMap, sublayer_map
 from skipguide.llm.passes import Pass, PassReader
@@ -256,12 +257,12 @@ class _DecoderAct:
                     f"start a new sequence, or go on under the plan that it was made under"
                 )
             return mark
-        kv.check_kind(cache)
+        check_kind(cache)
         if not self.applied.cached:
             raise SkipError(
                 "the plan was applied with cached=False, but this pass has a KV cache: pass use_cache=False"
             )
-        held = 0 if made else kv.length(cache)
+        held = 0 if made else length(cache)
         if held and plan.phase != "decode":
             raise SkipError(
                 f"this KV cache holds {held} tokens of the whole model, and the plan leaves sublayers out from the "
@@ -273,7 +274,7 @@ class _DecoderAct:
 
     def _hide(self, cache: Any, mark: kv.Mark) -> None:
         if self.applied._hide:
-            gone = kv.hide(cache, self.applied._hide, self.applied.map.num_layers)
+            gone = hide(cache, self.applied._hide, self.applied.map.num_layers)
             mark.stood_for = {i: type(layer) for i, layer in gone.items()}
         mark.hidden = True
 

@@ -177,8 +177,6 @@ def _site(block: Block, part: Part) -> SublayerSite | None:
 
 
 def _producers(found: SublayerMap) -> frozenset[int]:
-    """Layers whose keys and values are read by later layers too (Gemma 3n, Gemma 4)."""
-    stores = (getattr(site.module, "store_full_length_kv", False) for site in found.sites if site.part == "attn")
-    return frozenset(
-        site.layer for site, does in zip((s for s in found.sites if s.part == "attn"), stores, strict=True) if does
-    )
+    """Layers whose keys and values are read by later layers too (Gemma 3n)."""
+    attention = (site for site in found.sites if site.spec.shares)
+    return frozenset(site.layer for site in attention if getattr(site.module, site.spec.shares, False))
