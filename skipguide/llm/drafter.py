@@ -45,8 +45,10 @@ def choose_drafter(
     """
     if len(costs.attn_ms) != stats.num_layers:
         raise SkipError(f"the statistics are of {stats.num_layers} layers, the costs of {len(costs.attn_ms)}")
-    found = least_per_millisecond(stats.attn_similarity, stats.mlp_similarity, costs.attn_ms, costs.mlp_ms, share=share)
-    attn = set(found.attn) - set(keep_attn)
+    kept = set(keep_attn)
+    similarity = [-1.0 if layer in kept else value for layer, value in enumerate(stats.attn_similarity)]
+    found = least_per_millisecond(similarity, stats.mlp_similarity, costs.attn_ms, costs.mlp_ms, share=share)
+    attn = set(found.attn) - kept  # where nearly everything was chosen, so were these
     if len(attn) == stats.num_layers:
         attn.discard(min(attn, key=lambda layer: stats.attn_similarity[layer]))
     if not attn and not found.mlp:

@@ -1,0 +1,111 @@
+"""`skipguide llm rank`: a table and a picture of what every sublayer does and costs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from skipguide.cli.llm_models import load, texts
+from skipguide.cli.outputs import check_output, plain_arguments, replacing, slug, versions
+from skipguide.errors import SkipError
+
+PARTS = ("attn", "mlp")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the table, draw the picture."""
+    output = None if args.no_picture else args.output or Path(f"{slug(Path(args.model).name)}-rank.png")
+    if output is not None:
+        _require_matplotlib()
+        check_output(output, (".png",), force=args.force, notes=False)
+    lm = load(args.model, args.device, args.dtype)
+    from skipguide.llm import AdaSkip
+    from skipguide.llm.cost import measure_costs
+
+    stats = AdaSkip.calibrate(lm.model, lm.windows(texts(args.text), args.tokens, args.pieces))
+    costs = measure_costs(lm.model, args.context, args.phase)
+    rows = table(stats, costs)
+    if output is not None:
+        with replacing(output) as (file,):
+            draw(rows, f"{lm.name}: {len(rows)} sublayers, time at {args.context} tokens ({args.phase})", file)
+    if args.json:
+        report = {
+            "model": lm.describe(),
+            "sublayers": rows,
+            "statistics": stats.to_dict(),
+            "costs": costs.to_dict(),
+            "picture": str(output) if output else None,
+            "arguments": plain_arguments(args),
+            "versions": versions(),
+        }
+        print(json.dumps(report, indent=2, default=str))
+        return
+    model = lm.describe()
+    print(f"{lm.name}: {model['class']}, {model['layers']} layers, {lm.device} {lm.dtype}; {stats.requests} pieces")
+    print(as_text(rows))
+    print(f"similarity: of the stream before and after (1: it does nothing); ms: {args.phase}, {args.context} tokens")
+    if output is not None:
+        print(output)
+
+
+def table(stats: Any, costs: Any) -> list[dict[str, Any]]:
+    """One row per sublayer, the most similar first."""
+    layers = stats.num_layers
+    rows = []
+    for place, number in enumerate(stats.ranking()):
+        part, layer = PARTS[number >= layers], number % layers
+        similarity, ms = getattr(stats, f"{part}_similarity")[layer], getattr(costs, f"{part}_ms")[layer]
+        rows.append(
+            {
+                "rank": place + 1,
+                "layer": layer,
+                "part": part,
+                "similarity": similarity,
+                "scale": getattr(stats, f"{part}_scale")[layer],
+                "ms": ms,
+                "damage_per_ms": (1 - similarity) / ms,
+            }
+        )
+    cheap = {(row["layer"], row["part"]): i + 1 for i, row in enumerate(sorted(rows, key=lambda r: r["damage_per_ms"]))}
+    return [row | {"cost_aware_rank": cheap[row["layer"], row["part"]]} for row in rows]
+
+
+def as_text(rows: list[dict[str, Any]]) -> str:
+    """The table."""
+    head = f"{'rank':>4}  {'sublayer':<10}  {'similarity':>10}  {'scale':>6}  {'ms':>7}  {'damage/ms':>9}  rank per ms"
+    lines = [
+        f"{row['rank']:>4}  {row['layer']:>3} {row['part']:<6}  {row['similarity']:>10.4f}  {row['scale']:>6.3f}  "
+        f"{row['ms']:>7.4f}  {row['damage_per_ms']:>9.4f}  {row['cost_aware_rank']:>11}"
+        for row in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Similarity, scale and milliseconds by layer."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    for axes, (name, label) in zip(
+        figure.subplots(1, 3),
+        (("similarity", "similarity (1: does nothing)"), ("scale", "growth of the norm"), ("ms", "milliseconds")),
+        strict=True,
+    ):
+        for part, colour in (("attn", "tab:blue"), ("mlp", "tab:orange")):
+            found = sorted((row["layer"], row[name]) for row in rows if row["part"] == part)
+            axes.plot(*zip(*found, strict=True), "o-", markersize=4, label=part, color=colour)
+        axes.set_xlabel("layer")
+        axes.set_title(label, fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=130)
+
+
+def _require_matplotlib() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise SkipError("the picture needs matplotlib: pip install 'skipguide[plot]', or give --no-picture")
