@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skipguide.pipelines.applied import AppliedGuidance
-    from skipguide.pipelines.calibrate import calibrate
+    from skipguide.pipelines.calibration import calibrate
     from skipguide.pipelines.groups import SkipGroup
     from skipguide.pipelines.ledger import GuidanceCost, GuidanceStats
     from skipguide.pipelines.presets import Preset, find_preset
@@ -18,7 +18,7 @@ _HOME = {
     "Preset": "presets",
     "SkipGroup": "groups",
     "SpatiotemporalSkipGuidance": "stg",
-    "calibrate": "calibrate",
+    "calibrate": "calibration",
     "find_preset": "presets",
 }
 __all__ = [

@@ -216,7 +216,7 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         if group.layers is None:
             return replace(group, layers=find_preset(model).layers)
         if group.layers == "auto":
-            from skipguide.pipelines.calibrate import auto_layers
+            from skipguide.pipelines.calibration import auto_layers
 
             return replace(group, layers=auto_layers(pipe, denoiser, group.part, group.stack, self.score))
         return group

@@ -1,7 +1,7 @@
 """Choose: score every layer and part by what skipping it does to a prediction, and rank them. Pure maths and data.
 
 c, u, k are the conditional, unconditional and skipped predictions. The calibration run that collects them from a
-pipeline is in `skipguide.pipelines.calibrate`. Which score predicts measured quality best is an open question that
+pipeline is in `skipguide.pipelines.calibration`. Which score predicts measured quality best is an open question that
 `demos/quality` is there to answer; until then the default is provisional.
 """
 

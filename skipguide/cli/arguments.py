@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 
 BUNDLED = "tiny-t2v"
 PARTS = ("block", "attn", "cross_attn", "mlp", "attn_identity")
-FORMULAS = ("stg", "uncond", "wan")
+FORMULAS = ("stg", "uncond", "wan", "segmented")
+CHOSEN = ("auto", "stochastic")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-GUIDANCE_FLAGS = ("layers", "scale", "part", "formula", "rescale", "start", "stop", "every")
+GUIDANCE_FLAGS = ("layers", "scale", "part", "formula", "rescale", "start", "stop", "every", "cfg_interval")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -66,8 +67,13 @@ def layer_numbers(text: str) -> list[int]:
     return layers
 
 
+def layers_or_choice(text: str) -> list[int] | str:
+    """Read block numbers, or how they are chosen: `auto`, `stochastic`."""
+    return text if text in CHOSEN else layer_numbers(text)
+
+
 class Layers(argparse.Action):
-    """Collects `--layers 5 7` and `--layers 5,7` into one list, each number once."""
+    """Collects `--layers 5 7` and `--layers 5,7` into one list, each number once; `auto` stands alone."""
 
     def __call__(
         self,
@@ -76,7 +82,12 @@ class Layers(argparse.Action):
         values: Any,
         option: str | None = None,
     ) -> None:
-        """Store the flat list."""
+        """Store the flat list, or the word."""
+        if any(isinstance(group, str) for group in values):
+            if len(values) > 1:
+                parser.error(f"argument {option}: {' and '.join(CHOSEN)} stand alone")
+            setattr(namespace, self.dest, values[0])
+            return
         setattr(namespace, self.dest, list(dict.fromkeys(layer for group in values for layer in group)))
 
 
@@ -125,9 +136,9 @@ def add_guidance(parser: argparse.ArgumentParser, *, layers: bool = True) -> Non
             "--layers",
             metavar="N",
             nargs="+",
-            type=layer_numbers,
+            type=layers_or_choice,
             action=Layers,
-            help="blocks to leave out: 5 7, or 5,7, or 5-7",
+            help="blocks to leave out: 5 7, or 5,7, or 5-7; auto (by `skipguide rank`), or stochastic",
         )
         group.add_argument("--scale", metavar="X", type=number(float), help="strength; 0 is no skip guidance")
     group.add_argument("--part", choices=PARTS, help="what of a block is left out")
@@ -141,6 +152,13 @@ def add_guidance(parser: argparse.ArgumentParser, *, layers: bool = True) -> Non
     )
     group.add_argument(
         "--every", metavar="N", type=number(int, 1), help="renew the guidance every so many steps (default: 1)"
+    )
+    group.add_argument(
+        "--cfg-interval",
+        nargs=2,
+        metavar=("X", "Y"),
+        type=number(float, 0, 1),
+        help="classifier-free guidance in these steps only, as fractions; elsewhere one pass instead of two",
     )
 
 

@@ -139,12 +139,14 @@ def save_clip(
 
 def settings(guidance: Mapping[str, Any]) -> str:
     """Skip guidance in a few words, for labels."""
-    layers = ", ".join(map(str, guidance["layers"]))
+    chosen = guidance["layers"]
+    layers = chosen if isinstance(chosen, str) else ", ".join(map(str, chosen))
     words = [
-        f"layer{'s' if len(guidance['layers']) > 1 else ''} {layers}",
+        f"layer{'s' if len(chosen) > 1 else ''} {layers}",
         f"scale {guidance.get('scale', 1.0):g}",
     ]
     words += [str(guidance["part"])] if guidance.get("part", "block") != "block" else []
     words += [str(guidance["formula"])] if guidance.get("formula", "stg") != "stg" else []
     words += [f"{name} {guidance[name]:g}" for name in ("rescale", "start", "stop", "every") if name in guidance]
+    words += ["cfg from {:g} to {:g}".format(*guidance["cfg_interval"])] if guidance.get("cfg_interval") else []
     return ", ".join(words)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,8 +213,11 @@ def cached_scores(model: nn.Module) -> LayerScores | None:
 
 
 def keep_scores(model: nn.Module, scores: LayerScores) -> Path | None:
-    """Cache scores; a cache that cannot be written is reported, and no obstacle."""
+    """Cache scores beside those of other parts; a cache that cannot be written is reported, and no obstacle."""
     path = cache_file(model)
+    if (old := cached_scores(model)) is not None:
+        own = {(row.layer, row.part) for row in scores.rows}
+        scores = replace(scores, rows=(*scores.rows, *(r for r in old.rows if (r.layer, r.part) not in own)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, scores.to_dict(), overwrite=True)
@@ -236,7 +240,7 @@ def auto_layers(
     if scores is None or not scores.select(part, stack):
         logger.info("layers='auto': calibrating %s once", type(unwrap(model)).__name__)
         try:
-            scores = calibrate(pipe, denoiser=denoiser)
+            scores = calibrate(pipe, denoiser=denoiser, parts=[part])
         except (TypeError, ValueError, AttributeError) as error:
             raise SkipError(
                 f"layers='auto' has no cached scores for this model, and the calibration run failed: {error}. Run "

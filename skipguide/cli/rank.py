@@ -1,0 +1,169 @@
+"""`skipguide rank`: score every layer and part of a model in one short run, for choosing what to skip."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from skipguide.cli import models, sampling
+from skipguide.cli.arguments import BUNDLED, DTYPES, PARTS, examples, number
+from skipguide.cli.outputs import check_output, plain_arguments, replacing, sidecar, slug, versions, write_json
+from skipguide.errors import SkipError
+
+
+def register(subparsers: Any) -> None:
+    """Add the command."""
+    from skipguide.select import DEFAULT_SCORE, SCORES
+
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "rank",
+        help="score every layer and part: what skipping it does, and what it costs",
+        description="Run the pipeline plainly once per prompt; at a few noise levels leave out every layer and part\n"
+        "in turn and score the effect. Prints a table, writes a plot, its figures (CSV, JSON), and caches them for\n"
+        'layers="auto".',
+        epilog=examples(
+            "skipguide rank",
+            "skipguide rank Lightricks/LTX-Video --parts block attn_identity -o ltx.png",
+            "skipguide rank ./my-pipeline --score thrift --fresh --force",
+        ),
+    )
+    parser.add_argument(
+        "model", nargs="?", default=BUNDLED, metavar="MODEL", help="as for generate --model (default: %(default)s)"
+    )
+    parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="one run each (default: two)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, metavar="PART", help="only these parts (default: all)")
+    parser.add_argument(
+        "--score",
+        choices=tuple(SCORES),
+        default=DEFAULT_SCORE,
+        help="what to order by; the default is provisional (default: %(default)s)",
+    )
+    parser.add_argument("--steps", metavar="N", type=number(int, 1), default=8, help="of a run (default: %(default)s)")
+    parser.add_argument(
+        "--levels", metavar="N", type=number(int, 1), default=4, help="steps that are scored (default: %(default)s)"
+    )
+    parser.add_argument("--guidance-scale", metavar="X", type=number(float), help="classifier-free guidance")
+    parser.add_argument("--height", metavar="N", type=number(int, 1), help="in pixels")
+    parser.add_argument("--width", metavar="N", type=number(int, 1), help="in pixels")
+    parser.add_argument("--frames", metavar="N", type=number(int, 1), help="length of the clip")
+    parser.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0, help="(default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the best there is")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="as for generate")
+    parser.add_argument(
+        "--fresh", action="store_true", help="score anew even if the scores of these weights are cached"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="a .png (default: named after the model)")
+    parser.add_argument("--force", action="store_true", help="replace files that exist")
+    parser.set_defaults(run=run, fps=None)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Score, print, plot."""
+    output = args.output or Path(f"{slug(Path(args.model).name)}-rank.png")
+    table = output.with_suffix(".csv")
+    check_output(output, (".png",), force=args.force)
+    check_output(table, (".csv",), force=args.force, notes=False)
+    pyplot = _pyplot()
+    source = models.resolve(args.model)
+    device = models.choose_device(args.device)
+    pipeline_class = models.pipeline_class(source)
+    call = sampling.call_arguments(pipeline_class, args, source.defaults())
+    pipeline = models.load_pipeline(source, device, models.choose_dtype(args.dtype, device, bundled=source.bundled))
+    prompts = args.prompts or (_BUNDLED_PROMPTS if source.bundled else None)
+    scores = _scores(args, pipeline, call, prompts)
+
+    print(
+        f"{scores.model}: {scores.blocks} blocks, by {args.score} (provisional: no score is proven to predict quality)"
+    )
+    print(scores.table(args.score))
+    print('space, time: change of the low/high frequencies; cost: share of a pass; layers="auto" takes the first row')
+    with replacing(output, table, sidecar(output)) as (picture, rows, notes):
+        _plot(pyplot, scores, args.score, picture)
+        _write(scores, args.score, rows)
+        write_json(notes, {"arguments": plain_arguments(args), "scores": scores.to_dict(), "versions": versions()})
+    print(f"{output}, {table}")
+
+
+_BUNDLED_PROMPTS = (
+    "a large red circle moving right on a black background",
+    "a small blue square moving up on stripes",
+    "a large green star circling on a checkerboard",
+    "a small purple ring growing on a grey gradient",
+)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise SkipError("the plot needs matplotlib: pip install 'skipguide[plot]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _scores(args: argparse.Namespace, pipeline: Any, call: dict[str, Any], prompts: Sequence[str] | None) -> Any:
+    """From the cache, or from a run that then goes into it."""
+    from skipguide.pipelines.calibration import PROMPTS, cached_scores, calibrate, keep_scores
+
+    denoisers = models.denoisers(pipeline)
+    if not denoisers:
+        raise SkipError(f"{type(pipeline).__name__} has no denoiser that skip guidance knows")
+    model = next(iter(denoisers.values()))
+    own_run = args.parts or args.prompts
+    if not args.fresh and not own_run and (found := cached_scores(model)) is not None:
+        print("from the cache (--fresh scores anew)")
+        return found
+    settings = {"num_inference_steps": args.steps, "output_type": "latent"} | {
+        name: value for name, value in call.items() if name not in ("num_inference_steps", "output_type")
+    }
+    scores = calibrate(
+        pipeline, prompts or PROMPTS, parts=args.parts, levels=args.levels, call=settings, seed=args.seed
+    )
+    if not args.parts:
+        keep_scores(model, scores)
+    return scores
+
+
+def _plot(pyplot: Any, scores: Any, score: str, path: Path) -> None:
+    """Three panels over the layers, one line per part: the effect, its direction, the score."""
+    from skipguide.select import LIMIT, SCORES
+
+    parts = list(dict.fromkeys(row.part for row in scores.rows))
+    panels = ("effect |c − k| / |c|", "cosine of c − k with c − u", f"score: {score} (provisional)")
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
+    for part in parts:
+        rows = scores.select(part)
+        layers = [row.layer for row in rows]
+        axes[0].plot(layers, [row.effect for row in rows], "o-", ms=3, label=part)
+        if all(row.alignment is not None for row in rows):
+            axes[1].plot(layers, [row.alignment for row in rows], "o-", ms=3, label=part)
+        axes[2].plot(layers, [SCORES[score](row) for row in rows], "o-", ms=3, label=part)
+    axes[0].axhline(LIMIT, color="grey", ls=":", lw=1)
+    axes[0].set_yscale("log")
+    best = scores.rank(score)[0]
+    axes[2].plot([best.layer], [SCORES[score](best)], "k*", ms=12, label=f"first: {best.layer} {best.part}")
+    for axis, title in zip(axes, panels, strict=True):
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("layer")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    axes[2].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _write(scores: Any, score: str, path: Path) -> None:
+    from dataclasses import asdict
+
+    from skipguide.select import SCORES
+
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = [{"rank": n, score: SCORES[score](row)} | asdict(row) for n, row in enumerate(scores.rank(score), 1)]
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
