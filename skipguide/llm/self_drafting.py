@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from skipguide.llm.acceptance import Controller
 from skipguide.llm.cache import mark_of
 from skipguide.llm.cost import SublayerCosts
 from skipguide.llm.drafter import PromptMeter, StepClock, choose_drafter
+from skipguide.llm.engine import AppliedSublayers
 from skipguide.llm.families import SublayerMap, sublayer_map
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.sites import LMFrame
@@ -135,13 +137,42 @@ def decode(
         if not stop:
             plan = _plan(config, meter, costs, sites)
             stats.attn, stats.mlp = plan.attn, plan.mlp
-            with plan.apply(model) as drafter:
-                drafter.enabled = False
+            with _Drafter(plan, model) as drafter:
                 loop.run(request, drafter, controller, stats)
             stats.switched_off += controller.switched_off
     if streamer is not None:
         streamer.end()
     return _result(request, generation_config)
+
+
+class _Drafter:
+    """The model as its own drafter. Outside `drafting` the model is whole; at `rest`, it does not even have gates."""
+
+    def __init__(self, plan: SublayerPlan, model: Any) -> None:
+        self.plan = plan
+        self.model = model
+        self._applied: AppliedSublayers | None = None
+
+    @contextmanager
+    def drafting(self, cache: Any) -> Iterator[None]:
+        """Leave the sublayers out."""
+        if self._applied is None:
+            # in a context of its own, so that out here no frame is active and a closed gate costs next to nothing
+            self._applied = contextvars.copy_context().run(self.plan.apply, self.model)
+        with self._applied.running(), self._applied.drafting(cache):
+            yield
+
+    def rest(self) -> None:
+        """Take the gates away until the next draft."""
+        if self._applied is not None:
+            self._applied.remove()
+            self._applied = None
+
+    def __enter__(self) -> _Drafter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.rest()
 
 
 def _plan(

@@ -20,7 +20,10 @@ class Drafter(Protocol):
     """Turns the model into its own drafter for the length of a `with`."""
 
     def drafting(self, cache: Any) -> AbstractContextManager[object]:
-        """While open, the model leaves its sublayers out, and the cache shows no layer of a skipped attention."""
+        """While open, the model leaves its sublayers out, on the full model's cache; then the cache is as before."""
+
+    def rest(self) -> None:
+        """Drafting will not go on for a while."""
 
 
 @dataclass
@@ -122,6 +125,7 @@ def run(request: Request, drafter: Drafter, controller: Controller, stats: Specu
     while not stop:
         length = min(controller.next_length(), request.room - 1)
         if length < 1:
+            drafter.rest()
             stop = plain_step(request, controller, stats)
         else:
             stop = _round(request, drafter, controller, stats, length)
