@@ -24,6 +24,7 @@ class Mark:
         filled: whether a pass went into it.
         extra: feed-forwards left out in this sequence beyond the plan -> scale.
         stood_for: cache layer -> class of the layer that is gone, for the account of memory.
+        kinds: a layer of each kind, how many hold keys, how many are gone; None until the first pass is over.
     """
 
     plan: SublayerPlan
@@ -31,6 +32,7 @@ class Mark:
     filled: bool = False
     extra: dict[int, float | None] = field(default_factory=dict)
     stood_for: dict[int, type] = field(default_factory=dict)
+    kinds: list[tuple[int, int, int]] | None = None
 
 
 def mark_of(cache: Any) -> Mark | None:
@@ -63,16 +65,3 @@ def hidden(cache: Any, indices: Sequence[int], layers: int) -> Iterator[None]:
             cache.crop(-added)
         for i, layer in gone.items():
             cache.layers[i] = layer
-
-
-def kv_bytes(cache: Any, mark: Mark | None) -> tuple[int, int]:
-    """Bytes of keys and values held, and bytes that the layers that are gone would hold, as their likes do."""
-    held, by_class = 0, dict[type, int]()
-    for layer in cache.layers:
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if keys is not None and values is not None:
-            size = keys.nbytes + values.nbytes
-            held += size
-            by_class.setdefault(type(layer), size)
-    some = next(iter(by_class.values()), 0)
-    return held, sum(by_class.get(cls, some) for cls in mark.stood_for.values()) if mark else 0

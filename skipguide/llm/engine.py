@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+from weakref import WeakMethod
 
-import torch
 from torch import nn
 
 from skipguide.errors import NoEffectError, SkipError
-from skipguide.gate import Call, Frame, Gate, active_frames, gate_of
-from skipguide.kv import check_kind, hide, length
+from skipguide.gate import Call, Gate, active_frames, gate_of
 from skipguide.llm import cache as kv
+from skipguide.llm.entry import DecoderAct, Run
 from skipguide.llm.families import SublayerMap, sublayer_map
 from skipguide.llm.passes import Pass, PassReader
 from skipguide.llm.plan import SublayerPlan, check_scales, sublayer_layers
-from skipguide.llm.sites import AbsentSublayer, LayerAct, LMFrame, ServantAct
+from skipguide.llm.sites import LMFrame, acts_at
 from skipguide.llm.stats import SublayerLedger
-
-PassListener = Callable[[Pass], None]
 
 
 class AppliedSublayers:
@@ -29,71 +27,68 @@ class AppliedSublayers:
         plan: the plan.
         map: the model's sublayers.
         stats: the ledger: runs and skips per sublayer, skipped fraction, bytes of keys and values held and saved.
-        enabled: False runs the whole model for a while (its cache must then be a full one); a plain switch.
         listeners: called with the `Pass` before every pass of the model.
     """
 
     def __init__(self, plan: SublayerPlan, model: nn.Module, *, cached: bool = True, everywhere: bool = False) -> None:
         self.plan = plan
         self.map = sublayer_map(model)
-        self.cached = cached
-        self.enabled = True
-        self.listeners: list[PassListener] = []
-        self.stats = SublayerLedger(self.map)
         _check(plan, self.map, cached)
         self._root = gate_of(self.map.decoder)
-        self._acts: dict[int, Any] = {self._root.key: _DecoderAct(self)}
+        if any(frame.live and getattr(frame, "key", None) == self._root.key for frame in active_frames()):
+            raise SkipError(
+                "a sublayer plan is applied to this model already: remove it first, or make one plan of the two"
+            )
+        self._run = Run(plan, self.map, cached, _weakly(self._lost))
+        self.stats: SublayerLedger = self._run.stats
+        self.listeners: list[Callable[[Pass], None]] = self._run.listeners
+        self._acts: dict[int, Any] = {}
         self._gates: list[Gate] = []
-        self._hide = tuple(self.map.site(i, "attn").cache_index for i in plan.attn)
-        self._drafting = 0
-        self._last: kv.Mark | None = None
         self._elsewhere = 0
         self._everywhere = everywhere
         try:
-            self._install(self._root)
+            self._put(self.map.decoder, DecoderAct(self._run, PassReader(self.map.decoder)))
             for i in sorted({*plan.attn, *plan.mlp}):
-                self._stand_at(i)
+                self._stand_in(i)
         except BaseException:
             self._uninstall()
             raise
+        # the model holds its plan: a handle that nobody keeps does not end it
         self._root.handlers += (self._outside,)
         self._frame: LMFrame | None = self._new_frame()
         self._frame.enter()
 
+    def __del__(self) -> None:
+        """The model is gone, and with it the plan."""
+        if (frame := self.__dict__.get("_frame")) is not None:
+            frame.close()
+
     # -- installation -------------------------------------------------------------------------------------------
 
     def _new_frame(self) -> LMFrame:
-        return LMFrame(self._root, self._acts)
+        return LMFrame(self._root.key, self._acts, self._run.lost)
 
-    def _install(self, gate: Gate) -> None:
-        gate.install(inside=gate is self._root)
-        self._gates.append(gate)
-
-    def _stand_at(self, layer: int) -> None:
-        """Gates at what is left out in a layer, where there is none yet."""
-        plan, sites = self.plan, self.map
-        for part in ("attn", "mlp"):
-            if part == "attn" and layer not in plan.attn:
-                continue
-            site = sites.site(layer, part)
-            self._put(
-                site.module, AbsentSublayer(site, planned=layer in getattr(plan, part), add_in_place=sites.parallel)
-            )
-            for servant in site.serves:
-                self._put(servant, ServantAct(site, planned=layer in getattr(plan, part)))
-        act = LayerAct(layer, sites, plan)
-        if act.useful:
-            self._put(sites.layers[layer], act)
+    def _stand_in(self, layer: int, extended: bool = False) -> None:
+        for module, act in acts_at(layer, self.map, self.plan, extended):
+            self._put(module, act)
 
     def _put(self, module: nn.Module, act: Any) -> None:
         gate = gate_of(module)
         if gate.key not in self._acts:
-            self._install(gate)
+            gate.install(inside=gate is self._root)
+            self._gates.append(gate)
             self._acts[gate.key] = act
 
     def _uninstall(self) -> None:
         while self._gates:
             self._gates.pop().remove()
+
+    def _lost(self) -> None:
+        """Something did not happen as planned: raise if a gate was replaced."""
+        names = {id(module): name for name, module in self.map.model.named_modules()}
+        for gate in self._gates:
+            if not gate.reachable() or gate.key not in names:
+                raise gate.lost(names.get(gate.key, ""))
 
     def remove(self) -> None:
         """End the plan; nothing of it is left on the model. A second call does nothing."""
@@ -102,7 +97,7 @@ class AppliedSublayers:
         self._frame.leave()
         self._frame.close()
         self._frame = None
-        self._root.handlers = tuple(h for h in self._root.handlers if h != self._outside)
+        self._root.handlers = tuple(handler for handler in self._root.handlers if handler != self._outside)
         self._uninstall()
 
     def __enter__(self) -> AppliedSublayers:
@@ -110,7 +105,11 @@ class AppliedSublayers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        """End the plan."""
+        """End the plan.
+
+        Raises:
+            NoEffectError: if the model ran, but only in threads that the plan does not reach.
+        """
         self.remove()
         if kind is None and self._elsewhere and not self.stats.passes:
             raise NoEffectError(
@@ -118,9 +117,13 @@ class AppliedSublayers:
                 f"model: use plan.apply(model, everywhere=True), or `with applied.running():` in those threads"
             )
 
+    # -- threads ------------------------------------------------------------------------------------------------
+
     @contextmanager
     def running(self) -> Iterator[AppliedSublayers]:
         """The plan in another thread or task, for as long as it is applied."""
+        if self._frame is None:
+            raise SkipError("this plan was removed from its model: apply it again")
         frame = self._new_frame()
         frame.enter()
         try:
@@ -129,9 +132,10 @@ class AppliedSublayers:
             frame.leave()
 
     def _outside(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A handler at the decoder: a pass of a thread in which the plan was not applied."""
-        if any(getattr(frame, "acts", None) is self._acts for frame in active_frames()):
-            return call(*args, **kwargs)
+        """A handler at the decoder: is this the pass of a thread in which no plan was applied?"""
+        for frame in active_frames():
+            if isinstance(frame, LMFrame) and frame.live and frame.key == self._root.key:
+                return call(*args, **kwargs)
         if self._everywhere:
             with self.running():
                 return call(*args, **kwargs)
@@ -140,11 +144,20 @@ class AppliedSublayers:
 
     # -- a sequence ---------------------------------------------------------------------------------------------
 
-    def extend(self, mlp: Any, mlp_scale: Mapping[int, float] | None = None) -> None:
-        """Leave out more feed-forwards for the rest of the sequence that ran last, from the next pass on.
+    @property
+    def enabled(self) -> bool:
+        """False runs the whole model for a while, on caches of its own: nothing is left out, marked or counted."""
+        return self._run.enabled
 
-        The next sequence starts with the plan alone. Attention cannot be added: its keys for the next tokens would
-        be missing.
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._run.enabled = bool(value)
+
+    def extend(self, mlp: Iterable[int], mlp_scale: Mapping[int, float] | None = None) -> None:
+        """Leave out more feed-forwards for the rest of the sequence that ran last, from its next decode pass on.
+
+        The next sequence starts with the plan alone. Attention cannot be added: the keys of the next tokens would be
+        missing if it ever ran again, and those of the last ones are there already.
 
         Args:
             mlp: layers whose feed-forward is left out too; those that already are stay as they are.
@@ -158,24 +171,24 @@ class AppliedSublayers:
         for layer in layers:
             self.map.site(layer, "mlp")
         _check_scale(bool(scales), self.map)
-        if self._last is None:
+        if (mark := self._run.last) is None or self._frame is None:
             raise SkipError("extend() adds to a sequence that is running: call it after a pass with a KV cache")
         for layer in layers:
-            if layer not in self.plan.mlp and layer not in self._last.extra:
-                self._stand_at(layer)
-                self._last.extra[layer] = scales.get(layer)
+            if layer not in self.plan.mlp and layer not in mark.extra:
+                self._stand_in(layer, extended=True)
+                mark.extra[layer] = scales.get(layer)
 
     @property
     def extra(self) -> dict[int, float | None]:
         """Feed-forwards that `extend` left out in the sequence that ran last -> their factor (None: 1)."""
-        return dict(self._last.extra) if self._last else {}
+        return dict(self._run.last.extra) if self._run.last else {}
 
     def drafting(self, cache: Any) -> AbstractContextManager[None]:
         """Run the skipped model on the full model's cache; afterwards the cache is as it was, to the same objects.
 
         Inside the block every pass leaves the sublayers out, whatever the phase and `enabled` say. The layers of
         left-out attention are hidden from the cache meanwhile; at the end they stand there again, and what the passes
-        added to the other layers is cropped. No mark is left on the cache.
+        added to the other layers is cropped. No mark is left on the cache, and nothing is counted as its memory.
 
         Raises:
             SkipError: for a cache that cannot be cropped.
@@ -184,126 +197,40 @@ class AppliedSublayers:
 
     @contextmanager
     def _draft(self, cache: Any) -> Iterator[None]:
-        with kv.hidden(cache, self._hide, self.map.num_layers):
-            self._drafting += 1
+        with kv.hidden(cache, self._run.hide, self.map.num_layers):
+            self._run.drafting += 1
             try:
                 yield
             finally:
-                self._drafting -= 1
+                self._run.drafting -= 1
 
 
-class _DecoderAct:
-    """At the decoder: which phase this pass is, what it leaves out, and the cache."""
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """A bound method that does not keep its object alive."""
+    weak = WeakMethod(method)
 
-    __slots__ = ("applied", "reader")
+    def call() -> None:
+        if (alive := weak()) is not None:
+            alive()
 
-    def __init__(self, applied: AppliedSublayers) -> None:
-        self.applied = applied
-        self.reader = PassReader(applied.map.decoder)
-
-    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        assert isinstance(frame, LMFrame)
-        applied = self.applied
-        plan, compiling = applied.plan, torch.compiler.is_compiling()
-        tokens, cache = self.reader.tokens(args, kwargs), self.reader.cache(args, kwargs)
-        mark: kv.Mark | None = None
-        if not applied.enabled and not applied._drafting:
-            frame.attn_off = frame.mlp_off = False
-            return call(*args, **kwargs)
-        if cache is not None and not applied._drafting:
-            mark = self._mark(cache)
-            decode = tokens == 1 and mark.filled
-            if not mark.hidden and (plan.phase != "decode" or decode):
-                self._hide(cache, mark)
-            frame.attn_off = mark.hidden
-            frame.extra = mark.extra if decode else _NOTHING
-        else:
-            decode = bool(applied._drafting)
-            frame.attn_off = bool(applied._drafting) or plan.phase != "decode"
-            frame.extra = _NOTHING
-        frame.mlp_off = bool(applied._drafting) or plan.phase == "both" or decode == (plan.phase == "decode")
-        if compiling:
-            return call(*args, **kwargs)
-        applied._last = mark
-        frame.batch = 1
-        frame.hits.clear()
-        if applied.listeners:
-            now = self.reader.describe(args, kwargs, cache, decode, fresh=mark is None or not mark.filled)
-            for listener in applied.listeners:
-                listener(now)
-        try:
-            out = call(*args, **kwargs)
-            self._verify(frame)
-        finally:
-            frame.batch = 0
-            frame.seen.clear()
-        if mark is None and not applied._drafting and (cache := self.reader.made(out)) is not None:
-            mark = self._mark(cache, made=True)
-            if plan.phase != "decode":
-                self._hide(cache, mark)
-            applied._last = mark
-        if mark is not None and not mark.filled:
-            mark.filled = True
-        applied.stats.enter(frame, cache, mark)
-        return out
-
-    def _mark(self, cache: Any, made: bool = False) -> kv.Mark:
-        plan = self.applied.plan
-        mark = kv.mark_of(cache)
-        if mark is not None:
-            if mark.plan is not plan and mark.plan != plan:
-                raise SkipError(
-                    f"this KV cache was made under another plan ({mark.plan}) than the one that is applied ({plan}): "
-                    f"start a new sequence, or go on under the plan that it was made under"
-                )
-            return mark
-        check_kind(cache)
-        if not self.applied.cached:
-            raise SkipError(
-                "the plan was applied with cached=False, but this pass has a KV cache: pass use_cache=False"
-            )
-        held = 0 if made else length(cache)
-        if held and plan.phase != "decode":
-            raise SkipError(
-                f"this KV cache holds {held} tokens of the whole model, and the plan leaves sublayers out from the "
-                f"first token on: start a new sequence, or use phase='decode'"
-            )
-        mark = kv.Mark(plan, filled=held > 0)
-        kv.set_mark(cache, mark)
-        return mark
-
-    def _hide(self, cache: Any, mark: kv.Mark) -> None:
-        if self.applied._hide:
-            gone = hide(cache, self.applied._hide, self.applied.map.num_layers)
-            mark.stood_for = {i: type(layer) for i, layer in gone.items()}
-        mark.hidden = True
-
-    def _verify(self, frame: LMFrame) -> None:
-        """Every gate that should have left something out did; else say who took it."""
-        applied = self.applied
-        for gate in applied._gates:
-            if gate.key not in frame.seen and not gate.reachable():
-                raise gate.lost()
-
-
-_NOTHING: dict[int, float | None] = {}
+    return call
 
 
 def _check(plan: SublayerPlan, sites: SublayerMap, cached: bool) -> None:
     for layer in plan.attn:
-        sites.site(layer, "attn")
+        name = sites.site(layer, "attn").name
         if layer in sites.producers:
             raise SkipError(
-                f"attention of layer {layer} cannot be left out: later layers of {type(sites.model).__name__} read its "
-                f"keys and values (shared KV cache)"
+                f"{name} cannot be left out: later layers of {type(sites.model).__name__} read its keys and values "
+                f"(shared KV cache)"
             )
     for layer in plan.mlp:
         sites.site(layer, "mlp")
-    keeps = {site.cache_index for site in sites.sites if site.part == "attn" and site.layer not in plan.attn}
-    if cached and plan.attn and not keeps:
+    kept = [site for site in sites.sites if site.part == "attn" and site.layer not in plan.attn]
+    if cached and plan.attn and not kept:
         raise SkipError(
             f"every attention of {type(sites.model).__name__} is left out, and a KV cache needs one that is kept: keep "
-            f"one, or say cached=False at apply and run with use_cache=False"
+            f"one, or say plan.apply(model, cached=False) and run with use_cache=False"
         )
     _check_scale(bool(plan.attn_scale or plan.mlp_scale), sites)
 

@@ -9,29 +9,37 @@ from torch import Tensor
 
 from skipguide.acts import Arguments
 from skipguide.gate import Call, Frame, Gate
-from skipguide.llm.families import SublayerMap, SublayerSite
+from skipguide.llm.families import Part, SublayerMap, SublayerSite
 from skipguide.llm.plan import SublayerPlan
 from skipguide.stats import Stats
 
 
 class LMFrame(Frame):
-    """The frame of a sublayer plan: what the running pass leaves out.
+    """The frame of a sublayer plan: what the running pass leaves out. It holds no modules.
 
     Attributes:
         attn_off: the planned attention is left out in this pass.
         mlp_off: the planned feed-forwards are.
         extra: further feed-forwards that are -> factor.
-        hits: (layer, part) of what was left out in this pass.
+        hits: how many sublayers were left out in this pass.
+        key: of the decoder's gate.
     """
 
-    __slots__ = ("attn_off", "extra", "hits", "mlp_off")
+    __slots__ = ("_lost", "attn_off", "extra", "hits", "key", "mlp_off")
 
-    def __init__(self, root: Gate, acts: dict[int, Any]) -> None:
-        super().__init__(root, Stats())
+    def __init__(self, key: int, acts: dict[int, Any], lost: Any) -> None:
+        super().__init__(None, Stats())  # type: ignore[arg-type]
+        self.key = key
         self.acts = acts
         self.attn_off = self.mlp_off = False
         self.extra: dict[int, float | None] = {}
-        self.hits: list[tuple[int, str]] = []
+        self.hits = 0
+        self._lost = lost
+
+    def saw(self, gate: Gate) -> None:
+        """A gate was called; outside a pass of the decoder, the decoder's own gate must be there at least."""
+        if not self.batch and gate.key != self.key:
+            self._lost()
 
     def close(self) -> None:
         """End the plan in this frame; the acts may be shared with other threads."""
@@ -39,18 +47,12 @@ class LMFrame(Frame):
         super().close()
 
 
-def zero_like(like: Tensor, width: int | None = None) -> Tensor:
-    """Zeros in the shape of `like`, without the memory: nobody writes into them."""
-    shape = like.shape if width is None else (*like.shape[:-1], width)
-    return like.new_zeros(()).expand(shape)
-
-
 class AbsentSublayer:
     """A sublayer that is left out, or runs, as the frame says."""
 
-    __slots__ = ("arguments", "attn", "in_place", "inside", "layer", "nothings", "outputs", "planned", "width")
+    __slots__ = ("arguments", "attn", "in_place", "inside", "layer", "nothings", "outputs", "planned", "width", "zeros")
 
-    def __init__(self, site: SublayerSite, planned: bool, add_in_place: bool) -> None:
+    def __init__(self, site: SublayerSite, planned: bool, parallel: bool) -> None:
         spec = site.spec
         self.layer = site.layer
         self.attn = site.part == "attn"
@@ -60,28 +62,36 @@ class AbsentSublayer:
         self.inside = spec.inside
         self.nothings = (None,) * spec.nothings
         self.width: int | None = getattr(site.module, spec.width) if spec.width else None
-        self.in_place = add_in_place and not self.attn  # Falcon adds the attention into the feed-forward's output
-
-    def off(self, frame: LMFrame) -> bool:
-        """Whether the running pass leaves the sublayer out."""
-        if self.planned:
-            return frame.attn_off if self.attn else frame.mlp_off
-        return self.layer in frame.extra
+        self.in_place = parallel and not self.attn  # Falcon adds the attention into the feed-forward's output
+        self.zeros: dict[Any, Tensor] = {}
 
     def __call__(self, frame: LMFrame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the sublayer adds: nothing."""
-        if not self.off(frame):
+        if self.planned:
+            off = frame.attn_off if self.attn else frame.mlp_off
+        else:
+            off = self.layer in frame.extra
+        if not off:
             return call(*args, **kwargs)
-        if not torch.compiler.is_compiling():
-            frame.hits.append((self.layer, "attn" if self.attn else "mlp"))
-        given = self.arguments.get(self.outputs, args, kwargs)
+        frame.hits += 1
+        given = args[0] if args and not self.outputs else self.arguments.get(self.outputs, args, kwargs)
         if self.inside:
             out = given
         elif self.in_place:
             out = torch.zeros_like(given)
         else:
-            out = zero_like(given, self.width)
+            out = self._zero(given).expand(given.shape if self.width is None else (*given.shape[:-1], self.width))
         return (out, *self.nothings) if self.nothings else out
+
+    def _zero(self, like: Tensor) -> Tensor:
+        """One zero, spread out by the caller: nothing to fill, nothing to read."""
+        if torch.compiler.is_compiling():
+            return like.new_zeros(())
+        # a tensor made in inference mode is not for autograd
+        key = (like.dtype, like.device, torch.is_inference_mode_enabled())
+        if (zero := self.zeros.get(key)) is None:
+            zero = self.zeros[key] = like.new_zeros(())
+        return zero
 
 
 class ServantAct:
@@ -96,7 +106,10 @@ class ServantAct:
 
     def __call__(self, frame: LMFrame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Pass on, or run."""
-        off = (frame.attn_off if self.attn else frame.mlp_off) if self.planned else self.layer in frame.extra
+        if self.planned:
+            off = frame.attn_off if self.attn else frame.mlp_off
+        else:
+            off = self.layer in frame.extra
         if not off:
             return call(*args, **kwargs)
         return args[0] if args else next(iter(kwargs.values()))
@@ -105,7 +118,7 @@ class ServantAct:
 class LayerAct:
     """At a layer: the factors of what is left out, and the whole layer left out at once."""
 
-    __slots__ = ("arguments", "attn", "attn_scale", "layer", "mlp", "mlp_scale", "nothings", "prenorm")
+    __slots__ = ("arguments", "attn", "attn_scale", "layer", "mlp", "mlp_scale", "nothings")
 
     def __init__(self, layer: int, sites: SublayerMap, plan: SublayerPlan) -> None:
         self.layer = layer
@@ -114,33 +127,51 @@ class LayerAct:
         self.mlp = layer in plan.mlp
         self.attn_scale = plan.attn_scale.get(layer)
         self.mlp_scale = plan.mlp_scale.get(layer)
-        self.prenorm = sites.layout.prenorm
         self.nothings = (None,) * sites.layout.nothings
-
-    @property
-    def useful(self) -> bool:
-        """Whether there is anything to do at the layer itself."""
-        return self.prenorm
 
     def __call__(self, frame: LMFrame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Scale before for the attention, after for the feed-forward: exactly h * scale where a layer is serial."""
         attn = self.attn and frame.attn_off
-        mlp = frame.mlp_off if self.mlp else self.layer in frame.extra
-        attn_scale = self.attn_scale if attn else None
-        mlp_scale = (self.mlp_scale if self.mlp else frame.extra[self.layer]) if mlp else None
-        if not (attn and mlp) and attn_scale is None and mlp_scale is None:
+        if self.mlp:
+            mlp, mlp_scale = frame.mlp_off, self.mlp_scale
+        else:
+            mlp, mlp_scale = self.layer in frame.extra, frame.extra.get(self.layer)
+        if not (attn or mlp):
             return call(*args, **kwargs)
-        hidden = self.arguments.get("hidden_states", args, kwargs)
-        if attn_scale is not None:
-            hidden = hidden * attn_scale
+        if attn and self.attn_scale is not None:
+            hidden = self.arguments.get("hidden_states", args, kwargs) * self.attn_scale
             args, kwargs = self.arguments.put({"hidden_states": hidden}, args, kwargs)
         if attn and mlp:
-            if not torch.compiler.is_compiling():
-                frame.hits += ((self.layer, "attn"), (self.layer, "mlp"))
-            if mlp_scale is not None:
-                hidden = hidden * mlp_scale
-            return (hidden, *self.nothings) if self.nothings else hidden
-        out = call(*args, **kwargs)
-        if mlp_scale is None:
+            frame.hits += 2
+            out = self.arguments.get("hidden_states", args, kwargs)
+            if self.nothings:
+                out = (out, *self.nothings)
+        else:
+            out = call(*args, **kwargs)
+        if not mlp or mlp_scale is None:
             return out
         return (out[0] * mlp_scale, *out[1:]) if isinstance(out, tuple) else out * mlp_scale
+
+
+def acts_at(layer: int, sites: SublayerMap, plan: SublayerPlan, extended: bool = False) -> list[tuple[Any, Any]]:
+    """What stands in a layer: module and act, the layer itself first.
+
+    Args:
+        layer: its number.
+        sites: the model's sublayers.
+        plan: what is left out.
+        extended: the feed-forward is left out in some sequences beyond the plan.
+    """
+    parts: list[Part] = [part for part in ("attn", "mlp") if layer in getattr(plan, part)]  # type: ignore[misc]
+    whole = len(parts) == 2 and sites.layout.prenorm
+    found: list[tuple[Any, Any]] = []
+    if sites.layout.prenorm and (whole or extended or layer in plan.attn_scale or layer in plan.mlp_scale):
+        found.append((sites.layers[layer], LayerAct(layer, sites, plan)))
+    if whole and plan.phase == "both":
+        return found  # nothing inside the layer is ever called while the plan holds
+    for part in ("attn", "mlp"):
+        if part in parts or (part == "mlp" and extended):
+            site, planned = sites.site(layer, part), part in parts
+            found.append((site.module, AbsentSublayer(site, planned, sites.parallel)))
+            found += [(servant, ServantAct(site, planned)) for servant in site.serves]
+    return found

@@ -1,0 +1,147 @@
+"""Entry: at the decoder, what the running pass leaves out, and the cache it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from skipguide.errors import SkipError
+from skipguide.gate import Call, Frame
+from skipguide.kv import check_kind, hide, length
+from skipguide.llm import cache as kv
+from skipguide.llm.families import SublayerMap
+from skipguide.llm.passes import Pass, PassReader
+from skipguide.llm.plan import SublayerPlan
+from skipguide.llm.sites import LMFrame
+from skipguide.llm.stats import SublayerLedger
+
+_NOTHING: dict[int, float | None] = {}
+
+
+class Run:
+    """What an applied plan knows at run time. It holds no modules: a frame may outlive the model.
+
+    Attributes:
+        enabled: whether the plan holds (drafting goes before it).
+        drafting: how many `drafting` blocks are open.
+        last: the mark of the cache of the last pass.
+        lost: raises if a gate was replaced.
+    """
+
+    def __init__(self, plan: SublayerPlan, sites: SublayerMap, cached: bool, lost: Callable[[], None]) -> None:
+        self.plan = plan
+        self.cached = cached
+        self.layers = sites.num_layers
+        self.hide = tuple(sites.site(i, "attn").cache_index for i in plan.attn)
+        self.enabled = True
+        self.drafting = 0
+        self.last: kv.Mark | None = None
+        self.listeners: list[Callable[[Pass], None]] = []
+        self.stats = SublayerLedger({(site.layer, site.part): site.name for site in sites.sites}, plan)
+        self.lost = lost
+
+    # -- the cache ----------------------------------------------------------------------------------------------
+
+    def mark(self, cache: Any, made: bool = False) -> kv.Mark:
+        """The mark of a cache; a new one if it fits to this plan.
+
+        Args:
+            cache: the cache of the running pass.
+            made: the model has made it in this pass.
+        """
+        plan, mark = self.plan, kv.mark_of(cache)
+        if mark is not None:
+            if mark.plan is not plan and mark.plan != plan:
+                raise SkipError(
+                    f"this KV cache was made under another plan ({mark.plan}) than the one that is applied ({plan}): "
+                    f"start a new sequence, or go on under the plan that it was made under"
+                )
+            return mark
+        check_kind(cache)
+        if not self.cached:
+            raise SkipError(
+                "the plan was applied with cached=False, but this pass has a KV cache: pass use_cache=False"
+            )
+        held = 0 if made else length(cache)
+        if held and plan.phase != "decode":
+            raise SkipError(
+                f"this KV cache holds {held} tokens of the whole model, and the plan leaves sublayers out from the "
+                f"first token on: start a new sequence, or use phase='decode'"
+            )
+        mark = kv.Mark(plan, filled=held > 0)
+        kv.set_mark(cache, mark)
+        return mark
+
+    def hide_in(self, cache: Any, mark: kv.Mark) -> None:
+        """Take the layers of left-out attention out of a cache."""
+        if self.hide:
+            gone = hide(cache, self.hide, self.layers)
+            mark.stood_for = {i: type(layer) for i, layer in gone.items()}
+        mark.hidden, mark.kinds = True, None
+
+
+class DecoderAct:
+    """At the decoder: which phase this pass is, what it leaves out, and the cache."""
+
+    __slots__ = ("reader", "run")
+
+    def __init__(self, run: Run, reader: PassReader) -> None:
+        self.run = run
+        self.reader = reader
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the pass."""
+        assert isinstance(frame, LMFrame)
+        run, phase = self.run, self.run.plan.phase
+        mark: kv.Mark | None = None
+        cache: Any = None
+        frame.extra = _NOTHING
+        if run.drafting:
+            frame.attn_off = frame.mlp_off = decode = True
+        elif not run.enabled:
+            frame.attn_off = frame.mlp_off = False
+            return self._inside(frame, call, args, kwargs)
+        else:
+            cache = self.reader.cache(args, kwargs)
+            decode = False
+            if cache is not None:
+                mark = run.mark(cache)
+                decode = mark.filled and self.reader.tokens(args, kwargs) == 1
+                if not mark.hidden and (decode or phase != "decode"):
+                    run.hide_in(cache, mark)
+                if decode:
+                    frame.extra = mark.extra
+            frame.attn_off = phase != "decode" if mark is None else mark.hidden
+            frame.mlp_off = phase == "both" or decode == (phase == "decode")
+        if torch.compiler.is_compiling():
+            return call(*args, **kwargs)
+        run.last = mark
+        if run.listeners:
+            now = self.reader.describe(args, kwargs, cache, decode, fresh=mark is None or not mark.filled)
+            for listener in run.listeners:
+                listener(now)
+        frame.hits = 0
+        out = self._inside(frame, call, args, kwargs)
+        if frame.hits != run.stats.expected(frame):
+            run.lost()
+        if mark is None and not run.drafting and (cache := self.reader.made(out)) is not None:
+            run.last = mark = run.mark(cache, made=True)
+            if phase != "decode":
+                run.hide_in(cache, mark)
+        if mark is not None and not mark.filled:
+            mark.filled = True
+        run.stats.enter(frame, cache, mark)
+        return out
+
+    @staticmethod
+    def _inside(frame: LMFrame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_compiling():
+            return call(*args, **kwargs)
+        frame.batch = 1
+        try:
+            return call(*args, **kwargs)
+        finally:
+            frame.batch = 0
+            frame.seen.clear()
