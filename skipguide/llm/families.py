@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from skipguide.blocks import Block, BlockMap, Sublayer, unwrap
-from skipguide.errors import SkipError, UnknownBlockError
-from skipguide.families_llm import Layout, language_model_spec, layout_of, submodule
+from skipguide.blocks import Block, BlockMap, ModelSpec, Sublayer, unwrap
+from skipguide.errors import SkipError
+from skipguide.families_llm import Layout, layout_of, submodule
+
+logger = logging.getLogger(__name__)
 
 Part = Literal["attn", "mlp"]
 PARTS: tuple[Part, Part] = ("attn", "mlp")
@@ -131,10 +135,11 @@ def sublayer_map(model: nn.Module) -> SublayerMap:
     """List the sublayers of a causal language model.
 
     Args:
-        model: a model of a known family; wrappers (PEFT, torch.compile, data parallel) are looked through.
+        model: a model of a known family; wrappers (PEFT, torch.compile, data parallel) are looked through. The layers
+            of another one are found by their shape and proven by a few passes over eight tokens, once.
 
     Raises:
-        UnknownBlockError: for a model whose layers are not described.
+        UnknownBlockError: for a model whose layers are not described and cannot be proven, with the reason.
         SkipError: for a model with recurrent layers: their state cannot leave out a layer and stay right.
 
     Example:
@@ -148,10 +153,31 @@ def sublayer_map(model: nn.Module) -> SublayerMap:
         raise SkipError(f"expected a causal language model (torch.nn.Module); got {type(model).__name__}")
     model = unwrap(model)
     refuse_recurrent(model)
-    found, spec = layout_of(model), language_model_spec(model)
-    if found is None or spec is None:
-        raise UnknownBlockError(f"the layers of {type(model).__name__} are not described in skipguide.families_llm")
-    return SublayerMap(model, *found, BlockMap(model, spec))
+    if (found := layout_of(model)) is None:
+        return _probed(model)
+    layout, path = found
+    return SublayerMap(model, layout, path, BlockMap(model, ModelSpec((layout.block(path),))))
+
+
+# What was probed, for as long as the model lives.
+_PROBED: WeakKeyDictionary[nn.Module, tuple[Layout, str]] = WeakKeyDictionary()
+
+
+def _probed(model: nn.Module) -> SublayerMap:
+    from skipguide.llm.probe import probe, prove
+
+    proven = model in _PROBED
+    layout, path = _PROBED[model] if proven else probe(model)
+    found = SublayerMap(model, layout, path, BlockMap(model, ModelSpec((layout.block(path),))))
+    if not proven:
+        _PROBED[model] = layout, path
+        try:
+            prove(model, layout, len(found))
+        except BaseException:
+            del _PROBED[model]
+            raise
+        logger.info("%s is not described; its layers were found by a probe and proven on it", type(model).__name__)
+    return found
 
 
 def refuse_recurrent(model: nn.Module) -> None:
