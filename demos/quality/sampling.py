@@ -1,0 +1,148 @@
+"""Sampling: the clips of one setting and seed with the stock pipeline, fast on one thread, and what they took."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import LattePipeline
+from torch import Tensor
+
+from demos.bundled_model.clips import ClipSpec, caption
+from demos.bundled_model.evaluate import choose
+from demos.quality.controls import added, random_direction, weak_direction
+from demos.quality.settings import LAYERS, STEPS, Setting
+from skipguide.assets import bundled
+from skipguide.pipelines import SpatiotemporalSkipGuidance
+
+PROMPT_SEED = 31_000
+
+
+def prompts(number: int, each: int) -> list[ClipSpec]:
+    """`number` combinations, one in five held out of training, each repeated: a clip's place is its number."""
+    unseen = number // 5
+    specs = choose(number - unseen, PROMPT_SEED, unseen=False) + choose(unseen, PROMPT_SEED, unseen=True)
+    return [spec for spec in specs for _ in range(each)]
+
+
+def load(folder: Path) -> LattePipeline:
+    """A pipeline without bars."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    pipe = LattePipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips [N, 16, 3, 64, 64] in [0, 1], their cost in blocks relative to plain CFG, and processor seconds each."""
+
+    pixels: Tensor
+    cost: float
+    seconds: float
+    stats: dict[str, Any]
+
+
+class Sampler:
+    """Makes clips; clip i of a seed starts from the same noise in every setting.
+
+    Prompts of one length in tokens share a batch: the pipeline then conditions each exactly as if it were alone, and
+    does not pad to 120 tokens, which would cost more than everything else together.
+
+    Args:
+        model: folder of the pipeline.
+        weak: folder of an early checkpoint, for autoguidance.
+        layer: that the random control takes the norm from.
+        batch: clips at a time.
+    """
+
+    def __init__(self, model: Path | None = None, weak: Path | None = None, layer: int = 9, batch: int = 4) -> None:
+        self.pipe = load(model or bundled())
+        self.weak_folder = weak
+        self.layer, self.batch = layer, batch
+        call = json.loads((bundled() / "generation.json").read_text())
+        self.call = {k: v for k, v in call.items() if k not in ("fps", "num_inference_steps", "guidance_scale")}
+        self._texts: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def weak(self) -> LattePipeline:
+        """The early checkpoint."""
+        if self.weak_folder is None:
+            raise FileNotFoundError("autoguidance needs --weak FOLDER (see demos/quality/README.md)")
+        return load(self.weak_folder)
+
+    @torch.no_grad()
+    def text(self, pipe: LattePipeline, prompt: str) -> tuple[Tensor, Tensor]:
+        """Embeddings of a prompt and of its negative one, as the pipeline makes them for a single prompt."""
+        key = (id(pipe), prompt)
+        if key not in self._texts:
+            self._texts[key] = pipe.encode_prompt(
+                prompt, do_classifier_free_guidance=True, negative_prompt="", clean_caption=False, mask_feature=True
+            )
+        return self._texts[key]
+
+    def make(self, setting: Setting, specs: Sequence[ClipSpec], seed: int, steps: int | None = None) -> Clips:
+        """All clips of one setting and seed."""
+        words = [caption(spec) for spec in specs]
+        lengths: dict[int, list[int]] = {}
+        for i, prompt in enumerate(words):
+            lengths.setdefault(self.text(self.pipe, prompt)[0].shape[1], []).append(i)
+        batches = [some[at : at + self.batch] for some in lengths.values() for at in range(0, len(some), self.batch)]
+        pixels: list[Tensor | None] = [None] * len(specs)
+        began, stats, ran, own = time.process_time(), {}, 0.0, steps or setting.steps
+        for batch in batches:
+            seeds = [1_000_000 * (seed + 1) + i for i in batch]
+            frames, stats = self._batch(setting, [words[i] for i in batch], seeds, own)
+            for i, clip in zip(batch, frames, strict=True):
+                pixels[i] = clip
+            ran += stats["blocks_run"] if stats else len(batch) * own * self._blocks(setting)
+        # relative to plain CFG at the usual number of steps, so that more steps cost more
+        usual = 2 * LAYERS * (STEPS if steps is None else steps)
+        cost = ran / (len(batches) if stats else len(specs)) / usual
+        seconds = (time.process_time() - began) / len(specs)
+        return Clips(torch.stack([clip for clip in pixels if clip is not None]), cost, seconds, stats)
+
+    def _blocks(self, setting: Setting) -> int:
+        """Blocks per clip and step without skip guidance."""
+        if setting.control == "random":  # counted as what it stands for: a third pass from the layer on
+            return 2 * LAYERS + LAYERS - 1 - self.layer
+        return LAYERS * ((1 if setting.w <= 1 else 2) + (setting.control == "weak"))
+
+    def _batch(
+        self, setting: Setting, words: Sequence[str], seeds: Sequence[int], steps: int
+    ) -> tuple[Tensor, dict[str, Any]]:
+        texts = [self.text(self.pipe, prompt) for prompt in words]
+        model = self.pipe.transformer
+        drawn = {"seed": seeds[0]} if setting.guidance and setting.guidance.get("layers") == "stochastic" else {}
+        guidance = SpatiotemporalSkipGuidance(**setting.guidance, **drawn) if setting.guidance else None
+        if setting.control == "random":
+            around: Any = added(model, random_direction(model, self.layer, seeds), setting.scale)
+        elif setting.control == "weak":
+            weak_text = torch.cat([self.text(self.weak, prompt)[0] for prompt in words])
+            around = added(model, weak_direction(self.weak.transformer, weak_text), setting.scale)
+        else:
+            around = guidance.apply(self.pipe) if guidance else nullcontext()
+        with around as applied:
+            frames = self.pipe(
+                negative_prompt=None,
+                prompt_embeds=torch.cat([own for own, _ in texts]),
+                negative_prompt_embeds=torch.cat([other for _, other in texts]),
+                mask_feature=False,
+                num_inference_steps=steps,
+                guidance_scale=setting.w,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                output_type="pt",
+                **self.call,
+            ).frames
+        return frames, applied.stats.to_dict() if guidance else {}
