@@ -214,7 +214,7 @@ class Masker:
         trace = traces.get(key)
         if trace is not None and not trace.dynamic:
             plan = self._plan_for(trace, keep, images)
-            run = MaskedRun(plan.masks[0], self.fill, plan)  # type: ignore[arg-type]
+            run = MaskedRun(plan.masks[0], self.fill, plan, self._widest())  # type: ignore[arg-type]
             try:
                 output = self._watched(run, call, images, args, kwargs)
             except Changed:
@@ -235,16 +235,10 @@ class Masker:
         return output
 
     def _watched(self, run: MaskedRun, call: Call, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
-        try:
-            entered = run.enter(images)
-            with run:
-                output = call(entered, *args, **kwargs)
-            return run.leave(output)
-        finally:
-            self._clean()
-
-    def _clean(self) -> None:
-        """Parameters and buffers may have been marked as free of positions on the way."""
+        entered = run.enter(images)
+        with run:
+            output = call(entered, *args, **kwargs)
+        return run.leave(output)
 
     def _plan_for(self, trace: Trace, keep: Tensor, images: Tensor) -> Plan:
         key = (id(trace), images.dtype, self.fill, self.crop)

@@ -162,12 +162,19 @@ def _needs(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tensor | None
     return needs, reaches
 
 
+def _filled(op: Op) -> bool:
+    """Whether a convolution's input was filled when it was padded."""
+    return isinstance(op, Window) and op.kind == "conv" and op.padded
+
+
 def _geometry(op: Op) -> tuple[object, ...]:
     return (type(op), *(v for k, v in vars(op).items() if k not in ("inputs", "name", "positive")))
 
 
 def _filled_from(op: Op, reach: Tensor, mask: Tensor) -> Tensor:
     """The visible positions that are read, or that the fill of what is read takes means of."""
+    if _filled(op):
+        return reach  # hidden ones too: the padding before has filled them
     if op.rounds:
         source = reach * (1 - mask)
         width = 2 * op.rounds + 1
@@ -295,7 +302,9 @@ def prepare(
         region = _shifted(op, box) if op.mode == "constant" else None
         bounds = whole(mask)
         inside = bounds if region is None else _meet(region, bounds)
-        work = _join(inside, source)
+        top, bottom, left, right = inside
+        wide = (top - rounds + 1, bottom + rounds - 1, left - rounds + 1, right + rounds - 1)
+        work = _join(inside, _join(source, _meet(wide, bounds))) if rounds > 0 else _join(inside, source)
     action = Action(box, region, work)
     convolves = isinstance(op, Window) and op.kind == "conv"
     # the partial convolution as published divides by its zero padding too, whatever is hidden
@@ -304,9 +313,13 @@ def prepare(
             action.scale = _average(op, mask, box, dtype)
         return action
     if rounds > 0 and isinstance(op, Window) and region is not None:
-        work = _join(region, source)  # the fill at the region's edge takes means of visible positions outside of it
+        # a position at the region's edge is filled from outside of it: from visible ones, and from filled ones
+        top, bottom, left, right = region
+        wide = (top - rounds + 1, bottom + rounds - 1, left - rounds + 1, right + rounds - 1)
+        work = _join(region, _join(source, _meet(wide, whole(mask))))
     action.work = work
-    action.part = shapes.part(mask, work, dtype)
+    if not _filled(op):
+        action.part = shapes.part(mask, work, dtype)
     if isinstance(op, Window) and op.kind == "avg":
         action.scale = _average(op, mask, box, dtype)
     elif isinstance(op, Window) and op.kind == "max" and not op.positive:
@@ -317,7 +330,7 @@ def prepare(
         share = F.conv2d(F.pad(mask, (left, right, top, bottom)), ones, None, op.stride, 0, op.dilation)
         scale = torch.where(share > 0, 1 / share.clamp_min(1e-12), 0.0)
         action.scale = shapes.part(scale, box, dtype)
-    elif how == "neighbours":
+    elif how == "neighbours" and rounds > 0:
         action.weights = shapes.weights(mask, rounds, work, dtype)
     return action
 

@@ -36,7 +36,8 @@ FREE = frozenset(
     "get size dim ndimension is_floating_point numel is_contiguous stride len get_device element_size "
     "is_complex data_ptr storage_offset type_of hash repr format set is_inference".split()
 )
-OUT_OF_PLACE = {"iadd": torch.add, "isub": torch.sub, "imul": torch.mul, "itruediv": torch.div, "ipow": torch.pow}
+OUT_OF_PLACE = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "pow": torch.pow}
+OUT_OF_PLACE |= {f"i{name}": function for name, function in OUT_OF_PLACE.items()} | {"itruediv": torch.div}
 NOT_NEGATIVE = frozenset(("relu", "relu6", "sigmoid", "hardsigmoid"))
 STAYS = frozenset(("dropout", "contiguous", "clone", "to", "float", "half", "bfloat16", "double", "type", "detach"))
 
@@ -133,14 +134,38 @@ def pointwise(
     action = run.emit(op)
     full = sizes.pop()
     if any(run.boxes[i] != action.box for i in op.inputs):
-        func = OUT_OF_PLACE.get(name, func)
+        into = _written(func, args)
+        if into is not None:
+            if name not in OUT_OF_PLACE:
+                raise SkipError(f"layer masking does not know {name} in place; pass crop=False")
+            func = OUT_OF_PLACE[name]
         args = tuple(_cut(run, a, first, action.box, full) for a in args)
         kwargs = {k: _cut(run, v, first, action.box, full) for k, v in kwargs.items()}
-    elif len(placed) > 1 and getattr(func, "__name__", "").rstrip("_") + "_" == getattr(func, "__name__", ""):
-        run.fixed = run.fixed or f"{func.__name__} writes into its input"
+        out = func(*args, **kwargs)
+        if into is not None:
+            out = _rewritten(into, out)
+        return run.tag(out, first, positive=name in NOT_NEGATIVE)
     out = func(*args, **kwargs)
     positive = name in NOT_NEGATIVE or (name in STAYS and first.positive)
     return run.tag(out, first, positive=positive, padded=first.padded and len(placed) == 1)
+
+
+def _written(func: Any, args: Arguments) -> Tensor | None:
+    """The operand that an operation writes into, if it does."""
+    name: str = getattr(func, "__name__", "")
+    in_place = name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+    return args[0] if in_place and args and isinstance(args[0], Tensor) else None
+
+
+def _rewritten(into: Tensor, value: Tensor) -> Tensor:
+    """Let the operand hold the result, which is smaller: most models go on with what the operation returned, but they
+    may as well go on with the operand. Where autograd forbids it, the operand is no longer followed."""
+    from skipguide.vision.layer_masking.run import TAG
+
+    if torch.is_grad_enabled() and (into.requires_grad or value.requires_grad):
+        delattr(into, TAG)
+        return value
+    return into.set_(value)  # type: ignore[no-any-return, call-overload]
 
 
 def _pair(value: Any) -> tuple[int, int]:
