@@ -145,6 +145,25 @@ def test_without_statistics_the_first_prompt_is_measured_and_runs_whole(golden, 
     assert torch.equal(again, both)  # the second: skipped from its first token
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padding_is_masked_with_a_static_cache_too(golden, model, attention):
+    """Generation hands the decoder a mask [B, 1, T, S] then."""
+    prompts = [golden["prompt"], golden["prompt2"]]
+    ids = torch.tensor([[0] * (40 - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (40 - len(p)) + [1] * len(p) for p in prompts])
+    model.set_attn_implementation(attention)
+    try:
+        with AdaSkip(count=2, online=False).apply(model) as applied, torch.no_grad():
+            model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False, cache_implementation="static")
+            measured = applied.statistics
+    finally:
+        model.set_attn_implementation("sdpa")
+    plain = AdaSkip.calibrate(model, prompts)
+    assert (measured.requests, measured.tokens) == (2, plain.tokens)
+    assert measured.attn_similarity == pytest.approx(plain.attn_similarity, abs=1e-5)
+    assert measured.mlp_scale == pytest.approx(plain.mlp_scale, abs=1e-5)
+
+
 def test_a_prompt_in_chunks_is_measured_as_one(golden, model):
     prompt = golden["prompt"]
     with AdaSkip(count=4, online=False).apply(model) as applied:

@@ -26,7 +26,7 @@ from skipguide.llm.watch import watch
 if TYPE_CHECKING:
     from skipguide.llm.adaskip_applied import AppliedAdaSkip
 
-Batch = Tensor | Mapping[str, Tensor] | list[int]
+Batch = Tensor | Mapping[str, Any] | list[int]
 
 
 @dataclass(frozen=True)
@@ -211,10 +211,10 @@ def _ids_and_mask(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | 
     if isinstance(batch, Mapping):
         if "input_ids" not in batch:
             raise SkipError(f"expected input_ids in a batch; it has {sorted(batch)}")
-        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        given, mask = batch["input_ids"], batch.get("attention_mask")
     else:
-        ids, mask = batch, None
-    ids = torch.as_tensor(ids)
+        given, mask = batch, None
+    ids = torch.as_tensor(given)
     ids = ids[None] if ids.dim() == 1 else ids
     if ids.dim() != 2 or ids.is_floating_point() or ids.shape[1] < 1:
         raise SkipError(f"expected token ids [T] or [B, T]; got {tuple(ids.shape)} of {ids.dtype}")

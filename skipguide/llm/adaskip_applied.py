@@ -12,6 +12,7 @@ from torch import nn
 
 from skipguide.errors import SkipError
 from skipguide.gate import Call, gate_of
+from skipguide.kv import length
 from skipguide.llm import cache as kv
 from skipguide.llm.adaskip import AdaSkip
 from skipguide.llm.cost import SublayerCosts
@@ -49,7 +50,6 @@ class AppliedAdaSkip:
         self.costs = costs
         self.window: OnlineWindow | None = None
         self._inner: AppliedSublayers | None = None
-        self._empty = SublayerLedger(self.map)
         self._windows: WeakKeyDictionary[Any, OnlineWindow] = WeakKeyDictionary()
         self._watching = ExitStack()
         self._calibration: _Calibration | None = None
@@ -79,7 +79,9 @@ class AppliedAdaSkip:
     @property
     def stats(self) -> SublayerLedger:
         """The ledger: runs and skips per sublayer, skipped fraction, bytes of keys and values saved."""
-        return self._empty if self._inner is None else self._inner.stats
+        if self._inner is not None:
+            return self._inner.stats
+        return SublayerLedger({(site.layer, site.part): site.name for site in self.map.sites}, SublayerPlan())
 
     def __enter__(self) -> AppliedAdaSkip:
         """Return the handle."""
@@ -197,7 +199,7 @@ class _Calibration:
         if self.running:  # the passes that measure the times of the sublayers
             return call(*args, **kwargs)
         tokens, cache = self.reader.tokens(args, kwargs), self.reader.cache(args, kwargs)
-        fresh = cache is None or kv.length(cache) == 0
+        fresh = cache is None or length(cache) == 0
         if fresh:
             self._end_request()
         decode = tokens == 1 and not fresh

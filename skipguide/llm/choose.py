@@ -169,7 +169,7 @@ def least_influential(block_similarity: Sequence[float], count: int) -> Sublayer
 
 def check_count(count: int, available: int) -> None:
     """Refuse a number of sublayers (or layers) that there are not."""
-    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= available:
+    if type(count) is not int or not 0 <= count <= available:
         raise SkipError(f"expected a whole number from 0 to {available}; got {count!r}")
 
 

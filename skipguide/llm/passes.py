@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from skipguide.acts import Arguments
@@ -66,12 +68,20 @@ class PassReader:
     def mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """True for the tokens of this pass that are no padding, bool `[B, T]`; None if nothing says so."""
         given = self.arguments.get("attention_mask", args, kwargs)
+        if isinstance(given, Mapping):  # one mask per kind of layer
+            given = next((mask for mask in given.values() if mask is not None), None)
         if not isinstance(given, Tensor):
             return None
         tokens = self.tokens(args, kwargs)
         if given.dim() == 2:
             return given[:, -tokens:].bool()
-        return None
+        if given.dim() != 4:
+            return None
+        # [B, heads or 1, T, S], made for a static cache: padding does not attend to itself
+        cache = self.cache(args, kwargs)
+        held = 0 if cache is None else int(cache.get_seq_length())
+        own = given[:, 0].diagonal(held, 1, 2)[:, :tokens]
+        return own if own.dtype == torch.bool else own == 0
 
     def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any], cache: Any, decode: bool, fresh: bool) -> Pass:
         """The pass, in words."""
