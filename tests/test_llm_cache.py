@@ -1,0 +1,177 @@
+"""KV caches under a sublayer plan: what is left out is really gone, and no cache is continued under another plan."""
+
+import copy
+import pickle
+
+import llm_zoo
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache, cache_utils
+
+from skipguide import SkipError, kv
+from skipguide.llm import SublayerPlan
+
+LLAMA, GEMMA2 = llm_zoo.BY_NAME["llama"], llm_zoo.BY_NAME["gemma2"]
+IDS = llm_zoo.prompt()
+TOKEN = IDS[:, :1]
+BOTH, DECODE = SublayerPlan(attn=[0, 2], mlp=[1]), SublayerPlan(attn=[0, 2], mlp=[1], phase="decode")
+
+
+def caches(model):
+    return {
+        "made by the model": None,
+        "lazy": DynamicCache(),
+        "dynamic": DynamicCache(config=model.config),
+        "static": StaticCache(config=model.config, max_cache_len=16),
+    }
+
+
+def steps(model, cache, count=3):
+    """Logits of a left-padded prompt and of some steps after it, and the cache."""
+    ids, mask = llm_zoo.left_padded()
+    out = model(ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+    logits, cache = [out.logits], out.past_key_values
+    for _ in range(count):
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        logits.append(model(TOKEN, attention_mask=mask, past_key_values=cache).logits)
+    return logits, cache
+
+
+@pytest.mark.parametrize("lm", [LLAMA, GEMMA2], ids=repr)
+@pytest.mark.parametrize("kind", list(caches(LLAMA.build())))
+def test_every_kind_of_cache(lm, kind):
+    model = lm.build()
+    zeroed = lm.zeroed(model, BOTH.attn, BOTH.mlp)
+    expected, full = steps(zeroed, caches(zeroed)[kind])
+    with BOTH.apply(model) as applied:
+        got, cache = steps(model, caches(model)[kind])
+        assert all(map(torch.equal, got, expected))
+        assert applied.stats.kv_bytes_saved == applied.stats.kv_bytes > 0
+    held = [getattr(layer, "keys", None) is not None for layer in cache.layers]
+    assert held == [False, True, False, True] and int(cache.get_seq_length()) == int(full.get_seq_length()) == 10
+
+
+def test_a_decode_plan_frees_the_prompts_keys():
+    model = LLAMA.build()
+    zeroed = LLAMA.zeroed(model, DECODE.attn, DECODE.mlp)
+    ids, mask = llm_zoo.left_padded()
+    with DECODE.apply(model) as applied:
+        out = model(ids, attention_mask=mask, use_cache=True)
+        cache = out.past_key_values
+        assert all(layer.keys is not None for layer in cache.layers) and applied.stats.kv_bytes_saved == 0
+        full = copy.deepcopy(cache)
+        del full._skipguide_mark
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        step = model(TOKEN, attention_mask=mask, past_key_values=cache).logits
+        assert cache.layers[0].keys is None and cache.layers[1].keys.shape[2] == 8
+        # another chunk of prompt: the attention stays out, the feed-forward is back
+        mask = torch.cat([mask, torch.ones_like(mask[:, :2])], 1)
+        chunk = model(IDS[:, :2], attention_mask=mask, past_key_values=cache).logits
+    assert torch.equal(step, zeroed(TOKEN, attention_mask=mask[:, :8], past_key_values=full).logits)
+    expected = LLAMA.zeroed(model, DECODE.attn)(IDS[:, :2], attention_mask=mask, past_key_values=full).logits
+    assert torch.equal(chunk, expected)
+
+
+def test_a_prompt_of_one_token_is_a_prompt():
+    model = LLAMA.build()
+    for use_cache in (True, False):
+        with SublayerPlan(mlp=[1, 2], phase="decode").apply(model) as applied:
+            out = model(TOKEN, use_cache=use_cache).logits
+        assert torch.equal(out, model(TOKEN).logits) and not applied.stats.skips
+
+
+def test_a_decode_plan_goes_on_from_the_whole_models_cache():
+    model = LLAMA.build()
+    zeroed = LLAMA.zeroed(model, DECODE.attn, DECODE.mlp)
+    cache = model(IDS, use_cache=True).past_key_values
+    twin = copy.deepcopy(cache)
+    with DECODE.apply(model):
+        out = model(TOKEN, past_key_values=cache).logits
+    assert torch.equal(out, zeroed(TOKEN, past_key_values=twin).logits)
+
+
+def test_a_cache_made_under_another_plan_is_refused():
+    model = LLAMA.build()
+    with BOTH.apply(model):
+        cache = model(IDS, use_cache=True).past_key_values
+    for other in (SublayerPlan(attn=[0], mlp=[1]), SublayerPlan(BOTH.attn), DECODE, SublayerPlan()):
+        with other.apply(model), pytest.raises(SkipError, match="made under another plan"):
+            model(TOKEN, past_key_values=copy.deepcopy(cache))
+    with pytest.raises(SkipError, match="start a new sequence"):
+        model(TOKEN, past_key_values=copy.deepcopy(cache))
+    with SublayerPlan(BOTH.attn, BOTH.mlp).apply(model):  # an equal plan is the same plan
+        model(TOKEN, past_key_values=cache)
+    full = model(IDS, use_cache=True).past_key_values
+    with BOTH.apply(model), pytest.raises(SkipError, match="holds 7 tokens of the whole model"):
+        model(TOKEN, past_key_values=full)
+    assert full.get_seq_length() == 7 and not hasattr(full, "_skipguide_mark")
+    model(TOKEN, past_key_values=full)
+
+
+def test_caches_are_copied_pickled_cropped_and_reordered():
+    model = LLAMA.build()
+    with BOTH.apply(model):
+        cache = model(IDS, use_cache=True).past_key_values
+        expected = model(TOKEN, past_key_values=copy.deepcopy(cache)).logits
+        assert torch.equal(model(TOKEN, past_key_values=pickle.loads(pickle.dumps(cache))).logits, expected)
+        model(TOKEN, past_key_values=cache)
+        cache.crop(-1)
+        assert torch.equal(model(TOKEN, past_key_values=cache).logits, expected)
+        cache.crop(-1)
+        cache.reorder_cache(torch.tensor([1, 0]))
+        assert torch.equal(model(TOKEN.flip(0), past_key_values=cache).logits, expected.flip(0))
+        cache.crop(-1)
+        cache.batch_select_indices(torch.tensor([1]))
+        torch.testing.assert_close(model(TOKEN[:1], past_key_values=cache).logits, expected[:1])
+
+
+def test_a_conversation_of_two_turns():
+    """The cache that generate returns is continued with more prompt, under the same plan."""
+    model = LLAMA.build()
+    zeroed = LLAMA.zeroed(model, BOTH.attn, BOTH.mlp)
+
+    def talk(model):
+        first = model.generate(IDS, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        longer = torch.cat([first.sequences, IDS[:, :4]], 1)
+        return model.generate(longer, past_key_values=first.past_key_values, max_new_tokens=3, do_sample=False)
+
+    with BOTH.apply(model):
+        assert torch.equal(talk(model), talk(zeroed))
+
+
+def test_without_the_dummy_layer_of_transformers(monkeypatch):
+    """An own layer that asks a kept one for its length; the same results."""
+    model = LLAMA.build()
+    zeroed = LLAMA.zeroed(model, BOTH.attn, BOTH.mlp)
+    monkeypatch.delattr(cache_utils, "DummyLayer")
+    for kind in ("lazy", "dynamic", "static"):
+        cache = caches(model)[kind]
+        kv.hide(cache, (0, 2), 4)
+        assert isinstance(cache.layers[0], cache_utils.CacheLayerMixin)
+    monkeypatch.undo()
+    hide = kv.stand_in
+    with monkeypatch.context() as patch:
+        patch.setattr(kv, "stand_in", lambda kept: _by_length(kept, hide, patch))
+        with BOTH.apply(model):
+            for kind in ("lazy", "dynamic", "static"):
+                got, cache = steps(model, caches(model)[kind])
+                expected, _ = steps(zeroed, caches(zeroed)[kind])
+                assert all(map(torch.equal, got, expected))
+                assert int(cache.layers[0].get_seq_length()) == 10
+
+
+def _by_length(kept, stand_in, patch):
+    with patch.context() as inner:
+        inner.delattr(cache_utils, "DummyLayer")
+        return stand_in(kept)
+
+
+def test_the_memory_is_not_allocated():
+    """Nothing as large as a layer's keys stays alive for the left-out attention."""
+    model = LLAMA.build()
+    with BOTH.apply(model):
+        cache = StaticCache(config=model.config, max_cache_len=16)
+        model(IDS, past_key_values=cache)
+    assert sum(
+        t.nbytes for layer in cache.layers for t in vars(layer).values() if isinstance(t, torch.Tensor)
+    ) < 2.1 * (cache.layers[1].keys.nbytes + cache.layers[1].values.nbytes)
