@@ -52,12 +52,11 @@ class Gates(nn.Module):
 
     @torch.no_grad()
     def open_by(self, logit: float) -> None:
-        """Start from decisions near one value: last weights zero, logit as given (positive runs every block)."""
+        """Set the biases of the last layers, so that decisions start near one value: positive runs every block."""
         for layer in self.last_layers():
-            for name, parameter in layer.named_parameters():
-                parameter.zero_()
-                if name == "bias":
-                    parameter[-1] = logit
+            if isinstance(layer, nn.Linear):
+                layer.bias.zero_()
+                layer.bias[-1] = logit
 
 
 class RecurrentGates(Gates):

@@ -60,7 +60,7 @@ class Reinforce(JsonConfig):
         reduction: over the batch, `"mean"` or `"sum"`; gates are summed.
         baseline: `"batch_mean"` is subtracted from every gate's returns, or `"none"`.
         detach: rewards are constants. False lets the policy loss flow into the cross-entropy too.
-        epsilon: added to the probability of the action: `log(p + epsilon)`.
+        epsilon: `log(p + epsilon)` instead of `log p`: torch 0.2, which the published scripts ran on, had 1e-6.
 
     Two sets are published. `Reinforce.cifar()` sums over the batch, so that its weight grows with the batch size;
     `Reinforce.imagenet(gates)` takes the mean, and scales the final reward by `alpha / G`.
@@ -88,7 +88,7 @@ class Reinforce(JsonConfig):
     @classmethod
     def cifar(cls, alpha: float = 0.1, weight: float = 0.01) -> Reinforce:
         """The scaling of the published CIFAR script."""
-        return cls(alpha, 1.0, 1.0, weight, "sum", "none", True, 1e-6)
+        return cls(alpha, 1.0, 1.0, weight, "sum", "none", True)
 
     @classmethod
     def imagenet(cls, gates: int, alpha: float = 0.01, weight: float = 0.01, detach: bool = False) -> Reinforce:
