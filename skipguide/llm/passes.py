@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,25 +64,26 @@ class PassReader:
             found = next((item for item in out if hasattr(item, "get_seq_length")), None)
         return found
 
-    def mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """True for the tokens of this pass that are no padding, bool `[B, T]`; None if nothing says so."""
+    def mask(self, args: tuple[Any, ...], kwargs: dict[str, Any], fresh: bool) -> Tensor | None:
+        """True for the tokens of this pass that are no padding, bool `[B, T]`; None if nothing says so.
+
+        `generate` gives static caches a mask that is made already, `[B, 1, T, keys]`: the last token of a prompt sees
+        all that is no padding.
+        """
         given = self.arguments.get("attention_mask", args, kwargs)
-        if isinstance(given, Mapping):  # one mask per kind of layer
-            given = next((mask for mask in given.values() if mask is not None), None)
+        if isinstance(given, dict):
+            given = given.get("full_attention")
         if not isinstance(given, Tensor):
             return None
         tokens = self.tokens(args, kwargs)
         if given.dim() == 2:
             return given[:, -tokens:].bool()
-        if given.dim() != 4:
-            return None
-        # [B, heads or 1, T, S], made for a static cache: padding does not attend to itself
-        cache = self.cache(args, kwargs)
-        held = 0 if cache is None else int(cache.get_seq_length())
-        own = given[:, 0].diagonal(held, 1, 2)[:, :tokens]
-        return own if own.dtype == torch.bool else own == 0
+        if given.dim() == 4 and fresh and given.shape[-2] == tokens:
+            seen = given[:, 0, -1, :tokens]
+            return seen if seen.dtype == torch.bool else seen == 0
+        return None
 
     def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any], cache: Any, decode: bool, fresh: bool) -> Pass:
         """The pass, in words."""
         batch, tokens = self.shape(args, kwargs)
-        return Pass(batch, tokens, decode, fresh, self.mask(args, kwargs), cache)
+        return Pass(batch, tokens, decode, fresh, self.mask(args, kwargs, fresh), cache)
