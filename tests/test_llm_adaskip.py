@@ -1,5 +1,6 @@
 """AdaSkip against the published code's outputs, and its laws."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -7,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from skipguide.errors import SkipError
-from skipguide.llm import AdaSkip, SublayerStats
+from skipguide.llm import AdaSkip, SublayerPlan, SublayerStats, watch
 from skipguide.llm.cost import SublayerCosts
+from skipguide.llm.online import OnlineWindow
+from skipguide.llm.similarity import RequestMeter
 
 GOLDEN = Path(__file__).parent / "golden" / "llm"
 
@@ -234,8 +238,6 @@ def test_added_mlps_run_as_a_plan_of_their_own(golden, model, stats):
         applied._thresholds = [0.95] * 8
         tokens, scores, _ = generate(model, golden["prompt"], 8)
         plan, extra = applied.plan, applied.extra
-    from skipguide.llm import SublayerPlan
-
     grown = SublayerPlan(
         plan.attn, (*plan.mlp, *extra), plan.attn_scale, {**plan.mlp_scale, **extra}, phase="decode"
     )  # fmt: skip
@@ -297,8 +299,6 @@ def test_cost_aware_measures_the_model_itself(golden, model, stats):
 
 
 def test_without_compensation_the_sublayers_are_left_out_and_nothing_else(golden, model, stats):
-    import copy
-
     with AdaSkip(count=6, compensate=False, online=False).apply(model, stats) as applied, torch.no_grad():
         plan = applied.plan
         scores = model(torch.tensor([golden["prompt"]]), use_cache=False).logits
@@ -403,3 +403,46 @@ def test_a_cache_of_another_plan_is_refused(golden, model, stats):
         model(torch.tensor([golden["prompt"]]), past_key_values=cache)
     with AdaSkip(count=4).apply(model, stats), torch.no_grad(), pytest.raises(SkipError, match="another plan"):
         model(torch.tensor([[5]]), past_key_values=cache)
+
+
+# -- the device --------------------------------------------------------------------------------------------------------
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the reads of single numbers from the device: each would wait for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_measuring_waits_for_nothing(golden, model, stats):
+    ids = torch.tensor([golden["prompt"]])
+    meter, window = RequestMeter(8), OnlineWindow(20, 8, range(8))
+    with torch.no_grad():
+        model(ids)
+        with HostReads() as plain:
+            model(ids)
+        with watch(model, meter.entering()), HostReads() as prefill:
+            model(ids)
+        with watch(model, window.enter), HostReads() as decode:
+            model(ids[:, :1])
+    assert meter.measured("mlp") == list(range(8))
+    assert prefill.count == decode.count == plain.count
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_as_on_the_cpu(golden, model, stats):
+    moved = copy.deepcopy(model).cuda()
+    there = AdaSkip.calibrate(moved, golden["warmup_ids"])
+    assert there.attn_similarity == pytest.approx(stats.attn_similarity, abs=1e-5)
+    assert there.ranking() == stats.ranking()
+    case = golden["cases"]["decode_N4"]
+    with settings_of(case).apply(moved, there), torch.no_grad():
+        out = moved.generate(torch.tensor([golden["prompt"]]).cuda(), max_new_tokens=32, do_sample=False)
+    assert out[0, len(golden["prompt"]) :].tolist() == case["tokens"]

@@ -11,7 +11,7 @@ def bundled(name: str = "tiny-t2v") -> Path:
     """The folder of a bundled model.
 
     Args:
-        name: `"tiny-t2v"`, the small text-to-video pipeline.
+        name: `"tiny-t2v"`, the small text-to-video pipeline; `"tiny-lm"`, the small language model of Python source.
 
     Raises:
         SkipError: if no such model ships, with those that do.
