@@ -99,7 +99,7 @@ class Controller:
         adaptive: False drafts `max_draft` tokens in every round, whatever they cost.
         confidence_exit: end a draft where what it has earned so far no longer pays for one more token.
         warmup: plain steps at the beginning, which tell what a plain step costs.
-        patience: rounds that are judged together.
+        patience: rounds that are judged together; half as many are enough where drafting is far from paying.
         retry: plain steps after which drafting is tried again; doubled with every failure.
     """
 
@@ -187,7 +187,7 @@ class Controller:
         self._rounds.append((accepted + 1, draft_seconds + verify_seconds))
         if len(self._rounds) > self.patience:
             self._rounds.popleft()
-        if self.adaptive and len(self._rounds) == self.patience and not self._pays():
+        if self.adaptive and not self._pays():
             self.off = True
             self._waiting = self.retry * 2**self.switched_off
             self.switched_off += 1
@@ -198,11 +198,12 @@ class Controller:
         return best_length(self.acceptance, self.draft_cost, self.verify_cost, self.max_draft)
 
     def _pays(self) -> bool:
-        plain = self.plain_seconds
-        if plain is None:
+        """Whether drafting is, or could be, faster than plain decoding, as far as that can be said yet."""
+        plain, rounds = self.plain_seconds, len(self._rounds)
+        if plain is None or 2 * rounds < self.patience:
             return True
         measured = sum(tokens for tokens, _ in self._rounds) * plain / sum(seconds for _, seconds in self._rounds)
-        return max(measured, self._best()[1]) >= 1.0
+        return max(measured, self._best()[1]) >= (1.0 if rounds == self.patience else 0.85)
 
     def _relative(self, seconds: deque[float]) -> float | None:
         if not seconds or self.plain_seconds is None:

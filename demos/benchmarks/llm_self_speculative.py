@@ -1,0 +1,290 @@
+"""Self-speculative decoding against plain decoding and transformers' assisted generation, side by side in one run.
+
+    python -m demos.benchmarks.llm_self_speculative                 # the bundled model and two made-up ones
+    python -m demos.benchmarks.llm_self_speculative --quick --out /tmp/spec.json
+
+Two kinds of model. The bundled one is trained: its acceptance is real, and so is its lack of redundancy. The made-up
+ones (random Llamas whose later layers are scaled to do next to nothing) have a high acceptance by construction, so
+that what the machinery itself costs can be seen: there it must be faster than plain decoding.
+
+Per model, greedy, all rounds interleaved: plain; ours with the drafter chosen from statistics of other texts, adapting
+and switching itself off; ours with the similarities of the prompt's own prefill; ours with a fixed draft length;
+transformers' early exit (`assistant_early_exit`), whose drafter has a second cache and prefill. Every text is compared
+with the plain one; where they part, the gap between the two tokens' logits is noted (a tie is a few units in the last
+place of float32).
+
+The analytic speed-up is E = (1 - a^(g+1)) / (1 - a) / (g c + v), from the measured acceptance a and the measured costs
+c of drafting a token and v of verifying a draft, relative to a plain step, at the best draft length g.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from demos.benchmarks.measure import Ratio, keep_existing, machine, timed, write_json
+from demos.bundled_lm.evaluate import held_out_texts
+from skipguide.assets import bundled
+from skipguide.llm import AdaSkip, SelfSpeculative, SpeculationStats, SublayerStats
+from skipguide.llm.acceptance import best_length
+
+OUT = Path(__file__).with_suffix(".json")
+SHARES = (0.2, 0.35, 0.5, 0.65)
+FIXED = 4  # tokens per draft where the length is fixed
+PROMPT, CALIBRATION = 128, 256  # tokens
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its prompts [1, T], texts to measure similarities on, and layers at which transformers exits early."""
+
+    name: str
+    model: Any
+    prompts: list[Tensor]
+    texts: list[Tensor]
+    exits: tuple[int, ...]
+    shares: tuple[float, ...]
+
+
+def bundled_case(folder: Path, prompts: int) -> Case:
+    """The trained model on files that it never saw; the similarities are from others of them."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    rows = [tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"] for _, text in held_out_texts()]
+    long = [row for row in rows if row.shape[1] > 2 * CALIBRATION]
+    begin = [row[:, CALIBRATION : CALIBRATION + PROMPT] for row in long]
+    layers = model.config.num_hidden_layers
+    return Case(
+        "bundled tiny-lm",
+        model,
+        begin[:prompts],
+        [row[:, :CALIBRATION] for row in long[prompts : prompts + 12]],
+        tuple(sorted({layers // 3, layers // 2, 2 * layers // 3})),
+        SHARES,
+    )
+
+
+def made_up_case(layers: int, width: int, working: int, whisper: float, prompts: int) -> Case:
+    """A random Llama of which all but the first `working` layers and the last add `whisper` of what they would."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=max(1, width // 128),
+        max_position_embeddings=1024,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for layer in model.model.layers[working:-1]:
+            layer.self_attn.o_proj.weight.mul_(whisper)
+            layer.mlp.down_proj.weight.mul_(whisper)
+    rows = torch.randint(1, 2048, (prompts + 4, 1, PROMPT))
+    idle = layers - working - 1
+    return Case(
+        f"made-up Llama, {layers} layers of width {width}, {idle} of them nearly idle",
+        model,
+        list(rows[:prompts]),
+        list(rows[prompts:]),
+        (working + 1,),
+        (idle / layers,),
+    )
+
+
+def measure(case: Case, tokens: int, rounds: int) -> dict[str, Any]:
+    """Everything about one model."""
+    stats = AdaSkip.calibrate(case.model, case.texts)
+    call = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+    probes = {share: _probe(case, stats, share, call) for share in tqdm(case.shares, desc=case.name, leave=False)}
+    best = max(probes, key=lambda share: probes[share]["analytic"]["speedup"])
+    adaptive, fixed = _Ours(stats, best, adaptive=True), _Ours(stats, best, adaptive=False)
+    free = _Ours(None, best, adaptive=True)
+    variants: dict[str, Callable[..., Tensor]] = {
+        "plain": lambda ids, **kw: case.model.generate(ids, **kw),
+        "ours": adaptive.on(case.model),
+        "ours_from_the_prompt": free.on(case.model),
+        f"ours_fixed_{FIXED}": fixed.on(case.model),
+    } | {
+        f"early_exit_{layer}": lambda ids, layer=layer, **kw: case.model.generate(ids, assistant_early_exit=layer, **kw)
+        for layer in case.exits
+    }
+    seconds, gaps = _interleaved(case, variants, call, rounds)
+    timings = {
+        name: {
+            "speedup": Ratio.of(seconds["plain"], taken).to_dict(),
+            "tokens_per_second": round(tokens / statistics.median(taken), 2),
+            "same_text": gaps[name] is None,
+            "gap_where_texts_part": gaps[name],
+        }
+        for name, taken in seconds.items()
+    }
+    return {
+        "model": case.name,
+        "layers": case.model.config.num_hidden_layers,
+        "parameters": sum(parameter.numel() for parameter in case.model.parameters()),
+        "prompts": len(case.prompts),
+        "prompt_tokens": PROMPT,
+        "new_tokens": tokens,
+        "rounds": rounds,
+        "by_share_skipped": [{"share": share, **probe} for share, probe in probes.items()],
+        "share": best,
+        "variants": timings,
+        "ours": adaptive.stats.to_dict() | {"analytic": _analytic(adaptive.stats)},
+        "ours_from_the_prompt": free.stats.to_dict() | {"analytic": _analytic(free.stats)},
+    }
+
+
+class _Ours:
+    """A variant of ours, which keeps its figures over all prompts and rounds."""
+
+    def __init__(self, stats: SublayerStats | None, share: float, adaptive: bool) -> None:
+        self.spec = SelfSpeculative(
+            stats=stats, draft_skip=share, adaptive=adaptive, max_draft=10 if adaptive else FIXED
+        )
+        self.stats = SpeculationStats()
+
+    def on(self, model: Any) -> Callable[..., Tensor]:
+        def run(ids: Tensor, **call: Any) -> Tensor:
+            with self.spec.apply(model) as applied:
+                applied.stats = self.stats
+                return model.generate(ids, **call)
+
+        return run
+
+
+def _probe(case: Case, stats: SublayerStats, share: float, call: dict[str, Any]) -> dict[str, Any]:
+    """Acceptance and costs of a drafter that leaves out `share` of the time, drafting always."""
+    ours = _Ours(stats, share, adaptive=False)
+    run = ours.on(case.model)
+    for ids in case.prompts:
+        run(ids, **call)
+    plain = [timed(lambda ids=ids: case.model.generate(ids, **call))[0] for ids in case.prompts]  # type: ignore[misc]
+    # what a plain step costs comes from plain decoding of the same prompts: a drafting run has but one of them
+    steps = call["max_new_tokens"] - 1
+    ours.stats.plain_steps, ours.stats.plain_seconds = steps * len(plain), sum(plain)
+    return {
+        "acceptance": round(ours.stats.acceptance, 4),
+        "tokens_per_round": round((ours.stats.accepted + ours.stats.rounds) / ours.stats.rounds, 3),
+        "draft_cost": round(ours.stats.draft_cost or 0.0, 4),
+        "verify_cost": round(ours.stats.verify_cost or 0.0, 4),
+        "attn": list(ours.stats.attn),
+        "mlp": list(ours.stats.mlp),
+        "analytic": _analytic(ours.stats),
+    }
+
+
+def _analytic(stats: SpeculationStats) -> dict[str, Any]:
+    """The best that the measured acceptance and costs allow; nothing if no draft was made."""
+    if not stats.rounds or stats.draft_cost is None or stats.verify_cost is None:
+        return {"length": 0, "speedup": 1.0}
+    length, gain = best_length(stats.acceptance, stats.draft_cost, stats.verify_cost, 10)
+    return {"length": length, "speedup": round(gain, 4)}
+
+
+def _interleaved(
+    case: Case, variants: dict[str, Callable[..., Tensor]], call: dict[str, Any], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, float | None]]:
+    """Seconds per variant, round and prompt, every second round reversed; and where texts part, the widest gap."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    gaps: dict[str, float | None] = dict.fromkeys(variants)
+    bar = tqdm(total=rounds * len(case.prompts) * len(variants), desc=case.name, leave=False)
+    warm = {**call, "max_new_tokens": 12, "min_new_tokens": 12}
+    for run in variants.values():
+        run(case.prompts[0], **warm)
+    for number in range(rounds):
+        for ids in case.prompts:
+            texts: dict[str, Tensor] = {}
+            for name in variants if number % 2 == 0 else reversed(variants):
+                once = partial(_keep, texts, name, partial(variants[name], ids, **call))
+                seconds[name].append(timed(once)[0])
+                bar.update()
+            for name, text in texts.items():
+                gap = _gap(case.model, texts["plain"], text)
+                gaps[name] = gaps[name] if gap is None else max(gap, gaps[name] or 0.0)
+    bar.close()
+    return seconds, gaps
+
+
+def _keep(texts: dict[str, Tensor], name: str, run: Callable[[], Tensor]) -> None:
+    texts[name] = run()
+
+
+@torch.no_grad()
+def _gap(model: Any, plain: Tensor, other: Tensor) -> float | None:
+    """Difference of the two tokens' logits at the first place where the texts differ; None if they do not."""
+    differs = (plain != other)[0].nonzero()
+    if not len(differs):
+        return None
+    place = int(differs[0])
+    logits = model(plain[:, :place]).logits[0, -1]
+    return float((logits[plain[0, place]] - logits[other[0, place]]).abs())
+
+
+def as_text(results: list[dict[str, Any]]) -> str:
+    """A table per model."""
+    lines = []
+    for result in results:
+        lines.append(f"{result['model']} ({result['parameters'] / 1e6:.1f} M parameters)")
+        lines += [
+            f"  {row['share']:.0%} left out: acceptance {row['acceptance']:.1%}, draft {row['draft_cost']:.2f}, "
+            f"verify {row['verify_cost']:.2f}, analytic x{row['analytic']['speedup']:.2f}"
+            for row in result["by_share_skipped"]
+        ]
+        for name, row in result["variants"].items():
+            low, high = row["speedup"]["quartiles"]
+            gap = row["gap_where_texts_part"]
+            lines.append(
+                f"  {name:<22} {row['tokens_per_second']:8.1f} tokens/s  x{row['speedup']['median']:.3f} "
+                f"[{low:.3f}, {high:.3f}]" + ("" if gap is None else f"  texts part where logits differ by {gap:.1e}")
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, help="folder of the trained model (default: the bundled one)")
+    parser.add_argument("--prompts", type=int, default=6)
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--force", action="store_true")
+    args = parser.parse_args()
+    keep_existing(args.out, args.force)
+    if args.quick:
+        args.prompts, args.tokens, args.rounds = 2, 32, 1
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", message="Passing `generation_config`")
+    few = max(1, args.prompts // 3)
+    cases = [
+        bundled_case(args.model or bundled("tiny-lm"), args.prompts),
+        made_up_case(layers=16, width=256, working=5, whisper=0.02, prompts=few),
+        made_up_case(layers=16, width=512, working=5, whisper=0.02, prompts=few),
+    ]
+    results = [measure(case, args.tokens, args.rounds) for case in cases]
+    print(as_text(results))
+    write_json(args.out, {"machine": machine(), "fixed_draft": FIXED, "results": results})
+
+
+if __name__ == "__main__":
+    main()
