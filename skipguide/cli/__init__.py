@@ -10,11 +10,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from skipguide.cli import compare, describe, generate, llm, rank, sweep
+from skipguide.cli import compare, describe, generate, llm, rank, segment, sweep
 from skipguide.cli.arguments import OneLineParser, examples
 from skipguide.errors import SkipError
 
-COMMANDS = (describe, generate, compare, sweep, rank, llm)
+COMMANDS = (describe, generate, compare, sweep, rank, llm, segment)
 
 
 def build_parser() -> OneLineParser:
