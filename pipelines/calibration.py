@@ -31,7 +31,7 @@ STEPS, LEVELS = 8, 4
 AT_ONCE = 8  # activations that are held at a time
 logger = logging.getLogger(__name__)
 
-Key = tuple[int, str]
+Key = tuple[int, Any]  # layer and part
 
 
 class _Listener:
@@ -51,15 +51,16 @@ class _Listener:
             return call(*args, **kwargs)
         branch = self.run.enter(self.pipe, self.spec, self.context)
         if branch == "uncond":
-            out = call(*args, **kwargs)
-            self.settle(first(out))
-            return out
+            answer = call(*args, **kwargs)
+            self.settle(first(answer))
+            return answer
         self.settle(None)
         if self.run.step not in chosen_steps(self.run.steps, self.levels):
             return call(*args, **kwargs)
         batch = batch_size(args, kwargs)
         rows = slice(batch // 2, batch) if branch == "both" else slice(0, batch)
-        out, skipped = None, {}
+        out: Any = None
+        skipped: dict[Key, Tensor] = {}
         for part in _chunks(self.keys, AT_ONCE):
             path = self.passes.path([SkipPlan([layer], part=part_name) for layer, part_name in part])
             out = self.passes.plain(call, args, kwargs, batch, path=path)

@@ -127,7 +127,7 @@ class Interceptor:
         if not moment.cfg:  # the conditional rows only, and every branch is their prediction
             mine = passes.rows(args, kwargs, conditional, batch)
             path = self._path(half)
-            out = passes.plain(call, *mine, half, path=path, counted=2, ran=1)
+            out = passes.plain(call, mine[0], mine[1], half, path=path, counted=2, ran=1)
             y = self._alone(first(out), path, call, mine, slice(0, half), half)
             return with_first(out, torch.cat([y, y]))
         if self.settings.formula == "uncond" and moment.terms:
@@ -231,7 +231,8 @@ class Interceptor:
         """What guidance adds to every branch of this step: the directions, run anew or used again, times the scales."""
         run, terms = self.run, self.moment.terms
         if path is not None:
-            skipped = self.passes.skipped(path, call, *mine, rows, batch)
+            args, kwargs = mine
+            skipped = self.passes.skipped(path, call, args, kwargs, rows, batch)
             wan = u is not None and self.settings.formula == "wan"
             base = guidance.cfg(u, c, self.delivery.need_w()) if wan and u is not None else c
             new = [

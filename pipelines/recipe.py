@@ -94,7 +94,7 @@ class Recipe:
 
     def _term(self, number: int, group: SkipGroup, step: int, fraction: float, sigma: float | None) -> Term:
         scale = group.scale.at(fraction, sigma) if isinstance(group.scale, Timetable) else group.scale
-        layers = group.layers.at(fraction, sigma) if isinstance(group.layers, Timetable) else group.layers
+        layers: Any = group.layers.at(fraction, sigma) if isinstance(group.layers, Timetable) else group.layers
         key = "stochastic" if layers == "stochastic" else f"{layers}"
         if layers == "stochastic":
             layers = self._draw(number, group, step)

@@ -111,7 +111,8 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "scale", check_scale(self.scale))
         if self.groups is not None:
-            made = tuple(g if isinstance(g, SkipGroup) else SkipGroup.from_dict(g) for g in self.groups)
+            given: Any = self.groups  # from JSON: plain data
+            made = tuple(g if isinstance(g, SkipGroup) else SkipGroup.from_dict(g) for g in given)
             object.__setattr__(self, "groups", made)
             if self.layers is not None or self.stack is not None or not made:
                 raise SkipError("groups has at least one group, and layers and stack are given in the groups then")
@@ -133,7 +134,7 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         self._check_together()
 
     def _check_interval(self) -> None:
-        interval = self.cfg_interval if self.cfg_interval is not None or self.formula != "segmented" else SEGMENT
+        interval: Any = self.cfg_interval if self.cfg_interval is not None or self.formula != "segmented" else SEGMENT
         if interval is None:
             return
         if isinstance(interval, (str, bytes)) or len(interval) != 2:

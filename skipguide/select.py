@@ -244,7 +244,7 @@ class LayerScores(JsonConfig):
     def table(self, score: str = DEFAULT_SCORE) -> str:
         """All entries as text, best first."""
         head = ("rank", "layer", "part", "block", score, "effect", "cos", "space", "time", "cost")
-        lines = [head]
+        lines: list[tuple[str, ...]] = [head]
         for number, row in enumerate(self.rank(score), 1):
             bands = [
                 "-" if low is None or high is None else f"{low:.3f}/{high:.3f}"
@@ -272,7 +272,7 @@ def average(samples: Iterable[Mapping[str, Tensor]]) -> dict[str, float | None]:
         for name, values in sample.items():
             found.setdefault(name, []).extend(values.tolist())
     names = ("effect", "alignment", "space_low", "space_high", "time_low", "time_high")
-    means = {name: sum(values) / len(values) if (values := found.get(name)) else None for name in names}
+    means = {name: sum(own) / len(own) if (own := found.get(name)) else None for name in names}
     if means["effect"] is None or not all(math.isfinite(value) for value in means.values() if value is not None):
         raise SkipError(f"the calibration run gave predictions that are not finite numbers: {means}")
     return means

@@ -48,10 +48,10 @@ def markdown(result: Mapping[str, Any]) -> str:
     text = table(head, [["real clips, other ones", "", "", *floor, "", ""], *lines])
     notes = [
         f"{plan['prompts']} captions x {plan['each']} clips x up to {plan['seeds']} seeds; mean ± standard deviation "
-        f"over seeds. Cost: blocks run relative to plain CFG. Seen, held-out, shape: per cent read right by the "
-        f"classifier (all five attributes; the shape). Diversity, motion, still, flicker, saturation: 1 is what real "
-        f"clips of the same captions have (still: against the motion of moving ones). Last column: paired differences over seeds "
-        f"against {result['best_cfg']}, 95 % interval.",
+        "over seeds. Cost: blocks run relative to plain CFG. Seen, held-out, shape: per cent read right by the "
+        "classifier (all five attributes; the shape). Diversity, motion, still, flicker, saturation: 1 is what real "
+        "clips of the same captions have (still: against the motion of moving ones). Last column: paired differences "
+        f"over seeds against {result['best_cfg']}, 95 % interval.",
         f"On the frontier of cost and distance: {', '.join(result['frontier']) or 'none'}.",
         "Better than the best plain CFG, no less diverse, at or below its cost: "
         f"{', '.join(result['winners']) or 'no setting'}.",
