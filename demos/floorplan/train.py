@@ -101,6 +101,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--graph", choices=("map", "attention", "vector", "none"), default="map")
     parser.add_argument("--encoder", help="a timm backbone; the plain network without")
     parser.add_argument("--widths", type=int, nargs="+", help="channels per level, finest first")
+    parser.add_argument("--dropout", type=float, default=0.5, help="between the graph convolutions")
+    parser.add_argument("--plans", type=int, default=2500, help="how many plans to make up")
     parser.add_argument("--steps", type=int, default=650)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-3)
@@ -120,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     recipe = Recipe(args.steps, args.lr, args.batch, precision=args.precision, seed=args.seed)
     if args.data is None:
-        plans = made_up(0, 2500, args.side or 32)
+        plans = made_up(0, args.plans, args.side or 32)
     else:
         folder = MSDFolder(args.data, args.side, args.gap)
         if not folder.has_targets:
@@ -133,7 +135,8 @@ def run(args: argparse.Namespace) -> None:
     validation, train = [plans[at] for at in order[:held]], [plans[at] for at in order[held:]]
     torch.manual_seed(args.seed)
     graph = None if args.graph == "none" else args.graph
-    net = FloorPlanNet(args.encoder, graph=graph, widths=args.widths).to(memory_format=torch.channels_last)
+    net = FloorPlanNet(args.encoder, graph=graph, widths=args.widths, dropout=args.dropout)
+    net = net.to(memory_format=torch.channels_last)
     accelerator = Accelerator(mixed_precision=args.precision, cpu=args.cpu)
     loss = loss_on(train, recipe, rank=accelerator.process_index, world=accelerator.num_processes)
     fit(net, loss, recipe, folder=args.out, stop_after=args.stop_after, accelerator=accelerator)
