@@ -187,7 +187,7 @@ class Controller:
         self._rounds.append((accepted + 1, draft_seconds + verify_seconds))
         if len(self._rounds) > self.patience:
             self._rounds.popleft()
-        if self.adaptive and not self._pays():
+        if self.adaptive and not self.off and not self._pays():
             self.off = True
             self._waiting = self.retry * 2**self.switched_off
             self.switched_off += 1
