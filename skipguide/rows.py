@@ -36,9 +36,11 @@ def run_rows(block: Branch, x: Tensor, index: Tensor, shortcut: Branch | None = 
         return x if shortcut is None else shortcut(x)
     ran = block(x.index_select(0, index))
     if shortcut is None:
-        # autocast may let the block return another dtype than it was given
-        return x.to(ran.dtype, copy=True).index_copy_(0, index, ran)
-    left = torch.ones(rows, dtype=torch.bool, device=x.device).index_fill_(0, index, False).nonzero()[:, 0]
+        out = x.clone() if ran.dtype == x.dtype else x.to(ran.dtype)  # autocast may let the block return another
+        return out.index_copy_(0, index, ran)
+    stays = torch.zeros(rows, dtype=torch.bool, device=x.device).index_fill_(0, index, True)
+    left = (~stays).nonzero()[:, 0]
     rest = shortcut(x.index_select(0, left)).to(ran.dtype)
-    out = ran.new_empty((rows, *ran.shape[1:]))
-    return out.index_copy_(0, index, ran).index_copy_(0, left, rest)
+    # every row's place among those that ran; the others' is overwritten
+    places = (stays.cumsum(0) - 1).clamp(min=0)
+    return ran.index_select(0, places).index_copy_(0, left, rest)

@@ -130,7 +130,7 @@ class _FeedForwardGate(nn.Module):
 
 def _pooled(x: Tensor) -> Tensor:
     """Mean over everything but the batch and the channels: maps `[B, C, H, W]`, tokens `[B, T, C]`, or `[B, C]`."""
-    return x.flatten(2).mean(2) if x.ndim == 4 else x.flatten(1, -2).mean(1) if x.ndim > 2 else x
+    return x.mean((2, 3)) if x.ndim == 4 else x.flatten(1, -2).mean(1) if x.ndim > 2 else x
 
 
 def build_gates(kind: str, channels: Sequence[int], embed: int = 10, hidden: int = 10) -> Gates:
