@@ -129,7 +129,9 @@ def _clutter(image: Tensor, g: torch.Generator, strokes: int, crumbs: int) -> tu
         u = (x - cx) * turn.cos() + (y - cy) * turn.sin()
         v = (y - cy) * turn.cos() - (x - cx) * turn.sin()
         if number < strokes:
-            here = (u.abs() < _u(g, count, 1, 1, low=3.0, high=10.0)) & (v.abs() < _u(g, count, 1, 1, low=0.5, high=1.2))
+            here = (u.abs() < _u(g, count, 1, 1, low=3.0, high=10.0)) & (
+                v.abs() < _u(g, count, 1, 1, low=0.5, high=1.2)
+            )
         else:
             here = u.abs().pow(1.5) + v.abs().pow(1.5) < _u(g, count, 1, 1, low=1.0, high=2.6).pow(1.5)
         image = torch.where(here[:, None], _u(g, count, 3, 1, 1), image)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ ARCHITECTURE = "resnet10t"
 MODEL_ARGS = {"channels": (24, 48, 96, 160), "stem_width": 12}
 SCENES, TEST_SCENES = 16384, 2000
 TRAIN_SEED, TEST_SEED = 1, 2
+
+
+make_scenes = lru_cache(maxsize=2)(data.make_scenes)
 
 
 def build(seed: int = 0) -> nn.Module:
@@ -132,6 +136,17 @@ def accuracy(model: nn.Module, scenes: data.Scenes) -> float:
     return right / len(scenes)
 
 
+def train_and_save(seed: int, erasing: bool, steps: int = 1000) -> dict[str, Any]:
+    """Train, round to fp16, measure what was rounded, and write all of it."""
+    folder = run_folder(seed, erasing)
+    model = train(seed, erasing, steps, make_scenes(SCENES, TRAIN_SEED))
+    save(model, folder, {})
+    right = accuracy(load(folder), make_scenes(TEST_SCENES, TEST_SEED))
+    record = {"seed": seed, "erasing": erasing, "steps": steps, "scenes": SCENES, "accuracy": right}
+    write_json(folder / "training.json", record)
+    return record
+
+
 def record_of(folder: Path) -> dict[str, Any]:
     """What was written about a training."""
     return dict(json.loads((folder / "training.json").read_text(encoding="utf-8")))
@@ -149,15 +164,8 @@ def main() -> None:
         record = record_of(folder)
         save(load(folder), SHIPPED, record)
         return
-    scenes, test = data.make_scenes(SCENES, TRAIN_SEED), data.make_scenes(TEST_SCENES, TEST_SEED)
     for seed in args.seed:
-        model = train(seed, args.erasing, args.steps, scenes)
-        # what is saved is what is measured: rounded weights
-        save(model, run_folder(seed, args.erasing), {})
-        right = accuracy(load(run_folder(seed, args.erasing)), test)
-        record = {"seed": seed, "erasing": args.erasing, "steps": args.steps, "scenes": SCENES, "accuracy": right}
-        write_json(run_folder(seed, args.erasing) / "training.json", record)
-        print(record, flush=True)
+        print(train_and_save(seed, args.erasing, args.steps), flush=True)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,9 @@ def painted(images: Tensor, keep: Tensor, fill: str, scale: PixelScale = IMAGENE
         paint = torch.zeros((), dtype=images.dtype, device=images.device)
     elif fill in ("black", "noise"):
         if len(scale[0]) != images.shape[1]:
-            raise SkipError(f"expected a scale of {images.shape[1]} channels; got {len(scale[0])}: pass scale=(mean, std)")
+            raise SkipError(
+                f"expected a scale of {images.shape[1]} channels; got {len(scale[0])}: pass scale=(mean, std)"
+            )
         mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in scale)
         colour = images.new_zeros(())
         if fill == "noise":

@@ -147,9 +147,7 @@ class Window(Op):
         height, width = size_of(mask)
         (sy, sx), (ky, kx) = self.stride, self.span
         if (sy, sx) != (1, 1):
-            spread = need.new_zeros(
-                *need.shape[:2], (need.shape[2] - 1) * sy + 1, (need.shape[3] - 1) * sx + 1
-            )
+            spread = need.new_zeros(*need.shape[:2], (need.shape[2] - 1) * sy + 1, (need.shape[3] - 1) * sx + 1)
             spread[..., ::sy, ::sx] = need
         else:
             spread = need
@@ -266,7 +264,12 @@ class Morphology:
                 top, bottom, left, right = op.padding
                 ky, kx = op.span
                 # every window holds its own position, so the mask only grows
-                if after.shape[-2:] == masks[0].shape[-2:] and 0 <= top < ky and 0 <= left < kx and op.dilation == (1, 1):
+                if (
+                    after.shape[-2:] == masks[0].shape[-2:]
+                    and 0 <= top < ky
+                    and 0 <= left < kx
+                    and op.dilation == (1, 1)
+                ):
                     self.wider |= {(id(masks[0]), id(after))}
                     self.wider |= {(a, id(after)) for a, b in self.wider if b == id(masks[0])}
             if isinstance(op, Pointwise) and after is not None:

@@ -17,7 +17,7 @@ from skipguide.errors import SkipError
 from skipguide.gate import Call, Gate, gate_of
 from skipguide.vision.layer_masking.baselines import BASELINES, PixelScale, painted, pixel_scale
 from skipguide.vision.layer_masking.plan import Plan, Trace, make_plan
-from skipguide.vision.layer_masking.run import TAG, Changed, MaskedRun, spot_of
+from skipguide.vision.layer_masking.run import TAG, ChangedError, MaskedRun, spot_of
 from skipguide.vision.layer_masking.tokens import run_tokens, tokens_of
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,9 @@ def check_keep(keep: Any, soft: bool = False) -> Tensor:
     if keep.dtype != torch.bool:
         hard = bool(((keep == 0) | (keep == 1)).all())
         if not hard:
-            raise SkipError(f"{what}; got a soft mask ({keep.dtype}, values between 0 and 1): threshold it (keep > 0.5)")
+            raise SkipError(
+                f"{what}; got a soft mask ({keep.dtype}, values between 0 and 1): threshold it (keep > 0.5)"
+            )
         if not soft:
             raise SkipError(f"{what}; got {keep.dtype}: pass keep.bool()")
         keep = keep.bool()
@@ -164,7 +166,9 @@ def check_model(model: nn.Module, keep: Tensor | None, fill: str) -> None:
     if not isinstance(model, nn.Module):
         raise SkipError(f"expected a torch module; got {type(model).__name__}")
     if model.training and any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
-        raise SkipError("the model is in training mode and has batch norm, whose statistics the mask would enter: call model.eval()")
+        raise SkipError(
+            "the model is in training mode and has batch norm, whose statistics the mask would enter: call model.eval()"
+        )
     if fill in LAYERS and tokens_of(model) is None and not any(_convolves(m) for m in model.modules()):
         raise SkipError(
             f"{type(model).__name__} has no 2D convolution: layer masking is for convolutional networks and the vision "
@@ -187,6 +191,7 @@ class Masker:
         self.model, self.fill, self.crop = model, fill, crop
         self.scale = scale
         self.stats = MaskStats()
+        self.largest = 0  # bytes of the largest activation of one row, once a pass was traced
         self._plan: tuple[tuple[object, ...], Tensor, Plan] | None = None
         self._known: frozenset[int] | None = None
 
@@ -217,7 +222,7 @@ class Masker:
             run = MaskedRun(plan.masks[0], self.fill, plan, self._widest())  # type: ignore[arg-type]
             try:
                 output = self._watched(run, call, images, args, kwargs)
-            except Changed:
+            except ChangedError:
                 logger.info("%s did something else than before: tracing it again", type(self.model).__name__)
                 traces.pop(key)
                 self._plan = None
@@ -229,6 +234,7 @@ class Masker:
         run = MaskedRun(keep.float(), self.fill, None, self._widest(), self._parameters())
         output = self._watched(run, call, images, args, kwargs)
         self.stats.fill_rounds += run.rounds
+        self.largest = max(self.largest, run.largest)
         if not any(op.rounds or op.name == "conv2d" for op in run.ops):
             raise SkipError(f"{type(self.model).__name__} ran no convolution on the images: nothing was masked")
         traces[key] = run.trace()
@@ -267,9 +273,7 @@ def expanded(keep: Tensor, images: Any) -> tuple[Tensor, Tensor]:
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise SkipError(f"expected images [N, C, H, W] of floats; got {got}")
     if keep.shape[-2:] != images.shape[-2:]:
-        raise SkipError(
-            f"expected a mask of the images' size {tuple(images.shape[-2:])}; got {tuple(keep.shape[-2:])}"
-        )
+        raise SkipError(f"expected a mask of the images' size {tuple(images.shape[-2:])}; got {tuple(keep.shape[-2:])}")
     if keep.device != images.device:
         raise SkipError(f"the mask is on {keep.device} and the images on {images.device}: move the mask")
     if images.shape[0] == 1 and keep.shape[0] > 1:

@@ -120,8 +120,17 @@ def make_plan(trace: Trace, keep: Tensor, dtype: torch.dtype, how: str = "neighb
     plan = Plan(trace, masks, boxes, [], rounds, _share(trace, boxes, masks), shapes)
     for number, op in enumerate(trace.ops):
         plan.actions.append(
-            prepare(op, [_known(masks, i) for i in op.inputs], masks[number + 1], [boxes[i] for i in op.inputs],
-                    boxes[number + 1], rounds[number], dtype, how, shapes)  # fmt: skip
+            prepare(
+                op,
+                [_known(masks, i) for i in op.inputs],
+                masks[number + 1],
+                [boxes[i] for i in op.inputs],
+                boxes[number + 1],
+                rounds[number],
+                dtype,
+                how,
+                shapes,
+            )  # fmt: skip
         )
     return plan
 

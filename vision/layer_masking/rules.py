@@ -180,9 +180,9 @@ def conv2d(
     """A convolution: of the filled activation."""
     from skipguide.vision.layer_masking.run import run_window
 
-    given = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), args, strict=False)) | dict(
-        kwargs
-    )
+    given = dict(
+        zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), args, strict=False)
+    ) | dict(kwargs)
     x, weight, bias = given["input"], given["weight"], given.get("bias")
     spot = _map(x, name)
     stride, dilation = _pair(given.get("stride", 1)), _pair(given.get("dilation", 1))
@@ -200,7 +200,7 @@ def conv2d(
     source = run.boxes[op.inputs[0]]
     assert source is not None
     out = run_window(
-        run, op, action, x, source, spot,
+        op, action, x, source,
         lambda v: func(v, weight, bias, stride, padding, dilation, groups),
         lambda v: func(v, weight, bias, stride, 0, dilation, groups),
     )  # fmt: skip
@@ -247,7 +247,8 @@ def _pool(kind: str) -> Rule:
             bare: Callable[[Tensor], Tensor] = lambda v: F.max_pool2d(v, kernel, stride, 0, op.dilation)  # noqa: E731
         else:
             bare = lambda v: F.avg_pool2d(v, kernel, stride)  # noqa: E731
-        out = run_window(run, op, action, x, source, spot, lambda v: func(v, **given), bare)
+        out = run_window(
+        op, action, x, source, lambda v: func(v, **given), bare)
         return run.tag(out, spot, positive=spot.positive)
 
     return rule
@@ -270,7 +271,7 @@ def pad(
     action = run.emit(op)
     source = run.boxes[op.inputs[0]]
     assert source is not None
-    return run.tag(run_pad(run, op, action, x, source), spot, positive=spot.positive, padded=True)
+    return run.tag(run_pad(op, action, x, source), spot, positive=spot.positive, padded=True)
 
 
 def _axes(value: Any, ndim: int) -> tuple[int, ...]:
@@ -472,7 +473,9 @@ def reshape(
         from skipguide.vision.layer_masking.run import hidden_zero
 
         action = run.emit(op_leave)
-        return run.tag(func(hidden_zero(x, action, spot), *args[1:], **{k: v for k, v in kwargs.items() if k != "input"}), spot)
+        return run.tag(
+            func(hidden_zero(x, action, spot), *args[1:], **{k: v for k, v in kwargs.items() if k != "input"}), spot
+        )
     raise SkipError(f"layer masking does not know {name} of {tuple(x.shape)} to {tuple(plain.shape)}")
 
 

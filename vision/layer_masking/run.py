@@ -35,7 +35,7 @@ from skipguide.vision.layer_masking.plan import Action, Plan, Trace, prepare
 TAG = "_skipguide_spot"
 
 
-class Changed(Exception):
+class ChangedError(Exception):
     """The model did something else than in the pass that was traced."""
 
 
@@ -92,6 +92,7 @@ class MaskedRun(TorchFunctionMode):
         self.outputs: list[int] = []
         self.fixed = self.dynamic = ""
         self.rounds = 0
+        self.largest = 0
 
     # -- around the pass ----------------------------------------------------------------------------------------
 
@@ -193,7 +194,7 @@ class MaskedRun(TorchFunctionMode):
         self.ops.append(op)
         if self.plan is not None:
             if number >= len(self.plan.trace.ops) or self.plan.trace.ops[number] != op:
-                raise Changed
+                raise ChangedError
             self.rounds += max(self.plan.rounds[number], 0)
             return self.plan.actions[number]
         before = [self.mask(i) for i in op.inputs]
@@ -209,7 +210,7 @@ class MaskedRun(TorchFunctionMode):
     def emit_rows(self, mask: Tensor, why: str) -> int:
         """A mask whose rows were taken from others: such a pass has no plan. The new activation's number."""
         if self.plan is not None:
-            raise Changed
+            raise ChangedError
         self.dynamic = self.dynamic or why
         self.ops.append(Pointwise(why, ()))
         self.masks.append(mask)
@@ -223,6 +224,8 @@ class MaskedRun(TorchFunctionMode):
         if self.masks[len(self.ops)] is None:
             fresh.number = None
         setattr(out, TAG, fresh)
+        if self.plan is None:
+            self.largest = max(self.largest, out.numel() * out.element_size() // max(1, out.shape[0]))
         return out
 
 
@@ -271,8 +274,14 @@ def hidden_zero(x: Tensor, action: Action, spot: Spot) -> Tensor:
     return x if action.part is None else x * cast(_laid(action.part, spot.dims, x.ndim), x)
 
 
-def run_window(run: MaskedRun, op: Window, action: Action, x: Tensor, source: Box, spot: Spot,
-               plain: Callable[[Tensor], Tensor], bare: Callable[[Tensor], Tensor]) -> Tensor:  # fmt: skip
+def run_window(
+    op: Window,
+    action: Action,
+    x: Tensor,
+    source: Box,
+    plain: Callable[[Tensor], Tensor],
+    bare: Callable[[Tensor], Tensor],
+) -> Tensor:
     """A convolution or pooling: `plain` with the model's own padding, `bare` without any."""
     region, work = action.region, action.work
     assert work is not None
@@ -293,7 +302,7 @@ def run_window(run: MaskedRun, op: Window, action: Action, x: Tensor, source: Bo
     return out
 
 
-def run_pad(run: MaskedRun, op: Pad, action: Action, x: Tensor, source: Box) -> Tensor:
+def run_pad(op: Pad, action: Action, x: Tensor, source: Box) -> Tensor:
     """`F.pad` of the filled activation."""
     work = action.work
     assert work is not None
@@ -306,4 +315,4 @@ def run_pad(run: MaskedRun, op: Pad, action: Action, x: Tensor, source: Box) -> 
     return move(padded, (0, padded.shape[-2], 0, padded.shape[-1]), action.box)
 
 
-__all__ = ["Adaptive", "Changed", "Leave", "MaskedRun", "Reduce", "Spot", "spot_of"]
+__all__ = ["Adaptive", "ChangedError", "Leave", "MaskedRun", "Reduce", "Spot", "spot_of"]

@@ -77,7 +77,9 @@ def run_tokens(
     if how == "partial":
         raise SkipError("fill='partial' is for convolutional networks; use 'neighbours' on a vision transformer")
     if images.shape[-2] % height or images.shape[-1] % width:
-        raise SkipError(f"expected images of a whole number of {height}x{width} patches; got {tuple(images.shape[-2:])}")
+        raise SkipError(
+            f"expected images of a whole number of {height}x{width} patches; got {tuple(images.shape[-2:])}"
+        )
     images = torch.where(keep, images, torch.zeros((), dtype=images.dtype, device=images.device))
     if how == "neighbours":
         weights = fill_weights(keep.float(), max(height, width) - 1)

@@ -1,0 +1,75 @@
+"""Segments: the parts of an image that an explanation speaks about, and masks made of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from skipguide.errors import SkipError
+
+
+def grid_segments(height: int, width: int, cells: int) -> Tensor:
+    """A grid of `cells` x `cells` patches.
+
+    Returns:
+        `[H, W]` whole numbers from 0 to cells² - 1.
+
+    Raises:
+        SkipError: for more cells than pixels.
+
+    Example:
+        >>> grid_segments(4, 4, 2)
+        tensor([[0, 0, 1, 1],
+                [0, 0, 1, 1],
+                [2, 2, 3, 3],
+                [2, 2, 3, 3]])
+    """
+    if not 1 <= cells <= min(height, width):
+        raise SkipError(f"expected 1 to {min(height, width)} cells a side; got {cells}")
+    rows, columns = (torch.arange(n) * cells // n for n in (height, width))
+    return rows[:, None] * cells + columns
+
+
+def slic_segments(image: Tensor, count: int, compactness: float = 10.0) -> Tensor:
+    """Superpixels of an image (SLIC of scikit-image).
+
+    Args:
+        image: `[3, H, W]`, any scale; it is brought to 0..1 first.
+        count: about how many.
+        compactness: higher is more square.
+
+    Returns:
+        `[H, W]` whole numbers from 0.
+
+    Raises:
+        SkipError: without scikit-image.
+    """
+    try:
+        from skimage.segmentation import slic
+    except ImportError as error:
+        raise SkipError("superpixels need scikit-image: pip install 'skipguide[explain]', or use a grid") from error
+    x = image.detach().float().cpu()
+    x = (x - x.amin()) / (x.amax() - x.amin()).clamp_min(1e-6)
+    found = slic(x.permute(1, 2, 0).numpy(), n_segments=count, compactness=compactness, start_label=0)
+    return torch.from_numpy(found).long()
+
+
+def segment_masks(shown: Tensor, segments: Tensor) -> Tensor:
+    """Masks from decisions per segment, on the segments' device.
+
+    Args:
+        shown: bool `[M, S]`, True = the segment is visible.
+        segments: `[H, W]`, numbers below S.
+
+    Returns:
+        bool `[M, 1, H, W]`.
+
+    Raises:
+        SkipError: if a segment has no decision.
+    """
+    if shown.ndim != 2 or segments.ndim != 2 or int(segments.max()) >= shown.shape[1] or int(segments.min()) < 0:
+        raise SkipError(
+            f"expected decisions [M, S] and segments [H, W] numbered below S; got {tuple(shown.shape)} and "
+            f"{tuple(segments.shape)} up to {int(segments.max())}"
+        )
+    return shown.to(segments.device).bool()[:, segments][:, None]
