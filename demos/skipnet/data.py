@@ -41,10 +41,15 @@ class Data:
     test: Split
 
 
-def wires(size: int, longest: int, counts: tuple[int, int, int], seed: int) -> Data:
-    """Made-up wires; every split has a seed of its own."""
-    found = [make_wires(count, size, longest, seed=1000 * seed + at) for at, count in enumerate(counts)]
-    return Data(*(Split(w.images, w.labels, w.lengths.float()) for w in found))
+def wires(size: int, longest: tuple[int, int], counts: tuple[int, int, int], seed: int) -> Data:
+    """Made-up wires, half of them short and half up to long; every split has seeds of its own."""
+    splits = []
+    for at, count in enumerate(counts):
+        parts = [make_wires(count // 2, size, most, seed=1000 * seed + 10 * at + n) for n, most in enumerate(longest)]
+        images, labels, lengths = (torch.cat([getattr(p, f) for p in parts]) for f in ("images", "labels", "lengths"))
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        splits.append(Split(images[order], labels[order], lengths[order].float()))
+    return Data(*splits)
 
 
 def digits(counts: tuple[int, int, int], seed: int, copies: int = 3, noise: float = 0.5) -> Data:

@@ -54,7 +54,7 @@ class Task:
     prices: tuple[float, ...]
     lr: float = 5e-3
     gate_lr: float = 5.0
-    longest: int = 0
+    longest: tuple[int, int] = (0, 0)  # steps of the wires, in either half of the images
 
     def data(self, seed: int) -> Data:
         """The images of a seed."""
@@ -64,11 +64,11 @@ class Task:
 
 
 WIRES = Task(
-    "wires", (7,), (12,), 4, 3, 12, (12000, 800, 1500), ((2,), (3,), (4,), (5,)), 450, 300, 150, (0.1, 0.3), longest=18
+    "wires", (6,), (16,), 4, 3, 10, (12000, 800, 1500), ((1,), (2,), (3,)), 500, 250, 80, (0.1, 0.3), longest=(5, 12)
 )
 DIGITS = Task(
     "digits", (4, 4, 4), (8, 16, 32), 10, 1, 8, (1000, 200, 597),
-    ((1, 1, 1), (2, 2, 2), (3, 3, 3)), 300, 200, 100, (0.2, 0.6),
+    ((1, 1, 1), (2, 2, 2)), 200, 150, 60, (0.2, 0.6),
 )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ FULL = Settings()
 QUICK = Settings(
     seeds=(0,),
     tasks=(
-        Task("wires", (4,), (12,), 4, 3, 10, (2000, 200, 300), ((2,),), 120, 60, 20, (0.3,), longest=9),
+        Task("wires", (4,), (12,), 4, 3, 10, (2000, 200, 300), ((2,),), 120, 60, 20, (0.3,), longest=(3, 8)),
         Task("digits", (2, 2), (8, 16), 10, 1, 8, (800, 200, 400), ((1, 1),), 60, 40, 20, (0.4,)),
     ),
 )
