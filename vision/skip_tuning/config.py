@@ -1,0 +1,93 @@
+"""How a run trains: frozen, JSON, the defaults of the reference's base-to-new experiments."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from skipguide.config import JsonConfig
+from skipguide.errors import SkipError
+
+
+@dataclass(frozen=True)
+class TuneConfig(JsonConfig):
+    """Settings of `SkipTuner.fit`.
+
+    Attributes:
+        shots: images per class that are drawn with `seed`; None takes all.
+        epochs: passes over them.
+        batch_size: images per step and process.
+        lr_text: peak learning rate of the text tower (the reference's base-to-new value).
+        lr_image: peak learning rate of the image tower.
+        warmup_epochs: epochs at `warmup_lr`.
+        warmup_lr: learning rate of the warm-up.
+        optimizer: `"sgd"` (the reference) or `"adamw"`.
+        momentum: of SGD.
+        weight_decay: of all trained parameters.
+        homogeneous: batches of one class; None does it from 4 shots on, as the reference does.
+        seed: of the drawn shots, the order, the views and the kept ranks.
+        views: how many augmented versions of every image are cached and taken in turn; `"per_epoch"` computes the
+            prefix anew in every epoch (the reference).
+        augment: `"crop"` (random resized crop and flip), or None. With None there is one view.
+        precision: `"fp32"`, `"bf16"` or `"fp16"` autocast over fp32 master weights; `"auto"` is bf16 (else fp16) on
+            a GPU and fp32 on the CPU.
+        cache: where prefix features are held: `"auto"`, `"device"`, `"host"` or `"disk"`.
+        cache_dtype: their dtype; `"auto"` is that of the computation.
+        cache_limit: most bytes of cached features; None is no limit.
+        extract_batch: images per batch while features are extracted.
+
+    Raises:
+        SkipError: for a value that makes no sense.
+
+    Example:
+        >>> TuneConfig(epochs=5) == TuneConfig.from_dict(TuneConfig(epochs=5).to_dict())
+        True
+    """
+
+    shots: int | None = None
+    epochs: int = 20
+    batch_size: int = 4
+    lr_text: float = 2e-5
+    lr_image: float = 5e-6
+    warmup_epochs: int = 1
+    warmup_lr: float = 1e-6
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    homogeneous: bool | None = None
+    seed: int = 1
+    views: int | Literal["per_epoch"] = 1
+    augment: Literal["crop"] | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    cache: Literal["auto", "device", "host", "disk"] = "auto"
+    cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    cache_limit: int | None = None
+    extract_batch: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "extract_batch"):
+            if getattr(self, name) < 1:
+                raise SkipError(f"expected {name} of at least 1; got {getattr(self, name)}")
+        for name in ("lr_text", "lr_image", "warmup_lr", "weight_decay", "momentum"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0:
+                raise SkipError(f"expected {name} to be a finite number, not negative; got {value}")
+        if self.warmup_epochs < 0:
+            raise SkipError(f"expected warmup_epochs of at least 0; got {self.warmup_epochs}")
+        if self.views != "per_epoch" and (not isinstance(self.views, int) or self.views < 1):
+            raise SkipError(f'expected views as a count or "per_epoch"; got {self.views!r}')
+        choices = {
+            "optimizer": ("sgd", "adamw"),
+            "augment": ("crop", None),
+            "precision": ("auto", "fp32", "bf16", "fp16"),
+            "cache": ("auto", "device", "host", "disk"),
+            "cache_dtype": ("auto", "float32", "float16", "bfloat16"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise SkipError(f"expected {name} to be one of {allowed}; got {getattr(self, name)!r}")
+
+    def one_class_batches(self) -> bool:
+        """Whether a batch holds images of one class only."""
+        return (self.shots or 0) >= 4 if self.homogeneous is None else self.homogeneous
