@@ -7,10 +7,14 @@ if TYPE_CHECKING:
     from skipguide.vision.floorplan import FloorPlanNet, GraphConv
     from skipguide.vision.layer_masking import LayerMask, masked_forward
     from skipguide.vision.skip_deq import SkipDEQ
+    from skipguide.vision.skip_tuning import ClassSkip, SkipTuner, TuneConfig
     from skipguide.vision.skipnet import SkipNet, skipnet
     from skipguide.vision.unetpp import UNetPlusPlus
 
 _HOME = {
+    "ClassSkip": "skip_tuning",
+    "SkipTuner": "skip_tuning",
+    "TuneConfig": "skip_tuning",
     "FloorPlanNet": "floorplan",
     "GraphConv": "floorplan",
     "LayerMask": "layer_masking",
@@ -21,14 +25,17 @@ _HOME = {
     "masked_forward": "layer_masking",
 }
 __all__ = [
+    "ClassSkip",
     "FloorPlanNet",
     "GraphConv",
     "LayerMask",
     "SkipDEQ",
     "SkipNet",
+    "SkipTuner",
+    "TuneConfig",
     "UNetPlusPlus",
-    "skipnet",
     "masked_forward",
+    "skipnet",
 ]
 
 
