@@ -10,11 +10,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from skipguide.cli import compare, describe, generate, llm, rank, segment, sweep
+from skipguide.cli import clip, compare, describe, explain, floorplan, generate, llm, rank, segment, sweep
 from skipguide.cli.arguments import OneLineParser, examples
 from skipguide.errors import SkipError
 
-COMMANDS = (describe, generate, compare, sweep, rank, llm, segment)
+COMMANDS = (describe, generate, compare, sweep, rank, llm, segment, floorplan, explain, clip)
 
 
 def build_parser() -> OneLineParser:

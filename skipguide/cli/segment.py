@@ -77,7 +77,11 @@ def run(args: argparse.Namespace) -> None:
     from skipguide.pictures import contact_sheet
 
     columns, rows, captions = _sheet(subjects, results, model)
-    title = f"UNet++ ({args.model}): {sum(p.numel() for p in model.parameters()):,} weights, heads {model.levels}\n"
+    weights = sum(p.numel() for p in model.parameters())
+    title = f"UNet++ ({args.model}), {weights:,} weights"
+    if len(model.levels) > 1:
+        title += f"; its heads L1 to L{model.levels[-1]} run more and more of the network"
+    title += "\n"
     title += "orange: found"
     if any(truth is not None for _, _, truth in subjects):
         title += "; in the last column orange: right, blue: missed, red: nothing there"

@@ -12,9 +12,10 @@ Example:
 """
 
 from skipguide.vision.floorplan.draw import draw_plan
+from skipguide.vision.floorplan.draw_graph import draw_graph
 from skipguide.vision.floorplan.generate import generate_plan
 from skipguide.vision.floorplan.graph import GraphBatch, GraphConv, LayoutGraph
-from skipguide.vision.floorplan.msd import MSDFolder, preprocess, save_submission, write_plan
+from skipguide.vision.floorplan.msd import MSDFolder, preprocess, save_submission, submission_image, write_plan
 from skipguide.vision.floorplan.net import FloorPlanNet
 from skipguide.vision.floorplan.plan import BACKGROUND, CLASSES, IGNORE, STRUCTURE, ZONES, Plan, collate
 
@@ -31,9 +32,11 @@ __all__ = [
     "MSDFolder",
     "Plan",
     "collate",
+    "draw_graph",
     "draw_plan",
     "generate_plan",
     "preprocess",
     "save_submission",
+    "submission_image",
     "write_plan",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from skipguide.errors import SkipError
 from skipguide.vision.floorplan.graph import LayoutGraph
 from skipguide.vision.floorplan.plan import BACKGROUND, CLASSES, IGNORE, Plan
 from skipguide.vision.floorplan.regions import outside
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MSD_BACKGROUND = 13
 OPENINGS = (10, 11, 12)
@@ -160,13 +163,11 @@ def _ids(folder: Path, suffix: str) -> set[str]:
     return {path.stem for path in folder.glob(f"*.{suffix}")}
 
 
-def save_submission(classes: Tensor, folder: str | Path, name: str) -> Path:
-    """Write a plan as the challenge wants it: `<id>.png`, one byte per pixel, background as 13.
+def submission_image(classes: Tensor) -> Image:
+    """A plan as the challenge wants it: one byte per pixel, background as 13.
 
     Args:
         classes: `[H, W]`, or logits `[11, H, W]`.
-        folder: is made if it is missing.
-        name: the plan's id.
 
     Raises:
         SkipError: for another shape or classes out of range.
@@ -177,10 +178,29 @@ def save_submission(classes: Tensor, folder: str | Path, name: str) -> Path:
     found = found.argmax(0) if found.ndim == 3 else found
     if found.ndim != 2 or found.is_floating_point() or not 0 <= int(found.min()) <= int(found.max()) < len(CLASSES):
         raise SkipError(f"expected classes 0..{len(CLASSES) - 1} [H, W] or logits; got {tuple(classes.shape)}")
-    values = torch.where(found == BACKGROUND, MSD_BACKGROUND, found).numpy().astype(np.uint8)
+    return Image.fromarray(torch.where(found == BACKGROUND, MSD_BACKGROUND, found).numpy().astype(np.uint8))
+
+
+def save_submission(classes: Tensor, folder: str | Path, name: str, overwrite: bool = False) -> Path:
+    """Write `submission_image` as `<id>.png`, whole or not at all.
+
+    Args:
+        classes: `[H, W]`, or logits `[11, H, W]`.
+        folder: is made if it is missing.
+        name: the plan's id.
+        overwrite: replace a file that is there.
+
+    Raises:
+        SkipError: for another shape, classes out of range, or a file that is there.
+    """
+    image = submission_image(classes)
     path = Path(folder) / f"{name}.png"
+    if path.exists() and not overwrite:
+        raise SkipError(f"{path} exists already: choose another folder, or pass overwrite=True")
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values).save(path)
+    partial = path.with_name(f".{path.stem}.partial.png")
+    image.save(partial)
+    partial.replace(path)
     return path
 
 
