@@ -317,3 +317,21 @@ def test_linear_tables():
     assert [table.at(x) for x in (0.0, 0.25, 0.5, 0.9)] == [1.0, 0.5, 0.0, 0.0]
     falling = Timetable([(1.0, 0.0), (0.5, 2.0)], over="sigma", between="linear")
     assert [falling.at(0.0, s) for s in (1.2, 1.0, 0.75, 0.1)] == [0.0, 0.0, 1.0, 2.0]
+
+
+# -- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@CASES
+def test_groups_and_segments_on_cuda(name):
+    case = BY_PIPE[name]
+    groups = [SkipGroup([1, 2], 0.5), SkipGroup([1, 3], Timetable([(0.0, 2.0), (0.5, 1.0)]))]
+    found = []
+    for reuse in (True, False):
+        pipe = case.build().to("cuda")
+        with Stg(groups=groups, formula="segmented", apg=0.0, prefix_reuse=reuse).apply(pipe) as applied:
+            found.append(run(case, pipe))
+        assert applied.stats.blocks_run < applied.stats.blocks_naive or not reuse
+    torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=1e-3)

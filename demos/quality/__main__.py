@@ -101,7 +101,8 @@ def _run_workers(args: argparse.Namespace, names: list[str]) -> None:
     try:
         with tqdm(total=len(names), desc="settings x seeds") as bar:
             while any(worker.poll() is None for worker in workers):
-                bar.update(sum(done(args.out, name) for name in names) - bar.n)
+                if more := sum(done(args.out, name) for name in names) - bar.n:
+                    bar.update(more)
                 if args.minutes is not None and time.monotonic() - began > 60 * args.minutes:
                     break
                 time.sleep(2)

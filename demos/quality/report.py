@@ -56,6 +56,9 @@ def markdown(result: Mapping[str, Any]) -> str:
         "Better than the best plain CFG, no less diverse, at or below its cost: "
         f"{', '.join(result['winners']) or 'no setting'}.",
     ]
+    reused = [f"{row['name']} {row['reuse_error']:.0%}" for row in rows if row["reuse_error"] is not None]
+    if reused:
+        notes.append(f"How far a difference that was used again was off when renewed: {', '.join(reused)}.")
     if result["missing"]:
         notes.append(f"Not run (yet): {', '.join(result['missing'])}.")
     if result["correlation"]:
