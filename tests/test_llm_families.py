@@ -10,6 +10,7 @@ from torch import nn
 from skipguide import SkipError, Skipper, SkipPlan, check, find_blocks
 from skipguide.families_llm import LAYOUTS
 from skipguide.llm import SublayerPlan, sublayer_map, watch
+from skipguide.llm.families import families_table
 
 families = pytest.mark.parametrize("lm", llm_zoo.ALL, ids=repr)
 WAYS = {
@@ -147,6 +148,8 @@ def test_every_described_class_is_proven():
     assert described == tested
     reached = {id(sublayer_map(lm.build()).layout) for lm in llm_zoo.ALL}
     assert reached == {id(layout) for layout in LAYOUTS}
+    table = families_table()
+    assert all(name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") in table for name in described)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "falcon_new", "gpt2"])
@@ -163,3 +166,19 @@ def test_the_core_minds_the_kv_cache(name, part):
         model(llm_zoo.prompt()[:, :1], past_key_values=cache)
     with Skipper(model, SkipPlan([0], part=part, rows=[0])), pytest.raises(SkipError, match="use_cache=False"):
         model(llm_zoo.prompt(), use_cache=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "mixtral", "falcon_new"])
+def test_on_a_gpu(name):
+    lm = llm_zoo.BY_NAME[name]
+    model, plan = lm.build(), plan_for(lm)
+    zeroed = lm.zeroed(model, plan.attn, plan.mlp).cuda()
+    model.cuda()
+    ids = llm_zoo.prompt().cuda()
+    for way in WAYS.values():
+        settings = {"max_new_tokens": 4, "do_sample": False, "disable_compile": True} | way
+        expected = zeroed.generate(ids, **settings)
+        with plan.apply(model):
+            assert torch.equal(model.generate(ids, **settings), expected)

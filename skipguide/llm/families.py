@@ -11,7 +11,7 @@ from torch import nn
 
 from skipguide.blocks import Block, BlockMap, ModelSpec, Sublayer, unwrap
 from skipguide.errors import SkipError
-from skipguide.families_llm import Layout, layout_of, submodule
+from skipguide.families_llm import LAYOUTS, Layout, layout_of, submodule
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +178,27 @@ def _probed(model: nn.Module) -> SublayerMap:
             raise
         logger.info("%s is not described; its layers were found by a probe and proven on it", type(model).__name__)
     return found
+
+
+def families_table() -> str:
+    """The families that are described (and tested), as a table in Markdown: what the README shows.
+
+    Example:
+        >>> families_table().splitlines()[2].startswith("| Llama, Mistral, Qwen2, Qwen3")
+        True
+    """
+    lines = ["| models | layers | scale per sublayer | remarks |", "|---|---|---|---|"]
+    for layout in LAYOUTS:
+        heads = [name for name in layout.models if name.endswith(("ForCausalLM", "LMHeadModel"))]
+        names = ", ".join(name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") for name in heads)
+        if layout.when:
+            names += f" ({', '.join(f'`{name}={value}`' for name, value in layout.when)})"
+        elif any(other is not layout and set(heads) & set(other.models) for other in LAYOUTS):
+            names += " (otherwise)"
+        form = "parallel" if layout.parallel else "serial"
+        scale = "yes" if layout.prenorm and not layout.parallel else "no"
+        lines.append(f"| {names} | {form} | {scale} | {layout.note} |")
+    return "\n".join(lines)
 
 
 def refuse_recurrent(model: nn.Module) -> None:

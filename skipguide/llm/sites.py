@@ -73,20 +73,22 @@ class AbsentSublayer:
             off = self.layer in frame.extra
         if not off:
             return call(*args, **kwargs)
-        frame.hits += 1
+        compiling = torch.compiler.is_compiling()
+        if not compiling:  # a number that changes would be another graph at every step
+            frame.hits += 1
         given = args[0] if args and not self.outputs else self.arguments.get(self.outputs, args, kwargs)
         if self.inside:
             out = given
         elif self.in_place:
             out = torch.zeros_like(given)
         else:
-            out = self._zero(given).expand(given.shape if self.width is None else (*given.shape[:-1], self.width))
+            out = (given.new_zeros(()) if compiling else self._zero(given)).expand(
+                given.shape if self.width is None else (*given.shape[:-1], self.width)
+            )
         return (out, *self.nothings) if self.nothings else out
 
     def _zero(self, like: Tensor) -> Tensor:
         """One zero, spread out by the caller: nothing to fill, nothing to read."""
-        if torch.compiler.is_compiling():
-            return like.new_zeros(())
         # a tensor made in inference mode is not for autograd
         key = (like.dtype, like.device, torch.is_inference_mode_enabled())
         if (zero := self.zeros.get(key)) is None:
@@ -142,7 +144,8 @@ class LayerAct:
             hidden = self.arguments.get("hidden_states", args, kwargs) * self.attn_scale
             args, kwargs = self.arguments.put({"hidden_states": hidden}, args, kwargs)
         if attn and mlp:
-            frame.hits += 2
+            if not torch.compiler.is_compiling():
+                frame.hits += 2
             out = self.arguments.get("hidden_states", args, kwargs)
             if self.nothings:
                 out = (out, *self.nothings)
