@@ -136,11 +136,8 @@ class Block:
 
     def sublayers(self, part: str) -> list[tuple[str, nn.Module, Sublayer]]:
         """Name, module and description of the sublayers that `part` names and this block has."""
-        found = []
-        for sublayer in self.spec.sublayers(part):
-            if (module := self.submodule(sublayer.path)) is not None:
-                found.append((f"{self.name}.{sublayer.path}", module, sublayer))
-        return found
+        found = [(sublayer, self.submodule(sublayer.path)) for sublayer in self.spec.sublayers(part)]
+        return [(f"{self.name}.{s.path}", module, s) for s, module in found if module is not None]
 
     def servants(self, part: str) -> list[tuple[str, nn.Module]]:
         """Name and module of what works for the sublayers of `part` alone."""

@@ -125,7 +125,7 @@ def test_an_encoder_decoder_cache():
         model(llm_zoo.prompt(), past_key_values=cache)
 
 
-# -- models that nobody described ---------------------------------------------------------------------------------------
+# -- models that nobody described ----------------------------------------------------------------------
 
 UNKNOWN = {
     "Glm": llm_zoo._LLAMA | {"head_dim": 8},

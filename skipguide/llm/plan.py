@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
@@ -48,8 +48,8 @@ class SublayerPlan(JsonConfig):
         True
     """
 
-    attn: tuple[int, ...] = ()
-    mlp: tuple[int, ...] = ()
+    attn: Sequence[int] = ()
+    mlp: Sequence[int] = ()
     attn_scale: Mapping[int, float] = field(default_factory=dict)
     mlp_scale: Mapping[int, float] = field(default_factory=dict)
     phase: Phase = "both"

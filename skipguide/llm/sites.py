@@ -165,7 +165,7 @@ def acts_at(layer: int, sites: SublayerMap, plan: SublayerPlan, extended: bool =
         plan: what is left out.
         extended: the feed-forward is left out in some sequences beyond the plan.
     """
-    parts: list[Part] = [part for part in ("attn", "mlp") if layer in getattr(plan, part)]  # type: ignore[misc]
+    parts: list[Part] = [part for part in ("attn", "mlp") if layer in getattr(plan, part)]
     whole = len(parts) == 2 and sites.layout.prenorm
     found: list[tuple[Any, Any]] = []
     if sites.layout.prenorm and (whole or extended or layer in plan.attn_scale or layer in plan.mlp_scale):

@@ -140,17 +140,22 @@ class _Layer:
         self.between: Tensor | None = None
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.before, self.between = self.arguments.get("hidden_states", args, kwargs), None
+        before: Tensor = self.arguments.get("hidden_states", args, kwargs)
+        self.before, self.between = before, None
         try:
             out = call(*args, **kwargs)
-            if self.between is not None:
-                report, before = self.watch.on_sublayer, self.before
-                between = self.between.view(before.shape)
+            if (between := self._between()) is not None:
+                report = self.watch.on_sublayer
+                between = between.view(before.shape)  # OPT flattens the rows
                 report(self.layer, "attn", before, between)
                 report(self.layer, "mlp", between, out[0] if isinstance(out, tuple) else out)
         finally:
             self.before = self.between = None
         return out
+
+    def _between(self) -> Tensor | None:
+        """What the acts inside the layer have left here."""
+        return self.between
 
 
 class _Middle:
