@@ -63,11 +63,11 @@ def read_checkpoint(source: Any, gate: str | None = None) -> tuple[dict[str, Any
         weights |= {f"{prefix}.{name}": value for name, value in layers[g, i].items()}
     if not gates:
         return config | {"gate": gate or "rnn"}, weights
+    if odd := sorted(set(order[:-1]) - set(gates) | set(gates) - set(order)):
+        raise SkipError(f"expected a gate after every block; in (group, block) {odd[:5]} one lacks the other")
     kind = _gate_kind(gates[order[0]])
     if gate not in (None, kind):
         raise SkipError(f"the checkpoint has gates of kind {kind!r}; got gate={gate!r}")
-    if absent := [where for where in order[:-1] if where not in gates]:
-        raise SkipError(f"the checkpoint has no gate after the blocks {absent[:5]}")
     for place, where in enumerate(order[:-1]):
         weights |= _gate_weights(kind, place, gates[where])
     if kind == "rnn":

@@ -73,11 +73,11 @@ class SkipNet(nn.Module, PyTorchModelHubMixin):
         self._blocks = blocks
         self._router = Router(backbone, blocks[1:])
         sites, whole = probe(backbone, self.image_size, [(block.module, block.shortcut) for block in blocks])
-        self._shapes = {self.image_size: (sites, whole)}
+        self._costs: dict[tuple[int, ...], Costs] = {}
         channels = [shape[1] if len(shape) == 4 else shape[-1] for shape, _, _ in sites[1:]]
         like = next(backbone.parameters())
         self.gates = build_gates(gate, channels, embed, hidden).to(device=like.device, dtype=like.dtype)
-        self.costs(self.image_size)  # refuses gates that the shapes do not fit
+        self._costs[self.image_size] = self._count(sites, whole)  # refuses gates that the shapes do not fit
 
     @overload
     def forward(self, images: Tensor, return_gates: Literal[False] = False) -> Tensor: ...
@@ -137,10 +137,12 @@ class SkipNet(nn.Module, PyTorchModelHubMixin):
     def costs(self, image_size: Sequence[int] | None = None) -> Costs:
         """MACs of one image of a size, measured on the meta device and remembered."""
         size = self.image_size if image_size is None else _checked_size(image_size)
-        if size not in self._shapes:
+        if size not in self._costs:
             pairs = [(block.module, block.shortcut) for block in self._blocks]
-            self._shapes[size] = probe(self.backbone, size, pairs)
-        sites, whole = self._shapes[size]
+            self._costs[size] = self._count(*probe(self.backbone, size, pairs))
+        return self._costs[size]
+
+    def _count(self, sites: list[tuple[tuple[int, ...], int, int]], whole: int) -> Costs:
         blocks = tuple(macs for _, macs, _ in sites)
         gates = tuple(_gate_macs(self.gates, place, shape) for place, (shape, _, _) in enumerate(sites[1:]))
         return Costs(blocks, tuple(macs for _, _, macs in sites), (0, *gates), whole - sum(blocks))
