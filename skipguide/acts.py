@@ -104,24 +104,21 @@ class AddNothing:
 class WithoutKeys:
     """Another act that leaves attention out: the layer of the KV cache that this attention would fill is taken out."""
 
-    __slots__ = ("act", "arguments", "index", "layers", "rows")
+    __slots__ = ("act", "arguments", "index", "layers", "refusal")
 
-    def __init__(self, act: Act, module: nn.Module, index: int, layers: int, rows: bool) -> None:
+    def __init__(self, act: Act, module: nn.Module, index: int, layers: int, refusal: str = "") -> None:
         self.act = act
         self.arguments = Arguments(module)
         self.index = index
         self.layers = layers
-        self.rows = rows
+        self.refusal = refusal  # why a cache cannot be used, if it cannot
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Skip, and take the keys out; the masks of the running pass are made already."""
         for name in CACHE_ARGUMENTS:
             if (cache := self.arguments.get(name, args, kwargs)) is not None:
-                if self.rows:
-                    raise SkipError(
-                        "a plan for some batch rows cannot leave out attention with a KV cache: its keys "
-                        "would be missing in these rows. Pass use_cache=False"
-                    )
+                if self.refusal:
+                    raise SkipError(f"{self.refusal}, and this pass has a KV cache: pass use_cache=False")
                 hide(cache, (self.index,), self.layers)
         return self.act(frame, call, args, kwargs)
 

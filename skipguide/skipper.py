@@ -157,7 +157,11 @@ class _Sites:
                         f"{block.index}"
                     )
         for before in self.blocks.blocks[: block.index]:
-            self.add(before.module, before.name, PassThrough(before, counted=False))
+            act: Act = PassThrough(before, counted=False)
+            if before.spec.cached:
+                refusal = "the blocks before the one to resume from do not run, and make no keys"
+                act = WithoutKeys(act, before.module, before.index, len(self.blocks), refusal)
+            self.add(before.module, before.name, act)
         self.add(block.module, block.name, Inject(block, prefix))
 
     def skip(self, term: SkipPlan) -> None:
@@ -184,9 +188,8 @@ class _Sites:
         if sublayer.shares and getattr(found, sublayer.shares, False):
             raise SkipError(f"{name} cannot be left out: later blocks read its keys and values (shared KV cache)")
         index = getattr(found, "layer_idx", None)
-        return WithoutKeys(
-            act, module, block.index if index is None else index, len(self.blocks), rows=term.rows is not None
-        )
+        refusal = "" if term.rows is None else "a plan for some batch rows cannot leave keys out of the others"
+        return WithoutKeys(act, module, block.index if index is None else index, len(self.blocks), refusal)
 
 
 def _acts_for(block: Block, part: str) -> list[tuple[str, nn.Module, Act]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache, cache_utils
 
-from skipguide import SkipError, kv
+from skipguide import Prefix, SkipError, capture, kv, resume
 from skipguide.llm import SublayerPlan
 
 LLAMA, GEMMA2 = llm_zoo.BY_NAME["llama"], llm_zoo.BY_NAME["gemma2"]
@@ -175,3 +175,34 @@ def test_the_memory_is_not_allocated():
     assert sum(
         t.nbytes for layer in cache.layers for t in vars(layer).values() if isinstance(t, torch.Tensor)
     ) < 2.1 * (cache.layers[1].keys.nbytes + cache.layers[1].values.nbytes)
+
+
+def test_a_cache_that_was_reset_starts_another_sequence():
+    model = LLAMA.build()
+    cache, plan = StaticCache(config=model.config, max_cache_len=16), SublayerPlan(attn=[0], mlp=[1])
+    with plan.apply(model) as applied:
+        fresh = []
+        applied.listeners.append(lambda now: fresh.append(now.fresh))
+        first = model(IDS, past_key_values=cache).logits
+        applied.extend([3])
+        cache.reset()
+        assert torch.equal(model(IDS, past_key_values=cache).logits, first)
+        model(TOKEN, past_key_values=cache)
+        assert fresh == [True, True, False] and applied.extra == {}
+    with SublayerPlan(attn=[0], phase="decode").apply(model):
+        cache = StaticCache(config=model.config, max_cache_len=16)
+        model(IDS, past_key_values=cache)
+        model(TOKEN, past_key_values=cache)
+        cache.reset()
+        with pytest.raises(SkipError, match="use a new cache"):
+            model(IDS, past_key_values=cache)
+
+
+def test_resuming_from_the_middle_refuses_a_cache():
+    model, prefix = LLAMA.build(), Prefix(2)
+    with capture(model, prefix):
+        out = model(IDS, use_cache=False).logits
+    with resume(model, prefix):
+        assert torch.equal(model(IDS, use_cache=False).logits, out)
+        with pytest.raises(SkipError, match="use_cache=False"):
+            model(IDS, use_cache=True)

@@ -74,6 +74,16 @@ class Run:
         kv.set_mark(cache, mark)
         return mark
 
+    def restart(self, mark: kv.Mark) -> None:
+        """A cache that was reset starts another sequence."""
+        if mark.hidden and self.plan.attn and self.plan.phase == "decode":
+            raise SkipError(
+                "this KV cache was reset, but the layers of left-out attention are gone from it, and phase='decode' "
+                "reads the prompt with the whole model: use a new cache"
+            )
+        mark.filled = False
+        mark.extra.clear()
+
     def hide_in(self, cache: Any, mark: kv.Mark) -> None:
         """Take the layers of left-out attention out of a cache."""
         if self.hide:
@@ -109,6 +119,8 @@ class DecoderAct:
             if cache is not None:
                 mark = run.mark(cache)
                 decode = mark.filled and self.reader.tokens(args, kwargs) == 1
+                if mark.filled and not decode and not torch.compiler.is_compiling() and not length(cache):
+                    run.restart(mark)
                 if not mark.hidden and (decode or phase != "decode"):
                     run.hide_in(cache, mark)
                 if decode:
