@@ -35,7 +35,7 @@ def register(subparsers: Any) -> None:
     parser.set_defaults(run=run)
     # `skipguide llm PROMPT` is `skipguide llm generate PROMPT`
     parse = parser.parse_known_args
-    parser.parse_known_args = functools.partial(_with_action, parse)  # type: ignore[method-assign, assignment]
+    parser.parse_known_args = functools.partial(_with_action, parse)  # type: ignore[method-assign]
 
 
 def run(args: argparse.Namespace) -> None:
@@ -62,7 +62,7 @@ def _register_generate(actions: Any) -> None:
         "bytes of the key-value cache saved, and agreement with the whole model on the same text.",
         epilog=examples(
             'skipguide llm "def main("',
-            'skipguide llm "def main(" --policy adaskip --skip-ratio 0.125 --phase decode',
+            'skipguide llm "def main(" --policy adaskip --skip-ratio 0.25 --phase decode',
         ),
     )
     parser.add_argument("prompt", help="the beginning of the text")
@@ -72,7 +72,7 @@ def _register_generate(actions: Any) -> None:
         "--phase", choices=("prefill", "decode", "both"), help="when to skip (default: the policy's own)"
     )
     group.add_argument(
-        "--skip-ratio", metavar="X", type=number(float, 0, 1), help="adaskip: share of the sublayers (default: 0.25)"
+        "--skip-ratio", metavar="X", type=number(float, 0, 1), help="adaskip: share of the sublayers (default: 0.125)"
     )
     group.add_argument(
         "--cost-aware", action="store_true", help="adaskip: by similarity per millisecond, measured here"

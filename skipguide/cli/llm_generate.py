@@ -52,7 +52,7 @@ def make_policy(args: argparse.Namespace, lm: LanguageModel) -> Callable[[Any], 
 
     if args.policy == "adaskip":
         ada = AdaSkip(
-            skip_ratio=0.25 if args.skip_ratio is None else args.skip_ratio,
+            skip_ratio=0.125 if args.skip_ratio is None else args.skip_ratio,
             phase=args.phase or "both",
             online=not args.no_online,
             cost_aware=args.cost_aware,

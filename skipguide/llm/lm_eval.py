@@ -95,13 +95,14 @@ def load_policy(name: str, settings: str | Path | dict[str, Any] | None = None) 
     """
     if name not in POLICIES:
         raise SkipError(f"no policy {name!r}; expected one of {', '.join(POLICIES)}")
+    found: Any = settings
     if isinstance(settings, (str, Path)):
         text = str(settings)
         try:
-            settings = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
+            found = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise SkipError(f"cannot read the policy's settings from {text}: {error}") from error
-    given = dict(settings or {})
+    given: dict[str, Any] = dict(found or {})
     kind = POLICIES[name]
     if "version" in given:
         return kind.from_dict(given)
@@ -127,7 +128,7 @@ def register() -> type:
         raise SkipError("the evaluation harness is not installed: pip install 'skipguide[eval]'") from error
 
     @register_model(NAME)
-    class SkippingHFLM(HFLM):  # type: ignore[misc]
+    class SkippingHFLM(HFLM):
         """The harness's `hf` with a policy."""
 
         def __init__(

@@ -17,7 +17,7 @@ from skipguide.llm.cache import mark_of
 from skipguide.llm.cost import SublayerCosts
 from skipguide.llm.drafter import PromptMeter, StepClock, choose_drafter
 from skipguide.llm.engine import AppliedSublayers
-from skipguide.llm.families import SublayerMap, sublayer_map
+from skipguide.llm.families import PARTS, SublayerMap, sublayer_map
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.sites import LMFrame
 from skipguide.llm.speculation import SpeculationStats
@@ -232,9 +232,9 @@ def _check_config(config: SelfSpeculative, sites: SublayerMap) -> None:
                 f"the {name} are of a model of {layers} layers; {type(sites.model).__name__} has {sites.num_layers}"
             )
     if config.plan is not None:
-        for part in ("attn", "mlp"):
+        for part in PARTS:
             for layer in getattr(config.plan, part):
-                sites.site(layer, part)  # type: ignore[arg-type]
+                sites.site(layer, part)
 
 
 def _check_request(model: Any, config: Any, model_kwargs: dict[str, Any], synced_gpus: bool) -> None:

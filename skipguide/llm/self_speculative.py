@@ -70,7 +70,7 @@ class SelfSpeculative(JsonConfig):
         """Refuse what cannot be drafted with."""
         if not 0 < self.draft_skip < 1:
             raise SkipError(f"expected draft_skip above 0 and below 1; got {self.draft_skip!r}")
-        if isinstance(self.max_draft, bool) or not isinstance(self.max_draft, int) or self.max_draft < 1:
+        if type(self.max_draft) is not int or self.max_draft < 1:
             raise SkipError(f"expected max_draft as a whole number of at least 1; got {self.max_draft!r}")
         if self.plan is not None and self.plan.empty:
             raise SkipError("the plan leaves nothing out: the drafter would be the full model")

@@ -49,7 +49,7 @@ def unified_layers(num_layers: int, speedup: float, mode: str = "balanced") -> l
         >>> unified_layers(12, 1.5), unified_layers(12, 1.5, mode="reference")
         ([0, 2, 3, 5, 6, 8, 9, 11], [0, 1, 2, 3, 4, 5, 6, 11])
     """
-    if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 1:
+    if type(num_layers) is not int or num_layers < 1:
         raise SkipError(f"expected a number of layers, at least 1; got {num_layers!r}")
     _check_speedup(speedup)
     if mode == "balanced":
@@ -126,7 +126,7 @@ class UnifiedSkip(JsonConfig):
         Raises:
             SkipError: if every layer would run: the plan would do nothing.
         """
-        left_out = sorted({*range(num_layers)} - {*self.layers(num_layers)})
+        left_out = tuple(sorted({*range(num_layers)} - {*self.layers(num_layers)}))
         if not left_out:
             raise SkipError(
                 f"a speed-up of {self.speedup:g} leaves none of {num_layers} layers out: ask for at least "
