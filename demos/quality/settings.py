@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 STEPS = 20
-W = 3.0  # between the best scales of the first look (2 to 4, demos/bundled_model/results.json)
+W = 3.0  # between the best scales of the first look (2 to 4, demos/bundled_model/results.json); grids also at 1.5
 LAYERS = 12
 
 
@@ -72,11 +72,15 @@ def catalogue(layer: int = 9) -> dict[str, Setting]:
     for s in (0.5, 1.0, 2.0):
         c.skip(f"stg-block-{s:g}", "stg block", 1, layers=[layer], scale=s, note="the paper's STG-R")
         c.skip(f"stg-attn-{s:g}", "stg attn_identity", 1, layers=[layer], scale=s, part="attn_identity", note="STG-A")
+        c.skip(
+            f"stg-block-{s:g}-w1.5", "stg block, w=1.5", 1, w=1.5, layers=[layer], scale=s, note="less CFG beside it"
+        )
+    c.skip("stg-attn-1-w1.5", "stg attn, w=1.5", 1, w=1.5, layers=[layer], part="attn_identity")
     c.skip("stg-block-0.25", "stg block", 3, layers=[layer], scale=0.25)
     c.skip("stg-block-4", "stg block", 3, layers=[layer], scale=4.0)
     c.skip("stg-attn-4", "stg attn_identity", 3, layers=[layer], scale=4.0, part="attn_identity")
-    c.add("cfg-3-equal", "cfg, more steps", 1, steps=22, note="the compute of stg-block (1.08x), spent on steps")
-    c.add("cfg-3-naive", "cfg, more steps", 3, steps=30, note="the compute of a full third pass (1.5x), on steps")
+    c.add(f"cfg-{W:g}-equal", "cfg, more steps", 1, steps=22, note="the compute of stg-block (1.08x), spent on steps")
+    c.add(f"cfg-{W:g}-naive", "cfg, more steps", 3, steps=30, note="the compute of a full third pass (1.5x), on steps")
     c.add("random-1", "random direction", 1, control="random", scale=1.0, note="same norm as c - k, random direction")
     c.add("random-2", "random direction", 3, control="random", scale=2.0, note="same norm as c - k, random direction")
     for s, tier in ((0.5, 3), (1.0, 1), (2.0, 3)):
