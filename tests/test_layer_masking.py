@@ -291,7 +291,11 @@ def test_fill_rounds_are_as_few_as_can_be(images):
         model(images)
         model(images)
         plan = applied.masker._plan[2]
-    threes = [r for op, r in zip(plan.trace.ops, plan.rounds, strict=True) if getattr(op, "kernel", 0) == (3, 3) and op.kind == "conv"]
+    threes = [
+        r
+        for op, r in zip(plan.trace.ops, plan.rounds, strict=True)
+        if getattr(op, "kernel", 0) == (3, 3) and op.kind == "conv"
+    ]
     ones = [r for op, r in zip(plan.trace.ops, plan.rounds, strict=True) if getattr(op, "kernel", 0) == (1, 1)]
     assert set(threes) == {-1, 1} and set(ones) == {-1}  # -1: reads nothing hidden
 
@@ -344,7 +348,9 @@ def test_gradients_are_those_of_the_visible_pixels(keep):
             grads.append(grad)
     for grad in grads[1:]:
         torch.testing.assert_close(grad, grads[0], rtol=1e-8, atol=1e-12)
-    layer = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double().eval()
+    layer = (
+        nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double().eval()
+    )
     one = torch.zeros(1, 5, 5, dtype=torch.bool)
     one[0, 2, 2] = True
     z = torch.ones(1, 1, 5, 5, dtype=torch.double, requires_grad=True)

@@ -39,6 +39,8 @@ def move(x: Tensor, source: Box, target: Box, value: float = 0.0) -> Tensor:
     """The values of `target` from a tensor that holds `source`; `value` where it holds none."""
     if source == target:
         return x
+    if min(source[1], target[1]) <= max(source[0], target[0]) or min(source[3], target[3]) <= max(source[2], target[2]):
+        return x.new_full((*x.shape[:-2], target[1] - target[0], target[3] - target[2]), value)  # nothing in common
     pads = (source[2] - target[2], target[3] - source[3], source[0] - target[0], target[1] - source[1])
     if max(pads) <= 0:
         top, left = -pads[2], -pads[0]

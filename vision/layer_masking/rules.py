@@ -247,8 +247,7 @@ def _pool(kind: str) -> Rule:
             bare: Callable[[Tensor], Tensor] = lambda v: F.max_pool2d(v, kernel, stride, 0, op.dilation)  # noqa: E731
         else:
             bare = lambda v: F.avg_pool2d(v, kernel, stride)  # noqa: E731
-        out = run_window(
-        op, action, x, source, lambda v: func(v, **given), bare)
+        out = run_window(op, action, x, source, lambda v: func(v, **given), bare)
         return run.tag(out, spot, positive=spot.positive)
 
     return rule

@@ -1,0 +1,123 @@
+"""Classifiers: from a name to a model, the way it wants its images, and what its classes are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from skipguide.errors import SkipError
+from skipguide.vision.layer_masking.baselines import IMAGENET, PixelScale
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BUNDLED = "tiny-cnn"
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model with its preprocessing.
+
+    Attributes:
+        name: what it was asked for by.
+        model: in eval mode.
+        prepare: from a picture to `[3, H, W]`, normalised.
+        scale: mean and standard deviation of that normalisation.
+        labels: the classes' names, or nothing.
+    """
+
+    name: str
+    model: nn.Module
+    prepare: Callable[[Image], Tensor]
+    scale: PixelScale
+    labels: tuple[str, ...] = ()
+
+    def label(self, number: int) -> str:
+        """What a class is called."""
+        return self.labels[number] if number < len(self.labels) else f"class {number}"
+
+    def picture(self, x: Tensor) -> Image:
+        """What the model sees, as a picture."""
+        from PIL import Image
+
+        mean, std = (x.new_tensor(v).view(-1, 1, 1) for v in self.scale)
+        colours = ((x.detach() * std + mean).clamp(0, 1) * 255).round().byte().cpu()
+        return Image.fromarray(colours.permute(1, 2, 0).numpy())
+
+
+def load_classifier(name: str = BUNDLED, *, pretrained: bool = True) -> Classifier:
+    """A classifier by name.
+
+    Args:
+        name: `"tiny-cnn"`, which ships; a folder that timm wrote; a name of timm (first) or torchvision.
+        pretrained: False gives random weights.
+
+    Raises:
+        SkipError: for a name that neither knows, or weights that cannot be had.
+
+    Example:
+        >>> load_classifier("tiny-cnn").labels[:3]
+        ('disc', 'ring', 'square')
+    """
+    import timm
+    from torchvision import models
+
+    from skipguide.assets import bundled
+
+    source: str | None = None
+    if name == BUNDLED:
+        source = f"local-dir:{bundled(BUNDLED)}"
+    elif (Path(name) / "config.json").is_file():
+        source = f"local-dir:{name}"
+    elif timm.is_model(name):
+        source = name
+    try:
+        if source is not None:
+            return _from_timm(name, timm.create_model(source, pretrained=pretrained).eval())
+        if name in models.list_models():
+            weights = models.get_model_weights(name).DEFAULT if pretrained else None  # type: ignore[attr-defined]
+            return _from_torchvision(name, models.get_model(name, weights=weights).eval(), weights)
+    except (OSError, RuntimeError) as error:
+        raise SkipError(f"cannot load {name}: {error}") from error
+    raise SkipError(
+        f"no model {name!r}: expected {BUNDLED}, a folder with timm's config.json, or a name of timm or torchvision "
+        f"(timm.list_models(), torchvision.models.list_models())"
+    )
+
+
+def _from_timm(name: str, model: nn.Module) -> Classifier:
+    from timm.data import create_transform, resolve_model_data_config
+
+    config: dict[str, Any] = resolve_model_data_config(model)
+    labels = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or _imagenet_names(model)
+    return Classifier(
+        name, model, create_transform(**config, is_training=False), (config["mean"], config["std"]), tuple(labels)
+    )
+
+
+def _from_torchvision(name: str, model: nn.Module, weights: Any) -> Classifier:
+    from torchvision.transforms import v2
+
+    if weights is not None:
+        preset = weights.transforms()
+        return Classifier(
+            name, model, preset, (tuple(preset.mean), tuple(preset.std)), tuple(weights.meta.get("categories", ()))
+        )
+    import torch
+
+    steps = [v2.Resize(256), v2.CenterCrop(224), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    return Classifier(name, model, v2.Compose([*steps, v2.Normalize(*IMAGENET)]), IMAGENET)
+
+
+def _imagenet_names(model: nn.Module) -> tuple[str, ...]:
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset(model)
+    if subset is None:
+        return ()
+    info = ImageNetInfo(subset)
+    return tuple(info.index_to_description(number) for number in range(info.num_classes()))
