@@ -52,7 +52,9 @@ class LanguageModel:
         Raises:
             SkipError: if the texts hold less than two tokens.
         """
-        rows = [self.tokenizer(text, return_tensors="pt")["input_ids"][0] for text in texts if text.strip()]
+        rows = [
+            self.tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0] for text in texts if text.strip()
+        ]
         pieces: list[Any] = []
         for start in range(0, max((len(row) for row in rows), default=0), tokens):
             pieces += [row[start : start + tokens] for row in rows if len(row) - start >= min(tokens, len(row), 2)]
