@@ -44,7 +44,7 @@ class SublayerCosts(JsonConfig):
 
     Example:
         >>> costs = SublayerCosts((1.0, 1.0), (3.0, 3.0), 2.0, tokens=512)
-        >>> costs.share_for(speedup=1.25)  # a fifth of 10 ms, as a share of the sublayers' 8 ms
+        >>> round(costs.share_for(speedup=1.25), 6)  # a fifth of 10 ms, as a share of the sublayers' 8 ms
         0.25
     """
 
