@@ -57,7 +57,9 @@ def test_features_and_prototypes(tuner, inputs):
         out = torch.nn.functional.normalize(tuner.towers.image.suffix(hidden, first, 2), dim=-1)
         close(out, torch.nn.functional.normalize(acts["image_out"], dim=-1))
     close(tuner.logits(list(inputs["test_images"])), acts["zeroshot_logits_test"], 1e-4)
-    scores, order = rank(acts["step0.image_features"], inputs["labels"], acts["class_prototypes"])
+    scores, order = rank(
+        torch.nn.functional.normalize(acts["step0.image_features"]), inputs["labels"], acts["class_prototypes"]
+    )
     others = [i for i in range(12) if i not in inputs["labels"].tolist()]
     close(scores[others], acts["step0.rank_score"][others])
     assert order[5:].tolist() == read(f"{CASE}.json")["steps"][0]["order"][5:]

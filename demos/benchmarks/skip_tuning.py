@@ -100,7 +100,8 @@ class Skipping(Case):
         with torch.no_grad():
             self.images = towers.image.prefix(pixels, self.layer)
             kept = tokens[:, : int(self.where.max()) + 1] if crop else tokens
-            self.texts = torch.cat([towers.text.prefix(some, self.layer) for some in kept.split(50)])
+            # Caching is not timed here, and the cost of a step does not depend on the values.
+            self.texts = torch.randn(*kept.shape, towers.text.width)
         self.prototypes = F.normalize(torch.randn(classes, 512, generator=torch.Generator().manual_seed(2)), dim=-1)
         parameters = towers.image.trained(self.layer) + towers.text.trained(self.layer)
         super().__init__(towers, parameters, size_of([self.images, self.texts, self.prototypes]))
@@ -174,7 +175,7 @@ def result(size: str, rounds: int) -> dict[str, Any]:
         pixels = torch.randn(BATCH, 3, 224, 224)
     small = bench(towers, pixels, 50, ["full"], 1) if size == "b16" else None
     found = {"100": bench(towers, pixels, 100, ["full", "reference", "ours"], rounds)}
-    found["1000"] = bench(towers, pixels, 1000, ["reference", "ours"], rounds)
+    found["1000"] = bench(towers, pixels, 1000, ["reference", "ours"], 1)
     if small is not None:
         low, high = small["rows"]["full"], found["100"]["rows"]["full"]
         line = {key: high[key] + 18 * (high[key] - low[key]) for key in ("seconds", "peak_bytes")}
@@ -207,7 +208,7 @@ def table(found: dict[str, Any]) -> str:
                 f"| {classes} | {kind}{mark} | {row['seconds']:.2f} | {row['peak_bytes'] / 1e6:.0f} | {ratio} |"
             )
     lines += [""] + [
-        f"{'Held' if bar['passed'] else 'Missed'}: {name.replace('_', ' ')} {bar['value']:.3f}, at most {bar['at_most']}."
+        f"{'Held' if bar['passed'] else 'Missed'}: {name} {bar['value']:.3f}, at most {bar['at_most']}."
         for name, bar in found["bars"].items()
     ]
     return "\n".join(lines) + "\n"

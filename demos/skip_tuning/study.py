@@ -1,7 +1,8 @@
 """The few-shot study: `python -m demos.skip_tuning.study` (about 8 CPU minutes; `--quick` takes less than 3).
 
 Every method gets the same images, epochs and grid of learning rates; the rate is chosen on validation images of the
-base classes with the first seed; the chosen one runs with five seeds. Runs that are in the JSON already are not repeated.
+base classes with the first seed; the chosen one runs with five seeds. Runs in the JSON are not
+repeated.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class ClassSkip(JsonConfig):
 
     Example:
         >>> ClassSkip().expected(100), ClassSkip().expected(1000)
-        (53.5..., 107...)
+        (53.4..., 107.4...)
     """
 
     ratio: float = 0.5

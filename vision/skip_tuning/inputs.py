@@ -167,7 +167,10 @@ def _from_sequence(source: Any, classnames: Sequence[str] | None) -> Examples:
             f"got {type(source).__name__}"
         )
     if labels and isinstance(labels[0], str):
-        names = names or (list(classnames) if classnames is not None else sorted(set(labels)))
+        if names is None:
+            wanted = {plain(name): name for name in classnames or ()}
+            found = {plain(label): label for label in sorted(set(labels))}
+            names = list((wanted | {k: v for k, v in found.items() if k not in wanted}).values())
         place = {plain(name): i for i, name in enumerate(names)}
         if unknown := sorted({label for label in labels if plain(label) not in place}):
             raise SkipError(f"expected labels among the class names; got {_some(unknown)}")
