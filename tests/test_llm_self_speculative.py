@@ -349,6 +349,24 @@ def test_drafting_goes_on_where_it_pays_and_stops_where_it_does_not():
     assert bad.switched_off == 2
 
 
+def test_the_next_request_begins_with_what_the_last_one_learned():
+    bad = Controller(retry=5)
+    for _ in range(2):
+        bad.plain_step(1.0)
+    rounds(bad, 6, 0.9, 0, 0.6, 1.1)
+    following = bad.again()
+    assert following.next_length() == 0 and following.switched_off == 0
+    for _ in range(5):
+        following.plain_step(1.0)
+    assert following.next_length() > 0, "each request tries for itself"
+    good = Controller()
+    for _ in range(2):
+        good.plain_step(1.0)
+    rounds(good, 6, 0.9, 4, 0.3, 1.1)
+    assert good.again().next_length() > 0, "no plain steps are needed first"
+    assert good.again().draft_cost == good.draft_cost
+
+
 def test_the_exit_goes_by_what_a_confidence_was_worth():
     controller = Controller()
     controller.plain_step(1.0)

@@ -160,12 +160,17 @@ class _Ours:
             stats=stats, draft_skip=share, adaptive=adaptive, max_draft=10 if adaptive else FIXED
         )
         self.stats = SpeculationStats()
+        self.costs: Any = None
+        self.controller: Any = None
 
     def on(self, model: Any) -> Callable[..., Tensor]:
         def run(ids: Tensor, **call: Any) -> Tensor:
             with self.spec.apply(model) as applied:
-                applied.stats = self.stats
-                return model.generate(ids, **call)
+                # as if it had been applied all the time, which the variants in between do not allow
+                applied.stats, applied.controller, applied.costs = self.stats, self.controller, self.costs
+                text = model.generate(ids, **call)
+                self.controller, self.costs = applied.controller, applied.costs
+                return text
 
         return run
 

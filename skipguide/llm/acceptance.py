@@ -11,7 +11,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 def tokens_per_round(acceptance: float, length: int) -> float:
@@ -141,6 +141,15 @@ class Controller:
     def verify_cost(self) -> float | None:
         """Seconds of verifying a draft over those of a plain step; None before both were seen."""
         return self._relative(self._verify)
+
+    def again(self) -> Controller:
+        """For the next request: what was seen stays, and where drafting did not pay it begins with plain steps."""
+        following = replace(self, off=self.off, switched_off=0)
+        for name in ("_plain", "_draft", "_verify"):
+            setattr(following, name, getattr(self, name).copy())
+        following._rounds = deque()
+        following._waiting = self.retry if self.off else 0
+        return following
 
     def next_length(self) -> int:
         """How many tokens to draft now at most; 0 asks for a plain step."""

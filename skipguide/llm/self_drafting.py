@@ -36,6 +36,7 @@ class AppliedSelfSpeculative:
         model: the model.
         stats: rounds, drafts, acceptance and seconds of all requests so far.
         costs: milliseconds of every sublayer, once they were measured or if they were given.
+        controller: of the last request; the next one begins with what it has learned.
     """
 
     def __init__(self, config: SelfSpeculative, model: Any) -> None:
@@ -46,6 +47,7 @@ class AppliedSelfSpeculative:
         self.model = model
         self.stats = SpeculationStats()
         self.costs: SublayerCosts | None = config.costs
+        self.controller: Controller | None = None
         self._before = model.__dict__.get("generate", _MISSING)
         self._generate = model.generate
         model.generate = self._stand_in = self.generate
@@ -126,7 +128,7 @@ def decode(
     del outputs
     _check_cache(request.cache)
     stats.requests += 1
-    controller = Controller(config.max_draft, config.adaptive, config.confidence_exit)
+    controller = _controller(config, applied)
     with _recording(request.cache):
         costs = applied.costs if applied is not None else config.costs
         if not stop and config.plan is None and costs is None:
@@ -136,7 +138,7 @@ def decode(
                 applied.costs = costs
         if not stop:
             plan = _plan(config, meter, costs, sites)
-            stats.attn, stats.mlp = plan.attn, plan.mlp
+            stats.attn, stats.mlp = tuple(plan.attn), tuple(plan.mlp)
             with _Drafter(plan, model) as drafter:
                 loop.run(request, drafter, controller, stats)
             stats.switched_off += controller.switched_off
@@ -184,6 +186,15 @@ def _plan(
     assert similarities is not None
     assert costs is not None
     return choose_drafter(similarities, costs, config.draft_skip, keep_attn=sites.producers)
+
+
+def _controller(config: SelfSpeculative, applied: AppliedSelfSpeculative | None) -> Controller:
+    before = applied.controller if applied is not None else None
+    fresh = Controller(config.max_draft, config.adaptive, config.confidence_exit)
+    controller = fresh if before is None else before.again()
+    if applied is not None:
+        applied.controller = controller
+    return controller
 
 
 def _timed_steps(

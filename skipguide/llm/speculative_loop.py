@@ -89,7 +89,7 @@ class Request:
         stop, count = False, 0
         for j in range(tokens.shape[1]):
             token = tokens[:, j]
-            if self.ends_early:
+            if self.ends_early and self.pad is not None:
                 token = token * self.unfinished + self.pad * (1 - self.unfinished)
             if self.config.return_dict_in_generate:
                 if self.config.output_scores:
