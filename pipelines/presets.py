@@ -66,6 +66,7 @@ def find_preset(transformer: Any) -> Preset:
         known = ", ".join(f"{n} ({b} blocks)" for n, b in PRESETS)
         raise SkipError(
             f"no preset for {name} with {len(blocks)} blocks: pass layers=[...]. `skipguide sweep "
-            f"PROMPT --model ... --layers all` draws what every layer does. Presets exist for {known}"
+            f"PROMPT --model ... --layers all` draws what every layer does, and layers='auto' takes the first of "
+            f"`skipguide rank`. Presets exist for {known}"
         )
     return preset
