@@ -228,7 +228,7 @@ def text(result: dict[str, Any]) -> str:
     """The tables."""
     s, tasks = result["settings"], result["tasks"]
     head = ["digits", "learning rate", "test accuracy %", "its guess %", "evaluations per training step"]
-    head += ["backward", "evaluations, one test digit", "training time (plain = 1)"]
+    head += ["unfinished solves of a training", "backward", "evaluations, one test digit", "training time (plain = 1)"]
     rows = []
     for name, entry in tasks["digits"].items():
         none = name == "guess alone"
@@ -239,6 +239,7 @@ def text(result: dict[str, Any]) -> str:
                 study.shown(entry["accuracy"], 100),
                 study.shown(entry["guess_accuracy"], 100),
                 "0" if none else study.shown(entry["train_evaluations"]),
+                "0" if none else study.shown(entry["unfinished_solves"], 1, 0),
                 "0" if none else study.shown(entry["backward_evaluations"]),
                 "0" if none else study.shown(entry["single_evaluations"]),
                 study.shown(entry["train_time"], 1, 2),
