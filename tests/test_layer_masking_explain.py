@@ -273,7 +273,6 @@ def test_lime_itself(tiny, star, parts):
 
 def test_the_bundled_model_is_small_and_right():
     from demos.layer_masking import data, train
-
     from skipguide.assets import bundled
 
     folder = bundled("tiny-cnn")

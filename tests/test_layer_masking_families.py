@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Which families of networks layer masking is proven on: tiny random instances, one law after the other.
 
 `python tests/test_layer_masking_families.py` prints the table of the README.
@@ -221,4 +222,4 @@ def table():
 
 
 if __name__ == "__main__":
-    print(table())  # noqa: T201
+    print(table())

@@ -38,6 +38,11 @@ def _mean(model: dict[str, Any], kind: str, fill: str, what: str, fraction: floa
     return statistics.fmean(r[what] for r in rows if fraction in (None, r["fraction"]))
 
 
+def all_removed(model: dict[str, Any], fill: str) -> float:
+    """Accuracy when nothing is left to see."""
+    return next(r["accuracy"] for r in model["removal"] if r["fraction"] == 1 and r["fill"] == fill)
+
+
 def tables(results: dict[str, Any]) -> str:
     """Markdown."""
     lines: list[str] = []
@@ -48,32 +53,38 @@ def tables(results: dict[str, Any]) -> str:
         seeds = f"{len(models)} seeds" if len(models) > 1 else "one model"
         lines += [
             f"## {words.capitalize()} ({seeds}, clean accuracy {over(models, lambda m: m['accuracy'])})", "",
-            "Means over removed fractions 0.1 … 0.9; entropy of predicted classes (even: 2.303); unchanged predictions.", "",
-            "| fill | patches: accuracy | entropy | unchanged | superpixels: accuracy | entropy | unchanged | all removed: accuracy |",
+            "Means over removed fractions 0.1 … 0.9; entropy of predicted classes (even: 2.303); unchanged predictions.",
+            "",
+            "| fill | patches: accuracy | entropy | unchanged | superpixels: accuracy | entropy | unchanged "
+            "| all removed: accuracy |",
             "|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for fill in FILLS:
             cells = [NAMES[fill]]
-            for segments in ("patches", "superpixels"):
-                for what in ("accuracy", "entropy", "unchanged"):
-                    cells.append(over(models, lambda m, s=segments, w=what, f=fill: _mean(m, s, f, w)))
-            gone = [
-                [r for r in m["removal"] if r["fraction"] == 1 and r["fill"] == fill][0]["accuracy"] for m in models
+            cells += [
+                over(models, lambda m, s=segments, w=what, f=fill: _mean(m, s, f, w))
+                for segments in ("patches", "superpixels")
+                for what in ("accuracy", "entropy", "unchanged")
             ]
+            gone = [all_removed(m, fill) for m in models]
             lines.append(f"| {' | '.join([*cells, spread_of(gone)])} |")
         lines += [
-            "", "The mask's shape: the shape itself removed to the pixel (what is still right is read off the hole; chance 0.1), "
+            "", "The mask's shape: the shape itself removed to the pixel (what is still right is read off the hole; "
+            "chance 0.1), "
             "and the hole of another class cut beside it.", "",
-            "| fill | still right without the shape | says the hole's class | keeps its own class |", "|---|---|---|---|",
+            "| fill | still right without the shape | says the hole's class | keeps its own class |",
+            "|---|---|---|---|",
         ]  # fmt: skip
         for number, fill in enumerate(FILLS):
             columns = ("right_without_the_shape", "says_the_hole", "keeps_its_class")
             cells = [over(models, lambda m, c=c, n=number: m["leakage"][n][c]) for c in columns]
             lines.append(f"| {NAMES[fill]} | {' | '.join(cells)} |")
         lines += [
-            "", "LIME (8x8 patches): does it find the shape, and how many predictions survive the removal of its first 10 % of segments "
+            "", "LIME (8x8 patches): does it find the shape, and how many predictions survive the removal of its first "
+            "10 % of segments "
             "(lower is better), removed by the same fill and, for all alike, by the mean colour.", "",
-            "| fill | top segment on the shape | positive weight on the shape | top segments on the shape | 10 % removed, own fill | 10 % removed, mean colour |",
+            "| fill | top segment on the shape | positive weight on the shape | top segments on the shape "
+            "| 10 % removed, own fill | 10 % removed, mean colour |",
             "|---|---|---|---|---|---|",
         ]  # fmt: skip
         for number, row in enumerate(models[0]["lime"]):

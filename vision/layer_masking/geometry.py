@@ -218,7 +218,6 @@ class Reduce(Op):
 
     def mask(self, masks: Sequence[Tensor]) -> None:
         """No positions are left."""
-        return None
 
 
 @dataclass(frozen=True)
@@ -238,7 +237,6 @@ class Leave(Op):
 
     def mask(self, masks: Sequence[Tensor]) -> None:
         """No positions are left."""
-        return None
 
 
 @dataclass
@@ -263,7 +261,7 @@ class Morphology:
             self.memo[key] = after = op.mask(masks)
             self.kept += [*masks, after]
             if isinstance(op, Window) and after is not None and op.stride == (1, 1):
-                top, bottom, left, right = op.padding
+                top, _, left, _ = op.padding
                 ky, kx = op.span
                 # every window holds its own position, so the mask only grows
                 if (
@@ -307,6 +305,5 @@ class Morphology:
 
 def _shape(op: Op) -> tuple[object, ...]:
     """What of an operation matters to masks: everything but who it takes."""
-    return tuple(value for name, value in vars(op).items() if name not in ("inputs", "name", "positive", "padded")) + (
-        type(op),
-    )
+    left_out = ("inputs", "name", "positive", "padded")
+    return (type(op), *(value for name, value in vars(op).items() if name not in left_out))

@@ -130,7 +130,7 @@ def make_plan(trace: Trace, keep: Tensor, dtype: torch.dtype, how: str = "neighb
                 dtype,
                 how,
                 shapes,
-            )  # fmt: skip
+            )
         )
     return plan
 
@@ -295,7 +295,8 @@ def prepare(
             area = (source[1] - source[0]) * (source[3] - source[2])
             action.scale = area / mask.sum((2, 3), keepdim=True).clamp_min(1)
         return action
-    assert box is not None and after is not None
+    assert box is not None
+    assert after is not None
     if isinstance(op, Adaptive):
         if rounds < 0:
             return Action(box)

@@ -23,18 +23,113 @@ Arguments = tuple[Any, ...]
 Rule = Callable[["MaskedRun", Callable[..., Any], str, Arguments, Mapping[str, Any], list[Tensor]], Any]
 
 UNARY = frozenset(
-    "relu relu6 hardtanh silu hardswish hardsigmoid sigmoid gelu elu selu celu leaky_relu prelu mish tanh softplus "
-    "softsign abs neg exp log sqrt rsqrt square reciprocal clamp clip clamp_min dropout alpha_dropout feature_dropout "
-    "dropout2d contiguous clone detach alias requires_grad float half bfloat16 double to type type_as cpu cuda "
-    "batch_norm stochastic_depth drop_path threshold erf nan_to_num view_as_same".split()
+    [
+        "relu",
+        "relu6",
+        "hardtanh",
+        "silu",
+        "hardswish",
+        "hardsigmoid",
+        "sigmoid",
+        "gelu",
+        "elu",
+        "selu",
+        "celu",
+        "leaky_relu",
+        "prelu",
+        "mish",
+        "tanh",
+        "softplus",
+        "softsign",
+        "abs",
+        "neg",
+        "exp",
+        "log",
+        "sqrt",
+        "rsqrt",
+        "square",
+        "reciprocal",
+        "clamp",
+        "clip",
+        "clamp_min",
+        "dropout",
+        "alpha_dropout",
+        "feature_dropout",
+        "dropout2d",
+        "contiguous",
+        "clone",
+        "detach",
+        "alias",
+        "requires_grad",
+        "float",
+        "half",
+        "bfloat16",
+        "double",
+        "to",
+        "type",
+        "type_as",
+        "cpu",
+        "cuda",
+        "batch_norm",
+        "stochastic_depth",
+        "drop_path",
+        "threshold",
+        "erf",
+        "nan_to_num",
+        "view_as_same",
+    ]
 )
 BINARY = frozenset(
-    "add radd iadd sub rsub isub mul rmul imul div rdiv truediv rtruediv itruediv true_divide pow ipow rpow addcmul "
-    "maximum minimum lerp multiply subtract".split()
+    [
+        "add",
+        "radd",
+        "iadd",
+        "sub",
+        "rsub",
+        "isub",
+        "mul",
+        "rmul",
+        "imul",
+        "div",
+        "rdiv",
+        "truediv",
+        "rtruediv",
+        "itruediv",
+        "true_divide",
+        "pow",
+        "ipow",
+        "rpow",
+        "addcmul",
+        "maximum",
+        "minimum",
+        "lerp",
+        "multiply",
+        "subtract",
+    ]
 )
 FREE = frozenset(
-    "get size dim ndimension is_floating_point numel is_contiguous stride len get_device element_size "
-    "is_complex data_ptr storage_offset type_of hash repr format set is_inference".split()
+    [
+        "get",
+        "size",
+        "dim",
+        "ndimension",
+        "is_floating_point",
+        "numel",
+        "is_contiguous",
+        "stride",
+        "len",
+        "get_device",
+        "element_size",
+        "is_complex",
+        "data_ptr",
+        "storage_offset",
+        "type_of",
+        "hash",
+        "repr",
+        "format",
+        "set",
+        "is_inference",
+    ]
 )
 OUT_OF_PLACE = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "pow": torch.pow}
 OUT_OF_PLACE |= {f"i{name}": function for name, function in OUT_OF_PLACE.items()} | {"itruediv": torch.div}
@@ -158,8 +253,10 @@ def _written(func: Any, args: Arguments) -> Tensor | None:
 
 
 def _rewritten(into: Tensor, value: Tensor) -> Tensor:
-    """Let the operand hold the result, which is smaller: most models go on with what the operation returned, but they
-    may as well go on with the operand. Where autograd forbids it, the operand is no longer followed."""
+    """Let the operand hold the result, which is smaller.
+
+    Most models go on with what the operation returned, but they may as well go on with the operand. Where autograd forbids it, the operand is no longer followed.
+    """
     from skipguide.vision.layer_masking.run import TAG
 
     if torch.is_grad_enabled() and (into.requires_grad or value.requires_grad):
@@ -329,8 +426,10 @@ def _reduce(how: str) -> Rule:
 
 
 def _mean(x: Tensor, axes: tuple[int, ...], keepdim: bool, scale: Tensor, spot: Spot) -> Tensor:
-    """The mean, times `scale` `[R, 1, 1, 1]`; small types are summed in fp32, where few visible positions do not
-    vanish among many."""
+    """The mean, times `scale` `[R, 1, 1, 1]`.
+
+    Small types are summed in fp32, where few visible positions do not vanish among many.
+    """
     low = x.dtype in (torch.float16, torch.bfloat16)
     mean = x.mean(axes, keepdim=True, dtype=torch.float32 if low else None)
     mean = (mean * scale.to(mean.dtype)).to(x.dtype)
