@@ -692,3 +692,17 @@ def test_command(tmp_path, capsys):
     assert "| Base | New | H |" in capsys.readouterr().out
     assert main(["clip", "predict", str(data / "blue star" / "0.png")]) == 2
     assert "--classes" in capsys.readouterr().err
+
+
+def test_committed_benchmark():
+    """Bars follow from the measurements; no clock is looked at here."""
+    path = Path(__file__).parents[1] / "demos" / "benchmarks" / "skip_tuning.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["settings"]["size"] == "b16"
+    rows = found["classes"]["100"]["rows"]
+    assert (
+        found["bars"]["time_to_reference_100"]["value"] == found["classes"]["100"]["time_to_reference"]["median"] <= 0.5
+    )
+    memory = rows["ours"]["peak_bytes"] / rows["full"]["peak_bytes"]
+    assert found["bars"]["memory_to_full_100"]["value"] == round(memory, 4) <= 1 / 3
+    assert "extrapolated" in found["classes"]["1000"]["rows"]["full"]

@@ -1,4 +1,4 @@
-"""The few-shot study: `python -m demos.skip_tuning.study` (about 8 CPU minutes; `--quick` takes less than 3).
+"""The few-shot study: `python -m demos.skip_tuning.study` (about 5 CPU minutes; `--quick` takes less than 3).
 
 Every method gets the same images, epochs and grid of learning rates; the rate is chosen on validation images of the
 base classes with the first seed; the chosen one runs with five seeds. Runs in the JSON are not
@@ -301,7 +301,7 @@ def main() -> None:
         study = Study(path, epochs=1, shots=4, seeds=2, grid=1, test=5)
     else:
         path = args.out
-        study = Study(path, epochs=4, shots=8, seeds=5, grid=1, test=20)
+        study = Study(path, epochs=4, shots=4, seeds=5, grid=1, test=20)
     study.run()
     path.with_suffix(".md").write_text(table(study.result), encoding="utf-8")
     figure(study.result, path.with_suffix(".png"))

@@ -75,7 +75,8 @@ class TuneConfig(JsonConfig):
                 raise SkipError(f"expected {name} to be a finite number, not negative; got {value}")
         if self.warmup_epochs < 0:
             raise SkipError(f"expected warmup_epochs of at least 0; got {self.warmup_epochs}")
-        if self.views != "per_epoch" and (not isinstance(self.views, int) or self.views < 1):
+        views: object = self.views  # from JSON it may be anything
+        if views != "per_epoch" and (not isinstance(views, int) or views < 1):
             raise SkipError(f'expected views as a count or "per_epoch"; got {self.views!r}')
         choices = {
             "optimizer": ("sgd", "adamw"),

@@ -419,7 +419,7 @@ class SkipTuner:
             return api.upload_folder(repo_id=repo_id, folder_path=folder, **more)
 
 
-def _check_names(classnames: Sequence[str]) -> list[str]:
+def _check_names(classnames: Sequence[Any]) -> list[str]:
     if isinstance(classnames, str) or not len(classnames):
         raise SkipError(f"expected a list of class names; got {classnames!r}")
     seen: dict[str, int] = {}
@@ -447,6 +447,7 @@ def _check_templates(templates: str | Sequence[str]) -> list[str]:
 def _layers(given: int | Mapping[str, int] | None, image: int, text: int) -> tuple[int, int]:
     if given is None:
         return image // 2, text // 2
+    wanted: tuple[Any, Any]
     if isinstance(given, Mapping):
         if set(given) != {"image", "text"}:
             raise SkipError(f'expected skip_layers with "image" and "text"; got {sorted(given)}')
