@@ -87,6 +87,10 @@ def sets(
             yield "late attention", Sublayers(attn=tuple(range(layers - count, layers))), None
         for seed in range(SEEDS):
             yield "random sublayers", random_sublayers(layers, count, seed), seed
+            # a fairer control: as random, but the first and the last layer stay
+            inner = random_sublayers(layers - 2, count, seed)
+            kept_ends = Sublayers(tuple(i + 1 for i in inner.attn), tuple(i + 1 for i in inner.mlp))
+            yield "random, ends kept", kept_ends, seed
         if count % 2 == 0:
             yield "late layers", late_layers(layers, count // 2), None
             yield "block influence", least_influential(stats.block_similarity, count // 2), None

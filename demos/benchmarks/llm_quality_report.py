@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ DRAWN = {
     "Unified, reference": ("#7ec8d3", False),
     "late layers": ("#8c6d4f", False),
     "late attention": ("#c0a98e", False),
-    "random sublayers": ("#888888", False),
+    "random sublayers": ("#bbbbbb", False),
+    "random, ends kept": ("#777777", False),
 }
 TABLE = (2, 4, 6, 8, 12)
 Rows = list[dict[str, Any]]
@@ -45,7 +48,22 @@ def points(rows: Rows, method: str, compensate: bool) -> dict[int, Rows]:
 
 
 def mean(rows: Rows, key: str) -> float:
+    """The mean; of perplexities the geometric one, which is that of the mean loss."""
+    if key == "perplexity":
+        return statistics.geometric_mean(row[key] for row in rows)
     return statistics.mean(row[key] for row in rows)
+
+
+def band(rows: Rows, key: str) -> tuple[float, float]:
+    """Mean minus and plus one standard deviation; of perplexities that of the loss."""
+    middle = mean(rows, key)
+    if len(rows) < 2:
+        return middle, middle
+    if key == "perplexity":
+        factor = math.exp(statistics.stdev(math.log(row[key]) for row in rows))
+        return middle / factor, middle * factor
+    spread = statistics.stdev(row[key] for row in rows)
+    return middle - spread, middle + spread
 
 
 def figure(data: dict[str, Any], out: Path) -> None:
@@ -62,20 +80,16 @@ def figure(data: dict[str, Any], out: Path) -> None:
         for column, share in enumerate((lambda r: r["count"] / total, lambda r: r["time_share"])):
             for line, key in enumerate(("perplexity", "agreement")):
                 start = full[key] if key == "perplexity" else 1.0
-                pairs = [(0.0, start, 0.0)]
-                for rows in found.values():
-                    spread = statistics.stdev(r[key] for r in rows) if len(rows) > 1 else 0.0
-                    pairs.append((statistics.mean(map(share, rows)), mean(rows, key), spread))
-                x, y, sd = zip(*sorted(pairs), strict=True)
+                found_band = {n: band(rows, key) for n, rows in found.items()}
+                pairs = [(0.0, start, start, start)]
+                pairs += [(mean_of(share, rows), mean(rows, key), *found_band[n]) for n, rows in found.items()]
+                x, y, low, high = zip(*sorted(pairs), strict=True)
                 axis = axes[line, column]
                 ours = method.startswith("AdaSkip")
                 style = "-" if ours else ":" if method == "measured damage" else "--"
                 axis.plot(x, y, style, color=colour, marker="o", ms=3.2, lw=1.8 if ours else 1.3, label=method)
-                if any(sd):
-                    low, high = ([a + s * b for a, b in zip(y, sd, strict=True)] for s in (-1, 1))
-                    axis.fill_between(
-                        x, [max(v, start if line == 0 else 0) for v in low], high, color=colour, alpha=0.15, lw=0
-                    )
+                if method == "random, ends kept":
+                    axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
     axes[0, 0].set_yscale("log")
     top = full["perplexity"]
     axes[0, 0].set_ylim(0.95 * top, 12 * top)
@@ -98,11 +112,20 @@ def figure(data: dict[str, Any], out: Path) -> None:
     plt.close(plots)
 
 
+def mean_of(value: Callable[[dict[str, Any]], float], rows: Rows) -> float:
+    return statistics.mean(map(value, rows))
+
+
+def number(value: float) -> str:
+    return f"{value:.1f}" if value < 1000 else "over 1000"
+
+
 def cell(rows: Rows) -> str:
     """Perplexity and agreement of one method at one count, with the spread over seeds."""
-    text = f"{mean(rows, 'perplexity'):.1f}"
+    text = number(mean(rows, "perplexity"))
     if len(rows) > 1:
-        text += f" ± {statistics.stdev(r['perplexity'] for r in rows):.1f}"
+        low, high = band(rows, "perplexity")
+        text += f" ({low:.0f} to {high:.0f})"
     return f"{text} / {mean(rows, 'agreement'):.0%}"
 
 
@@ -133,6 +156,8 @@ def compensation(data: dict[str, Any]) -> list[str]:
         "|---|" + "---|" * len(TABLE),
     ]
     for method in DRAWN:
+        if method.startswith("random"):
+            continue
         off, on = (points(data["prefill"], method, compensate) for compensate in (False, True))
         cells = [
             f"{mean(off[n], 'perplexity'):.1f} → {mean(on[n], 'perplexity'):.1f}" if n in on else "" for n in TABLE
@@ -153,9 +178,8 @@ def decoding(data: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for (method, count), rows in sorted(found.items(), key=lambda item: (item[0][1], item[0][0])):
-        spread = f" ± {statistics.stdev(r['perplexity'] for r in rows):.2f}" if len(rows) > 1 else ""
         lines.append(
-            f"| {method} | {count} | {mean(rows, 'skipped'):.0%} | {mean(rows, 'perplexity'):.2f}{spread} | "
+            f"| {method} | {count} | {mean(rows, 'skipped'):.1%} | {number(mean(rows, 'perplexity'))} | "
             f"{mean(rows, 'agreement'):.0%} |"
         )
     return lines
