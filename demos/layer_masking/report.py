@@ -53,7 +53,7 @@ def tables(results: dict[str, Any]) -> str:
         seeds = f"{len(models)} seeds" if len(models) > 1 else "one model"
         lines += [
             f"## {words.capitalize()} ({seeds}, clean accuracy {over(models, lambda m: m['accuracy'])})", "",
-            "Means over removed fractions 0.1 … 0.9; entropy of predicted classes (even: 2.303); unchanged predictions.",
+            "Means over removed fractions 0.1 … 0.9; entropy of predicted classes (even: 2.303); share unchanged.",
             "",
             "| fill | patches: accuracy | entropy | unchanged | superpixels: accuracy | entropy | unchanged "
             "| all removed: accuracy |",

@@ -255,7 +255,8 @@ def _written(func: Any, args: Arguments) -> Tensor | None:
 def _rewritten(into: Tensor, value: Tensor) -> Tensor:
     """Let the operand hold the result, which is smaller.
 
-    Most models go on with what the operation returned, but they may as well go on with the operand. Where autograd forbids it, the operand is no longer followed.
+    Most models go on with what the operation returned, but they may as well go on with the operand. Where autograd
+    forbids it, the operand is no longer followed.
     """
     from skipguide.vision.layer_masking.run import TAG
 
