@@ -160,7 +160,8 @@ def compensation(data: dict[str, Any]) -> list[str]:
             continue
         off, on = (points(data["prefill"], method, compensate) for compensate in (False, True))
         cells = [
-            f"{mean(off[n], 'perplexity'):.1f} → {mean(on[n], 'perplexity'):.1f}" if n in on else "" for n in TABLE
+            f"{number(mean(off[n], 'perplexity'))} → {number(mean(on[n], 'perplexity'))}" if n in on else ""
+            for n in TABLE
         ]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
