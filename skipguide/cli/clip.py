@@ -10,7 +10,7 @@ from skipguide.cli.arguments import examples
 from skipguide.errors import SkipError
 
 BUNDLED_CLIP = "tiny-clip"
-BUNDLED_RATE = 1e-3  # what the study chose for the bundled model; real CLIPs want the reference's 2e-5
+BUNDLED_RATE = 1e-3  # tried by hand on the bundled model, not chosen by a study; real CLIPs want the reference's 2e-5
 
 
 def register(subparsers: Any) -> None:
