@@ -163,24 +163,36 @@ class _Rows:
         decision = self.decide(self.place, x)
         if decision is None:
             return call(*args, **kwargs)
-        if decision.shape != x.shape[:1] or not (decision.dtype is torch.bool or decision.is_floating_point()):
+        rows = x.shape[0]
+        if decision.shape != (rows,) or not (decision.dtype is torch.bool or decision.is_floating_point()):
             raise SkipError(
-                f"a decision at {self.block.name} is bool or float of shape [{x.shape[0]}], one per batch row; got "
+                f"a decision at {self.block.name} is bool or float of shape [{rows}], one per batch row; got "
                 f"{decision.dtype} of shape {list(decision.shape)}"
             )
         if decision.dtype is not torch.bool:
             return self._blend(decision, x, call, args, kwargs)
-        index = decision.nonzero()[:, 0]  # the one wait for the device at this block
+        index = decision.nonzero()  # the one wait for the device at this block
+        if index.shape[0] == rows:
+            return call(*args, **kwargs)
+        if index.shape[0] == 0:
+            frame.stats.skipped(self.block.name)
+            return x if self.shortcut is None else self.shortcut(x)
+        index = index[:, 0]
 
-        def run(rows: Tensor) -> Tensor:
-            if rows is x:
-                return call(*args, **kwargs)
-            moved, named = self.arguments.rows(args, kwargs, index, x.shape[0], self.block.spec.shared)
+        def run(part: Tensor) -> Tensor:
+            moved, named = self._moved(part, index, rows, args, kwargs)
             return _on_rows(frame, index, lambda: call(*moved, **named))
 
-        if index.numel() == 0:
-            frame.stats.skipped(self.block.name)
         return run_rows(run, x, index, self.shortcut)
+
+    def _moved(
+        self, part: Tensor, index: Tensor, rows: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The block's arguments for some rows, of which the stream's are gathered already."""
+        if len(args) == 1 and not kwargs:
+            return (part,), kwargs
+        moved, named = self.arguments.rows(args, kwargs, index, rows, self.block.spec.shared)
+        return self.arguments.put({self.stream: part}, moved, named)
 
     def _blend(self, weight: Tensor, x: Tensor, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         passed = x

@@ -123,7 +123,7 @@ def _library(pretrained: bool | str | None) -> str:
     if pretrained is None or pretrained is False:
         return ""
     found = "torchvision" if pretrained is True else pretrained
-    if not isinstance(found, str) or found.partition(":")[0] not in ("torchvision", "timm"):
+    if str(found).partition(":")[0] not in ("torchvision", "timm"):
         raise SkipError(
             f"expected pretrained to be None, 'torchvision', 'timm' or 'torchvision:WEIGHTS'; got {pretrained!r}"
         )

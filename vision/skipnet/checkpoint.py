@@ -68,8 +68,8 @@ def read_checkpoint(source: Any, gate: str | None = None) -> tuple[dict[str, Any
     kind = _gate_kind(gates[order[0]])
     if gate not in (None, kind):
         raise SkipError(f"the checkpoint has gates of kind {kind!r}; got gate={gate!r}")
-    for place, where in enumerate(order[:-1]):
-        weights |= _gate_weights(kind, place, gates[where])
+    for place, spot in enumerate(order[:-1]):
+        weights |= _gate_weights(kind, place, gates[spot])
     if kind == "rnn":
         weights |= _control(state)
         config |= {"embed": len(weights["gates.embed.0.bias"]), "hidden": weights["gates.rnn.weight_hh"].shape[1]}
@@ -133,7 +133,10 @@ def _config(
     block = Bottleneck if "conv3.weight" in layers[1, 0] else BasicBlock
     if len(counts) != 4 or stem.shape[-1] != 7:
         raise SkipError(f"expected a 3x3 stem (CIFAR), or a 7x7 stem and 4 groups; got {list(stem.shape)}, {counts}")
-    named = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet50" if block is Bottleneck else "resnet34"}
+    named: dict[tuple[int, ...], str] = {
+        (2, 2, 2, 2): "resnet18",
+        (3, 4, 6, 3): "resnet50" if block is Bottleneck else "resnet34",
+    }
     named |= {(3, 4, 23, 3): "resnet101", (3, 8, 36, 3): "resnet152"}
     if (name := named.get(tuple(counts))) and (block is Bottleneck) == (name not in ("resnet18", "resnet34")):
         return {"backbone": f"imagenet_{name}", "num_classes": classes}, "layer{g}"

@@ -188,7 +188,7 @@ class SkipNet(nn.Module, PyTorchModelHubMixin):
         if images.shape[1] != self.image_size[0]:
             raise SkipError(f"expected images with {self.image_size[0]} channels; got {images.shape[1]}")
 
-    def _forced(self, decisions: Tensor, images: Tensor) -> Tensor:
+    def _forced(self, decisions: Any, images: Tensor) -> Tensor:
         wanted = (len(images), len(self.gates))
         if not isinstance(decisions, Tensor) or decisions.dtype is not torch.bool:
             raise SkipError(f"expected decisions as a bool tensor {list(wanted)}; got {_kind(decisions)}")

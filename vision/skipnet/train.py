@@ -188,7 +188,9 @@ def train(
             routing = model(images, return_routing=True, mode=config.mode, decisions=decisions, generator=device_random)
             loss, row = stage_loss(routing, labels, config)
             if not bool(torch.isfinite(loss)):
-                raise SkipError(f"the loss is {float(loss)} at step {state.step} of stage {config.stage!r}: lower lr")
+                raise SkipError(
+                    f"the loss is {float(loss.detach())} at step {state.step} of stage {config.stage!r}: lower lr"
+                )
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
@@ -286,7 +288,7 @@ class _State:
         self.net, self.config, self.out, self.main = net, config, out, main
         self.step = 0
         self.history: list[dict[str, float]] = []
-        decay = {"lr": config.lr, "weight_decay": config.weight_decay}
+        decay: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
         groups = [{"params": list(net.backbone.parameters())}, {"params": list(net.gates.parameters())}]
         self.optimizer: torch.optim.Optimizer
         if config.optimizer == "sgd":
