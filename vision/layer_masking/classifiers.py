@@ -79,7 +79,7 @@ def load_classifier(name: str = BUNDLED, *, pretrained: bool = True) -> Classifi
         if source is not None:
             return _from_timm(name, timm.create_model(source, pretrained=pretrained).eval())
         if name in models.list_models():
-            weights = models.get_model_weights(name).DEFAULT if pretrained else None  # type: ignore[attr-defined]
+            weights = models.get_model_weights(name).DEFAULT if pretrained else None
             return _from_torchvision(name, models.get_model(name, weights=weights).eval(), weights)
     except (OSError, RuntimeError) as error:
         raise SkipError(f"cannot load {name}: {error}") from error

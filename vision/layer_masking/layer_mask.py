@@ -373,7 +373,8 @@ class MaskedForward:
         Raises:
             SkipError: for a soft mask, or one that does not belong to the images.
         """
-        check_model(self.model, keep if isinstance(keep, Tensor) else None, self.masker.fill)
+        given: Any = keep  # check_keep names what is wrong with it
+        check_model(self.model, given if isinstance(given, Tensor) else None, self.masker.fill)
         kept, images = expanded(check_keep(keep, soft=True), images)
         return self.masker(self.model, kept, images, (), {})
 

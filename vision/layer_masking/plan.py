@@ -235,8 +235,8 @@ def _settle(
         else:
             rounds.append(next((step for step, missing in enumerate(open_) if not missing), steps))
     found: list[Box | None] = []
-    for mask, need in zip(masks, needs, strict=True):
-        found.append(None if mask is None else whole(mask) if need is None else boxes[id(need)])
+    for seen, need in zip(masks, needs, strict=True):
+        found.append(None if seen is None else whole(seen) if need is None else boxes[id(need)])
     return rounds, found
 
 

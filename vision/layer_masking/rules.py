@@ -227,7 +227,7 @@ def pointwise(
         raise SkipError(f"layer masking does not know {name!r} of activations in different layouts")
     op = Pointwise(name, tuple(_number(t) for t in placed))
     action = run.emit(op)
-    full = sizes.pop()
+    full: Any = sizes.pop()
     if any(run.boxes[i] != action.box for i in op.inputs):
         into = _written(func, args)
         if into is not None:
@@ -263,7 +263,7 @@ def _rewritten(into: Tensor, value: Tensor) -> Tensor:
     if torch.is_grad_enabled() and (into.requires_grad or value.requires_grad):
         delattr(into, TAG)
         return value
-    return into.set_(value)  # type: ignore[no-any-return, call-overload]
+    return into.set_(value)  # type: ignore[call-overload]
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -364,7 +364,7 @@ def pad(
     if len(amounts) != 4 or mode not in ("constant", "reflect", "replicate", "circular") or min(amounts) < 0:
         raise SkipError(f"layer masking does not know {name} of {amounts} in mode {mode!r}")
     value = given.get("value")
-    op = Pad(name, (_number(x),), amounts, mode, float(value or 0.0), run.widest)  # type: ignore[arg-type]
+    op = Pad(name, (_number(x),), amounts, mode, float(value or 0.0), run.widest)
     action = run.emit(op)
     source = run.boxes[op.inputs[0]]
     assert source is not None
@@ -648,7 +648,8 @@ def scatter(
     """Rows put into another activation: each row keeps the mask it came with."""
     if name in ("index_copy", "index_add"):
         given = dict(zip(("input", "dim", "index", "source"), args, strict=False)) | dict(kwargs)
-        into, index, source = given["input"], given["index"], given.get("source", given.get("tensor"))
+        into, index = given["input"], given["index"]
+        source: Any = given.get("source", given.get("tensor"))
         if given["dim"] not in (0, -into.ndim) or name == "index_add":
             raise SkipError(f"layer masking knows index_copy of rows; got {name} with dim={given['dim']}")
     else:

@@ -8,6 +8,7 @@ with the plan if there is one, and is run as the plan says.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 import torch
@@ -243,12 +244,12 @@ def where(run: MaskedRun) -> str:
 
     from torch import nn
 
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, nn.Module):
             return f" in {type(owner).__name__}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""
 
 

@@ -454,6 +454,7 @@ def _layers(given: int | Mapping[str, int] | None, image: int, text: int) -> tup
         wanted = given["image"], given["text"]
     else:
         wanted = given, given
+    layer: Any  # what a user or a JSON file gives
     for tower, layer, blocks in (("image", wanted[0], image), ("text", wanted[1], text)):
         if not isinstance(layer, int) or isinstance(layer, bool) or not 0 <= layer < blocks:
             raise SkipError(
