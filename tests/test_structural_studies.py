@@ -69,6 +69,7 @@ TINY = {
 # every study, from nothing to its three files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_study_runs_and_goes_on(name, tmp_path, monkeypatch, capsys):
     module = STUDIES[name]

@@ -54,7 +54,7 @@ class Settings:
 
 
 FULL = Settings()
-QUICK = Settings(seeds=(0, 1), rates=(3e-3,), steps=60, train=200, validation=50, test=100, rounds=5)
+QUICK = Settings(seeds=(0, 1), rates=(3e-3,), steps=60, tuning_steps=1, train=200, validation=50, test=100, rounds=5)
 
 
 def build(name: str, settings: Settings, seed: int) -> UNetPlusPlus:

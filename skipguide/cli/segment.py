@@ -105,9 +105,9 @@ def _subjects(args: argparse.Namespace) -> list[tuple[str, Image, Tensor | None]
         from skipguide.pictures import as_images
         from skipguide.vision.nuclei import generate_nuclei
 
-        picture, mask = generate_nuclei(args.seed, args.size)
-        return [(f"made-up nuclei, seed {args.seed}", as_images(picture[None])[0], mask[0] > 0.5)]
-    found = []
+        nuclei, inside = generate_nuclei(args.seed, args.size)
+        return [(f"made-up nuclei, seed {args.seed}", as_images(nuclei[None])[0], inside[0] > 0.5)]
+    found: list[tuple[str, Image, Tensor | None]] = []
     for at, path in enumerate(args.images):
         picture = _open(path).convert("RGB")
         truth = None
