@@ -68,6 +68,8 @@ def many_masks(
     decisions = masks if segments is not None else check_keep(masks, soft=True).flatten(1)
     if decisions.ndim != 2 or decisions.shape[0] == 0:
         raise SkipError(f"expected at least one mask, [M, S]; got {tuple(decisions.shape)}")
+    if segments is not None:
+        segment_masks(decisions[:1], segments)  # refuses segments without a decision
     decisions = decisions.to(image.device).bool()
     rows, places = torch.unique(decisions, dim=0, return_inverse=True)
     segments = None if segments is None else segments.to(image.device)
