@@ -243,6 +243,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         return {key: over(lambda run, key=key: get(run)[key]) for key in ("accuracy", "blocks", "macs_fraction")}
 
     gated: dict[str, Any] = {}
+    priced = [name for name, found in runs[0]["gated"].items() if "controls" in found][-1]  # its images are drawn
     for name, first in runs[0]["gated"].items():
         row = figures(lambda run, name=name: run["gated"][name])
         row["sampled"] = figures(lambda run, name=name: run["gated"][name]["sampled"])
@@ -255,7 +256,8 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
             }
             for at, part in enumerate(first["by_difficulty"])
         ]
-        row["first_seed"] = {k: first[k] for k in ("rates", "images", "per_class") if k in first}
+        keys = ("rates", "per_class", "images") if name == priced else ("rates", "per_class")
+        row["first_seed"] = {k: first[k] for k in keys if k in first}
         for key in ("blocks_with_saliency", "blocks_with_ink"):
             row["first_seed"][key] = first.get(key)
         for control in first.get("controls", {}):
