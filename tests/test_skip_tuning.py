@@ -315,7 +315,7 @@ def test_half_precision_weights_become_fp32_masters():
 def test_two_processes_agree(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}\n"
         "import torch, test_skip_tuning as here\n"
         "t, report = here.run(batch_size=2)\n"
         "torch.save(t.parameters(), sys.argv[1] + torch.distributed.get_rank().__str__())\n"

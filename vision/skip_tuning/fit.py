@@ -224,7 +224,7 @@ def run(tuner: SkipTuner, examples: Examples, config: TuneConfig, options: RunOp
     began = time.perf_counter()
     accelerator = options.accelerator or _launched()
     main = accelerator is None or accelerator.is_main_process
-    if accelerator is not None and accelerator.device != tuner.device:
+    if accelerator is not None and not _same(accelerator.device, tuner.device):
         raise SkipError(
             f"expected the tuner on this process's device; it is on {tuner.device}, accelerate gave "
             f"{accelerator.device}: pass SkipTuner(..., device=accelerator.device)"
@@ -352,6 +352,13 @@ def _peak(device: torch.device) -> int:
     except ImportError:  # Windows
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _same(one: torch.device, other: torch.device) -> bool:
+    """Whether two names mean one device: there is one CPU, and a GPU without a number is the current one."""
+    if one.type != other.type or one.type != "cuda":
+        return one.type == other.type
+    return len({torch.cuda.current_device() if d.index is None else d.index for d in (one, other)}) == 1
 
 
 def _launched() -> Any:
