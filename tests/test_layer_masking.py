@@ -359,6 +359,19 @@ def test_gradients_are_those_of_the_visible_pixels(keep):
     torch.testing.assert_close(grad[0, 0, 2, 2], layer[0].weight.sum() / 9)
 
 
+@pytest.mark.parametrize("fill_", ["neighbours", "zeros", "partial"])
+def test_logits_do_not_depend_on_autograd(model, images, keep, fill_):
+    for crop in (False, True):
+        for masks in (keep, keep[2:]):
+            forward = masked_forward(model, fill_, crop=crop)
+            for _ in range(2):
+                with torch.no_grad():
+                    wanted = forward(masks, images)
+                torch.testing.assert_close(forward(masks, images), wanted, rtol=1e-5, atol=1e-5)
+                attached = images.clone().requires_grad_()
+                torch.testing.assert_close(forward(masks, attached), wanted, rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 def test_one_mask_many_images_and_one_image_many_masks(model, images, keep):
     forward = masked_forward(model)
@@ -603,6 +616,8 @@ def test_bad_input_is_refused(images, keep):
             model(images.byte())
         with pytest.raises(SkipError, match="has a mask already"):
             LayerMask(keep).apply(model)
+        with pytest.raises(SkipError, match="has a mask applied already"):
+            masked_forward(model)(keep, images)
         with pytest.raises(SkipError, match="training mode"):
             model.train()(images)
         model.eval()

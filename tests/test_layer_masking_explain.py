@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -246,7 +247,7 @@ def test_lime_itself(tiny, star, parts):
     forward = masked_forward(tiny.model)
     target = tiny.labels.index("star")
     image = tiny.picture(star)
-    pixels = torch.tensor(list(image.getdata())).view(64, 64, 3).double().numpy() / 255
+    pixels = np.array(image, dtype=np.float64) / 255
     seen = []
     classify = lime_classifier(forward, star)
 
@@ -257,7 +258,7 @@ def test_lime_itself(tiny, star, parts):
 
     found = LimeImageExplainer(random_state=0).explain_instance(
         pixels, watched, labels=(target,), hide_color=SENTINEL, num_samples=40, batch_size=20, top_labels=None,
-        segmentation_fn=lambda _: parts.numpy(), progress_bar=False,
+        segmentation_fn=lambda _: parts.numpy(),
     )  # fmt: skip
     assert len(found.local_exp[target]) == 16
     images, answers = seen[0]

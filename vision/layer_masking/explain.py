@@ -177,6 +177,7 @@ def draw(explanation: Explanation, classifier: Classifier, height: int = 224) ->
         classifier: the same.
         height: of each picture, in pixels.
     """
+    import numpy as np
     from PIL import Image
 
     from skipguide.pictures import contact_sheet
@@ -189,7 +190,7 @@ def draw(explanation: Explanation, classifier: Classifier, height: int = 224) ->
         small = picture.height < height
         return picture.resize((width, height), Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC)
 
-    grey = torch.tensor(list(seen.convert("L").getdata()), dtype=torch.float32).view(1, *x.shape[-2:]) / 255
+    grey = torch.from_numpy(np.array(seen.convert("L"), dtype=np.float32))[None] / 255
     overlay = 0.35 * grey + 0.65 * heat_colours(explanation.heat.cpu())
     heat = Image.fromarray((overlay.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy())
 
@@ -198,7 +199,7 @@ def draw(explanation: Explanation, classifier: Classifier, height: int = 224) ->
             return classifier.picture(painted(x[None], mask, name, classifier.scale)[0])
         # an absent region has no colour: stripes say so
         stripes = (torch.arange(x.shape[-2])[:, None] + torch.arange(x.shape[-1])) // max(2, x.shape[-2] // 32) % 2
-        pixels = torch.tensor(list(seen.getdata()), dtype=torch.uint8).view(*x.shape[-2:], 3)
+        pixels = torch.from_numpy(np.array(seen))
         ground = (205 + 25 * stripes).to(torch.uint8)[..., None].expand_as(pixels)
         return Image.fromarray(torch.where(mask[0, 0, ..., None], pixels, ground).contiguous().numpy())
 

@@ -66,6 +66,8 @@ def fill(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         >>> fill(x, fill_weights((x > 0).float(), 2)).round(decimals=3)
         tensor([[[[4., 4., 4.]]]])
     """
+    if not weights:
+        return x
     if not (torch.is_grad_enabled() and x.requires_grad):
         for weight in weights:
             x = torch.addcmul(x, box_sum(x), weight)

@@ -224,7 +224,7 @@ class Masker:
                 output = self._watched(run, call, images, args, kwargs)
             except ChangedError:
                 logger.info("%s did something else than before: tracing it again", type(self.model).__name__)
-                traces.pop(key)
+                traces.pop(key, None)
                 self._plan = None
             else:
                 self.stats.planned += 1
@@ -373,6 +373,8 @@ class MaskedForward:
         Raises:
             SkipError: for a soft mask, or one that does not belong to the images.
         """
+        if any(isinstance(handler, AppliedMask) for handler in gate_of(self.model).handlers):
+            raise SkipError("this model has a mask applied already: remove it first, or use the product of both masks")
         given: Any = keep  # check_keep names what is wrong with it
         check_model(self.model, given if isinstance(given, Tensor) else None, self.masker.fill)
         kept, images = expanded(check_keep(keep, soft=True), images)
