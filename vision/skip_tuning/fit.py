@@ -358,7 +358,7 @@ def _same(one: torch.device, other: torch.device) -> bool:
     """Whether two names mean one device: there is one CPU, and a GPU without a number is the current one."""
     if one.type != other.type or one.type != "cuda":
         return one.type == other.type
-    return len({torch.cuda.current_device() if d.index is None else d.index for d in (one, other)}) == 1
+    return len({d.index if ":" in str(d) else torch.cuda.current_device() for d in (one, other)}) == 1
 
 
 def _launched() -> Any:
