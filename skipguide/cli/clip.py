@@ -54,13 +54,18 @@ def register(subparsers: Any) -> None:
     predict.add_argument("--classes", help="comma-separated class names instead of the adapter's")
     for action in (evaluate, predict):
         action.add_argument("--adapter", type=Path, help="folder that `clip tune` wrote; without one: zero-shot")
-    for action, run in ((tune, run_tune), (evaluate, run_eval), (predict, run_predict)):
+    parser.set_defaults(run=run)
+    for action in (tune, evaluate, predict):
         action.add_argument(
             "--model", default=BUNDLED_CLIP, help="bundled name, folder or hub id (default: %(default)s)"
         )
         action.add_argument("--template", help='prompt with {} for the class (default: "a photo of a {}.")')
         action.add_argument("--device", help="default: cuda if there is one")
-        action.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the action says."""
+    {"tune": run_tune, "eval": run_eval, "predict": run_predict}[args.action](args)
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
