@@ -222,7 +222,7 @@ def table(result: dict[str, Any]) -> str:
         f"24 base and 24 new classes, {settings['shots']} shots, {settings['epochs']} epochs, batch 4, "
         f"{settings['test_per_class']} test images per class and group. The images are photos mixed with an unseen "
         f"rendering (mild: {SHIFTS['mild']}, strong: {SHIFTS['strong']}). Rates chosen on validation images of the "
-        f"base classes ({settings['grid_seeds']} seed per rate). Percent, mean ± standard deviation over seeds; an "
+        f"base classes ({settings['grid_seeds']} seeds per rate). Percent, mean ± standard deviation over seeds; an "
         "asterisk marks a rate at the edge of its grid. CPU seconds of one run, extraction included, on a shared "
         "machine. Saved: what one step keeps for its backward pass.",
     ]
@@ -242,7 +242,7 @@ def table(result: dict[str, Any]) -> str:
             ]
             lines.append(f"| {' | '.join(cells)} |")
         rates = sorted({float(rate) for row in rows for rate in row.get("grid", {})})
-        lines += ["", f"H at every rate (mean; {settings['grid_seeds']} seed, the chosen rate all of them):", ""]
+        lines += ["", f"H at every rate (mean; {settings['grid_seeds']} seeds, the chosen rate all of them):", ""]
         lines += [f"| method | {' | '.join(f'{rate:g}' for rate in rates)} |", "|---|" + "---|" * len(rates)]
         for row in rows:
             if "grid" in row:
