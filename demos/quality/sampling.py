@@ -67,7 +67,7 @@ class Sampler:
         batch: clips at a time.
     """
 
-    def __init__(self, model: Path | None = None, weak: Path | None = None, layer: int = 9, batch: int = 4) -> None:
+    def __init__(self, model: Path | None = None, weak: Path | None = None, layer: int = 9, batch: int = 8) -> None:
         self.pipe = load(model or bundled())
         self.weak_folder = weak
         self.layer, self.batch = layer, batch
@@ -133,7 +133,8 @@ class Sampler:
             around = added(model, weak_direction(self.weak.transformer, weak_text), setting.scale)
         else:
             around = guidance.apply(self.pipe) if guidance else nullcontext()
-        with around as applied:
+        half = torch.autocast("cpu", torch.bfloat16, enabled=setting.precision == "bf16")
+        with around as applied, half:
             frames = self.pipe(
                 negative_prompt=None,
                 prompt_embeds=torch.cat([own for own, _ in texts]),

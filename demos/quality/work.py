@@ -103,7 +103,7 @@ def claimed(folder: Path, name: str) -> Iterator[bool]:
         yield not done(folder, name)
 
 
-def work(folder: Path, todo: Sequence[Item], plan: Plan, weak: Path | None, batch: int = 4) -> int:
+def work(folder: Path, todo: Sequence[Item], plan: Plan, weak: Path | None, batch: int = 8) -> int:
     """Do what nobody else does until nothing is left; returns how many items that was."""
     torch.set_num_threads(1)
     classifier = AttributeClassifier.load()
