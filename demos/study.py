@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from demos.benchmarks.measure import keep_existing, machine, write_json, write_text
 from skipguide.errors import SkipError
+from skipguide.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+class Saves(Protocol):
+    """A model that can be kept in a folder."""
+
+    def save_pretrained(self, folder: Path, /) -> Any:
+        """Write it."""
+
+
+M = TypeVar("M", bound=Saves)
+S = TypeVar("S")
 
 
 class Cells:
@@ -79,6 +90,49 @@ def places(args: argparse.Namespace, home: Path) -> tuple[Path, Path]:
     return out, args.work or ROOT / "runs" / name / "cells"
 
 
+def kept(folder: Path, load: Callable[[Path], M], train: Callable[[], M]) -> M:
+    """The model that a stopped study left in `folder`, or a newly trained one, which is left there.
+
+    Args:
+        folder: one model's own.
+        load: reads a folder that the model's `save_pretrained` wrote.
+        train: makes the model where there is none.
+    """
+    if folder.exists():
+        return load(folder)
+    model = train()
+    partial = folder.with_name(f".{folder.name}")
+    model.save_pretrained(partial)
+    partial.rename(folder)
+    return model
+
+
+def main(
+    description: str | None,
+    home: Path,
+    settings: tuple[S, S],
+    compute: Callable[[S, Path], dict[str, Any]],
+    text: Callable[[dict[str, Any]], str],
+    figure: Callable[[dict[str, Any]], Any],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """The command of a study: compute what is missing, write the results.
+
+    Args:
+        description: the module's docstring.
+        home: the folder of the committed results.
+        settings: of the full and of the quick form.
+        compute: settings and the folder of finished cells to results.
+        text: results to Markdown.
+        figure: results to a matplotlib figure.
+        argv: the command line.
+    """
+    args = arguments(description, home).parse_args(argv)
+    out, work = places(args, home)
+    result = compute(settings[1] if args.quick else settings[0], work)
+    publish(out, result, text(result), figure(result))
+
+
 def publish(out: Path, result: Mapping[str, Any], text: str, figure: Any) -> None:
     """Write the JSON, the table and the figure."""
     write_json(out / "results.json", {**result, "machine": machine()})
@@ -90,10 +144,8 @@ def publish(out: Path, result: Mapping[str, Any], text: str, figure: Any) -> Non
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write a matplotlib figure at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    figure.savefig(partial, dpi=110, bbox_inches="tight", metadata={"Software": None})
-    os.replace(partial, path)
+    with replacing(path) as (partial,):
+        figure.savefig(partial, dpi=110, bbox_inches="tight", metadata={"Software": None})
 
 
 def canvas(rows: int, columns: int, width: float = 4.6, height: float = 3.6) -> tuple[Any, Any]:

@@ -5,8 +5,10 @@ A batch is a function of its number and the seed, so a run that was stopped goes
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +40,31 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or not self.lr > 0:
             raise SkipError(f"expected at least one step and image per batch, and lr > 0; got {self}")
+
+
+def arguments(description: str | None, *, steps: int, batch: int) -> argparse.ArgumentParser:
+    """The parser that every training has; `steps` and `batch` are its defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the states, the model and its measures")
+    parser.add_argument("--encoder", help="a timm backbone; the plain network without")
+    parser.add_argument("--widths", type=int, nargs="+", help="channels per level, finest first")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop-after", type=int, help="leave after so many steps; the same command goes on")
+    parser.add_argument("--cpu", action="store_true", help="leave an accelerator alone")
+    return parser
+
+
+def command(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Run, and leave with status 2 and one line where the user can mend something."""
+    try:
+        run(args)
+    except SkipError as error:
+        print(f"train: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def rate(step: int, steps: int) -> float:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
 from skipguide.errors import SkipError
+from skipguide.files import replacing
 
 VERSION = 1
 
@@ -24,14 +23,8 @@ def write_json(path: str | Path, data: Mapping[str, Any], *, overwrite: bool = F
     target = Path(path)
     if target.exists() and not overwrite:
         raise SkipError(f"{target} exists; pass overwrite=True to replace it")
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(target) as (partial,):
+        partial.write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
 def check_keys(found: Mapping[str, Any], expected: set[str], what: str) -> None:

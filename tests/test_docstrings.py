@@ -11,11 +11,8 @@ import skipguide
 
 
 def modules():
-    names = ["skipguide"]
-    for package in ("skipguide", "skipguide.pipelines", "skipguide.vision", "skipguide.llm"):
-        path = importlib.import_module(package).__path__
-        names += [f"{package}.{found.name}" for found in pkgutil.iter_modules(path)]
-    return sorted({name for name in names if not name.startswith(("skipguide.cli", "skipguide.assets"))})
+    found = (module.name for module in pkgutil.walk_packages(skipguide.__path__, "skipguide."))
+    return ["skipguide", *sorted(name for name in found if not name.startswith(("skipguide.cli", "skipguide.assets")))]
 
 
 @pytest.mark.parametrize("name", modules())

@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from skipguide.files import replacing
+
 Clocks = tuple[float, float]  # wall-clock and process seconds
 
 
@@ -203,10 +205,8 @@ def _commit() -> str | None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file at once: a reader sees the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as (partial,):
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
+
+from skipguide.files import replacing
 
 
 class Ema:
@@ -58,10 +59,8 @@ class Clock:
 
 def atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour of `path`, then rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    write(partial)
-    os.replace(partial, path)
+    with replacing(path) as (partial,):
+        write(partial)
 
 
 def log_row(path: Path, row: dict[str, float | int | str]) -> None:

@@ -73,17 +73,17 @@ class Study:
     def trained(self, name: str, seed: int, lr: float, steps: int) -> FloorPlanNet:
         """A trained net; kept in the work folder."""
         folder = self.work / "models" / f"{name}-{seed}-{lr:g}-{steps}".replace(" ", "-").replace(",", "")
-        if folder.exists():
-            return FloorPlanNet.from_pretrained(folder).to(memory_format=torch.channels_last).eval()
-        recipe = Recipe(steps, lr, self.settings.batch, seed=seed)
-        torch.manual_seed(seed)
-        net = FloorPlanNet(widths=self.settings.widths, **NETS[name]).to(memory_format=torch.channels_last)
-        loss = loss_on(self.train, recipe, edges=name != NO_EDGES)
-        fit(net, loss, recipe, desc=f"{name}, seed {seed}, lr {lr:g}")
-        partial = folder.with_name(f".{folder.name}")
-        net.save_pretrained(partial)
-        partial.rename(folder)
-        return net
+
+        def train() -> FloorPlanNet:
+            recipe = Recipe(steps, lr, self.settings.batch, seed=seed)
+            torch.manual_seed(seed)
+            net = FloorPlanNet(widths=self.settings.widths, **NETS[name]).to(memory_format=torch.channels_last)
+            fit(
+                net, loss_on(self.train, recipe, edges=name != NO_EDGES), recipe, desc=f"{name}, seed {seed}, lr {lr:g}"
+            )
+            return net
+
+        return study.kept(folder, FloorPlanNet.from_pretrained, train).to(memory_format=torch.channels_last).eval()
 
     def tune(self, name: str) -> dict[str, Any]:
         """The learning rate that is best on validation plans."""
@@ -204,10 +204,7 @@ def figure(result: dict[str, Any]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = study.arguments(__doc__, HOME).parse_args(argv)
-    out, work = study.places(args, HOME)
-    result = compute(QUICK if args.quick else FULL, work)
-    study.publish(out, result, text(result), figure(result))
+    study.main(__doc__, HOME, (FULL, QUICK), compute, text, figure, argv)
 
 
 if __name__ == "__main__":

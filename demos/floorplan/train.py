@@ -11,7 +11,6 @@ what `skipguide floorplan --model` takes; with `--submit` the plans of another f
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from demos.benchmarks.measure import write_json
 from demos.floorplan.data import batch, made_up
-from demos.training import Recipe, fit
+from demos.training import Recipe, arguments, command, fit
 from skipguide.errors import SkipError
 from skipguide.vision.floorplan import (
     BACKGROUND,
@@ -93,30 +92,15 @@ def measure(net: FloorPlanNet, plans: Sequence[Plan], size: int = 16) -> dict[st
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the states, the model and its measures")
+    parser = arguments(__doc__, steps=650, batch=16)
     parser.add_argument("--data", type=Path, help="folder with struct_in, graph_in and full_out; made-up plans without")
     parser.add_argument("--side", type=int, help="pixels to reduce --data to; a side of 32 for made-up plans")
     parser.add_argument("--gap", type=int, default=0, help="close openings of the outer walls when filling")
     parser.add_argument("--graph", choices=("map", "attention", "vector", "none"), default="map")
-    parser.add_argument("--encoder", help="a timm backbone; the plain network without")
-    parser.add_argument("--widths", type=int, nargs="+", help="channels per level, finest first")
     parser.add_argument("--dropout", type=float, default=0.5, help="between the graph convolutions")
     parser.add_argument("--plans", type=int, default=2500, help="how many plans to make up")
-    parser.add_argument("--steps", type=int, default=650)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stop-after", type=int, help="leave after so many steps; the same command goes on")
     parser.add_argument("--submit", type=Path, help="folder of plans to draw as <id>.png into OUT/submission")
-    parser.add_argument("--cpu", action="store_true", help="leave an accelerator alone")
-    args = parser.parse_args(argv)
-    try:
-        run(args)
-    except SkipError as error:
-        print(f"train: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    command(run, parser.parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from demos.benchmarks.measure import write_json, write_text
+from skipguide.files import replacing
 from skipguide.vision.layer_masking import FILLS
 
 NAMES = {
@@ -125,10 +126,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
             axis.set(xlabel="removed fraction of 8x8 patches", title=f"{what}, {KINDS[kind]}")
             axis.grid(alpha=0.25)
     axes[0][0].legend(fontsize=8)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=80, format="png")
+    with replacing(path) as (partial,):
+        figure.savefig(partial, dpi=80)
     plt.close(figure)
-    temporary.replace(path)
 
 
 def write(folder: Path, results: dict[str, Any]) -> None:

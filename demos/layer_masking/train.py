@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from demos.benchmarks.measure import write_json
 from demos.layer_masking import data
 from demos.training import Recipe, fit
+from skipguide.files import replacing
 
 HERE = Path(__file__).parent
 RUNS = HERE.parents[1] / "runs" / "layer_masking"
@@ -98,11 +99,9 @@ def train(seed: int, erasing: bool, steps: int = 1000, scenes: data.Scenes | Non
 
 def save(model: nn.Module, folder: Path, record: dict[str, object]) -> None:
     """fp16 weights and the two files that say what they are."""
-    folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    temporary = folder / ".model.safetensors"
-    save_file({k: v.contiguous() for k, v in state.items()}, temporary)
-    temporary.replace(folder / "model.safetensors")
+    with replacing(folder / "model.safetensors") as (weights,):
+        save_file({k: v.contiguous() for k, v in state.items()}, weights)
     config = {
         "architecture": ARCHITECTURE,
         "num_classes": len(data.CLASSES),

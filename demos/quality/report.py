@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from demos.benchmarks.measure import machine, write_json, write_text
 from demos.quality.summary import MEASURES
 from demos.study import canvas, save_figure, shown, table
+from skipguide.files import replacing
 
 PERCENT = ("seen", "held_out", "shape")
 MARKS = "os^vDP*Xph<>d"
@@ -76,8 +76,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as (partial,), partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         names = [f"{name}_{kind}" for name in MEASURES for kind in ("mean", "sd")]
         writer.writerow(["setting", "family", "w", "steps", "control", "cost", "seeds", "verdict", *names])
@@ -85,7 +84,6 @@ def _csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             values = [row[name][kind] for name in MEASURES for kind in ("mean", "sd")]
             first = [row[name] for name in ("name", "family", "w", "steps", "control", "cost")]
             writer.writerow([*first, len(row["seeds"]), row["verdict"], *values])
-    os.replace(partial, path)
 
 
 def _families(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

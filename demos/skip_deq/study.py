@@ -306,10 +306,7 @@ def figure(result: dict[str, Any]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = study.arguments(__doc__, HOME).parse_args(argv)
-    out, work = study.places(args, HOME)
-    result = compute(QUICK if args.quick else FULL, work)
-    study.publish(out, result, text(result), figure(result))
+    study.main(__doc__, HOME, (FULL, QUICK), compute, text, figure, argv)
 
 
 if __name__ == "__main__":

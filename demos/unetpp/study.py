@@ -79,15 +79,14 @@ class Study:
     def trained(self, name: str, seed: int, lr: float, steps: int) -> UNetPlusPlus:
         """A trained model; kept in the work folder."""
         folder = self.work / "models" / f"{name}-{seed}-{lr:g}-{steps}".replace(" ", "-")
-        if folder.exists():
-            return UNetPlusPlus.from_pretrained(folder).to(memory_format=torch.channels_last).eval()
-        recipe = Recipe(steps, lr, self.settings.batch, seed=seed)
-        model = build(name, self.settings, seed)
-        fit(model, loss_on(self.train, recipe, self.settings.size), recipe, desc=f"{name}, seed {seed}, lr {lr:g}")
-        partial = folder.with_name(f".{folder.name}")
-        model.save_pretrained(partial)
-        partial.rename(folder)
-        return model
+
+        def train() -> UNetPlusPlus:
+            recipe = Recipe(steps, lr, self.settings.batch, seed=seed)
+            model = build(name, self.settings, seed)
+            fit(model, loss_on(self.train, recipe, self.settings.size), recipe, desc=f"{name}, seed {seed}, lr {lr:g}")
+            return model
+
+        return study.kept(folder, UNetPlusPlus.from_pretrained, train).to(memory_format=torch.channels_last).eval()
 
     def tune(self, name: str) -> dict[str, Any]:
         """The learning rate that is best on validation pictures; by the best head where there are several."""
@@ -296,10 +295,7 @@ def figure(result: dict[str, Any]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = study.arguments(__doc__, HOME).parse_args(argv)
-    out, work = study.places(args, HOME)
-    result = compute(QUICK if args.quick else FULL, work)
-    study.publish(out, result, text(result), figure(result))
+    study.main(__doc__, HOME, (FULL, QUICK), compute, text, figure, argv)
 
 
 if __name__ == "__main__":

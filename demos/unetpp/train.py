@@ -11,7 +11,6 @@ what `skipguide segment --model` takes.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,9 +21,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from demos.benchmarks.measure import write_json
-from demos.training import Recipe, fit
+from demos.training import Recipe, arguments, command, fit
 from demos.unetpp.data import Pictures
-from skipguide.errors import SkipError
 from skipguide.vision import UNetPlusPlus
 from skipguide.vision.segmentation import MaskMeter, deep_supervision_loss, predict_tiled
 
@@ -64,27 +62,12 @@ def _of_equal_size(data: Pictures, most: int = 50) -> list[tuple[Tensor, Tensor]
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the states, the model and its measures")
+    parser = arguments(__doc__, steps=400, batch=8)
     parser.add_argument("--data", type=Path, help="folder with images/ and masks/; made-up nuclei without")
-    parser.add_argument("--encoder", help="a timm backbone; the plain network without")
     parser.add_argument("--pretrained", action="store_true", help="timm's weights for the backbone")
-    parser.add_argument("--widths", type=int, nargs="+", help="channels per level, finest first")
     parser.add_argument("--no-deep-supervision", action="store_true", help="one head: no pruning, no averaging")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--crop", type=int, default=64, help="side of the crops in pixels")
-    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stop-after", type=int, help="leave after so many steps; the same command goes on")
-    parser.add_argument("--cpu", action="store_true", help="leave an accelerator alone")
-    args = parser.parse_args(argv)
-    try:
-        run(args)
-    except SkipError as error:
-        print(f"train: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    command(run, parser.parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:

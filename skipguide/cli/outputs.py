@@ -1,20 +1,19 @@
-"""Files that appear whole or not at all, and what is noted next to them."""
+"""What a command writes: names, checks before the work begins, notes next to the result."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import platform
 import re
-import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from skipguide.errors import SkipError
+from skipguide.files import replacing, versions
+
+__all__ = ["check_output", "plain_arguments", "replacing", "sidecar", "slug", "versions", "write_json"]
 
 
 def slug(text: str, length: int = 60) -> str:
@@ -53,39 +52,9 @@ def check_output(path: Path, suffixes: Sequence[str], *, force: bool, notes: boo
         raise SkipError(f"cannot write {path}: {folder} is not a folder that can be written to")
 
 
-@contextmanager
-def replacing(*paths: Path) -> Iterator[list[Path]]:
-    """Temporary names for `paths`, in the same folders: renamed if the block ends well, removed if not."""
-    token = secrets.token_hex(4)
-    # The suffix stays last: writers choose the format by it.
-    temporary = [path.with_name(f".{path.stem}.{token}{path.suffix}") for path in paths]
-    try:
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        for source, path in zip(temporary, paths, strict=True):
-            os.replace(source, path)
-    finally:
-        for source in temporary:
-            source.unlink(missing_ok=True)
-
-
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write `record`, readable, with what JSON does not know as text."""
     path.write_text(json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def versions() -> dict[str, str]:
-    """The versions a result depends on."""
-    import skipguide
-
-    found = {"python": platform.python_version(), "skipguide": skipguide.__version__}
-    for name in ("torch", "diffusers", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def plain_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.files import replacing
 from skipguide.vision.floorplan.graph import LayoutGraph
 from skipguide.vision.floorplan.plan import BACKGROUND, CLASSES, IGNORE, Plan
 from skipguide.vision.floorplan.regions import outside
@@ -197,10 +198,8 @@ def save_submission(classes: Tensor, folder: str | Path, name: str, overwrite: b
     path = Path(folder) / f"{name}.png"
     if path.exists() and not overwrite:
         raise SkipError(f"{path} exists already: choose another folder, or pass overwrite=True")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial.png")
-    image.save(partial)
-    partial.replace(path)
+    with replacing(path) as (partial,):
+        image.save(partial)
     return path
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
+from skipguide.files import replacing
 
 FILE, NOTES = "adapter.safetensors", "adapter.json"
 
@@ -33,8 +34,6 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], notes: Mapping[st
     The safetensors file alone is what is read again, so that a process killed between two renames leaves either the
     old adapter or the new one. `adapter.json` is a copy of its notes for people.
     """
-    from skipguide.cli.outputs import replacing
-
     target = folder / FILE
     if target.exists() and not overwrite:
         raise SkipError(f"{target} exists; pass overwrite=True to replace it")

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from skipguide.errors import SkipError
+from skipguide.files import replacing
 from skipguide.vision.skip_tuning.cache import FeatureCache, cache_key, place_for
 from skipguide.vision.skip_tuning.config import TuneConfig
 from skipguide.vision.skip_tuning.inputs import Examples
@@ -386,20 +387,15 @@ class Checkpoint:
 
     def save(self, optimizer: torch.optim.Optimizer, epoch: int, losses: list[float]) -> None:
         """Write the state after `epoch` epochs."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_name(".checkpoint.partial")
-        weights = {name: p.detach().cpu() for name, p in self.tuner.parameters().items()}
-        torch.save(
-            {
-                "about": self.about,
-                "epoch": epoch,
-                "losses": losses,
-                "weights": weights,
-                "optimizer": optimizer.state_dict(),
-            },
-            partial,
-        )
-        os.replace(partial, self.file)
+        state = {
+            "about": self.about,
+            "epoch": epoch,
+            "losses": losses,
+            "weights": {name: p.detach().cpu() for name, p in self.tuner.parameters().items()},
+            "optimizer": optimizer.state_dict(),
+        }
+        with replacing(self.file) as (partial,):
+            torch.save(state, partial)
 
     def load(self, optimizer: torch.optim.Optimizer) -> tuple[int, list[float]]:
         """Go on from the file if it is there: the epoch to start with, and the losses so far."""

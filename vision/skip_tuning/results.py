@@ -11,6 +11,7 @@ from typing import Literal
 
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
+from skipguide.files import replacing
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,6 @@ class BaseNew:
         Raises:
             SkipError: for another ending, or if the file exists and `overwrite` is False.
         """
-        from skipguide.cli.outputs import replacing
-
         path = Path(path)
         if path.suffix not in (".csv", ".md"):
             raise SkipError(f"expected a file name that ends in .csv or .md; got {path}")

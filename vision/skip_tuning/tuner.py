@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
+from skipguide.files import versions
 from skipguide.vision.skip_tuning.adapter import fingerprint, read_adapter, write_adapter
 from skipguide.vision.skip_tuning.classes import ClassSkip
 from skipguide.vision.skip_tuning.config import TuneConfig
@@ -343,8 +344,6 @@ class SkipTuner:
         write_adapter(Path(folder), tensors, self._notes(), overwrite=overwrite)
 
     def _notes(self) -> dict[str, Any]:
-        from skipguide.cli.outputs import versions
-
         return {
             "version": 1,
             "model": type(self.pretrained).__name__,

@@ -9,10 +9,7 @@ frozen; "fixed" trains one subset of blocks for all images, the control.
 from __future__ import annotations
 
 import csv
-import io
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
+from skipguide.files import replacing
 from skipguide.vision.skipnet.net import SkipNet
 from skipguide.vision.skipnet.objectives import Reinforce, budget_loss, reinforce_loss
 from skipguide.vision.skipnet.routing import Routing
@@ -332,20 +330,13 @@ class _State:
             "step": self.step,
             "history": self.history,
         }
-        _replace(self.out / "state.pt", lambda path: torch.save(state, path))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["step", "loss", "cross_entropy", "accuracy", "computation"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: v if k == "step" else round(v, 5) for k, v in row.items()} for row in self.history)
-        _replace(self.out / "history.csv", lambda path: path.write_text(text.getvalue(), encoding="utf-8"))
+        with replacing(self.out / "state.pt", self.out / "history.csv") as (weights, table):
+            torch.save(state, weights)
+            self._write_history(table)
 
-
-def _replace(target: Path, write: Callable[[Path], object]) -> None:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    def _write_history(self, path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            columns = ["step", "loss", "cross_entropy", "accuracy", "computation"]
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({k: v if k == "step" else round(v, 5) for k, v in row.items()} for row in self.history)
