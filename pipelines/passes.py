@@ -69,6 +69,7 @@ class Passes:
         self._paths: OrderedDict[tuple[SkipPlan, ...], Path] = OrderedDict()
         self._in_rows: dict[tuple[SkipPlan, int], Skipper] = {}
         self._installed: list[Skipper] = []
+        self._paused: list[Skipper] = []
 
     # -- installation -------------------------------------------------------------------------------------------
 
@@ -88,6 +89,23 @@ class Passes:
             gate_of(self.model).remove()
         self._paths.clear()
         self._in_rows.clear()
+
+    def pause(self) -> None:
+        """Take the gates away and keep the passes ready: `again` puts the same gates back, for the same graphs."""
+        self.clear()
+        while self._installed:
+            skipper = self._installed.pop()
+            self._paused.append(skipper)
+            skipper.remove()
+
+    def again(self) -> None:
+        """Put back what `pause` took away; the first time, install."""
+        waiting, self._paused = self._paused[::-1] or [self.bare], []
+        try:
+            self._install(*waiting)
+        except BaseException:
+            self.remove()
+            raise
 
     def _install(self, *skippers: Skipper) -> None:
         for skipper in skippers:
@@ -118,7 +136,8 @@ class Passes:
 
     def rows(self, args: Any, kwargs: Any, rows: slice, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The same call for some rows of the batch."""
-        return self._arguments.rows(args, kwargs, rows, batch, self.bare.map.spec.shared)
+        spec = self.bare.map.spec
+        return self._arguments.rows(args, kwargs, rows, batch, spec.shared, spec.listed)
 
     def plain(
         self,
@@ -174,23 +193,25 @@ class Passes:
         began = time.perf_counter()
         context = getattr(self.model, "cache_context", None)
         out: dict[SkipPlan, Tensor] = {}
-        clips = rows.stop - rows.start
         try:
-            for number, (plan, leg) in enumerate(zip(path.plans, path.legs, strict=True)):
-                if leg.start is not None:
-                    own, source = path.replayed[number], path.captured[leg.parent, leg.start]
-                    assert own is not None
-                    here = (rows, batch) if leg.parent == PLAIN else (slice(0, clips), clips)
-                    own.streams.update(source.select(*here).streams)
+            for number, plan in enumerate(path.plans):
                 with context(f"skip_{number}" if number else "skip") if context is not None else nullcontext():
-                    skipper = path.skippers[number]
-                    out[plan] = first(self._pass(skipper, call, args, kwargs, clips, 0, leg.blocks))
-                if path.replayed[number] is not None:
-                    path.replayed[number].clear()  # type: ignore[union-attr]
-                self.stats.blocks_naive += self.blocks
+                    out[plan] = first(self.leg(path, number, call, args, kwargs, rows, batch))
         finally:
             path.clear()
         self.stats.seconds += time.perf_counter() - began
+        return out
+
+    def leg(self, path: Path, number: int, call: Call, args: Any, kwargs: Any, rows: slice, batch: int) -> Any:
+        """One skipped pass of a path, whose plain pass and earlier legs have run; arguments as in `skipped`."""
+        leg, clips, own = path.legs[number], rows.stop - rows.start, path.replayed[number]
+        if own is not None and leg.start is not None:
+            here = (rows, batch) if leg.parent == PLAIN else (slice(0, clips), clips)
+            own.fill(path.captured[leg.parent, leg.start].select(*here))
+        out = self._pass(path.skippers[number], call, args, kwargs, clips, 0, leg.blocks)
+        if own is not None:
+            own.clear()
+        self.stats.blocks_naive += self.blocks
         return out
 
     def _pass(
@@ -234,15 +255,16 @@ def check_effect(plain: Tensor, skipped: Tensor, plan: SkipPlan) -> None:
 
 
 def first(out: Any) -> Tensor:
-    """The prediction in a denoiser's output: a tensor, a tuple, or a model output."""
-    tensor: Tensor = out if isinstance(out, Tensor) else out[0]
-    return tensor
+    """The prediction in a denoiser's output: a tensor, a tuple, or a model output; of a list of rows, a batch."""
+    tensor: Any = out if isinstance(out, Tensor) else out[0]
+    return torch.stack(tensor) if isinstance(tensor, list) else tensor
 
 
 def with_first(out: Any, tensor: Tensor) -> Any:
     """The same kind of output with another prediction."""
     if isinstance(out, Tensor):
         return tensor
+    made: Any = list(tensor) if isinstance(out[0], list) else tensor
     if isinstance(out, tuple):
-        return (tensor, *out[1:])
-    return type(out)(**{**out, next(iter(out)): tensor})
+        return (made, *out[1:])
+    return type(out)(**{**out, next(iter(out)): made})

@@ -41,24 +41,40 @@ class Arguments:
         return new_args + args[len(new_args) :], kwargs | {k: v for k, v in values.items() if k in kwargs}
 
     def rows(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor | slice, size: int, shared: tuple[str, ...]
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        index: Tensor | slice,
+        size: int,
+        shared: tuple[str, ...],
+        listed: tuple[str, ...] = (),
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The same call for some batch rows; arguments named in `shared` have no batch dimension."""
+        """The same call for some batch rows.
+
+        Arguments named in `shared` have no batch dimension; those in `listed` are lists with an entry per row.
+        """
+
+        def some(name: str, value: Any) -> Any:
+            if name in shared:
+                return value
+            if name in listed and isinstance(value, (list, tuple)):
+                return value[index] if isinstance(index, slice) else [value[i] for i in index.tolist()]
+            return take_rows(value, index, size)
+
         names = (*self.names, *[""] * len(args))
-        new_args = tuple(
-            value if name in shared else take_rows(value, index, size) for name, value in zip(names, args, strict=False)
-        )
-        return new_args, {k: v if k in shared else take_rows(v, index, size) for k, v in kwargs.items()}
+        new_args = tuple(some(name, value) for name, value in zip(names, args, strict=False))
+        return new_args, {name: some(name, value) for name, value in kwargs.items()}
 
 
 class PassThrough:
     """The block's output is its input streams, the first through its shortcut where it has one: no branch runs."""
 
-    __slots__ = ("arguments", "counted", "name", "nothings", "returns", "shortcut")
+    __slots__ = ("adds", "arguments", "counted", "name", "nothings", "returns", "shortcut")
 
     def __init__(self, block: Block, counted: bool = True) -> None:
         self.arguments = Arguments(block.module)
         self.returns = block.spec.returns or block.spec.streams
+        self.adds = block.spec.adds
         self.nothings = (None,) * block.spec.nothings
         self.shortcut = block.shortcut
         self.name = block.name
@@ -72,6 +88,8 @@ class PassThrough:
         if self.shortcut is not None:
             streams = (self.shortcut(streams[0]), *streams[1:])
         streams += self.nothings
+        if self.adds:
+            streams = (*(torch.zeros_like(self.arguments.get(name, args, kwargs)) for name in self.adds), *streams)
         return streams if len(streams) > 1 else streams[0]
 
 
@@ -191,6 +209,35 @@ class Capture:
         # a new dict, so that a compiled pass does not depend on what the old one held
         self.prefix.streams = {name: self.arguments.get(name, args, kwargs) for name in self.streams}
         return call(*args, **kwargs)
+
+
+class Keep:
+    """Runs a block and keeps what it returns, which the model reads again later."""
+
+    __slots__ = ("name", "prefix")
+
+    def __init__(self, block: Block, prefix: Prefix) -> None:
+        self.name = block.name
+        self.prefix = prefix
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Store a reference to the output."""
+        out = self.prefix.kept[self.name] = call(*args, **kwargs)
+        return out
+
+
+class Replay:
+    """In place of a block that does not run: what it returned when it did."""
+
+    __slots__ = ("name", "prefix")
+
+    def __init__(self, block: Block, prefix: Prefix) -> None:
+        self.name = block.name
+        self.prefix = prefix
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what was kept."""
+        return self.prefix.kept[self.name]
 
 
 class Inject:

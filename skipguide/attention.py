@@ -15,18 +15,23 @@ from skipguide.errors import SkipError
 from skipguide.gate import Call, Frame
 
 
+_PROJECTIONS = (("to_v", "to_out"), ("to_value", "out_layer"))
+
+
 class ValuesPass:
     """Self-attention of one stream becomes the output projection of its values; queries and keys are not computed."""
 
-    __slots__ = ("arguments", "attention", "name")
+    __slots__ = ("arguments", "attention", "name", "out", "values")
 
     def __init__(self, name: str, module: nn.Module) -> None:
-        for needed in ("to_v", "to_out"):
-            if getattr(module, needed, None) is None:
-                raise SkipError(
-                    f"attn_identity needs {needed} on {name} ({type(module).__name__}), which has none: use "
-                    f"part='attn' or 'block' on this model"
-                )
+        known = ((getattr(module, v, None), getattr(module, out, None)) for v, out in _PROJECTIONS)
+        found = next((pair for pair in known if None not in pair), None)
+        if found is None:
+            raise SkipError(
+                f"attn_identity needs to_v and to_out on {name} ({type(module).__name__}), which has none: use "
+                f"part='attn' or 'block' on this model"
+            )
+        self.values, self.out = found
         self.arguments = Arguments(module)
         self.attention = module
         self.name = name
@@ -35,10 +40,12 @@ class ValuesPass:
         """Return to_out(to_v(x))."""
         if not torch.compiler.is_compiling():
             frame.stats.skipped(self.name)
-        hidden: Tensor = self.arguments.get("hidden_states", args, kwargs)
-        attention: Any = self.attention
-        hidden = attention.to_v(hidden)
-        for layer in attention.to_out:
+        given: Tensor = self.arguments.get("hidden_states", args, kwargs)
+        hidden = self.values(given)
+        if (gates := getattr(self.attention, "to_gate_logits", None)) is not None:  # LTX-2.3: a gate per head
+            heads = 2 * gates(given).sigmoid()
+            hidden = (hidden.unflatten(-1, (heads.shape[-1], -1)) * heads[..., None]).flatten(-2)
+        for layer in self.out if isinstance(self.out, nn.ModuleList) else (self.out,):
             hidden = layer(hidden)
         return hidden
 

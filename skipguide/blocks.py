@@ -31,6 +31,7 @@ class Sublayer:
             they return what they are given while it is left out. Those that an instance lacks are passed over.
         shares: attribute of the sublayer that is true where later blocks read what it computes (shared keys): such a
             sublayer cannot be left out.
+        calls: how often the block runs it in one pass (a feed-forward that image and text share, one after the other).
     """
 
     path: str
@@ -40,6 +41,7 @@ class Sublayer:
     inside: bool = False
     serves: tuple[str, ...] = ()
     shares: str = ""
+    calls: int = 1
 
 
 Joint = Literal["", "video_first", "text_first"]
@@ -68,6 +70,10 @@ class BlockSpec:
         nothings: how many outputs follow the streams that are None when nothing was computed.
         identity: whether `"attn_identity"` is a part of these blocks.
         cached: whether their attention keeps keys and values in a cache of transformers.
+        adds: arguments that are shaped like what the block returns before its streams, for the model to add to
+            another stream (the hints of control blocks): a block that is left out adds zeros.
+        kept: whether the model reads what these blocks return later than in the next block (hints, a text that all
+            blocks of the next stack see, long skip connections): a pass that resumes behind them gets it again.
     """
 
     stack: str
@@ -84,6 +90,8 @@ class BlockSpec:
     nothings: int = 0
     identity: bool = True
     cached: bool = False
+    adds: tuple[str, ...] = ()
+    kept: bool = False
 
     def sublayers(self, part: str) -> tuple[Sublayer, ...]:
         """The sublayers that `part` names; none for `"block"`."""
@@ -100,11 +108,13 @@ class ModelSpec:
         stacks: one `BlockSpec` per stack.
         interleaved: True if block 0 of every stack runs before block 1 of any (Latte's spatial and temporal pairs).
         shared: the model's arguments that have no batch dimension.
+        listed: the model's arguments that are lists with one entry per row of the batch; its prediction is one too.
     """
 
     stacks: tuple[BlockSpec, ...]
     interleaved: bool = False
     shared: tuple[str, ...] = ()
+    listed: tuple[str, ...] = ()
 
 
 def argument_names(module: nn.Module) -> tuple[str, ...]:

@@ -114,8 +114,9 @@ def _expect(holds: bool, message: str) -> None:
 def _tensor(out: Any) -> Tensor:
     if isinstance(out, Tensor):
         return out
-    first: Tensor = out[0]
-    return first
+    first: Any = out[0]
+    whole: Tensor = torch.stack(first) if isinstance(first, list) else first
+    return whole
 
 
 def _samples(blocks: tuple[Block, ...]) -> list[Block]:
@@ -142,7 +143,10 @@ class _StreamsFit:
         if self.block.shortcut is not None and isinstance(came[0], Tensor):
             came[0] = self.block.shortcut(came[0])
         left = [out] if isinstance(out, Tensor) else list(out)
+        added, left = left[: len(self.block.spec.adds)], left[len(self.block.spec.adds) :]
         left = left[: len(left) - self.block.spec.nothings]
+        came = [*(arguments.get(name, args, kwargs) for name in self.block.spec.adds), *came]
+        left, names = [*added, *left], (*self.block.spec.adds, *names)
         # None: the last block of some models has no text output
         fits = len(left) == len(came) and all(
             now is None or (isinstance(before, Tensor) and now.shape == before.shape)
@@ -167,6 +171,8 @@ class _TakenOut:
             if self.block.shortcut is not None:
                 out = (self.block.shortcut(out[0]), *out[1:])
             out += (None,) * self.block.spec.nothings
+            added = (arguments.get(name, args, kwargs) for name in self.block.spec.adds)
+            out = (*(torch.zeros_like(like) for like in added), *out)
             return out if len(out) > 1 else out[0]
 
         self.before = self.block.module.__dict__.get("forward")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -21,10 +21,12 @@ class Prefix:
     Attributes:
         layer: the block, in execution order.
         streams: stream name -> tensor, as the block received it. Empty until a pass was captured.
+        kept: name of an earlier block -> what it returned, for blocks that the model hears from again later.
     """
 
     layer: int
     streams: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def select(self, rows: slice, batch: int) -> Prefix:
         """The same point for some rows of the batch, as views.
@@ -38,16 +40,27 @@ class Prefix:
                 f"nothing was captured at block {self.layer}: run the model once inside capture(model, {self.layer})"
             )
 
-        def rows_of(tensor: Tensor) -> Tensor:
-            fold = tensor.shape[0] // batch  # Latte folds frames or positions into the batch
+        def rows_of(value: Any) -> Any:
+            if isinstance(value, (tuple, list)):
+                return type(value)(rows_of(item) for item in value)
+            if value is None:
+                return None
+            fold = value.shape[0] // batch  # Latte folds frames or positions into the batch
             start, stop, _ = rows.indices(batch)
-            return tensor[start * fold : stop * fold]
+            return value[start * fold : stop * fold]
 
-        return Prefix(self.layer, {name: rows_of(tensor) for name, tensor in self.streams.items()})
+        streams = {name: rows_of(tensor) for name, tensor in self.streams.items()}
+        return Prefix(self.layer, streams, {name: rows_of(value) for name, value in self.kept.items()})
+
+    def fill(self, other: Prefix) -> None:
+        """Take over what another prefix of the same layer holds."""
+        self.streams.update(other.streams)
+        self.kept.update(other.kept)
 
     def clear(self) -> None:
         """Let go of the tensors."""
         self.streams.clear()
+        self.kept.clear()
 
 
 def capture(model: nn.Module, prefix: Prefix) -> AbstractContextManager[Skipper]:

@@ -9,7 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.acts import AddNothing, Capture, Inject, OnRows, PassOn, PassThrough, WithoutKeys, first_tensor
+from skipguide.acts import (
+    AddNothing,
+    Capture,
+    Inject,
+    Keep,
+    OnRows,
+    PassOn,
+    PassThrough,
+    Replay,
+    WithoutKeys,
+    first_tensor,
+)
 from skipguide.attention import JointValuesPass, ValuesPass
 from skipguide.blocks import Block, BlockMap, find_blocks
 from skipguide.errors import LostGateError, SkipError
@@ -145,6 +156,9 @@ class _Sites:
 
     def capture(self, prefix: Prefix) -> None:
         block = self.blocks.select([prefix.layer])[0]
+        for before in self.blocks.blocks[: block.index]:
+            if before.spec.kept:
+                self.add(before.module, before.name, Keep(before, prefix))
         self.add(block.module, block.name, Capture(block, prefix))
 
     def resume(self, prefix: Prefix, plan: SkipPlan) -> None:
@@ -157,7 +171,7 @@ class _Sites:
                         f"{block.index}"
                     )
         for before in self.blocks.blocks[: block.index]:
-            act: Act = PassThrough(before, counted=False)
+            act: Act = Replay(before, prefix) if before.spec.kept else PassThrough(before, counted=False)
             if before.spec.cached:
                 refusal = "the blocks before the one to resume from do not run, and make no keys"
                 act = WithoutKeys(act, before.module, before.index, len(self.blocks), refusal)
@@ -177,8 +191,8 @@ class _Sites:
                     act = _InWindow(act, term.schedule)
                     self.windows.append(act)
                 self.add(module, name, act)
-            parts = sum(len(block.sublayers(part)) for part in ("attn", "cross_attn", "mlp"))
-            self.stats.weights |= {name: 1 / parts for name, _, _ in block.sublayers(term.part)}
+            runs = [s.calls for part in ("attn", "cross_attn", "mlp") for _, _, s in block.sublayers(part)]
+            self.stats.weights |= {name: 1 / sum(runs) for name, _, _ in block.sublayers(term.part)}
 
     def _without_keys(self, block: Block, module: nn.Module, act: Act, term: SkipPlan) -> Act:
         """The act, for the attention of a language model: it minds the KV cache."""
