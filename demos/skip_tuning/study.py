@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from transformers import CLIPModel, CLIPProcessor
 
+from demos.benchmarks.measure import write_json, write_text
 from demos.skip_tuning import data
+from demos.skip_tuning.report import figure, table
+from demos.study import save_figure
 from skipguide.assets import bundled
 from skipguide.vision.skip_tuning import SkipTuner
 from skipguide.vision.skip_tuning.baselines import METHODS, build, linear_probe, probe_features
-from skipguide.vision.skip_tuning.results import harmonic
 
 HERE = Path(__file__).parent
 SHIFTS = {"mild": 0.15, "strong": 0.3}
@@ -37,11 +40,14 @@ RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 LORA_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # with AdamW, whose steps do not scale with the gradient
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
 TEMPLATE = "a photo of a {}"
+BASE, NEW = tuple(data.BASE_CLASSES), tuple(data.NEW_CLASSES)
 Images = tuple[list[Tensor], Tensor]
 
 
-def images(classes: list[str], per_class: int, seed: int, shift: str) -> Images:
-    pixels, labels = data.class_images(classes, per_class, seed, SHIFTS[shift])
+@cache
+def images(classes: tuple[str, ...], per_class: int, seed: int, shift: str) -> Images:
+    """Every method sees the same ones, so they are drawn once."""
+    pixels, labels = data.class_images(list(classes), per_class, seed, SHIFTS[shift])
     return list(pixels * 2 - 1), labels
 
 
@@ -62,21 +68,19 @@ class Study:
 
     def sets(self, shift: str) -> dict[str, Images]:
         return {
-            "base": images(data.BASE_CLASSES, self.test, 901, shift),
-            "new": images(data.NEW_CLASSES, self.test, 902, shift),
-            "validation": images(data.BASE_CLASSES, max(4, self.test // 2), 903, shift),
+            "base": images(BASE, self.test, 901, shift),
+            "new": images(NEW, self.test, 902, shift),
+            "validation": images(BASE, max(4, self.test // 2), 903, shift),
         }
 
     def train(self, shift: str, seed: int) -> Images:
-        return images(data.BASE_CLASSES, self.shots, 10_000 + seed, shift)
+        return images(BASE, self.shots, 10_000 + seed, shift)
 
     def once(self, key: str, run: Callable[[], dict[str, float]]) -> dict[str, float]:
         """A run's numbers, from the file if they are there."""
         if key not in self.result["runs"]:
             self.result["runs"][key] = run()
-            partial = self.path.with_name(f".{self.path.name}.partial")
-            partial.write_text(json.dumps(self.result, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, self.path)
+            write_json(self.path, self.result)
         found: dict[str, float] = self.result["runs"][key]
         return found
 
@@ -157,7 +161,7 @@ def saved_bytes(tuner: SkipTuner) -> int:
     from skipguide.vision.skip_tuning.step import StepModule
 
     step = StepModule(tuner.towers, tuner.text_prefix(), tuner.image_layer, tuner.text_layer, tuner.class_skip, 1)
-    pixels, labels = images(data.BASE_CLASSES[:1], 4, 5, "mild")
+    pixels, labels = images(BASE[:1], 4, 5, "mild")
     with torch.no_grad():
         hidden = tuner.towers.image.prefix(torch.stack(pixels), tuner.image_layer)
     own = {p.untyped_storage().data_ptr() for p in tuner.model.parameters()}
@@ -174,121 +178,6 @@ def saved_bytes(tuner: SkipTuner) -> int:
     return sum(seen.values())
 
 
-def summary(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Per shift one row per method: what was chosen, and mean and deviation over the seeds."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for shift in SHIFTS:
-        zero = result["runs"][f"{shift}/zero-shot"]
-        rows[shift] = [{"method": "zero-shot", "seeds": 1, "base": [zero["base"], 0.0], "new": [zero["new"], 0.0]}]
-        rows[shift][0]["h"] = [harmonic(zero["base"], zero["new"]), 0.0]
-        for method in ("linear probe", *METHODS):
-            runs: dict[float, dict[int, Any]] = {}
-            for key, run in result["runs"].items():
-                parts = key.split("/")
-                if parts[:2] == [shift, method]:
-                    runs.setdefault(float(parts[2]), {})[int(parts[3])] = run
-            best = max(
-                runs,
-                key=lambda rate: statistics.mean(
-                    runs[rate][s]["validation"] for s in range(1, result["settings"]["grid_seeds"] + 1)
-                ),
-            )
-            chosen = list(runs[best].values())
-            row: dict[str, Any] = {"method": method, "rate": best, "edge": best in (min(runs), max(runs))}
-            row |= {"seeds": len(chosen), "cpu_seconds": statistics.mean(r["cpu_seconds"] for r in chosen)}
-            row["base"] = spread([r["base"] for r in chosen])
-            if method != "linear probe":
-                row["new"] = spread([r["new"] for r in chosen])
-                row["h"] = spread([harmonic(r["base"], r["new"]) for r in chosen])
-                row["grid"] = {
-                    str(rate): [statistics.mean(harmonic(r["base"], r["new"]) for r in of.values()), len(of)]
-                    for rate, of in sorted(runs.items())
-                }
-            rows[shift].append(row)
-    return rows
-
-
-def spread(values: list[float]) -> list[float]:
-    """Mean and standard deviation."""
-    return [statistics.mean(values), statistics.stdev(values) if values[1:] else 0.0]
-
-
-def table(result: dict[str, Any]) -> str:
-    """The study as Markdown."""
-    settings = result["settings"]
-    lines = [
-        "# Few-shot study of Skip Tuning on tiny-clip",
-        "",
-        f"24 base and 24 new classes, {settings['shots']} shots, {settings['epochs']} epochs, batch 4, "
-        f"{settings['test_per_class']} test images per class and group. The images are photos mixed with an unseen "
-        f"rendering (mild: {SHIFTS['mild']}, strong: {SHIFTS['strong']}). Rates chosen on validation images of the "
-        f"base classes ({settings['grid_seeds']} seeds per rate). Percent, mean ± standard deviation over seeds; an "
-        "asterisk marks a rate at the edge of its grid. CPU seconds of one run, extraction included, on a shared "
-        "machine. Saved: what one step keeps for its backward pass.",
-    ]
-    for shift, rows in summary(result).items():
-        lines += ["", f"## {shift.capitalize()} shift", ""]
-        lines += ["| method | rate | Base | New | H | CPU s | saved MB | trained | seeds |", "|---|" + "---|" * 8]
-        for row in rows:
-            cost = result["cost"].get(row["method"], {})
-            cells = [
-                row["method"],
-                f"{row['rate']:g}{'*' if row['edge'] else ''}" if "rate" in row else "–",
-                *(percent(row.get(part)) for part in ("base", "new", "h")),
-                f"{row['cpu_seconds']:.2f}" if "cpu_seconds" in row else "–",
-                f"{cost['saved_bytes'] / 1e6:.2f}" if cost else "–",
-                f"{cost['trained']:,}" if cost else "–",
-                str(row["seeds"]),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-        rates = sorted({float(rate) for row in rows for rate in row.get("grid", {})})
-        lines += ["", f"H at every rate (mean; {settings['grid_seeds']} seeds, the chosen rate all of them):", ""]
-        lines += [f"| method | {' | '.join(f'{rate:g}' for rate in rates)} |", "|---|" + "---|" * len(rates)]
-        for row in rows:
-            if "grid" in row:
-                found = {float(rate): value[0] for rate, value in row["grid"].items()}
-                cells = [f"{100 * found[rate]:.1f}" if rate in found else "–" for rate in rates]
-                lines.append(f"| {row['method']} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
-
-
-def percent(value: list[float] | None) -> str:
-    if value is None:
-        return "–"
-    return f"{100 * value[0]:.1f}" + (f" ± {100 * value[1]:.1f}" if value[1] else "")
-
-
-def figure(result: dict[str, Any], path: Path) -> None:
-    """Base against New at the chosen rate, and H over the rates."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    shown = summary(result)
-    plot, axes = plt.subplots(2, len(shown), figsize=(11, 8.5), layout="constrained")
-    for column, (shift, rows) in enumerate(shown.items()):
-        above, below = axes[0][column], axes[1][column]
-        for number, row in enumerate(row for row in rows if "new" in row):
-            colour = f"C{number}"
-            (base, base_sd), (new, new_sd) = row["base"], row["new"]
-            above.errorbar(
-                100 * base, 100 * new, 100 * new_sd, 100 * base_sd, "o", color=colour, capsize=3, label=row["method"]
-            )
-            if "grid" in row:
-                points = sorted((float(rate), value[0]) for rate, value in row["grid"].items())
-                below.plot([r for r, _ in points], [100 * h for _, h in points], "o-", color=colour)
-            else:
-                below.axhline(100 * row["h"][0], color=colour, linestyle=":")
-        above.set(title=f"{shift} shift", xlabel="accuracy on base classes (%)", ylabel="accuracy on new classes (%)")
-        below.set(xscale="log", xlabel="peak learning rate", ylabel="harmonic mean H (%)")
-        for axis in (above, below):
-            axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=8)
-    plot.savefig(path, dpi=110)
-    plt.close(plot)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two seeds, one epoch, written to a temporary folder")
@@ -303,8 +192,8 @@ def main() -> None:
         path = args.out
         study = Study(path, epochs=4, shots=4, seeds=5, grid=3, test=20)
     study.run()
-    path.with_suffix(".md").write_text(table(study.result), encoding="utf-8")
-    figure(study.result, path.with_suffix(".png"))
+    write_text(path.with_suffix(".md"), table(study.result))
+    save_figure(figure(study.result), path.with_suffix(".png"))
     print(table(study.result))
     print(f"{path}, {path.with_suffix('.md').name}, {path.with_suffix('.png').name}")
 
