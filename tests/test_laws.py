@@ -38,7 +38,7 @@ def test_empty_plan_is_bit_equal(family):
 def test_block_skip_equals_the_block_taken_out(family):
     model, inputs = family.build(), family.inputs(2)
     plain = family.run(model, inputs)
-    for i in range(len(family.block_names)):
+    for i in family.layers:
         out, stats = skipped(family, model, inputs, [i])
         assert torch.equal(out, family.run(family.identity_block(model, i), inputs))
         assert not torch.equal(out, plain)
@@ -50,7 +50,7 @@ def test_block_skip_equals_the_block_taken_out(family):
 def test_sublayer_skip_equals_zeroed_output_projection(family):
     model, inputs = family.build(), family.inputs(2)
     plain = family.run(model, inputs)
-    for i in range(len(family.block_names)):
+    for i in family.layers:
         for part in family.parts(i):
             out, stats = skipped(family, model, inputs, [i], part)
             assert torch.equal(out, family.run(family.zeroed(model, i, part), inputs)), (i, part)
@@ -62,7 +62,7 @@ def test_sublayer_skip_equals_zeroed_output_projection(family):
 def test_attention_identity_equals_the_reference_by_hand(family):
     model, inputs = family.build(), family.inputs(2)
     plain = family.run(model, inputs)
-    for i in range(len(family.block_names)):
+    for i in family.layers:
         if not family.blocks[i][1].values:
             continue
         out, _ = skipped(family, model, inputs, [i], "attn_identity")
@@ -104,7 +104,7 @@ def test_rows_that_skip_are_not_computed(family):
 def test_resume_is_bit_equal_at_equal_batch(family):
     model, inputs = family.build(), family.inputs(2)
     plain = family.run(model, inputs)
-    for layer in range(len(family.block_names)):
+    for layer in family.layers:
         prefix = Prefix(layer)
         with capture(model, prefix):
             assert torch.equal(family.run(model, inputs), plain)

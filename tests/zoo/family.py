@@ -66,17 +66,25 @@ class BlockKind:
             (the last block of some models has no text output). `"proj_out:attn"` and `"proj_out:mlp"` are the
             columns of a parallel block's one output projection that read that sublayer; its bias stays.
         values: Self-attention name -> module that computes it with the identity as attention map of the
-            video tokens, built from the attention module and the number of text tokens.
+            video tokens, built from the attention module and the number of text tokens. Empty where the attention
+            has no map.
+        identity: Builds what takes the place of a block that is left out, where `PassThrough(returns)` cannot.
     """
 
     returns: str
     projections: dict[str, tuple[str, ...]]
     values: dict[str, Callable[[nn.Module, int], nn.Module]] = field(default_factory=dict)
+    identity: Callable[[], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
 class Family:
-    """One model family: how to make it, how to call it, and its reference edits."""
+    """One model family: how to make it, how to call it, and its reference edits.
+
+    Attributes:
+        thin: Whether the laws are checked on the first block of every stack and the last of all, not on every block:
+            for the many families whose blocks are all alike.
+    """
 
     name: str
     make: Callable[[], nn.Module]
@@ -84,6 +92,7 @@ class Family:
     blocks: tuple[tuple[str, BlockKind], ...]
     text_length: Callable[[dict[str, object]], int] = lambda inputs: inputs["encoder_hidden_states"].shape[1]
     std: float = 0.15
+    thin: bool = False
 
     def __repr__(self) -> str:
         return self.name
@@ -97,18 +106,32 @@ class Family:
         """Dotted names in execution order."""
         return [name for name, _ in self.blocks]
 
+    @property
+    def layers(self) -> list[int]:
+        """The blocks that the laws are checked on."""
+        if not self.thin:
+            return list(range(len(self.blocks)))
+        stacks = [name.rpartition(".")[0] for name in self.block_names]
+        return sorted({*(stacks.index(stack) for stack in stacks), len(self.blocks) - 1})
+
     def parts(self, i: int) -> tuple[str, ...]:
         """The sublayers of block i: a subset of attn, cross_attn, mlp."""
         return tuple(self.blocks[i][1].projections)
 
     def run(self, model: nn.Module, inputs: dict[str, object]) -> Tensor:
         with torch.no_grad():
-            return model(**inputs, return_dict=False)[0]
+            out = model(**inputs, return_dict=False)
+        if isinstance(out, Tensor):
+            return out
+        return out[0] if len(out) == 1 else torch.cat([stream.flatten(1) for stream in out], dim=1)
 
     def identity_block(self, model: nn.Module, i: int) -> nn.Module:
         """A copy in which block i returns its streams as they came."""
         edited = copy.deepcopy(model)
-        edited.set_submodule(self.block_names[i], PassThrough(self.blocks[i][1].returns))
+        kind = self.blocks[i][1]
+        edited.set_submodule(
+            self.block_names[i], PassThrough(kind.returns) if kind.identity is None else kind.identity()
+        )
         return edited
 
     def zeroed(self, model: nn.Module, i: int, part: str) -> nn.Module:
@@ -144,8 +167,10 @@ class Family:
         name, kind = self.blocks[i]
         block = edited.get_submodule(name)
         for path, module in kind.values.items():
-            if getattr(block, path, None) is not None:
-                setattr(block, path, module(getattr(block, path), self.text_length(inputs)))
+            parent, _, name = path.rpartition(".")
+            parent = block.get_submodule(parent)
+            if getattr(parent, name, None) is not None:
+                setattr(parent, name, module(getattr(parent, name), self.text_length(inputs)))
         return edited
 
 
