@@ -18,8 +18,10 @@ from skipguide.errors import SkipError
 from skipguide.vision import LayerMask, masked_forward
 from skipguide.vision.layer_masking import BASELINES, FILLS, mask_of
 from skipguide.vision.layer_masking.fill import fill, fill_weights
-from skipguide.vision.layer_masking.geometry import Morphology, Window, whole
+from skipguide.vision.layer_masking.geometry import Window
 from skipguide.vision.layer_masking.layer_mask import _TRACES
+from skipguide.vision.layer_masking.masks import whole
+from skipguide.vision.layer_masking.morphology import Morphology
 from skipguide.vision.layer_masking.plan import prepare
 from skipguide.vision.layer_masking.run import run_window
 
@@ -170,14 +172,14 @@ def test_everything_and_nothing_as_in_the_reference(golden):
 
 def test_fill_of_the_reference():
     unit = load_file(GOLDEN / "lm_unit.safetensors")
-    mask, x = unit["m"].float(), unit["x"] * unit["m"]
+    mask, x = unit["m"].bool(), unit["x"] * unit["m"]
     for rounds in (0, 1, 2, 3, 7):
         torch.testing.assert_close(fill(x, fill_weights(mask, rounds)), unit[f"fill{rounds}"], rtol=1e-4, atol=1e-5)
 
 
 def test_layers_of_the_reference():
     unit = load_file(GOLDEN / "lm_unit.safetensors")
-    mask, x = unit["m"].float(), unit["x"]
+    mask, x = unit["m"].bool(), unit["x"]
 
     def run(op, plain):
         shapes = Morphology()

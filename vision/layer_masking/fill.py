@@ -15,14 +15,9 @@ from torch import Tensor
 EPS = 1e-5  # of the published code's division by the number of known neighbours
 
 
-def grow(mask: Tensor) -> Tensor:
-    """The mask `[R, 1, H, W]` of 0 and 1, one position wider on all sides."""
-    return F.max_pool2d(mask, 3, 1, 1)
-
-
 def box_sum(x: Tensor) -> Tensor:
     """Sums over 3x3 windows of `[N, C, H, W]`, zero outside."""
-    if x.is_cuda or x.is_contiguous(memory_format=torch.channels_last):
+    if x.is_cuda or (x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()):
         return F.avg_pool2d(x, 3, 1, 1) * 9 if not x.is_cuda else F.avg_pool2d(x, 3, 1, 1, divisor_override=1)
     rows = x.clone()  # on the CPU four shifted additions are several times faster than a pooling of [N, C, H, W]
     rows[..., 1:] += x[..., :-1]
@@ -37,17 +32,19 @@ def fill_weights(mask: Tensor, rounds: int) -> list[Tensor]:
     """What each round multiplies the sums over 3x3 windows with.
 
     Args:
-        mask: `[R, 1, H, W]` of 0 and 1, 1 = visible.
+        mask: bool `[R, 1, H, W]`, True = visible.
         rounds: how many.
 
     Returns:
         One `[R, 1, H, W]` per round: 1 / (known neighbours) where the round writes, else 0.
     """
     weights = []
+    small = torch.float32 if mask.is_cuda else torch.uint8  # bytes are faster to add, and CUDA's pooling has none
     for _ in range(rounds):
-        known = box_sum(mask)
-        weights.append((1 - mask) / (known + EPS) * (known > 0.5))
-        mask = (known > 0.5).to(mask.dtype)
+        count = box_sum(mask.to(small))
+        known = count > 0
+        weights.append((known > mask) / (count + EPS))
+        mask = known
     return weights
 
 
@@ -63,7 +60,7 @@ def fill(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
 
     Example:
         >>> x = torch.tensor([[[[4.0, 0.0, 0.0]]]])
-        >>> fill(x, fill_weights((x > 0).float(), 2)).round(decimals=3)
+        >>> fill(x, fill_weights(x > 0, 2)).round(decimals=3)
         tensor([[[[4., 4., 4.]]]])
     """
     if not weights:

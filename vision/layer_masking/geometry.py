@@ -1,12 +1,12 @@
 """Geometry: what an operation does to masks, forwards (what is known after it) and backwards (what it reads).
 
-Masks are floats `[R, 1, H, W]` of 0 and 1, R = rows of the batch, or 1 for all of them. Nothing here looks at data.
+Masks are bool `[R, 1, H, W]`, R = rows of the batch, or 1 for all of them. Nothing here looks at data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,38 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipguide.errors import SkipError
-from skipguide.vision.layer_masking.fill import fill_weights, grow
-
-Box = tuple[int, int, int, int]  # top, bottom, left, right
-Pair = tuple[int, int]
-
-
-def size_of(mask: Tensor) -> Pair:
-    """Height and width."""
-    return mask.shape[-2], mask.shape[-1]
-
-
-def whole(mask: Tensor) -> Box:
-    """The box of everything."""
-    return 0, mask.shape[-2], 0, mask.shape[-1]
-
-
-def both(a: Tensor, b: Tensor) -> Tensor:
-    """Visible in both."""
-    return a if a is b else a * b
-
-
-def move(x: Tensor, source: Box, target: Box, value: float = 0.0) -> Tensor:
-    """The values of `target` from a tensor that holds `source`; `value` where it holds none."""
-    if source == target:
-        return x
-    if min(source[1], target[1]) <= max(source[0], target[0]) or min(source[3], target[3]) <= max(source[2], target[2]):
-        return x.new_full((*x.shape[:-2], target[1] - target[0], target[3] - target[2]), value)  # nothing in common
-    pads = (source[2] - target[2], target[3] - source[3], source[0] - target[0], target[1] - source[1])
-    if max(pads) <= 0:
-        top, left = -pads[2], -pads[0]
-        return x[..., top : top + target[1] - target[0], left : left + target[3] - target[2]]
-    return F.pad(x, pads, value=value)
+from skipguide.vision.layer_masking.masks import Box, Pair, both, move, padded, size_of, whole, windows
 
 
 @dataclass(frozen=True)
@@ -118,29 +87,28 @@ class Window(Op):
         """One ring less than the window is wide."""
         return max(self.span) - 1 if self.kind == "conv" and not self.padded else 0
 
-    def pooled(self, mask: Tensor) -> Tensor:
-        """The pooling of a mask, by the operation's own arithmetic."""
+    def average(self, values: Tensor) -> Tensor:
+        """The average pooling of a map of floats, by the operation's own arithmetic."""
+        pads = (self.padding[0], self.padding[2])
+        return F.avg_pool2d(values, self.kernel, self.stride, pads, self.ceil, self.include_pad)
+
+    def mask(self, masks: Sequence[Tensor]) -> Tensor:
+        """Known where the window holds one visible position."""
+        mask = masks[0]
         if self.kind == "avg":
+            return self.average(mask.float()) > 0
+        if self.ceil:
             pads = (self.padding[0], self.padding[2])
-            return F.avg_pool2d(mask, self.kernel, self.stride, pads, self.ceil, self.include_pad)
-        if self.kind == "max":
-            pads = (self.padding[0], self.padding[2])
-            return F.max_pool2d(mask, self.kernel, self.stride, pads, self.dilation, self.ceil)
+            return F.max_pool2d(mask.float(), self.kernel, self.stride, pads, self.dilation, True) > 0
         if self.span == (1, 1) and not any(self.padding):
-            return mask if self.stride == (1, 1) else mask[..., :: self.stride[0], :: self.stride[1]]
-        top, bottom, left, right = self.padding
-        mask = F.pad(mask, (left, right, top, bottom)) if any(self.padding) else mask
+            return mask if self.stride == (1, 1) else mask[..., :: self.stride[0], :: self.stride[1]].contiguous()
+        mask = padded(mask, self.padding)
         if any(size < span for size, span in zip(size_of(mask), self.span, strict=True)):
             raise SkipError(
                 f"the input is too small for {self.name} with a window of {self.span}: its activation is "
                 f"{size_of(mask)} there; use larger images"
             )
-        return F.max_pool2d(mask, self.kernel, self.stride, 0, self.dilation)
-
-    def mask(self, masks: Sequence[Tensor]) -> Tensor:
-        """Known where the window holds one visible position."""
-        pooled = self.pooled(masks[0])
-        return (pooled > 0).to(pooled.dtype) if self.kind == "avg" else pooled
+        return windows(mask, self.kernel, self.stride, self.dilation)
 
     def reach(self, need: Tensor | None, mask: Tensor) -> Tensor:
         """Every position between the first and the last that a needed window reads."""
@@ -154,7 +122,7 @@ class Window(Op):
         else:
             spread = need
         if (ky, kx) != (1, 1):
-            spread = F.max_pool2d(F.pad(spread, (kx - 1, kx - 1, ky - 1, ky - 1)), (ky, kx), 1)
+            spread = windows(padded(spread, (ky - 1, ky - 1, kx - 1, kx - 1)), (ky, kx))
         top, _, left, _ = self.padding
         bounds = (0, spread.shape[2], 0, spread.shape[3])
         return move(spread, bounds, (top, top + height, left, left + width))
@@ -193,7 +161,9 @@ class Pad(Op):
 
     def mask(self, masks: Sequence[Tensor]) -> Tensor:
         """Padding with a constant is not known; a reflection is what it reflects."""
-        return F.pad(masks[0], self.amounts, mode=self.mode)
+        if self.mode == "constant":
+            return F.pad(masks[0], self.amounts)
+        return F.pad(masks[0].float(), self.amounts, mode=self.mode) > 0
 
     def reach(self, need: Tensor | None, mask: Tensor) -> Tensor:
         """The transpose of the padding."""
@@ -204,10 +174,9 @@ class Pad(Op):
             height, width = size_of(mask)
             return move(need, whole(need), (top, top + height, left, left + width))
         with torch.enable_grad():
-            leaf = need.new_zeros(*need.shape[:2], *size_of(mask)).requires_grad_()
-            padded = F.pad(leaf, self.amounts, mode=self.mode)
-            (back,) = torch.autograd.grad(padded, leaf, need)
-        return (back > 0).to(need.dtype)
+            leaf = torch.zeros(*need.shape[:2], *size_of(mask), device=need.device, requires_grad=True)
+            (back,) = torch.autograd.grad(F.pad(leaf, self.amounts, mode=self.mode), leaf, need.float())
+        return back > 0
 
 
 @dataclass(frozen=True)
@@ -228,7 +197,7 @@ class Adaptive(Op):
 
     def mask(self, masks: Sequence[Tensor]) -> Tensor:
         """Known where a bin holds a visible position."""
-        return (F.adaptive_avg_pool2d(masks[0], self.size) > 0).to(masks[0].dtype)
+        return F.adaptive_avg_pool2d(masks[0].float(), self.size) > 0
 
 
 @dataclass(frozen=True)
@@ -237,73 +206,3 @@ class Leave(Op):
 
     def mask(self, masks: Sequence[Tensor]) -> None:
         """No positions are left."""
-
-
-@dataclass
-class Morphology:
-    """Remembers what was computed from a mask: blocks of a stage share theirs."""
-
-    memo: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict)
-    wider: set[tuple[int, int]] = field(default_factory=set)
-    lists: dict[tuple[object, ...], list[Tensor]] = field(default_factory=dict)
-    kept: list[object] = field(default_factory=list)
-
-    def mask(self, op: Op, masks: Sequence[Tensor]) -> Tensor | None:
-        """`op.mask`, once for equal questions."""
-        ids = tuple(dict.fromkeys(id(mask) for mask in masks))
-        if len(ids) > 1:  # a mask that another is contained in does not change their intersection
-            masks = [m for m in masks if not any(other != id(m) and (other, id(m)) in self.wider for other in ids)]
-            masks = list({id(m): m for m in masks}.values())
-        if isinstance(op, Pointwise) and len({id(m) for m in masks}) == 1:
-            return masks[0]
-        key = (*(id(m) for m in masks), _shape(op))
-        if key not in self.memo:
-            self.memo[key] = after = op.mask(masks)
-            self.kept += [*masks, after]
-            if isinstance(op, Window) and after is not None and op.stride == (1, 1):
-                top, _, left, _ = op.padding
-                ky, kx = op.span
-                # every window holds its own position, so the mask only grows
-                if (
-                    after.shape[-2:] == masks[0].shape[-2:]
-                    and 0 <= top < ky
-                    and 0 <= left < kx
-                    and op.dilation == (1, 1)
-                ):
-                    self.wider |= {(id(masks[0]), id(after))}
-                    self.wider |= {(a, id(after)) for a, b in self.wider if b == id(masks[0])}
-            if isinstance(op, Pointwise) and after is not None:
-                self.wider |= {(id(after), id(m)) for m in masks}
-        return self.memo[key]
-
-    def rings(self, mask: Tensor, rounds: int) -> list[Tensor]:
-        """The mask after 0, 1, ... `rounds` rounds of fill."""
-        have = self.lists.setdefault(("rings", id(mask)), [mask])
-        while len(have) <= rounds:
-            have.append(grow(have[-1]))
-        return have[: rounds + 1]
-
-    def weights(self, mask: Tensor, rounds: int, region: Box, dtype: torch.dtype) -> list[Tensor]:
-        """The fill's weights on a region, 0 outside of the map."""
-        key = ("weights", id(mask), rounds, region, dtype)
-        if key not in self.lists:
-            base = self.lists.get(("weights", id(mask)), [])
-            if len(base) < rounds:
-                base = self.lists["weights", id(mask)] = fill_weights(mask, rounds)
-            self.lists[key] = [move(w, whole(mask), region).to(dtype).contiguous() for w in base[:rounds]]
-            self.kept.append(mask)
-        return self.lists[key]
-
-    def part(self, mask: Tensor, region: Box, dtype: torch.dtype) -> Tensor:
-        """The mask on a region, 0 outside of the map."""
-        key = ("part", id(mask), region, dtype)
-        if key not in self.lists:
-            self.lists[key] = [move(mask, whole(mask), region).to(dtype).contiguous()]
-            self.kept.append(mask)
-        return self.lists[key][0]
-
-
-def _shape(op: Op) -> tuple[object, ...]:
-    """What of an operation matters to masks: everything but who it takes."""
-    left_out = ("inputs", "name", "positive", "padded")
-    return (type(op), *(value for name, value in vars(op).items() if name not in left_out))

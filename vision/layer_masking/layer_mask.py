@@ -231,7 +231,7 @@ class Masker:
                 self.stats.fill_rounds += run.rounds
                 self.stats.computed = plan.share
                 return output
-        run = MaskedRun(keep.float(), self.fill, None, self._widest(), self._parameters())
+        run = MaskedRun(keep, self.fill, None, self._widest(), self._parameters())
         output = self._watched(run, call, images, args, kwargs)
         self.stats.fill_rounds += run.rounds
         self.largest = max(self.largest, run.largest)
@@ -248,11 +248,13 @@ class Masker:
 
     def _plan_for(self, trace: Trace, keep: Tensor, images: Tensor) -> Plan:
         key = (id(trace), images.dtype, self.fill, self.crop)
-        if self._plan is not None and self._plan[0] == key and self._plan[1] is keep:
+        # by value: a mask that was changed in place is another one, and an equal one from elsewhere is the same
+        if self._plan is not None and self._plan[0] == key and torch.equal(self._plan[1], keep):
             return self._plan[2]
         with torch.no_grad():
-            plan = make_plan(trace, keep.float(), images.dtype, self.fill, self.crop)
-        self._plan = (key, keep, plan)
+            mine = keep.clone()
+            plan = make_plan(trace, mine, images.dtype, self.fill, self.crop)
+        self._plan = (key, mine, plan)
         return plan
 
     def _widest(self) -> int:
@@ -412,7 +414,7 @@ def mask_of(activation: Tensor) -> Tensor | None:
     if spot is None or spot.number is None:
         return None
     with torch._C.DisableTorchFunction():  # a hook runs inside the watched pass
-        return spot.run.mask(spot.number).bool()
+        return spot.run.mask(spot.number).clone()
 
 
 Forward = Callable[[Tensor, Tensor], Any]

@@ -14,19 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipguide.vision.layer_masking.geometry import (
-    Adaptive,
-    Box,
-    Leave,
-    Morphology,
-    Op,
-    Pad,
-    Pointwise,
-    Reduce,
-    Window,
-    move,
-    whole,
-)
+from skipguide.vision.layer_masking.geometry import Adaptive, Leave, Op, Pad, Pointwise, Reduce, Window
+from skipguide.vision.layer_masking.masks import Box, grow, join, meet, move, padded, whole
+from skipguide.vision.layer_masking.morphology import Morphology
 
 WORTH_CROPPING = 0.9  # of the positions; cutting costs copies
 
@@ -98,7 +88,7 @@ def make_plan(trace: Trace, keep: Tensor, dtype: torch.dtype, how: str = "neighb
 
     Args:
         trace: of the model at this resolution.
-        keep: float `[R, 1, H, W]` of 0 and 1.
+        keep: bool `[R, 1, H, W]`.
         dtype: of the activations.
         how: "neighbours", "zeros" or "partial".
         crop: compute boxes only.
@@ -165,7 +155,7 @@ def _needs(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tensor | None
                     memo[key] = (reach, _filled_from(op, reach, mask))
                 reaches[number], reads = memo[key]
             before = needs[i]
-            needs[i] = reads if before is None or before is reads else torch.maximum(before, reads)
+            needs[i] = reads if before is None or before is reads else before | reads
             if before is not None and before is not reads and bool(torch.equal(before, needs[i])):  # type: ignore[arg-type]
                 needs[i] = before
     return needs, reaches
@@ -185,10 +175,8 @@ def _filled_from(op: Op, reach: Tensor, mask: Tensor) -> Tensor:
     if _filled(op):
         return reach  # hidden ones too: the padding before has filled them
     if op.rounds:
-        source = reach * (1 - mask)
-        width = 2 * op.rounds + 1
-        reach = torch.maximum(reach, F.max_pool2d(source, width, 1, op.rounds))
-    return reach * mask
+        reach = reach | grow(reach > mask, op.rounds)
+    return reach & mask
 
 
 def _settle(
@@ -300,7 +288,7 @@ def prepare(
     if isinstance(op, Adaptive):
         if rounds < 0:
             return Action(box)
-        share = F.adaptive_avg_pool2d(mask, op.size)
+        share = F.adaptive_avg_pool2d(mask.float(), op.size)
         scale = torch.where(share > 0, 1 / share.clamp_min(1e-12), 0.0)
         return Action(box, part=shapes.part(mask, source, dtype), scale=scale.to(dtype))
     direct = source == whole(mask) and box == whole(after)
@@ -311,10 +299,10 @@ def prepare(
     elif isinstance(op, Pad) and not direct:
         region = _shifted(op, box) if op.mode == "constant" else None
         bounds = whole(mask)
-        inside = bounds if region is None else _meet(region, bounds)
+        inside = bounds if region is None else meet(region, bounds)
         top, bottom, left, right = inside
         wide = (top - rounds + 1, bottom + rounds - 1, left - rounds + 1, right + rounds - 1)
-        work = _join(inside, _join(source, _meet(wide, bounds))) if rounds > 0 else _join(inside, source)
+        work = join(inside, join(source, meet(wide, bounds))) if rounds > 0 else join(inside, source)
     action = Action(box, region, work)
     convolves = isinstance(op, Window) and op.kind == "conv"
     # the partial convolution as published divides by its zero padding too, whatever is hidden
@@ -326,7 +314,7 @@ def prepare(
         # a position at the region's edge is filled from outside of it: from visible ones, and from filled ones
         top, bottom, left, right = region
         wide = (top - rounds + 1, bottom + rounds - 1, left - rounds + 1, right + rounds - 1)
-        work = _join(region, _join(source, _meet(wide, whole(mask))))
+        work = join(region, join(source, meet(wide, whole(mask))))
     action.work = work
     if not _filled(op):
         action.part = shapes.part(mask, work, dtype)
@@ -335,9 +323,8 @@ def prepare(
     elif isinstance(op, Window) and op.kind == "max" and not op.positive:
         action.after = shapes.part(after, box, dtype)
     elif how == "partial" and isinstance(op, Window) and convolves:
-        top, bottom, left, right = op.padding
-        ones = mask.new_full((1, 1, *op.kernel), 1 / (op.kernel[0] * op.kernel[1]))
-        share = F.conv2d(F.pad(mask, (left, right, top, bottom)), ones, None, op.stride, 0, op.dilation)
+        ones = torch.full((1, 1, *op.kernel), 1 / (op.kernel[0] * op.kernel[1]), device=mask.device)
+        share = F.conv2d(padded(mask, op.padding).float(), ones, None, op.stride, 0, op.dilation)
         scale = torch.where(share > 0, 1 / share.clamp_min(1e-12), 0.0)
         action.scale = shapes.part(scale, box, dtype)
     elif how == "neighbours" and rounds > 0:
@@ -355,19 +342,11 @@ def _average(op: Window, mask: Tensor, box: Box, dtype: torch.dtype) -> Tensor:
 
     A window without anything hidden keeps the operation's own divisor, so the image's border stays as it was trained.
     """
-    plain, seen = op.pooled(torch.ones_like(mask[:1])), op.pooled(mask)
+    plain, seen = op.average(torch.ones_like(mask[:1], dtype=torch.float32)), op.average(mask.float())
     if box == whole(seen):
         return torch.where(seen > 0, plain / seen.clamp_min(1e-12), 0.0).to(dtype).contiguous()
     # cut out, the pooling divides by the whole window, whatever the operation's own divisor is
     pads = (op.padding[0], op.padding[2])
-    count = F.avg_pool2d(mask, op.kernel, op.stride, pads, op.ceil, True, divisor_override=1)
+    count = F.avg_pool2d(mask.float(), op.kernel, op.stride, pads, op.ceil, True, divisor_override=1)
     scale = torch.where(count > 0, plain * (op.kernel[0] * op.kernel[1]) / count.clamp_min(0.5), 0.0)
     return move(scale, whole(scale), box).to(dtype).contiguous()
-
-
-def _join(a: Box, b: Box) -> Box:
-    return min(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), max(a[3], b[3])
-
-
-def _meet(a: Box, b: Box) -> Box:
-    return max(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), min(a[3], b[3])

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipguide.errors import SkipError
-from skipguide.vision.layer_masking.geometry import Adaptive, Box, Leave, Pad, Pointwise, Reduce, Window, move, whole
+from skipguide.vision.layer_masking.geometry import Adaptive, Leave, Pad, Pointwise, Reduce, Window
+from skipguide.vision.layer_masking.masks import Box
 
 if TYPE_CHECKING:
     from skipguide.vision.layer_masking.run import MaskedRun, Spot
@@ -712,4 +713,4 @@ RULES: dict[str, Rule] = {
     "where": choose,
 }
 
-__all__ = ["RULES", "apply_rule", "move", "whole"]
+__all__ = ["RULES", "apply_rule"]

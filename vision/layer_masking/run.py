@@ -18,19 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.fill import fill
-from skipguide.vision.layer_masking.geometry import (
-    Adaptive,
-    Box,
-    Leave,
-    Morphology,
-    Op,
-    Pad,
-    Pointwise,
-    Reduce,
-    Window,
-    move,
-    whole,
-)
+from skipguide.vision.layer_masking.geometry import Adaptive, Leave, Op, Pad, Pointwise, Reduce, Window
+from skipguide.vision.layer_masking.masks import Box, move, whole
+from skipguide.vision.layer_masking.morphology import Morphology
 from skipguide.vision.layer_masking.plan import Action, Plan, Trace, prepare
 
 TAG = "_skipguide_spot"
@@ -74,7 +64,7 @@ class MaskedRun(TorchFunctionMode):
     """One pass under masks.
 
     Args:
-        keep: float `[R, 1, H, W]` of 0 and 1.
+        keep: bool `[R, 1, H, W]`.
         how: "neighbours", "zeros" or "partial".
         plan: of this trace and these masks; None works the masks out on the way and records a trace.
         widest: the model's widest window.
@@ -99,7 +89,7 @@ class MaskedRun(TorchFunctionMode):
 
     def enter(self, images: Tensor) -> Tensor:
         """The first activation: hidden pixels are 0 from here on, whatever they held."""
-        keep = self.mask(0).bool()
+        keep = self.mask(0)
         x = torch.where(keep, images, torch.zeros((), dtype=images.dtype, device=images.device))
         box = self.boxes[0]
         assert box is not None
@@ -205,8 +195,7 @@ class MaskedRun(TorchFunctionMode):
         rounds = op.rounds if self.how == "neighbours" else 0
         self.rounds += rounds
         boxes = [self.boxes[i] for i in op.inputs]
-        dtype = self.masks[0].dtype  # type: ignore[union-attr]
-        return prepare(op, before, mask, boxes, self.boxes[-1], rounds, dtype, self.how, self.shapes)
+        return prepare(op, before, mask, boxes, self.boxes[-1], rounds, torch.float32, self.how, self.shapes)
 
     def emit_rows(self, mask: Tensor, why: str) -> int:
         """A mask whose rows were taken from others: such a pass has no plan. The new activation's number."""

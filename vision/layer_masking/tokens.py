@@ -82,7 +82,7 @@ def run_tokens(
         )
     images = torch.where(keep, images, torch.zeros((), dtype=images.dtype, device=images.device))
     if how == "neighbours":
-        weights = fill_weights(keep.float(), max(height, width) - 1)
+        weights = fill_weights(keep, max(height, width) - 1)
         images = fill(images, [w.to(images.dtype) for w in weights])
     kept = F.max_pool2d(keep.float(), (height, width)).flatten(1).bool().expand(images.shape[0], -1)
     counts = kept.sum(1).tolist()

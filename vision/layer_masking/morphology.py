@@ -1,0 +1,83 @@
+"""Morphology: what was computed from a mask, remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from skipguide.vision.layer_masking.fill import fill_weights
+from skipguide.vision.layer_masking.geometry import Op, Pointwise, Window
+from skipguide.vision.layer_masking.masks import Box, grow, move, whole
+
+
+@dataclass
+class Morphology:
+    """Remembers what was computed from a mask: blocks of a stage share theirs."""
+
+    memo: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict)
+    wider: set[tuple[int, int]] = field(default_factory=set)
+    lists: dict[tuple[object, ...], list[Tensor]] = field(default_factory=dict)
+    kept: list[object] = field(default_factory=list)
+
+    def mask(self, op: Op, masks: Sequence[Tensor]) -> Tensor | None:
+        """`op.mask`, once for equal questions."""
+        ids = tuple(dict.fromkeys(id(mask) for mask in masks))
+        if len(ids) > 1:  # a mask that another is contained in does not change their intersection
+            masks = [m for m in masks if not any(other != id(m) and (other, id(m)) in self.wider for other in ids)]
+            masks = list({id(m): m for m in masks}.values())
+        if isinstance(op, Pointwise) and len({id(m) for m in masks}) == 1:
+            return masks[0]
+        key = (*(id(m) for m in masks), _shape(op))
+        if key not in self.memo:
+            self.memo[key] = after = op.mask(masks)
+            self.kept += [*masks, after]
+            if isinstance(op, Window) and after is not None and op.stride == (1, 1):
+                top, _, left, _ = op.padding
+                ky, kx = op.span
+                # every window holds its own position, so the mask only grows
+                if (
+                    after.shape[-2:] == masks[0].shape[-2:]
+                    and 0 <= top < ky
+                    and 0 <= left < kx
+                    and op.dilation == (1, 1)
+                ):
+                    self.wider |= {(id(masks[0]), id(after))}
+                    self.wider |= {(a, id(after)) for a, b in self.wider if b == id(masks[0])}
+            if isinstance(op, Pointwise) and after is not None:
+                self.wider |= {(id(after), id(m)) for m in masks}
+        return self.memo[key]
+
+    def rings(self, mask: Tensor, rounds: int) -> list[Tensor]:
+        """The mask after 0, 1, ... `rounds` rounds of fill."""
+        have = self.lists.setdefault(("rings", id(mask)), [mask])
+        while len(have) <= rounds:
+            have.append(grow(have[-1]))
+        return have[: rounds + 1]
+
+    def weights(self, mask: Tensor, rounds: int, region: Box, dtype: torch.dtype) -> list[Tensor]:
+        """The fill's weights on a region, 0 outside of the map."""
+        key = ("weights", id(mask), rounds, region, dtype)
+        if key not in self.lists:
+            base = self.lists.get(("weights", id(mask)), [])
+            if len(base) < rounds:
+                base = self.lists["weights", id(mask)] = fill_weights(mask, rounds)
+            self.lists[key] = [move(w, whole(mask), region).to(dtype).contiguous() for w in base[:rounds]]
+            self.kept.append(mask)
+        return self.lists[key]
+
+    def part(self, mask: Tensor, region: Box, dtype: torch.dtype) -> Tensor:
+        """The mask on a region, 0 outside of the map."""
+        key = ("part", id(mask), region, dtype)
+        if key not in self.lists:
+            self.lists[key] = [move(mask, whole(mask), region).to(dtype).contiguous()]
+            self.kept.append(mask)
+        return self.lists[key][0]
+
+
+def _shape(op: Op) -> tuple[object, ...]:
+    """What of an operation matters to masks: everything but who it takes."""
+    left_out = ("inputs", "name", "positive", "padded")
+    return (type(op), *(value for name, value in vars(op).items() if name not in left_out))
