@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from skipguide.pipelines.applied import AppliedGuidance
     from skipguide.pipelines.calibration import calibrate
     from skipguide.pipelines.groups import SkipGroup
+    from skipguide.pipelines.guider import SkipGuider
     from skipguide.pipelines.ledger import GuidanceCost, GuidanceStats
     from skipguide.pipelines.presets import Preset, find_preset
     from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
@@ -17,6 +18,7 @@ _HOME = {
     "GuidanceStats": "ledger",
     "Preset": "presets",
     "SkipGroup": "groups",
+    "SkipGuider": "guider",
     "SpatiotemporalSkipGuidance": "stg",
     "calibrate": "calibration",
     "find_preset": "presets",
@@ -27,6 +29,7 @@ __all__ = [
     "GuidanceStats",
     "Preset",
     "SkipGroup",
+    "SkipGuider",
     "SpatiotemporalSkipGuidance",
     "calibrate",
     "find_preset",

@@ -89,3 +89,7 @@ class SkipGroup(JsonConfig):
         """Whether the scale is 0 at every moment."""
         values = self.scale.values if isinstance(self.scale, Timetable) else (self.scale,)
         return not any(values)
+
+    def scale_at(self, fraction: float, sigma: float | None = None) -> float:
+        """s when this fraction of the steps is done."""
+        return float(self.scale.at(fraction, sigma) if isinstance(self.scale, Timetable) else self.scale)

@@ -93,13 +93,12 @@ class Recipe:
         return Moment(tuple(term for term in terms if term.scale), fresh, cfg)
 
     def _term(self, number: int, group: SkipGroup, step: int, fraction: float, sigma: float | None) -> Term:
-        scale = group.scale.at(fraction, sigma) if isinstance(group.scale, Timetable) else group.scale
         layers: Any = group.layers.at(fraction, sigma) if isinstance(group.layers, Timetable) else group.layers
         key = "stochastic" if layers == "stochastic" else f"{layers}"
         if layers == "stochastic":
             layers = self._draw(number, group, step)
         found = sorted(block.index for block in self.blocks.select(layers, group.part, group.stack))
-        return Term(f"{number} {key}", SkipPlan(found, part=group.part), float(scale))
+        return Term(f"{number} {key}", SkipPlan(found, part=group.part), group.scale_at(fraction, sigma))
 
     def _draw(self, number: int, group: SkipGroup, step: int) -> list[int]:
         """A new set of blocks, the same for the same seed, group and step wherever it is drawn."""
