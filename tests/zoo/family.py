@@ -84,15 +84,19 @@ class Family:
     Attributes:
         thin: Whether the laws are checked on the first block of every stack and the last of all, not on every block:
             for the many families whose blocks are all alike.
+        slack: How far two runs may differ where equality is to rounding.
+        visible: The least relative effect of an edit.
     """
 
     name: str
     make: Callable[[], nn.Module]
     inputs: Callable[..., dict[str, object]]
     blocks: tuple[tuple[str, BlockKind], ...]
-    text_length: Callable[[dict[str, object]], int] = lambda inputs: inputs["encoder_hidden_states"].shape[1]
+    text_length: Callable[[dict[str, object]], int] = lambda inputs: len(inputs.get("encoder_hidden_states", [[]])[0])
     std: float = 0.15
     thin: bool = False
+    slack: float = 2e-6
+    visible: float = 0.03
 
     def __repr__(self) -> str:
         return self.name
@@ -123,6 +127,8 @@ class Family:
             out = model(**inputs, return_dict=False)
         if isinstance(out, Tensor):
             return out
+        if isinstance(out[0], list):  # one entry per row
+            return torch.stack(out[0])
         return out[0] if len(out) == 1 else torch.cat([stream.flatten(1) for stream in out], dim=1)
 
     def identity_block(self, model: nn.Module, i: int) -> nn.Module:
