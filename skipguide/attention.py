@@ -14,24 +14,22 @@ from skipguide.blocks import Block, unwrap
 from skipguide.errors import SkipError
 from skipguide.gate import Call, Frame
 
-
 _PROJECTIONS = (("to_v", "to_out"), ("to_value", "out_layer"))
 
 
 class ValuesPass:
     """Self-attention of one stream becomes the output projection of its values; queries and keys are not computed."""
 
-    __slots__ = ("arguments", "attention", "name", "out", "values")
+    __slots__ = ("arguments", "attention", "name", "projections")
 
     def __init__(self, name: str, module: nn.Module) -> None:
-        known = ((getattr(module, v, None), getattr(module, out, None)) for v, out in _PROJECTIONS)
-        found = next((pair for pair in known if None not in pair), None)
-        if found is None:
+        found = [pair for pair in _PROJECTIONS if None not in (getattr(module, each, None) for each in pair)]
+        if not found:
             raise SkipError(
                 f"attn_identity needs to_v and to_out on {name} ({type(module).__name__}), which has none: use "
                 f"part='attn' or 'block' on this model"
             )
-        self.values, self.out = found
+        self.projections = found[0]  # names: an adapter that is added later takes the place of the modules
         self.arguments = Arguments(module)
         self.attention = module
         self.name = name
@@ -41,11 +39,12 @@ class ValuesPass:
         if not torch.compiler.is_compiling():
             frame.stats.skipped(self.name)
         given: Tensor = self.arguments.get("hidden_states", args, kwargs)
-        hidden = self.values(given)
+        values, out = (getattr(self.attention, name) for name in self.projections)
+        hidden = values(given)
         if (gates := getattr(self.attention, "to_gate_logits", None)) is not None:  # LTX-2.3: a gate per head
             heads = 2 * gates(given).sigmoid()
             hidden = (hidden.unflatten(-1, (heads.shape[-1], -1)) * heads[..., None]).flatten(-2)
-        for layer in self.out if isinstance(self.out, nn.ModuleList) else (self.out,):
+        for layer in out if isinstance(out, nn.ModuleList) else (out,):
             hidden = layer(hidden)
         return hidden
 

@@ -176,6 +176,9 @@ class Gate:
     def install(self, inside: bool = False) -> None:
         """Stand in for the module; the second user of the same gate just counts.
 
+        A hook of diffusers that changes what the module is given or gives, or that takes itself off in a run, stays
+        in front of the gate; one that loads weights stays behind it, so that nothing is loaded for a skipped module.
+
         Args:
             inside: stand behind accelerate's hook, not in front of it, where there is one. Pipelines with model
                 offload take that hook off and put it on again after every run.
@@ -183,13 +186,17 @@ class Gate:
         module = self.module
         with _LOCK:
             if self.users == 0:
-                if module.__dict__.get("_compiled_call_impl") is not None:
-                    self.slot = "_compiled_call_impl"
+                holder: Any = module
+                self.slot = "forward"
+                if (place := _behind_hooks(module)) is not None:
+                    holder, name = place
+                elif module.__dict__.get("_compiled_call_impl") is not None:
+                    name = self.slot = "_compiled_call_impl"
                 else:
-                    self.slot = "_old_forward" if inside and "_old_forward" in module.__dict__ else "forward"
-                self._own = self.slot in module.__dict__
-                self.inner = getattr(module, self.slot)
-                module.__dict__[self.slot] = self
+                    name = self.slot = "_old_forward" if inside and "_old_forward" in module.__dict__ else "forward"
+                self._own = name in holder.__dict__
+                self.inner = getattr(holder, name)
+                holder.__dict__[name] = self
                 _IDLE.pop(module, None)
                 _INSTALLED[self.key] = self
             elif not self.reachable():
@@ -289,6 +296,26 @@ def install_all(gates: Sequence[Gate], inside: Gate | None = None) -> None:
         for gate in reversed(done):
             gate.remove()
         raise
+
+
+# Hooks of diffusers that stay in front of a gate, by the beginnings of their names: context parallelism splits what a
+# block is given, caches answer in its place, and the two of group offloading that watch the first pass take themselves
+# off in it.
+_IN_FRONT = (
+    *("cp_input", "cp_output", "layer_execution_tracker", "lazy_prefetch_group_offloading"),
+    *("fbc_", "mag_cache_", "taylorseer_cache", "sea_cache_", "pyramid_attention_broadcast", "faster_cache_"),
+)
+
+
+def _behind_hooks(module: nn.Module) -> tuple[Any, str] | None:
+    """Where a gate stands behind the hooks that have to stay in front of it: holder and attribute; None without any."""
+    registry = module.__dict__.get("_diffusers_hook")
+    if registry is None:
+        return None
+    for name, reference in zip(registry._hook_order, registry._fn_refs, strict=True):  # innermost first
+        if name.startswith(_IN_FRONT):
+            return reference, "forward" if reference.original_forward is None else "original_forward"
+    return None
 
 
 def _apply(act: Act, frame: Frame, call: Call, *args: Any, **kwargs: Any) -> Any:
