@@ -108,9 +108,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling(parser: argparse.ArgumentParser, *, optional_prompt: bool = False) -> None:
     """Add the prompt and what the pipeline is called with."""
-    parser.add_argument("prompt", help="what to show")
+    if optional_prompt:
+        parser.add_argument("prompt", nargs="?", help="what to show")
+    else:
+        parser.add_argument("prompt", help="what to show")
     group = parser.add_argument_group("sampling", "what is not given is the model's own default")
     group.add_argument("--steps", metavar="N", type=number(int, 1), help="denoising steps")
     group.add_argument(

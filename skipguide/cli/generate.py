@@ -1,11 +1,12 @@
-"""`skipguide generate`: one clip, with skip guidance."""
+"""`skipguide generate`: a clip with skip guidance, or many from a file of prompts."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from skipguide.cli import jobs, sampling
+from skipguide.cli import jobs, many, processes, sampling
 from skipguide.cli.arguments import (
     GUIDANCE_FLAGS,
     add_guidance,
@@ -17,62 +18,70 @@ from skipguide.cli.arguments import (
 )
 from skipguide.errors import SkipError
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+KINDS = ("gif", "mp4", "png")
 
 
 def register(subparsers: Any) -> None:
     """Add the command."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "generate",
-        help="make a clip with skip guidance",
-        description="Make a clip with skip guidance, and note next to it (out.gif.json) how it was made.",
+        help="make a clip with skip guidance, or many from a file of prompts",
+        description="Make a clip with skip guidance, and note next to it (out.gif.json) how it was made.\n"
+        "With --prompts, make a folder of clips and a manifest (manifest.jsonl): run the same command again to go on\n"
+        "where a killed run stopped, or run it in several processes, also with accelerate launch.",
         epilog=examples(
             'skipguide generate "a red circle moving right"',
             'skipguide generate "a red circle moving right" --layers 5 7 --scale 1.5 --seed 3 -o circle.mp4',
             'skipguide generate "a red circle moving right" --no-guidance -o plain.png    (a contact sheet)',
             'skipguide generate "a tram in the rain" --model Lightricks/LTX-Video --layers 19 --frames 121',
+            "skipguide generate --prompts prompts.txt -o clips",
         ),
     )
-    add_sampling(parser)
+    add_sampling(parser, optional_prompt=True)
+    add_many(parser)
     add_model(parser)
     add_guidance(parser)
     parser.add_argument("--no-guidance", action="store_true", help="the plain pipeline")
-    add_output(parser, ".gif, .mp4, or .png for a contact sheet (default: a gif named after the prompt)")
+    add_output(
+        parser,
+        ".gif, .mp4, or .png for a contact sheet (default: a gif named after the prompt); with --prompts a folder "
+        "(default: named after the file)",
+    )
     parser.set_defaults(run=run)
 
 
+def add_many(parser: argparse.ArgumentParser) -> None:
+    """Add what makes many clips of it."""
+    group = parser.add_argument_group("many clips")
+    group.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=Path,
+        help='a prompt on each line, or {"prompt": ..., "seed": ..., "scale": ...} with settings of its own',
+    )
+    group.add_argument("--kind", choices=KINDS, help="what the clips are (default: gif; png for picture models)")
+    group.add_argument("--keep", action="store_true", help="leave clips that were made with other settings as they are")
+
+
 def run(args: argparse.Namespace) -> None:
-    """Make the clip."""
+    """Make the clip, or the clips."""
+    if (args.prompts is None) == (args.prompt is None):
+        raise SkipError("exactly one of these is required: prompt, or --prompts FILE")
     if args.no_guidance and (flags := given(args, GUIDANCE_FLAGS)):
         raise SkipError(f"--no-guidance leaves nothing for --{next(iter(flags))} to do: give one of them")
+    if args.prompts is not None:
+        many.run(args)
+        return
+    if flags := [name for name in ("kind", "keep") if getattr(args, name)]:
+        raise SkipError(f"--{flags[0]} is for many clips: give --prompts FILE, or leave it out")
+    processes.alone("generate", "give --prompts FILE to share many clips, or leave accelerate launch out")
     job = jobs.prepare(args)
     pipeline = job.load()
     settings = {} if args.no_guidance else sampling.guidance_arguments(args, pipeline)
-    guidance = sampling.make_guidance(settings) if settings else None
-    sample = sampling.sample(pipeline, args.prompt, job.call, args.seed, guidance)
-
-    images = sample.images
-    fps = sampling.frames_per_second(args, job.pipeline_class, job.defaults, len(images))
-    label = f"skip guidance: {jobs.settings(settings)}" if settings else "no skip guidance"
-    shown = jobs.enlarged(images, args.zoom)
-    notes = job.record(
-        pipeline,
-        guidance=settings or None,
-        frames=len(images),
-        size=list(images[0].size),
-        shown=list(shown[0].size),
-        fps=fps if job.video else None,
-        seconds=round(sample.seconds, 3),
-        stats=sample.stats,
-    )
-
-    def sheet() -> Image:
-        title = f"{args.prompt}\n{label}, seed {args.seed}"
-        return jobs.sheet(images, title, args.zoom) if job.video else shown[0]
-
-    jobs.save_clip(job.output, shown, fps, sheet, notes)
-    what = f"{len(images)} frames at {fps:g} fps, " if job.video else ""
+    made = jobs.make(job, pipeline, settings)
+    sample, images = made.sample, made.sample.images
+    jobs.save_clip(job.output, made.shown, made.fps, made.as_sheet, made.notes)
+    what = f"{len(images)} frames at {made.fps:g} fps, " if job.video else ""
     what += f"{images[0].width}x{images[0].height}"
     print(f"{job.output}: {what}, seed {args.seed}, {sample.seconds:.1f} s")
-    print(f"{label}; {sample.summary}" if settings else label)
+    print(f"{made.label}; {sample.summary}" if settings else made.label)

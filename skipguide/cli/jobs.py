@@ -47,10 +47,11 @@ class Job:
         """Whether the model makes clips rather than pictures."""
         return sampling.makes_video(self.pipeline_class)
 
-    def load(self) -> Any:
-        """The pipeline with its weights, on the device."""
+    def load(self, prompts: Sequence[str] = ()) -> Any:
+        """The pipeline with its weights, on the device; `prompts` in place of the job's own, for its vocabulary."""
         pipeline = models.load_pipeline(self.source, self.device, self.dtype)
-        if self.source.bundled and (note := models.vocabulary_note(pipeline.tokenizer, self.args.prompt)):
+        words = " ".join(prompts or [self.args.prompt])
+        if self.source.bundled and (note := models.vocabulary_note(pipeline.tokenizer, words)):
             print(f"skipguide: {self.source.name} {note}", file=sys.stderr)
         return pipeline
 
@@ -97,6 +98,65 @@ def prepare(args: argparse.Namespace, ending: str = "", suffixes: Sequence[str] 
     return Job(args, source, pipeline_class, defaults, call, output, device, dtype)
 
 
+@dataclass(frozen=True)
+class Made:
+    """One clip that was made, in memory.
+
+    Args:
+        sample: what the pipeline returned.
+        shown: the frames to play.
+        fps: how fast.
+        label: the guidance in words.
+        as_sheet: makes what a png shows.
+        notes: the sidecar.
+    """
+
+    sample: sampling.Sample
+    shown: list[Image]
+    fps: float
+    label: str
+    as_sheet: Callable[[], Image]
+    notes: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write the clip; the suffix decides what it is."""
+        write_clip(path, self.shown, self.fps, self.as_sheet)
+
+
+def make(job: Job, pipeline: Any, guidance: Mapping[str, Any], bar: Mapping[str, Any] | None = None) -> Made:
+    """Make one clip.
+
+    Args:
+        job: what is asked for.
+        pipeline: loaded.
+        guidance: settings of the skip guidance; empty for the plain pipeline.
+        bar: settings of the pipeline's progress bar.
+    """
+    args = job.args
+    applied = sampling.make_guidance(guidance) if guidance else None
+    sample = sampling.sample(pipeline, args.prompt, job.call, args.seed, applied, bar=bar)
+    images = sample.images
+    fps = sampling.frames_per_second(args, job.pipeline_class, job.defaults, len(images))
+    label = f"skip guidance: {settings(guidance)}" if guidance else "no skip guidance"
+    shown = enlarged(images, args.zoom)
+    notes = job.record(
+        pipeline,
+        guidance=guidance or None,
+        frames=len(images),
+        size=list(images[0].size),
+        shown=list(shown[0].size),
+        fps=fps if job.video else None,
+        seconds=round(sample.seconds, 3),
+        stats=sample.stats,
+    )
+
+    def as_sheet() -> Image:
+        title = f"{args.prompt}\n{label}, seed {args.seed}"
+        return sheet(images, title, args.zoom) if job.video else shown[0]
+
+    return Made(sample, shown, fps, label, as_sheet, notes)
+
+
 def enlarged(images: Sequence[Image], zoom: int | None) -> list[Image]:
     """Frames at a size that is comfortable to look at, or `zoom` times theirs."""
     height = images[0].height
@@ -127,14 +187,19 @@ def save_clip(
         notes: the sidecar.
     """
     with replacing(path, sidecar(path)) as (clip, json_file):
-        suffix = path.suffix.lower()
-        if suffix == ".png":
-            as_sheet().save(clip)
-        elif suffix == ".mp4":
-            pictures.save_video(frames, clip, fps)
-        else:
-            pictures.save_gif(frames, clip, fps)
+        write_clip(clip, frames, fps, as_sheet)
         write_json(json_file, dict(notes))
+
+
+def write_clip(path: Path, frames: Sequence[Image], fps: float, as_sheet: Callable[[], Image]) -> None:
+    """Write a gif, an mp4 or, for a png, a sheet."""
+    suffix = path.suffix.lower()
+    if suffix == ".png":
+        as_sheet().save(path)
+    elif suffix == ".mp4":
+        pictures.save_video(frames, path, fps)
+    else:
+        pictures.save_gif(frames, path, fps)
 
 
 def settings(guidance: Mapping[str, Any]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from skipguide.cli.arguments import BUNDLED
 from skipguide.errors import SkipError
 
+WHOLE, PIECE = 64 << 20, 1 << 16  # bytes: files up to this size are hashed whole, larger ones in such pieces
 DENOISERS = ("transformer", "transformer_2", "unet")
 
 
@@ -48,12 +51,36 @@ class Source:
         """What the model's own `generation.json` says a call should use; only folders have one."""
         return (self.read("generation.json") or {}) if self.folder else {}
 
-    def fingerprint(self) -> list[Any]:
-        """Changes when the model does: names, sizes and times of its files, or the hub id."""
+    def content_hash(self) -> str:
+        """Changes when the model's content does, and is the same wherever a copy of the model lies.
+
+        For a hub id the commit; for a folder a hash over its files, of which the large ones are read in samples.
+        """
         if self.folder is None:
-            return [self.name]
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+            from huggingface_hub import try_to_load_from_cache
+
+            found = try_to_load_from_cache(self.name, "model_index.json")
+            return Path(found).parent.name if isinstance(found, str) else self.name
+        digest = hashlib.sha256()
+        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+            name = path.relative_to(self.folder)
+            if not any(part.startswith(".") for part in name.parts):
+                digest.update(f"{name.as_posix()} {path.stat().st_size}\n".encode())
+                for piece in _samples(path):
+                    digest.update(piece)
+        return digest.hexdigest()[:16]
+
+
+def _samples(path: Path) -> Iterator[bytes]:
+    """A small file whole; of a large one (weights) 64 pieces spread over it, beginning and end among them."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= WHOLE:
+            yield file.read()
+            return
+        for number in range(64):
+            file.seek(number * (size - PIECE) // 63)
+            yield file.read(PIECE)
 
 
 def resolve(name: str) -> Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ from skipguide.cli.arguments import (
     number,
 )
 from skipguide.cli.cells import Cell, CellCache
-from skipguide.cli.outputs import check_output, replacing, sidecar, versions, write_json
+from skipguide.cli.claims import remove_leftovers
+from skipguide.cli.outputs import check_output, read_json, replacing, sidecar, versions, write_json
+from skipguide.cli.processes import Place, joined
 from skipguide.errors import SkipError
 
 if TYPE_CHECKING:
@@ -37,7 +40,8 @@ def register(subparsers: Any) -> None:
         "sweep",
         help="layers times scales on one contact sheet",
         description="Try layers (rows) and scales (columns) with one seed: a sheet and a table (CSV).\n"
-        "Finished cells are kept in a folder next to the sheet; run the same command again to go on.",
+        "Finished cells are kept in a folder next to the sheet; run the same command again to go on, or in several\n"
+        "processes (accelerate launch) to share the cells.",
         epilog=examples(
             'skipguide sweep "a red circle moving right"',
             'skipguide sweep "a red circle moving right" --layers 3-8 --scales 0.5 1 2 4 -o circle.png',
@@ -82,37 +86,62 @@ def layer_rows(text: str) -> list[Row] | str:
 
 def run(args: argparse.Namespace) -> None:
     """Make the cells that are missing, then the sheet and the table."""
-    if args.output is not None:
-        check_output(args.output.with_suffix(".csv"), (".csv",), force=args.force, notes=False)
-    job = jobs.prepare(args, ending="-sweep", suffixes=(".png",))
+    with joined(args.device) as place:
+        args.force |= place.rank > 0  # the first process writes the sheet, and the others cannot be in its way
+        if args.output is not None:
+            check_output(args.output.with_suffix(".csv"), (".csv",), force=args.force, notes=False)
+        _run(args, place)
+
+
+def _run(args: argparse.Namespace, place: Place) -> None:
+    job = replace(jobs.prepare(args, ending="-sweep", suffixes=(".png",)), device=place.device)
     table = job.output.with_suffix(".csv")
     check_output(table, (".csv",), force=args.force, notes=False)
     cache = CellCache(job.output.with_name(f"{job.output.stem}.cells"))
+    if args.fresh and place.world > 1:
+        raise SkipError(f"--fresh would make every cell once per process: remove {cache.folder} instead")
 
     pipeline = job.load()
     rows = _rows(args.layers, pipeline)
     scales = list(dict.fromkeys(args.scales))
     try:
-        cells = _make(job, pipeline, rows, scales, cache)
+        cells = _make(job, pipeline, rows, scales, cache, place)
     except KeyboardInterrupt:
         kept = len(list(cache.folder.glob("*.json")))
         raise KeyboardInterrupt(f"{kept} cells are kept in {cache.folder}; run the same command to go on") from None
 
-    notes = job.record(
-        pipeline,
-        guidance=given(args, GUIDANCE_FLAGS[2:]),
-        layers=[list(row) for row in rows],
-        scales=scales,
-        seconds=round(sum(cell.seconds for cell, _ in cells), 3),
-        stats=[{"layer": cell.name, "scale": cell.scale, **cell.stats} for cell, _ in cells],
-    )
-    with replacing(job.output, table, sidecar(job.output)) as (sheet_file, table_file, notes_file):
-        _sheet(args, cells, rows, scales).save(sheet_file)
-        _write_table(table_file, [cell for cell, _ in cells])
-        write_json(notes_file, notes)
-    print(f"{job.output} and {table}: {len(rows)} rows of layers, {len(scales)} scales, seed {args.seed}")
     most = max((cell for cell, _ in cells[1:]), key=lambda cell: cell.difference)
-    print(f"skip guidance: changes most with layer {most.name} at scale {most.scale:g} ({most.difference:.4f})")
+    if place.rank == 0:
+        notes = job.record(
+            pipeline,
+            guidance=given(args, GUIDANCE_FLAGS[2:]),
+            layers=[list(row) for row in rows],
+            scales=scales,
+            seconds=round(sum(cell.seconds for cell, _ in cells), 3),
+            stats=[{"layer": cell.name, "scale": cell.scale, **cell.stats} for cell, _ in cells],
+        )
+        _write(job, table, notes, _sheet(args, cells, rows, scales), [cell for cell, _ in cells], cache)
+    if place.shows:
+        print(f"{job.output} and {table}: {len(rows)} rows of layers, {len(scales)} scales, seed {args.seed}")
+        print(f"skip guidance: changes most with layer {most.name} at scale {most.scale:g} ({most.difference:.4f})")
+
+
+def _write(
+    job: jobs.Job, table: Path, notes: dict[str, Any], picture: Image, cells: Sequence[Cell], cache: CellCache
+) -> None:
+    """The sheet, the table and the notes, all or none; once, if another process with the same cells was faster."""
+    with cache.claims.claim("sheet", wait=True):
+        for path in (job.output, table):
+            remove_leftovers(path.parent, path.stem)
+        earlier = read_json(sidecar(job.output)) or {}
+        if not job.args.force and earlier.get("stats") == notes["stats"]:
+            return
+        for path in (job.output, table):
+            check_output(path, (path.suffix,), force=job.args.force, notes=path is job.output)
+        with replacing(job.output, table, sidecar(job.output)) as (sheet_file, table_file, notes_file):
+            picture.save(sheet_file)
+            _write_table(table_file, cells)
+            write_json(notes_file, notes)
 
 
 def _rows(items: Sequence[list[Row] | str], pipeline: Any) -> list[Row]:
@@ -128,7 +157,7 @@ def _rows(items: Sequence[list[Row] | str], pipeline: Any) -> list[Row]:
 
 
 def _make(
-    job: jobs.Job, pipeline: Any, rows: Sequence[Row], scales: Sequence[float], cache: CellCache
+    job: jobs.Job, pipeline: Any, rows: Sequence[Row], scales: Sequence[float], cache: CellCache, place: Place
 ) -> list[tuple[Cell, Image]]:
     """The plain cell, then every row's cells in turn."""
     from tqdm.auto import tqdm
@@ -140,46 +169,98 @@ def _make(
     # Counted beforehand for every cell: a layer that does not exist is refused now, not after an hour.
     costs = [float(guidance.cost(pipeline).ratio_to_plain) for guidance in guidances]
     settings = {
-        "model": job.source.fingerprint(),
+        "model": job.source.content_hash(),
         "call": job.call,
         "prompt": args.prompt,
         "image": str(args.image),
         "seed": args.seed,
-        "device": job.device,
+        "device": job.device.partition(":")[0],
         "dtype": job.dtype,
         "cell_frames": args.cell_frames,
         "versions": versions(),
     }
-    bar = {"leave": False, "position": 1}
-    with tqdm(total=1 + len(plans), desc="sweep", unit="cell") as progress:
-        plain_key = cache.key("plain", settings)
-        plain = None if args.fresh else cache.get_clip(plain_key)
-        found = cache.get(plain_key) if plain else None
-        if plain is None or found is None:
-            sample = sampling.sample(pipeline, args.prompt, job.call, args.seed, bar={"desc": "plain", **bar})
-            plain = sample.images
-            found = Cell((), 0.0, 1.0, 0.0, round(sample.seconds, 3), {}), _strip(plain, args.cell_frames)
-            cache.put_clip(plain_key, plain)
-            cache.put(plain_key, *found)
-        cells = [found]
+    studio = _Studio(job, pipeline, cache, settings, fresh=args.fresh, shows=place.shows)
+    todo = [_Todo(row, scale, plan, cost) for (row, scale, plan), cost in zip(plans, costs, strict=True)]
+    keys = [studio.key(each) for each in todo]
+    with tqdm(total=1 + len(plans), desc="sweep", unit="cell", disable=not place.shows) as progress:
+        # every other cell is compared with the plain clip: whoever comes first makes it, the others wait for it
+        with cache.claims.claim("plain", wait=True):
+            plain = studio.plain()
         progress.update()
-        for (row, scale, plan), guidance, cost in zip(plans, guidances, costs, strict=True):
-            name = "+".join(map(str, row))
-            progress.set_postfix_str(f"layer {name}, scale {scale:g}")
-            key = cache.key(f"{name}-{scale:g}", {**settings, "guidance": plan})
-            found = None if args.fresh else cache.get(key)
-            if found is None:
-                desc = f"layer {name}"
-                sample = sampling.sample(
-                    pipeline, args.prompt, job.call, args.seed, guidance, bar={"desc": desc, **bar}
-                )
-                change = round(pictures.difference(plain, sample.images), 6)
-                cell = Cell(row, scale, round(cost, 4), change, round(sample.seconds, 3), sample.stats)
-                found = cell, _strip(sample.images, args.cell_frames)
-                cache.put(key, *found)
-            cells.append(found)
-            progress.update()
-    return cells
+
+        def make(each: _Todo) -> None:
+            progress.set_postfix_str(f"layer {each.name}, scale {each.scale:g}")
+            studio.make(each, plain)
+
+        cache.claims.share(place.order(todo), studio.key, studio.done, make, lambda each: progress.update())
+    found = [cache.get(key) for key in (studio.plain_key, *keys)]
+    if missing := [key for key, cell in zip(("plain", *keys), found, strict=True) if cell is None]:
+        raise SkipError(f"cell {missing[0]} was removed from {cache.folder} while the sweep ran: run it again")
+    return [cell for cell in found if cell is not None]
+
+
+@dataclass(frozen=True)
+class _Todo:
+    """One cell that is asked for."""
+
+    row: Row
+    scale: float
+    plan: dict[str, Any]
+    cost: float
+
+    @property
+    def name(self) -> str:
+        return "+".join(map(str, self.row))
+
+
+class _Studio:
+    """Makes cells and keeps them."""
+
+    def __init__(
+        self, job: jobs.Job, pipeline: Any, cache: CellCache, settings: dict[str, Any], *, fresh: bool, shows: bool
+    ) -> None:
+        self.job = job
+        self.pipeline = pipeline
+        self.cache = cache
+        self.settings = settings
+        self.plain_key = cache.key("plain", settings)
+        self.bar = {"leave": False, "position": 1, "disable": not shows}
+        self._fresh = fresh
+        self._made: set[str] = set()
+
+    def key(self, each: _Todo) -> str:
+        return self.cache.key(f"{each.name}-{each.scale:g}", {**self.settings, "guidance": each.plan})
+
+    def done(self, each: _Todo) -> bool:
+        key = self.key(each)
+        return key in self._made or (not self._fresh and self.cache.get(key) is not None)
+
+    def plain(self) -> list[Image]:
+        """The frames of the plain clip; its claim must be held."""
+        key = self.plain_key
+        frames = None if self._fresh or self.cache.get(key) is None else self.cache.get_clip(key)
+        if frames is not None:
+            return frames
+        sample = self._sample(None, "plain")
+        self.cache.put_clip(key, sample.images)
+        self._keep(key, Cell((), 0.0, 1.0, 0.0, round(sample.seconds, 3), {}), sample.images)
+        return sample.images
+
+    def make(self, each: _Todo, plain: Sequence[Image]) -> None:
+        """One cell; its claim must be held."""
+        sample = self._sample(sampling.make_guidance(each.plan), f"layer {each.name}")
+        change = round(pictures.difference(plain, sample.images), 6)
+        cell = Cell(each.row, each.scale, round(each.cost, 4), change, round(sample.seconds, 3), sample.stats)
+        self._keep(self.key(each), cell, sample.images)
+
+    def _sample(self, guidance: Any, desc: str) -> sampling.Sample:
+        args = self.job.args
+        bar = {"desc": desc, **self.bar}
+        return sampling.sample(self.pipeline, args.prompt, self.job.call, args.seed, guidance, bar=bar)
+
+    def _keep(self, key: str, cell: Cell, images: Sequence[Image]) -> None:
+        self.cache.put(key, cell, _strip(images, self.job.args.cell_frames))
+        self._made.add(key)
 
 
 def _strip(images: Sequence[Image], count: int) -> Image:

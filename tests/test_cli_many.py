@@ -1,0 +1,464 @@
+"""Many clips: the file of prompts, the folder that several processes fill, and what a kill at any moment leaves."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import test_cli
+from test_cli import StubPipeline, files, one_line
+
+from skipguide import SkipError
+from skipguide import files as skip_files
+from skipguide.cli import build_parser, main, processes
+from skipguide.cli.claims import Claims, remove_leftovers
+from skipguide.cli.clip_folder import Clip, ClipFolder
+from skipguide.cli.prompts import read_prompts
+from zoo.saved import save_tiny_latte
+
+stub = test_cli.stub
+ROOT = Path(__file__).resolve().parents[1]
+PROMPTS = ["a red bar", '{"prompt": "a red bar", "seed": 5, "scale": 3}', "", "a blue bar", "a green bar"]
+NAMES = ["00001-a-red-bar.gif", "00002-a-red-bar.gif", "00003-a-blue-bar.gif", "00004-a-green-bar.gif"]
+COMMAND = ("generate", "--prompts", "prompts.txt", "-o", "clips", "--layers", "1", "--frames", "2", "--zoom", "1")
+
+
+def write_prompts(*lines):
+    Path("prompts.txt").write_text("\n".join(lines or PROMPTS), encoding="utf-8")
+
+
+def contents(folder):
+    """Name -> bytes of every clip."""
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).glob("*.gif"))}
+
+
+def manifest(folder):
+    text = (Path(folder) / "manifest.jsonl").read_text(encoding="utf-8")
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def check_whole(folder, names):
+    """Every clip, its notes and one line of the manifest, that agree; and nothing else."""
+    assert sorted(contents(folder)) == sorted(names)
+    expected = [*names, *(f"{name}.json" for name in names), "manifest.jsonl"]
+    assert sorted(path.name for path in Path(folder).iterdir() if path.name != ".claims") == sorted(expected)
+    lines = manifest(folder)
+    assert [line["file"] for line in lines] == sorted(names)
+    for line in lines:
+        assert line["sha256"] == hashlib.sha256((Path(folder) / line["file"]).read_bytes()).hexdigest()
+
+
+# --- the file of prompts
+
+
+def read(tmp_path, text, *argv):
+    path = tmp_path / "prompts.txt"
+    path.write_text(text, encoding="utf-8")
+    return read_prompts(path, build_parser().parse_args(["generate", "--prompts", str(path), *argv]))
+
+
+def test_a_line_is_a_prompt_or_settings_of_its_own(tmp_path):
+    text = '\ufeffa red bar\n\n{"prompt": "-x {", "seed": 5, "layers": [5, "7-8"], "cfg_interval": [0, 0.5]}\n# five\n'
+    text += '{"prompt": "p", "no_guidance": true, "negative_prompt": "-blur"}\n'
+    plain, own, third, without = read(tmp_path, text, "--layers", "1", "--scale", "2", "--seed", "3")
+    assert (plain.prompt, plain.seed, plain.layers, plain.scale) == ("a red bar", 3, [1], 2)
+    assert (own.prompt, own.seed, own.layers, own.scale, own.cfg_interval) == ("-x {", 5, [5, 7, 8], 2, [0, 0.5])
+    assert third.prompt == "# five"
+    assert (without.no_guidance, without.layers, without.scale, without.negative_prompt) == (True, None, None, "-blur")
+    (guided,) = read(tmp_path, '{"prompt": "p", "layers": 2}', "--no-guidance")
+    assert (guided.no_guidance, guided.layers) == (False, [2])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "has no prompts"),
+        ("a\n{no json}", "line 2: a line that begins with { is a JSON object"),
+        ('{"seed": 1}', "line 1: expected a prompt in words; got None"),
+        ('{"prompt": " "}', "expected a prompt in words"),
+        ('{"prompt": "p", "sed": 1}', "no setting sed; expected prompt or steps, seed"),
+        ('{"prompt": "p", "seed": -1}', "line 1: seed: expected a whole number at least 0"),
+        ('{"prompt": "p", "seed": true}', "seed is a text, a number or a list; got True"),
+        ('{"prompt": "p", "part": "head"}', "part: invalid choice: 'head'"),
+        ('{"prompt": "p", "no_guidance": 1}', "no_guidance is true or false"),
+        ('{"prompt": "p", "no_guidance": true, "scale": 2}', "no_guidance leaves nothing for scale to do"),
+    ],
+)
+def test_lines_that_cannot_be_understood(tmp_path, text, expected):
+    with pytest.raises(SkipError, match=re.escape(expected)):
+        read(tmp_path, text)
+
+
+def test_what_many_clips_refuse_before_loading(stub, capsys, monkeypatch):
+    write_prompts("a", "b", "a")
+    one_line(capsys, 2, "clips 1 and 3 of prompts.txt are the same ('a', seed 0)", *COMMAND)
+    one_line(capsys, 2, "exactly one of these is required", "generate", "p", "--prompts", "prompts.txt")
+    one_line(capsys, 2, "cannot read the prompts in nothing.txt", "generate", "--prompts", "nothing.txt")
+    one_line(capsys, 2, "--keep is for many clips", "generate", "p", "--keep")
+    one_line(capsys, 2, "give one", *COMMAND, "--force", "--keep")
+    one_line(capsys, 2, "--no-guidance leaves nothing for --layers", *COMMAND, "--no-guidance")
+    write_prompts('{"prompt": "a", "image": "no.png"}')
+    one_line(capsys, 2, "takes no --image", *COMMAND)
+    (stub.folder / "file").write_text("")
+    write_prompts("a")
+    one_line(capsys, 2, "not a folder that can be written to", *COMMAND[:4], "file", *COMMAND[5:])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    one_line(capsys, 2, "makes one file, and 2 processes would all make it", "generate", "p", "--layers", "1")
+    assert stub.loads == 0
+    assert not Path("clips").exists()
+
+
+# --- the folder, with a stub pipeline
+
+
+def test_many_clips_and_their_manifest(stub, capsys):
+    write_prompts()
+    assert main(COMMAND) == 0
+    check_whole("clips", NAMES)
+    assert stub.loads == 1
+    assert "clips: 4 clips, 4 of them made now" in capsys.readouterr().out
+    first, second, *_ = manifest("clips")
+    assert first["prompt"] == second["prompt"] == "a red bar"
+    assert (first["seed"], second["seed"]) == (0, 5)
+    assert (first["guidance"], second["guidance"]) == ({"layers": [1]}, {"layers": [1], "scale": 3.0})
+    assert first["model"]["pipeline"] == "StubPipeline"
+    assert len(first["model"]["hash"]) == 16
+    assert first["versions"]["skipguide"]
+    assert first["seconds"] >= 0
+    assert (first["frames"], first["size"]) == (2, [64, 64])
+
+    stub.pipeline.calls.clear()
+    assert (
+        main(["generate", "a red bar", "--seed", "5", "--layers", "1", "--scale", "3", *COMMAND[7:], "-o", "x.gif"])
+        == 0
+    )
+    assert Path("x.gif").read_bytes() == contents("clips")[NAMES[1]], "as one at a time"
+
+
+def test_only_what_is_missing_is_made(stub):
+    write_prompts()
+    assert main(COMMAND) == 0
+    whole = contents("clips")
+    stub.pipeline.calls.clear()
+    assert main(COMMAND) == 0
+    assert stub.pipeline.calls == []
+    assert stub.loads == 1, "nothing to make, nothing to load"
+    (Path("clips") / NAMES[2]).unlink()
+    (Path("clips") / f"{NAMES[0]}.json").unlink()
+    (Path("clips") / NAMES[0]).unlink()
+    (Path("clips") / "manifest.jsonl").unlink()
+    assert main(COMMAND) == 0
+    assert len(stub.pipeline.calls) == 2
+    write_prompts(*PROMPTS, "one more")
+    assert main(COMMAND) == 0
+    assert len(stub.pipeline.calls) == 3
+    assert contents("clips") == whole | {"00005-one-more.gif": (Path("clips") / "00005-one-more.gif").read_bytes()}
+    check_whole("clips", [*NAMES, "00005-one-more.gif"])
+
+
+def test_a_folder_made_with_other_settings(stub, capsys):
+    write_prompts()
+    assert main(COMMAND) == 0
+    capsys.readouterr()
+    before = contents("clips")
+    expected = "00001-a-red-bar.gif was made with other settings: seed was 0 and is 1."
+    one_line(capsys, 2, expected, *COMMAND, "--seed", "1")
+    one_line(capsys, 2, "guidance.scale was not given and is 2.0", *COMMAND, "--scale", "2")
+    stub.defaults = {"num_inference_steps": 6}
+    one_line(capsys, 2, "and is 6", *COMMAND)
+    stub.defaults = {"num_inference_steps": 5, "fps": 10}
+    write_prompts("a blue bar")
+    one_line(capsys, 2, "clips that are not asked for here (4: 00001-a-red-bar.gif", *COMMAND)
+    write_prompts()
+    assert contents("clips") == before
+    assert stub.loads == 1
+
+    stub.pipeline.calls.clear()
+    assert main([*COMMAND, "--seed", "1", "--keep"]) == 0
+    assert stub.pipeline.calls == []
+    assert contents("clips") == before
+    assert main([*COMMAND, "--seed", "1", "--force"]) == 0
+    assert len(stub.pipeline.calls) == 3, "the second line has a seed of its own, so its clip is as asked for"
+    check_whole("clips", NAMES)
+    assert [line["seed"] for line in manifest("clips")] == [1, 5, 1, 1]
+    assert main([*COMMAND, "--seed", "1", "--force"]) == 0
+    assert len(stub.pipeline.calls) == 3, "what was replaced is not replaced again"
+
+
+@pytest.mark.parametrize("with_notes", [False, True])
+def test_a_file_of_the_users_own_is_not_replaced(stub, capsys, with_notes):
+    write_prompts()
+    if with_notes:
+        assert main(COMMAND) == 0
+        capsys.readouterr()
+    Path("clips").mkdir(exist_ok=True)
+    (Path("clips") / NAMES[1]).write_bytes(b"mine")
+    expected = "is not the file that its notes describe" if with_notes else "exists already, without notes"
+    one_line(capsys, 2, expected, *COMMAND)
+    assert (Path("clips") / NAMES[1]).read_bytes() == b"mine"
+    assert main([*COMMAND, "--force"]) == 0
+    check_whole("clips", NAMES)
+
+
+def test_ctrl_c_leaves_a_manifest_and_goes_on(stub, capsys, monkeypatch):
+    draw, left = StubPipeline.draw, [2]
+
+    def interrupted(self, *args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return draw(self, *args)
+
+    monkeypatch.setattr(StubPipeline, "draw", interrupted)
+    write_prompts()
+    assert main(COMMAND) == 130
+    assert "interrupted: 2 of 4 clips are in clips; run the same command to go on" in capsys.readouterr().err
+    check_whole("clips", NAMES[:2])
+    left[0] = 99
+    assert main(COMMAND) == 0
+    assert left[0] == 97
+    check_whole("clips", NAMES)
+
+
+def test_a_clip_that_fails_is_named(stub, capsys):
+    stub.pipeline.fails = ValueError("too long")
+    write_prompts()
+    assert main(COMMAND) == 2
+    assert "00001-a-red-bar.gif: StubPipeline failed: too long" in capsys.readouterr().err.splitlines()[-1]
+    stub.pipeline.fails = None
+    assert main(COMMAND) == 0
+    check_whole("clips", NAMES)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_killed_between_any_two_steps(stub, monkeypatch, step):
+    """Renames of notes, clip, notes, clip, manifest: the run ends before one of them, and nothing tidies up."""
+    write_prompts(*PROMPTS[:2])
+    assert main([*COMMAND[:4], "whole", *COMMAND[5:]]) == 0
+    renames = [0]
+
+    def replace(source, target):
+        if renames[0] == step:
+            raise Killed
+        renames[0] += 1
+        Path(source).rename(target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(skip_files.os, "replace", replace)
+        patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+        with pytest.raises(Killed):
+            main(COMMAND)
+    left = files(Path("clips"))
+    assert any(name.startswith(".") and not name.endswith(".lock") for name in left), "a temporary file is left"
+    assert main(COMMAND) == 0
+    check_whole("clips", NAMES[:2])
+    assert contents("clips") == contents("whole")
+
+
+def test_leftovers_of_others_stay(tmp_path):
+    stay = [".00001-a.0123abcd.gif.bak", ".00001-ab.0123abcd.gif", ".00001-a.gif", "00001-a.0123abcd.gif", ".0123abcd"]
+    go = [".00001-a.0123abcd.gif", ".00001-a.gif.0123abcd.json"]
+    for name in stay + go:
+        (tmp_path / name).write_text("")
+    remove_leftovers(tmp_path, "00001-a")
+    assert files(tmp_path) == sorted(stay)
+
+
+def test_a_manifest_of_several_writers_has_no_line_twice(tmp_path):
+    clips = [Clip(f"{n:05d}-x.gif", {"prompt": f"x {n}", "seed": n}) for n in range(6)]
+    folders = [ClipFolder(tmp_path, clips) for _ in range(2)]
+
+    def fill(folder, mine):
+        for clip in mine:
+            folder.write(clip, lambda path: path.write_bytes(b"gif"), {})
+            folder.write_manifest()
+
+    threads = [threading.Thread(target=fill, args=(folders[i], clips[i::2])) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [line["seed"] for line in manifest(tmp_path)] == list(range(6))
+
+
+def test_a_claim_is_held_once(tmp_path):
+    made, together = [], threading.Barrier(3)
+
+    def work():
+        together.wait(60)
+        Claims(tmp_path).share(range(12), str, lambda n: n in made, lambda n: (time.sleep(0.002), made.append(n)))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(made) == list(range(12))
+    with Claims(tmp_path).claim("x") as mine, Claims(tmp_path).claim("x") as other:
+        assert (mine, other) == (True, False)
+
+
+def test_each_process_begins_elsewhere():
+    work = list(range(7))
+    orders = [processes.Place(rank, 3, "cpu").order(work) for rank in range(3)]
+    assert [order[0] for order in orders] == [0, 2, 4]
+    assert all(sorted(order) == work for order in orders)
+
+
+# --- real processes, a real pipeline, SIGKILL
+
+# Imports once, then forks: every order is a group of processes as `accelerate launch` would start them.
+ZYGOTE = """
+import json, os, sys, warnings
+import torch
+torch.set_num_threads(1)
+import accelerate, filelock, tqdm.auto
+from diffusers import AutoencoderKL, DDIMScheduler, LattePipeline, LatteTransformer3DModel
+from transformers import PreTrainedTokenizerFast, T5EncoderModel
+from skipguide.cli import main
+import skipguide.pipelines, skipguide.pictures
+warnings.simplefilter("ignore")
+for line in sys.stdin:
+    argv, world, port = json.loads(line)
+    pids = []
+    for rank in range(world):
+        pid = os.fork()
+        if pid == 0:
+            os.setpgid(0, pids[0] if pids else 0)
+            log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1), os.dup2(log, 2)
+            if world > 1:
+                where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+                where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                os.environ.update({name: str(value) for name, value in where.items()})
+            status = 1
+            try:
+                status = main(argv)
+            except BaseException:
+                import traceback
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        try:
+            os.setpgid(pid, pids[0] if pids else 0)
+        except (ProcessLookupError, PermissionError):
+            pass
+        pids.append(pid)
+    print(json.dumps(pids), flush=True)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
+"""
+
+
+class Zygote:
+    def __init__(self, folder):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", ZYGOTE],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.folder = folder
+
+    def start(self, argv, world):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.process.stdin.write(json.dumps([argv, world, port]) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def wait(self):
+        return json.loads(self.process.stdout.readline())
+
+    def log(self):
+        return (self.folder / "log.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory):
+    made = Zygote(tmp_path_factory.mktemp("many"))
+    save_tiny_latte(made.folder / "tiny")
+    yield made
+    made.process.stdin.close()
+    assert made.process.wait(60) == 0
+
+
+def wait_for(folder, pattern, count):
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob(pattern))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+CLIPS = 20
+
+
+@pytest.mark.slow
+def test_twenty_clips_over_two_processes_killed_three_times(zygote):
+    words = [f"a {color} circle moving {way}" for color in ("red", "blue") for way in ("left", "right")]
+    lines = [json.dumps({"prompt": words[n % 4], "seed": n, "scale": 1 + n % 2}) for n in range(CLIPS)]
+    (zygote.folder / "prompts.txt").write_text("\n".join(lines))
+    flags = ["--model", "tiny", "--device", "cpu", "--layers", "2", "--zoom", "1", "--steps", "1"]
+    command = ["generate", "--prompts", "prompts.txt", *flags]
+
+    zygote.start([*command, "-o", "undisturbed"], 1)
+    assert zygote.wait() == [0], zygote.log()
+    expected = contents(zygote.folder / "undisturbed")
+    assert len(expected) == CLIPS
+
+    clips, dice = zygote.folder / "clips", random.Random(8)
+    for kill in range(3):
+        pids = zygote.start([*command, "-o", "clips"], 2)
+        enough = len(contents(clips)) + dice.randint(2, 4)
+        wait_for(clips, "*.gif", enough)
+        time.sleep(dice.uniform(0, 0.1))
+        os.killpg(pids[0], signal.SIGKILL)
+        assert zygote.wait() == [-signal.SIGKILL] * 2, zygote.log()
+        assert enough <= len(contents(clips)) < CLIPS, f"kill {kill + 1} came in the middle"
+    # once more, and one of the two processes dies: the other one takes over
+    pids = zygote.start([*command, "-o", "clips"], 2)
+    wait_for(clips, "*.gif", enough + 1)
+    os.kill(pids[1], signal.SIGKILL)
+    assert zygote.wait() == [0, -signal.SIGKILL], zygote.log()
+
+    check_whole(clips, sorted(expected))
+    assert contents(clips) == expected, "to the bit as in one undisturbed process"
+    left = manifest(zygote.folder / "undisturbed")
+    for line, other in zip(manifest(clips), left, strict=True):
+        assert line | {"seconds": 0} == other | {"seconds": 0}
+
+
+@pytest.mark.slow
+def test_a_sweep_is_shared_too(zygote):
+    flags = ["--model", "tiny", "--device", "cpu", "--layers", "1-4", "--scales", "1", "2", "--steps", "1"]
+    command = ["sweep", "a red circle", *flags]
+    zygote.start([*command, "-o", "one.png"], 1)
+    assert zygote.wait() == [0], zygote.log()
+    pids = zygote.start([*command, "-o", "two.png"], 2)
+    wait_for(zygote.folder / "two.cells", "*.json", 3)
+    os.killpg(pids[0], signal.SIGKILL)
+    assert zygote.wait() == [-signal.SIGKILL] * 2
+    zygote.start([*command, "-o", "two.png"], 2)
+    assert zygote.wait() == [0, 0], zygote.log()
+    one, two = (json.loads((zygote.folder / f"{name}.png.json").read_text()) for name in ("one", "two"))
+    assert [cell["layer"] for cell in two["stats"]] == [cell["layer"] for cell in one["stats"]]
+    tables = [(zygote.folder / f"{name}.csv").read_text().splitlines() for name in ("one", "two")]
+    assert [row.rsplit(",", 1)[0] for row in tables[0]] == [row.rsplit(",", 1)[0] for row in tables[1]]
+    assert len(tables[0]) == 1 + 1 + 8
+    assert [n for n in files(zygote.folder) if n.startswith(".") and not n.endswith(".lock")] == []
