@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from skipguide import guidance
 from skipguide.errors import SkipError
 from skipguide.pipelines.groups import SkipGroup, is_number
-from skipguide.pipelines.guider_driver import Driver, Pass
+from skipguide.pipelines.guider_driver import Driver
+from skipguide.pipelines.guider_passes import Pass, passes_of
 from skipguide.pipelines.ledger import GuidanceStats
 from skipguide.pipelines.passes import check_effect
 from skipguide.pipelines.recipe import Term
 from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
-from skipguide.plan import Schedule
 from skipguide.timetable import Timetable
 
 _OWN = ("guidance_scale", "guidance_rescale", "use_original_formulation", "enabled")
@@ -127,12 +127,11 @@ class SkipGuider(BaseGuidance):  # type: ignore[misc]
         self._directions: list[Tensor] | None = None
         self._keys: tuple[str, ...] = ()
         self._checked: set[str] = set()
-        self._skips = False  # whether the running step has skip guidance of its own
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has the settings, and starts anew."""
         state = dict(self.__dict__)
-        for name in ("_drivers", "_passes", "_driver", "_directions", "_keys", "_checked", "_skips"):
+        for name in ("_drivers", "_passes", "_driver", "_directions", "_keys", "_checked"):
             state.pop(name, None)
         return state
 
@@ -153,6 +152,10 @@ class SkipGuider(BaseGuidance):  # type: ignore[misc]
         """2 where the unconditional prediction is needed: in the running step, between steps in any of them."""
         if self._passes:
             return 1 + any(each.name == "pred_uncond" for each in self._passes)
+        return self._most_conditions
+
+    @property
+    def _most_conditions(self) -> int:
         return 2 if self._enabled and self.w != 1 else 1
 
     @property
@@ -171,35 +174,21 @@ class SkipGuider(BaseGuidance):  # type: ignore[misc]
             )
 
     def _plan(self) -> tuple[Pass, ...]:
-        """The passes of this step. The order lets go of the activations as early as possible."""
-        settings, step, steps = self.settings, self._step, self._num_inference_steps
+        """The passes of the step that begins."""
+        step, steps = self._step, self._num_inference_steps
         if step is None or not steps:
             raise SkipError("set_state(step, num_inference_steps, timestep) comes before a step's inputs")
         self._check_cfg()
-        window = settings.cfg_interval
-        cfg = self._enabled and self.w != 1 and (window is None or Schedule(*window).contains(step / steps))
-        schedule = Schedule(settings.start, settings.stop, settings.every)
-        active = self._enabled and schedule.active(step, steps) and not (settings.formula == "segmented" and cfg)
-        live = [group for group in self._live if active and group.scale_at(step / steps)]
-        self._skips = bool(live) and settings.formula != "uncond"
-        cond, uncond = Pass("pred_cond"), [Pass("pred_uncond", 1)] if cfg else []
-        if not live:
-            self._directions = None
-            return (cond, *uncond)
-        if settings.formula == "uncond":
-            return (cond, Pass("pred_uncond", 1, "weak")) if cfg else (cond,)
-        if not schedule.fresh(step, steps) and self._directions is not None and self._keys == self._names():
-            return (cond, *uncond)
-        names = [f"pred_cond_skip_{n}" if n else "pred_cond_skip" for n in range(len(live))]
-        if settings.formula == "wan" and cfg:
-            return (cond, Pass("pred_uncond", 1, "capture"), *(Pass(x, 1, "skip", n) for n, x in enumerate(names)))
-        return (Pass("pred_cond", 0, "capture"), *(Pass(x, 0, "skip", n) for n, x in enumerate(names)), *uncond)
+        terms = self._terms(self._drivers[-1]) if self._drivers else ()
+        if self._keys != tuple(term.key for term in terms):
+            self._directions = None  # another set of layers than the last differences were of
+        groups = self._live if self._enabled else ()
+        held = self._directions is not None
+        return passes_of(self.settings, groups, step, steps, cfg=self._most_conditions == 2, held=held)
 
     def _terms(self, driver: Driver) -> tuple[Term, ...]:
-        return driver.recipe.at(self._step, self._num_inference_steps).terms
-
-    def _names(self) -> tuple[str, ...]:
-        return tuple(term.key for driver in self._drivers[-1:] for term in self._terms(driver))
+        """The skipped passes of this step on a model; none where guidance is switched off."""
+        return driver.recipe.at(self._step, self._num_inference_steps).terms if self._enabled else ()
 
     # -- the protocol of diffusers ------------------------------------------------------------------------------
 
@@ -207,8 +196,7 @@ class SkipGuider(BaseGuidance):  # type: ignore[misc]
         """A step begins; one that is not later than the last begins a new run."""
         self._end()
         if self._step is None or step <= self._step:
-            self._directions, self._checked = None, set()
-            self._drivers = self._drivers[-1:]  # an exchanged denoiser is let go of
+            self._drivers, self._directions, self._checked = [], None, set()
         super().set_state(step, num_inference_steps, timestep)
 
     def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
@@ -270,10 +258,14 @@ class SkipGuider(BaseGuidance):  # type: ignore[misc]
         names = [each.name for each in self._passes]
         if list(found) != names or any(value is None for value in found.values()):
             raise SkipError(f"expected the predictions {', '.join(names) or 'of a prepared step'}; got {list(found)}")
+        if self._drivers and self.num_conditions < self._most_conditions:
+            self._drivers[-1].passes.enter(1, ran=0, passes=0)  # the pass that cfg_interval saved
         try:
             return self.forward(**found)
         finally:
             self._end()
+            if self._step + 1 >= self._num_inference_steps:
+                self._drivers, self._directions = [], None  # nothing of the run is held, the denoiser least of all
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None, **skipped: Tensor) -> GuiderOutput:
         """The guided prediction, in the dtype of `pred_cond`.
@@ -290,8 +282,8 @@ class SkipGuider(BaseGuidance):  # type: ignore[misc]
         if u is not None and settings.zero_star:
             u = guidance.zero_star_scale(u, c) * u
         y = c if u is None else guidance.cfg(u, c, self.w)
-        if self._skips:
-            terms = self._terms(self._drivers[-1])
+        terms = self._terms(self._drivers[-1]) if self._drivers and settings.formula != "uncond" else ()
+        if terms:
             wan = settings.formula == "wan" and u is not None
             if skipped:
                 plain = pred_uncond if wan and pred_uncond is not None else pred_cond

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -14,34 +14,16 @@ from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
 from skipguide.gate import Call, gate_of
 from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.guider_passes import Pass
 from skipguide.pipelines.interceptor import Interceptor
 from skipguide.pipelines.ledger import GuidanceStats
 from skipguide.pipelines.passes import Passes, Path
 from skipguide.pipelines.presets import find_preset
 from skipguide.pipelines.recipe import Recipe, Term
-from skipguide.plan import SkipPlan
 from skipguide.skipper import batch_size
 
 if TYPE_CHECKING:
     from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One call of the denoiser that the guider asks the pipeline for.
-
-    Attributes:
-        name: as the guider calls its prediction, which is also the name of the pipeline's cache context.
-        inputs: 0 takes the conditional inputs, 1 the unconditional ones.
-        kind: `"plain"`; `"capture"`, with every block, keeping what the skipped passes start from; `"weak"`, the
-            layers left out in a pass of the pipeline's own; `"skip"`, the further pass of a group.
-        group: number of that group among those of the step.
-    """
-
-    name: str
-    inputs: int = 0
-    kind: str = "plain"
-    group: int = 0
 
 
 class Driver:
