@@ -34,6 +34,7 @@ class AppliedGuidance:
         recipes: Mapping[str, Recipe],
     ) -> None:
         self.settings = settings
+        self._pipe = pipe
         self.layers = {name: recipe.layers for name, recipe in recipes.items()}
         self.stats = GuidanceStats(delivery="solve" if settings.rescale or settings.formula == "wan" else "shift")
         run = Run()
@@ -67,8 +68,21 @@ class AppliedGuidance:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         """End the guidance."""
+        exchanged = [
+            each.denoiser
+            for each in self._installed
+            if getattr(self._pipe, each.denoiser, None) not in (None, each.model)
+        ]
         self.remove()
-        if kind is None and self.stats.passes == 0:
+        if kind is not None:
+            return
+        if exchanged and self.stats.passes:
+            logger.warning(
+                "pipe.%s was exchanged inside the with block: from then on the pipeline ran without skip guidance. "
+                "Apply guidance again after exchanging a denoiser",
+                " and pipe.".join(exchanged),
+            )
+        if self.stats.passes == 0:
             logger.warning(
                 "skip guidance was applied, but the denoiser it was applied to was never called: was the pipeline's "
                 "denoiser exchanged inside the with block?"

@@ -17,6 +17,7 @@ from skipguide.blocks import find_blocks, unwrap
 from skipguide.config import write_json
 from skipguide.errors import SkipError
 from skipguide.gate import Call, gate_of
+from skipguide.pipelines.contexts import ContextNames
 from skipguide.pipelines.grid import grid_of
 from skipguide.pipelines.ledger import GuidanceStats
 from skipguide.pipelines.passes import Passes, first
@@ -44,12 +45,11 @@ class _Listener:
         self.passes = Passes(model, True, GuidanceStats())
         self.samples: dict[Key, list[dict[str, Tensor]]] = {key: [] for key in keys}
         self.waiting: tuple[Tensor, dict[Key, Tensor], Any] | None = None
-        self.context = ""
 
     def __call__(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if any(kwargs.get(name) is not None for name in self.spec.passive):
             return call(*args, **kwargs)
-        branch = self.run.enter(self.pipe, self.spec, self.context)
+        branch = self.run.enter(self.pipe, self.spec, ContextNames.name(self.model))
         if branch == "uncond":
             answer = call(*args, **kwargs)
             self.settle(first(answer))
@@ -87,11 +87,13 @@ class _Listener:
         """Stand at the denoiser."""
         self.passes.install()
         gate_of(self.model).handlers += (self,)
+        ContextNames.listen(self.model)
 
     def leave(self) -> None:
         """Go away again."""
         gate = gate_of(self.model)
         gate.handlers = tuple(handler for handler in gate.handlers if handler is not self)
+        ContextNames.leave(self.model)
         self.passes.remove()
         self.waiting = None
 
@@ -149,16 +151,12 @@ def calibrate(
     listener = _Listener(pipe, spec, model, keys, levels)
     arguments: dict[str, Any] = {"num_inference_steps": STEPS, "output_type": "latent"} | dict(call or {})
     listener.listen()
-    original = getattr(model, "cache_context", None)
-    if original is not None:
-        model.__dict__["cache_context"] = _Naming(listener, original)
     try:
         for number, prompt in enumerate(prompts):
             own = {"generator": torch.Generator("cpu").manual_seed(seed + number)} | arguments
             pipe(**own if prompt is None else {"prompt": prompt, **own})
             listener.settle(None)
     finally:
-        model.__dict__.pop("cache_context", None)
         listener.leave()
     total = len(blocks)
     rows = []
@@ -171,22 +169,6 @@ def calibrate(
         rows.append(LayerScore(layer, blocks[layer].name, blocks[layer].stack, part, **means, cost=cost, samples=count))
     about = {"prompts": len(prompts), "steps": arguments["num_inference_steps"], "levels": levels, "seed": seed}
     return LayerScores(tuple(rows), type(unwrap(model)).__name__, total, model_hash(model), about)
-
-
-class _Naming:
-    """Tells the listener the name of the cache context in force, as the interceptor does."""
-
-    def __init__(self, listener: _Listener, original: Any) -> None:
-        self.listener, self.original = listener, original
-
-    def __call__(self, name: str, **where: Any) -> Any:
-        from contextlib import ExitStack
-
-        stack = ExitStack()
-        stack.enter_context(self.original(name, **where))
-        before, self.listener.context = self.listener.context, name
-        stack.callback(setattr, self.listener, "context", before)
-        return stack
 
 
 def model_hash(model: nn.Module) -> str:

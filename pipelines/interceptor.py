@@ -6,9 +6,6 @@ The pipeline is not changed. What holds at a step comes from the recipe, the for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +14,8 @@ from torch import Tensor, nn
 from skipguide import guidance
 from skipguide.errors import SkipError
 from skipguide.gate import Call, gate_of
+from skipguide.pipelines.caller import is_called_by
+from skipguide.pipelines.contexts import ContextNames
 from skipguide.pipelines.delivery import Delivery
 from skipguide.pipelines.ledger import GuidanceStats
 from skipguide.pipelines.passes import Passes, Path, check_effect, first, with_first
@@ -50,7 +49,6 @@ class Interceptor:
         self.recipe = recipe
         self.run = run
         self.stats = stats
-        self.context = ""
         # without anything to do no block is touched: only the model's own gate listens, for the ledger
         self.works = bool(recipe.groups) or recipe.window is not None or settings.zero_star
         self.passes = Passes(self.model, settings.prefix_reuse, stats, touch=self.works)
@@ -63,35 +61,24 @@ class Interceptor:
         """Put the gates in place and listen to the names of cache contexts."""
         self.passes.install()
         gate_of(self.model).handlers += (self,)
-        if hasattr(self.model, "cache_context"):
-            original: Any = self.model.cache_context
-            self.model.__dict__["cache_context"] = partial(self._named, original)
+        ContextNames.listen(self.model)
 
     def remove(self) -> None:
         """Take everything away again."""
         gate = gate_of(self.model)
         gate.handlers = tuple(handler for handler in gate.handlers if handler is not self)
-        self.model.__dict__.pop("cache_context", None)
+        ContextNames.leave(self.model)
         self.passes.remove()
         self.run.release()
-
-    @contextmanager
-    def _named(self, original: Callable[..., AbstractContextManager[None]], name: str, **where: Any) -> Iterator[None]:
-        before, self.context = self.context, name
-        try:
-            with original(name, **where):
-                yield
-        finally:
-            self.context = before
 
     # -- one call of the denoiser -------------------------------------------------------------------------------
 
     def __call__(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the denoiser by the pipeline: a branch of a step, or both."""
-        if any(kwargs.get(name) is not None for name in self.spec.passive):
+        if any(kwargs.get(name) is not None for name in self.spec.passive) or not is_called_by(self.pipe, self.model):
             return call(*args, **kwargs)
         try:
-            branch = self.run.enter(self.pipe, self.spec, self.context)
+            branch = self.run.enter(self.pipe, self.spec, ContextNames.name(self.model))
             if not self.works:
                 self.passes.enter(2 if branch == "both" else 1)
                 return call(*args, **kwargs)

@@ -99,7 +99,7 @@ class Run:
             self.branches = 1
         if self.step >= self.steps:
             raise SkipError(
-                f"{type(pipe).__name__} has {self.steps} steps, but its denoiser was called for a further one: does "
-                f"another pipeline use the same denoiser? Give it a copy, or apply guidance while only one of them runs"
+                f"{type(pipe).__name__} has {self.steps} steps, but its denoiser was called for a further one: is it "
+                f"called by something that is not a pipeline? Remove the guidance first, or give that a copy"
             )
         return branch

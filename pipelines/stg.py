@@ -225,7 +225,8 @@ class SpatiotemporalSkipGuidance(JsonConfig):
     def _refuse_conflicts(self, pipe: Any, spec: PipelineSpec, names: list[str]) -> None:
         for name in names:
             model = getattr(pipe, name)
-            if any(isinstance(handler, Interceptor) for handler in gate_of(model).handlers):
+            here = [handler for handler in gate_of(model).handlers if isinstance(handler, Interceptor)]
+            if any(handler.pipe is pipe for handler in here):  # another pipeline around the same model is welcome
                 raise SkipError(
                     f"guidance is already applied to pipe.{name}: call remove() on the earlier handle first"
                 )

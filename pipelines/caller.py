@@ -1,0 +1,43 @@
+"""Caller: which pipeline is calling a denoiser that several of them share."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+from skipguide.blocks import unwrap
+
+
+def is_called_by(pipe: Any, model: nn.Module) -> bool:
+    """Whether the call of `model` that is running comes from `pipe`, not from another pipeline around the same model.
+
+    Pipelines can share a denoiser, one can even run in another's callback, and the model's arguments do not tell them
+    apart. The stack does: the nearest pipeline on it is the one that calls. Without any, somebody calls the model
+    directly, and stands for `pipe`.
+
+    Args:
+        pipe: the pipeline that guidance is applied to.
+        model: its denoiser.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__":
+            who = frame.f_locals.get("self")
+            if who is pipe:
+                return True
+            if _drives(who, model):
+                return False
+        frame = frame.f_back
+    return True
+
+
+def _drives(who: Any, model: nn.Module) -> bool:
+    """Whether this is a pipeline (it has a scheduler) with the model among its components."""
+    components = getattr(who, "__dict__", {})
+    if "scheduler" not in components:
+        return False
+    bare = unwrap(model)
+    return any(isinstance(part, nn.Module) and unwrap(part) is bare for part in components.values())

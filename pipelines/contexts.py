@@ -1,0 +1,71 @@
+"""Contexts: the name of the `cache_context` in force on a denoiser, for everybody who listens there."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import nn
+
+# model -> name; a mapping is never changed, so that threads and tasks do not see each other's
+_NAMES: ContextVar[Mapping[int, str]] = ContextVar("skipguide_cache_contexts", default={})  # noqa: B039
+
+
+class ContextNames:
+    """Stands at a model's `cache_context` and remembers the name in force, thread by thread.
+
+    Pipelines announce with it which branch they are about to compute. One listener serves all guidance on a model.
+
+    Args:
+        model: the denoiser, which has a `cache_context`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.key = id(model)
+        self.users = 0
+        self.own = "cache_context" in model.__dict__
+        self.original: Any = model.cache_context
+
+    @classmethod
+    def listen(cls, model: nn.Module) -> None:
+        """Stand there for one more listener; does nothing on a model without cache contexts."""
+        if not hasattr(model, "cache_context"):
+            return
+        here = model.__dict__.get("cache_context")
+        if not isinstance(here, cls):
+            here = model.__dict__["cache_context"] = cls(model)
+        here.users += 1
+
+    @classmethod
+    def leave(cls, model: nn.Module) -> None:
+        """End one listening; the last one puts back what was there."""
+        here = model.__dict__.get("cache_context")
+        if not isinstance(here, cls):
+            return
+        here.users -= 1
+        if not here.users and here.own:
+            model.__dict__["cache_context"] = here.original
+        elif not here.users:
+            del model.__dict__["cache_context"]
+
+    @staticmethod
+    def name(model: nn.Module) -> str:
+        """The name in force, or an empty one."""
+        return _NAMES.get().get(id(model), "")
+
+    @contextmanager
+    def __call__(self, name: str, **where: Any) -> Iterator[None]:
+        """What the model's own `cache_context` does, under a name that is remembered."""
+        token = _NAMES.set({**_NAMES.get(), self.key: name})
+        try:
+            with self.original(name, **where):
+                yield
+        finally:
+            _NAMES.reset(token)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the model has its own `cache_context` and no listener."""
+        return copy.deepcopy(self.original, memo)
