@@ -51,7 +51,7 @@ class Interceptor:
         self.stats = stats
         # without anything to do no block is touched: only the model's own gate listens, for the ledger
         self.works = bool(recipe.groups) or recipe.window is not None or settings.zero_star
-        self.passes = Passes(self.model, settings.prefix_reuse, stats, touch=self.works)
+        self.passes = Passes(self.model, settings.prefix_reuse, stats, touch=self.works, tail=settings.tail)
         self.delivery = Delivery(settings, pipe, spec, denoiser, stats)
         self.moment = Moment((), False, True)
 
@@ -114,7 +114,7 @@ class Interceptor:
         if not moment.cfg:  # the conditional rows only, and every branch is their prediction
             mine = passes.rows(args, kwargs, conditional, batch)
             path = self._path(half)
-            out = passes.plain(call, mine[0], mine[1], half, path=path, counted=2, ran=1)
+            out = passes.plain(call, mine[0], mine[1], half, path=path, rows=slice(0, half), counted=2, ran=1)
             y = self._alone(first(out), path, call, mine, slice(0, half), half)
             return with_first(out, torch.cat([y, y]))
         if self.settings.formula == "uncond" and moment.terms:
@@ -122,14 +122,14 @@ class Interceptor:
             both = first(out)
             return with_first(out, torch.cat([self.delivery.scaled(both[:half], both[half:]), both[half:]]))
         path = self._path(half)
-        out = passes.plain(call, args, kwargs, half, path=path, counted=2)
+        rows = slice(0, half) if self.settings.formula == "wan" else conditional
+        out = passes.plain(call, args, kwargs, half, path=path, rows=rows, counted=2)
         both = first(out)
         if not moment.terms and not self.settings.zero_star:
             return out
         u, c = self.delivery.scaled(both[:half], both[half:]), both[half:]
         if not moment.terms:
             return with_first(out, torch.cat([u, c]))
-        rows = slice(0, half) if self.settings.formula == "wan" else conditional
         mine = passes.rows(args, kwargs, rows, batch) if path is not None else (args, kwargs)
         delta = self._delta(u, c, path, call, mine, rows, batch)
         if self.delivery.mode() == "shift":
@@ -139,7 +139,7 @@ class Interceptor:
     def _only(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         batch = batch_size(args, kwargs)
         path = self._path(batch)
-        out = self.passes.plain(call, args, kwargs, batch, path=path)
+        out = self.passes.plain(call, args, kwargs, batch, path=path, rows=slice(0, batch))
         y = self._alone(first(out), path, call, (args, kwargs), slice(0, batch), batch)
         return with_first(out, y)
 
@@ -152,7 +152,7 @@ class Interceptor:
             run.cond = first(out)
             return out
         path = self._path(batch)
-        out = self.passes.plain(call, args, kwargs, batch, path=path)
+        out = self.passes.plain(call, args, kwargs, batch, path=path, rows=slice(0, batch))
         c, mine, rows = first(out), (args, kwargs), slice(0, batch)
         if not moment.cfg:  # the unconditional call will be answered with the same
             run.held = with_first(out, self._alone(c, path, call, mine, rows, batch))
@@ -178,7 +178,7 @@ class Interceptor:
             out = self.passes.without_in(moment.terms[0].plan, 0, call, args, kwargs, batch, counted=1)
         else:
             path = self._path(batch) if formula == "wan" else None
-            out = self.passes.plain(call, args, kwargs, batch, path=path)
+            out = self.passes.plain(call, args, kwargs, batch, path=path, rows=slice(0, batch))
         u, run.cond = self.delivery.scaled(first(out), c), None
         if not moment.terms or formula == "uncond":
             return with_first(out, u) if self.settings.zero_star else out

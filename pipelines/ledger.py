@@ -23,6 +23,7 @@ class GuidanceStats:
         reuse_error: with `every` above 1, how far the difference that had been used again was from the new one when
             that was computed, relative to its norm, averaged; None if that was never seen.
         renewals: how many times it was.
+        batched: passes that had their skipped passes in the same batch (`tail`); their seconds are not known apart.
     """
 
     passes: int = 0
@@ -33,6 +34,7 @@ class GuidanceStats:
     delivery: str = "shift"
     reuse_error: float | None = None
     renewals: int = 0
+    batched: int = 0
 
     def note_reuse(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
         """Measure what `every` cost in accuracy, at a step that has both the last difference and a new one."""
@@ -52,6 +54,7 @@ class GuidanceStats:
             f"{self.passes} passes, {self.blocks_run} blocks run ({self.blocks_run / self.blocks_plain:.2f}x the plain "
             f"pipeline; a full third pass: {self.blocks_naive / self.blocks_plain:.2f}x), {self.seconds:.1f} s in "
             f"skipped passes, delivery {self.delivery}"
+            + (f", {self.batched} passes with skipped rows in the batch" if self.batched else "")
             + (f", differences used again {self.reuse_error:.0%} off when renewed" if self.renewals else "")
         )
 

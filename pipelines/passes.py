@@ -17,9 +17,10 @@ from skipguide.errors import NoEffectError, SkipError
 from skipguide.gate import Call, gate_of
 from skipguide.pipelines.ledger import GuidanceStats
 from skipguide.pipelines.route import PLAIN, Leg, route
+from skipguide.pipelines.tail import Tail, fits, in_rows, index_of, part_of, sources
 from skipguide.plan import SkipPlan
 from skipguide.resume import Prefix
-from skipguide.skipper import Skipper
+from skipguide.skipper import Skipper, batch_size
 
 KEPT = 16  # paths that stay ready; a set of blocks that is drawn anew at every step makes one per step
 
@@ -32,6 +33,7 @@ class Path:
         self.legs: tuple[Leg, ...] = route(plans, blocks, reuse)
         self.captured = {(leg.parent, leg.start): Prefix(leg.start) for leg in self.legs if leg.start is not None}
         self.replayed = [Prefix(leg.start) if leg.start is not None else None for leg in self.legs]
+        self.ready: dict[SkipPlan, Tensor] | None = None  # what the plain pass brought along
         self.plain = Skipper(model, SkipPlan(), capture=self._from(PLAIN))
         self.skippers = [
             Skipper(model, leg.plan, capture=self._from(number), resume=self.replayed[number])
@@ -46,6 +48,7 @@ class Path:
         for prefix in (*self.captured.values(), *self.replayed):
             if prefix is not None:
                 prefix.clear()
+        self.ready = None
 
 
 class Passes:
@@ -56,18 +59,23 @@ class Passes:
         reuse: run skipped passes from where they first differ.
         stats: the ledger.
         touch: False leaves every block as it is and only lets the model's own gate listen.
+        tail: whether skipped passes run with the plain one (see `skipguide.pipelines.tail`).
     """
 
-    def __init__(self, model: nn.Module, reuse: bool, stats: GuidanceStats, touch: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, reuse: bool, stats: GuidanceStats, touch: bool = True, tail: Tail = "separate"
+    ) -> None:
         self.model = model
         self.reuse = reuse
         self.stats = stats
         self.touch = touch
+        self.tail = tail
         self.bare = Skipper(model, SkipPlan())
         self.blocks = len(self.bare.map)
         self._arguments = Arguments(unwrap(model))
         self._paths: OrderedDict[tuple[SkipPlan, ...], Path] = OrderedDict()
         self._in_rows: dict[tuple[SkipPlan, int], Skipper] = {}
+        self._wide: dict[tuple[Path, int, int, int], Skipper] = {}
         self._installed: list[Skipper] = []
         self._paused: list[Skipper] = []
 
@@ -89,6 +97,7 @@ class Passes:
             gate_of(self.model).remove()
         self._paths.clear()
         self._in_rows.clear()
+        self._wide.clear()
 
     def pause(self) -> None:
         """Take the gates away and keep the passes ready: `again` puts the same gates back, for the same graphs."""
@@ -126,7 +135,8 @@ class Passes:
             self._paths[key] = path
             if len(self._paths) > KEPT:
                 _, old = self._paths.popitem(last=False)
-                for skipper in (old.plain, *old.skippers):
+                wide = [self._wide.pop(key) for key in tuple(self._wide) if key[0] is old]
+                for skipper in (old.plain, *old.skippers, *wide):
                     self._installed.remove(skipper)
                     skipper.remove()
         self._paths.move_to_end(key)
@@ -134,7 +144,7 @@ class Passes:
 
     # -- passes -------------------------------------------------------------------------------------------------
 
-    def rows(self, args: Any, kwargs: Any, rows: slice, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def rows(self, args: Any, kwargs: Any, rows: slice | Tensor, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The same call for some rows of the batch."""
         spec = self.bare.map.spec
         return self._arguments.rows(args, kwargs, rows, batch, spec.shared, spec.listed)
@@ -147,6 +157,7 @@ class Passes:
         clips: int,
         *,
         path: Path | None = None,
+        rows: slice | None = None,
         counted: int = 1,
         ran: int = 0,
     ) -> Any:
@@ -158,11 +169,50 @@ class Passes:
             kwargs: of the call.
             clips: how many clips the batch is for.
             path: capture what its skipped passes start from.
+            rows: those that the skipped passes are variants of; with them, skipped passes may run along (`tail`).
             counted: how many branches of the pipeline's own it stands for.
             ran: how many of them it really computes; 0 is all.
         """
+        planned = (ran or counted) * self.blocks
+        if path is not None and rows is not None and self._together(path, args, kwargs, rows):
+            return self._with_tails(path, call, args, kwargs, clips, rows, counted, planned)
         skipper = self.bare if path is None else path.plain
-        return self._pass(skipper, call, args, kwargs, clips, counted, (ran or counted) * self.blocks)
+        return self._pass(skipper, call, args, kwargs, clips, counted, planned)
+
+    def _together(self, path: Path, args: Any, kwargs: Any, rows: slice) -> bool:
+        if self.tail == "separate":
+            return False
+        cached = getattr(self.model, "is_cache_enabled", False)
+        if self.tail == "batched":
+            if cached:
+                raise SkipError("tail='batched' changes the batch that a diffusers cache sees: use tail='separate'")
+            return True
+        copies = len(path.legs) * (rows.stop - rows.start)
+        hidden = self._arguments.get(self._arguments.names[0], args, kwargs)
+        return not cached and fits(self.model, hidden, batch_size(args, kwargs) + copies)
+
+    def _with_tails(
+        self, path: Path, call: Call, args: Any, kwargs: Any, clips: int, rows: slice, counted: int, planned: int
+    ) -> Any:
+        """The plain pass with the skipped ones in its batch; their predictions are put by for `skipped`."""
+        batch, copies = batch_size(args, kwargs), len(path.legs)
+        total, own = batch + copies * (rows.stop - rows.start), rows.stop - rows.start
+        key = (path, batch, rows.start, rows.stop)
+        if key not in self._wide:
+            share = sources(path.legs, rows, batch, self.blocks)
+            self._wide[key] = Skipper(self.model, in_rows(path.legs, batch, own), share=share)
+            self._install(self._wide[key])
+        index = index_of(rows, batch, copies)
+        args, kwargs = self.rows(args, kwargs, index, batch)
+        planned += sum(leg.blocks for leg in path.legs)
+        out = self._pass(self._wide[key], call, args, kwargs, clips, counted, planned)
+        path.ready = {
+            plan: first(part_of(out, slice(batch + number * own, batch + (number + 1) * own), total))
+            for number, plan in enumerate(path.plans)
+        }
+        self.stats.batched += 1
+        self.stats.blocks_naive += copies * self.blocks
+        return part_of(out, slice(0, batch), total)
 
     def without_in(
         self, plan: SkipPlan, half: int, call: Call, args: Any, kwargs: Any, clips: int, counted: int = 2
@@ -190,6 +240,10 @@ class Passes:
             rows: the rows of the plain pass that are skipped.
             batch: how many rows the plain pass had.
         """
+        if path.ready is not None:
+            found = path.ready
+            path.clear()
+            return found
         began = time.perf_counter()
         context = getattr(self.model, "cache_context", None)
         out: dict[SkipPlan, Tensor] = {}
@@ -217,13 +271,18 @@ class Passes:
     def _pass(
         self, skipper: Skipper, call: Call, args: Any, kwargs: Any, clips: int, counted: int, planned: int
     ) -> Any:
-        before = sum(skipper.stats.rows.values())
+        before = self._blocks_run(skipper)
         with skipper.running():
             out = call(*args, **kwargs)
-        ran = sum(skipper.stats.rows.values()) - before
+        ran = self._blocks_run(skipper) - before
         # nothing can be counted inside a compiled graph, where the plan is what runs
         self.enter(counted, ran // clips or planned)
         return out
+
+    def _blocks_run(self, skipper: Skipper) -> int:
+        """Rows of whole blocks so far; a sublayer that some rows skip has an entry of its own."""
+        rows = skipper.stats.rows
+        return sum(rows.get(block.name, 0) for block in self.bare.map)
 
     def enter(self, counted: int, ran: int | None = None, passes: int = 1) -> None:
         """Enter one forward that stands for `counted` plain passes and ran so many blocks; None: they ran whole."""

@@ -19,6 +19,7 @@ from skipguide.pipelines.ledger import GuidanceCost
 from skipguide.pipelines.presets import find_preset
 from skipguide.pipelines.recipe import Recipe
 from skipguide.pipelines.registry import PipelineSpec, pipeline_spec
+from skipguide.pipelines.tail import TAILS, Tail
 from skipguide.plan import Part, Schedule
 from skipguide.select import DEFAULT_SCORE, check_score
 from skipguide.timetable import Timetable
@@ -57,6 +58,10 @@ class SpatiotemporalSkipGuidance(JsonConfig):
             approximate; `stats.reuse_error` says how far the reused differences were off when renewed.
         prefix_reuse: run the skipped pass from the first skipped layer on only (exact at equal batch; equal to
             rounding where CFG is one batch).
+        tail: from the first skipped block on, run the skipped rows in a pass of their own (`"separate"`), in one batch
+            with the others (`"batched"`: the same work and equal to rounding, faster on a GPU that one pass does not
+            fill, needs memory for the further rows), or in one batch where the sequence is short (`"auto"`, by
+            `skipguide.pipelines.tail.AUTO`).
         stack: count `layers` within this stack, such as Latte's `"temporal_transformer_blocks"`.
         groups: several `SkipGroup`s with layers, scale, part and stack of their own, in place of `layers`: one pass
             each, and passes that begin alike share that beginning.
@@ -91,6 +96,7 @@ class SpatiotemporalSkipGuidance(JsonConfig):
     stop: float = 1.0
     every: int = 1
     prefix_reuse: bool = True
+    tail: Tail = "separate"
     stack: str | None = None
     groups: Sequence[SkipGroup] | None = None
     cfg_interval: tuple[float, float] | None = None
@@ -123,6 +129,8 @@ class SpatiotemporalSkipGuidance(JsonConfig):
             raise SkipError(f"rescale must lie in 0 to 1; got {self.rescale!r}")
         if self.rescale_over not in get_args(Over):
             raise SkipError(f"unknown rescale_over {self.rescale_over!r}; expected one of {', '.join(get_args(Over))}")
+        if self.tail not in TAILS:
+            raise SkipError(f"unknown tail {self.tail!r}; expected one of {', '.join(TAILS)}")
         Schedule(self.start, self.stop, self.every)
         if not (is_number(self.drop) and 0 < self.drop < 1):
             raise SkipError(f"drop is a share of the blocks, above 0 and below 1; got {self.drop!r}")
@@ -147,10 +155,11 @@ class SpatiotemporalSkipGuidance(JsonConfig):
     def _check_together(self) -> None:
         plain_scale = self.groups is None and not isinstance(self.scale, Timetable) and self.scale in (0, 1)
         projected = self.apg is not None or self.apg_norm is not None
-        if self.formula == "uncond" and (not plain_scale or self.rescale or self.every != 1 or projected):
+        batched = self.tail == "batched"
+        if self.formula == "uncond" and (not plain_scale or self.rescale or self.every != 1 or projected or batched):
             raise SkipError(
-                "formula='uncond' has no third pass, so scale (1 or 0), groups, rescale, every and apg have nothing to "
-                f"act on: leave them at their defaults; got scale={self.scale}, rescale={self.rescale}, "
+                "formula='uncond' has no third pass, so scale (1 or 0), groups, rescale, every, apg and tail have "
+                f"nothing to act on: leave them at their defaults; got scale={self.scale}, rescale={self.rescale}, "
                 f"every={self.every}"
             )
         if self.formula == "wan" and projected:

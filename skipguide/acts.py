@@ -194,6 +194,40 @@ class OnRows:
         return _merge(ran, rest, keep, skip, first.shape[0])
 
 
+class ForOthers:
+    """Runs a block for some batch rows; every other row gets what one of them got."""
+
+    __slots__ = ("arguments", "own", "places", "shared")
+
+    def __init__(self, block: Block, sources: Sequence[int]) -> None:
+        """Sources: for each row of the batch the row whose result it has; a row that runs is its own."""
+        self.arguments = Arguments(block.module)
+        self.own = tuple(row for row, source in enumerate(sources) if row == source)
+        self.places = tuple(self.own.index(source) for source in sources)
+        self.shared = block.spec.shared
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Take the rows out, run the block, and hand out its results."""
+        if frame.batch != len(self.places):
+            raise SkipError(f"rows were shared for a batch of {len(self.places)}; got a batch of {frame.batch}")
+        if frame.rows is not None:  # another plan took rows out already: all that are left run
+            return call(*args, **kwargs)
+        like = first_tensor(args, kwargs)
+        size, fold = like.shape[0], like.shape[0] // frame.batch
+        ordered = self.own == tuple(range(len(self.own)))
+        index = slice(0, len(self.own) * fold) if ordered else row_index(self.own, frame.batch, like)
+        frames = [other for other in active_frames() if other.rows is None]
+        try:
+            for other in frames:
+                other.rows = self.own
+            args, kwargs = self.arguments.rows(args, kwargs, index, size, self.shared)
+            out = call(*args, **kwargs)
+        finally:
+            for other in frames:
+                other.rows = None
+        return take_rows(out, row_index(self.places, frame.batch, like), len(self.own) * fold)
+
+
 class Capture:
     """Keeps the streams that enter a block, and runs it."""
 

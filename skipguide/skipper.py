@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from skipguide.acts import (
     AddNothing,
     Capture,
+    ForOthers,
     Inject,
     Keep,
     OnRows,
@@ -41,6 +42,8 @@ class Skipper:
         plan: what to leave out; an empty plan changes nothing, to the bit.
         capture: a `Prefix` to fill with the streams that enter its layer, or several.
         resume: a filled `Prefix` to start from; the blocks before its layer do not run.
+        share: block -> for each row of the batch the row whose result it has; a block runs for the rows that are
+            their own source only.
 
     Attributes:
         stats: the ledger (`.calls`, `.skipped_fraction`).
@@ -66,6 +69,7 @@ class Skipper:
         *,
         capture: Prefix | Sequence[Prefix] | None = None,
         resume: Prefix | None = None,
+        share: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         self.model = model
         self.plan = plan
@@ -78,6 +82,9 @@ class Skipper:
             sites.capture(prefix)
         if resume is not None:
             sites.resume(resume, plan)
+        for layer, rows in (share or {}).items():
+            block = self.map.select([layer])[0]
+            sites.add(block.module, block.name, ForOthers(block, rows))
         for term in plan.terms:
             sites.skip(term)
         self._windows = sites.windows
