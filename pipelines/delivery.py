@@ -25,12 +25,19 @@ class Delivery:
     """The arithmetic between guidance and one denoiser's pipeline."""
 
     def __init__(
-        self, settings: SpatiotemporalSkipGuidance, pipe: Any, spec: PipelineSpec, denoiser: str, stats: GuidanceStats
+        self,
+        settings: SpatiotemporalSkipGuidance,
+        pipe: Any,
+        spec: PipelineSpec,
+        denoiser: str,
+        run: Run,
+        stats: GuidanceStats,
     ) -> None:
         self.settings = settings
         self.pipe = pipe
         self.spec = spec
         self.scales = spec.scales[spec.denoisers.index(denoiser)]
+        self.run = run
         self.stats = stats
 
     def mode(self) -> str:
@@ -49,7 +56,8 @@ class Delivery:
         if self.spec.cfg == "guider":
             guider = self.pipe.guider
             return float(guider.guidance_scale) if guider.num_conditions > 1 else None
-        values = (getattr(self.pipe, name, None) for name in self.scales)
+        began = self.run.began if "w" in self.spec.kept else {}
+        values = (began.get(name, getattr(self.pipe, name, None)) for name in self.scales)
         return next((float(value) for value in values if value is not None), None)
 
     def need_w(self) -> float:

@@ -52,7 +52,7 @@ class Interceptor:
         # without anything to do no block is touched: only the model's own gate listens, for the ledger
         self.works = bool(recipe.groups) or recipe.window is not None or settings.zero_star
         self.passes = Passes(self.model, settings.prefix_reuse, stats, touch=self.works, tail=settings.tail)
-        self.delivery = Delivery(settings, pipe, spec, denoiser, stats)
+        self.delivery = Delivery(settings, pipe, spec, denoiser, run, stats)
         self.moment = Moment((), False, True)
 
     # -- installation -------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ class PipelineSpec:
         dynamic: w may change after the forward (CogVideoX's use_dynamic_cfg).
         rescale: pipeline attribute of its own guidance rescale, if it has one.
         layout: how a prediction's dimensions lie: `"bcfhw"`, `"bfchw"`, `"bchw"`, or packed `"tokens"`.
+        kept: what the call decides at its beginning and keeps in a local variable, so that a callback that changes the
+            attribute changes nothing: `"w"`, the scale, and `"cfg"`, whether there is CFG.
         passive: keyword arguments that mark a denoiser call as the pipeline's own extra pass, which is left alone.
     """
 
@@ -28,5 +30,6 @@ class PipelineSpec:
     scales: tuple[tuple[str, ...], ...] = (("_guidance_scale",),)
     dynamic: bool = False
     rescale: str = ""
+    kept: tuple[Literal["w", "cfg"], ...] = ()
     passive: tuple[str, ...] = ()
     layout: Literal["bcfhw", "bfchw", "bchw", "tokens"] = "bcfhw"

@@ -8,9 +8,10 @@ _WAN = PipelineSpec(
     "two_calls",
     denoisers=("transformer", "transformer_2"),
     scales=(("_guidance_scale",), ("_guidance_scale_2", "_guidance_scale")),
+    kept=("w",),
 )
 _LTX = PipelineSpec("batched", rescale="_guidance_rescale", layout="tokens")
-_COG = PipelineSpec("batched", dynamic=True, layout="bfchw")
+_COG = PipelineSpec("batched", dynamic=True, kept=("cfg",), layout="bfchw")
 _NAMED = PipelineSpec("named", scales=((),))
 
 VIDEO_PIPELINES: dict[str, PipelineSpec] = {
@@ -23,5 +24,5 @@ VIDEO_PIPELINES: dict[str, PipelineSpec] = {
     "MochiPipeline": PipelineSpec("batched"),
     "HunyuanVideoPipeline": _NAMED,
     "HunyuanVideo15Pipeline": PipelineSpec("guider", scales=((),)),
-    "LattePipeline": PipelineSpec("batched"),
+    "LattePipeline": PipelineSpec("batched", kept=("w", "cfg")),
 }

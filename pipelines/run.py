@@ -23,6 +23,7 @@ class Run:
         step: number of the current step, from 0.
         steps: how many there are.
         w: the CFG scale when the call began.
+        began: the attributes that hold CFG scales, as they were then.
         branches: denoiser calls in this step so far.
         lone_cond: the step before had a conditional call and no unconditional one.
         cond: the conditional prediction of this step, for the unconditional call after it.
@@ -37,6 +38,7 @@ class Run:
     step: int = -1
     steps: int = 1
     w: float = 0.0
+    began: dict[str, Any] = field(default_factory=dict)
     branches: int = 0
     lone_cond: bool = False
     cond: Tensor | None = None
@@ -80,10 +82,11 @@ class Run:
             fresh = Run(pipe.scheduler.timesteps, w=float(pipe._guidance_scale) if tells_scale else 0.0)
             for each in fields(self):
                 setattr(self, each.name, getattr(fresh, each.name))
+            self.began = {name: getattr(pipe, name, None) for names in spec.scales for name in names}
             self.steps = getattr(pipe, "_num_timesteps", None) or len(self.timesteps)
         if not tells_scale:
             branch: Branch = "uncond" if context.endswith("uncond") else "cond"
-        elif not (self.w if spec.dynamic else float(pipe._guidance_scale)) > 1:
+        elif not (self.w if "cfg" in spec.kept else float(pipe._guidance_scale)) > 1:
             branch = "only"
         elif spec.cfg == "batched":
             branch = "both"
