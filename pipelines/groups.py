@@ -91,5 +91,5 @@ class SkipGroup(JsonConfig):
         return not any(values)
 
     def scale_at(self, fraction: float, sigma: float | None = None) -> float:
-        """s when this fraction of the steps is done."""
+        """The scale when this fraction of the steps is done."""
         return float(self.scale.at(fraction, sigma) if isinstance(self.scale, Timetable) else self.scale)

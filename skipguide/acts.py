@@ -48,10 +48,13 @@ class Arguments:
         size: int,
         shared: tuple[str, ...],
         listed: tuple[str, ...] = (),
+        folded: tuple[str, ...] = (),
+        batch: int = 0,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The same call for some batch rows.
 
-        Arguments named in `shared` have no batch dimension; those in `listed` are lists with an entry per row.
+        Arguments named in `shared` have no batch dimension; those in `listed` are lists with an entry per row; those
+        in `folded` fold something else into the model's `batch` (0 is `size`) than the first argument does.
         """
 
         def some(name: str, value: Any) -> Any:
@@ -59,6 +62,8 @@ class Arguments:
                 return value
             if name in listed and isinstance(value, (list, tuple)):
                 return value[index] if isinstance(index, slice) else [value[i] for i in index.tolist()]
+            if name in folded and isinstance(value, Tensor):
+                return _refold(value, index, size, batch or size)
             return take_rows(value, index, size)
 
         names = (*self.names, *[""] * len(args))
@@ -154,13 +159,14 @@ class PassOn:
 class OnRows:
     """Another act for some batch rows; the module really runs on the other rows only."""
 
-    __slots__ = ("act", "arguments", "rows", "shared")
+    __slots__ = ("act", "arguments", "folded", "rows", "shared")
 
-    def __init__(self, act: Act, rows: Sequence[int], shared: tuple[str, ...], module: nn.Module) -> None:
+    def __init__(self, act: Act, rows: Sequence[int], block: Block, module: nn.Module) -> None:
         self.act = act
         self.arguments = Arguments(module)
         self.rows = tuple(rows)
-        self.shared = shared
+        self.shared = block.spec.shared
+        self.folded = block.spec.folded if module is block.module else ()
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Split the batch, run each part as it should, and put the rows back in order."""
@@ -178,16 +184,19 @@ class OnRows:
         first = first_tensor(args, kwargs)
         keep = row_index([present.index(row) for row in kept], len(present), first)
         skip = row_index([present.index(row) for row in left], len(present), first)
+        mine = [
+            self.arguments.rows(args, kwargs, index, first.shape[0], self.shared, (), self.folded, len(present))
+            for index in (keep, skip)
+        ]
         frames = [other for other in active_frames() if other.rows == frame.rows]
         before = frame.rows
         try:
             for other in frames:
                 other.rows = kept
-            args_, kwargs_ = self.arguments.rows(args, kwargs, keep, first.shape[0], self.shared)
-            ran = call(*args_, **kwargs_)
+            ran = call(*mine[0][0], **mine[0][1])
             for other in frames:
                 other.rows = left
-            rest = self.act(frame, call, *self.arguments.rows(args, kwargs, skip, first.shape[0], self.shared))
+            rest = self.act(frame, call, *mine[1])
         finally:
             for other in frames:
                 other.rows = before
@@ -197,7 +206,7 @@ class OnRows:
 class ForOthers:
     """Runs a block for some batch rows; every other row gets what one of them got."""
 
-    __slots__ = ("arguments", "own", "places", "shared")
+    __slots__ = ("arguments", "folded", "own", "places", "shared")
 
     def __init__(self, block: Block, sources: Sequence[int]) -> None:
         """Sources: for each row of the batch the row whose result it has; a row that runs is its own."""
@@ -205,6 +214,7 @@ class ForOthers:
         self.own = tuple(row for row, source in enumerate(sources) if row == source)
         self.places = tuple(self.own.index(source) for source in sources)
         self.shared = block.spec.shared
+        self.folded = block.spec.folded
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Take the rows out, run the block, and hand out its results."""
@@ -220,7 +230,7 @@ class ForOthers:
         try:
             for other in frames:
                 other.rows = self.own
-            args, kwargs = self.arguments.rows(args, kwargs, index, size, self.shared)
+            args, kwargs = self.arguments.rows(args, kwargs, index, size, self.shared, (), self.folded, frame.batch)
             out = call(*args, **kwargs)
         finally:
             for other in frames:
@@ -263,29 +273,36 @@ class Keep:
 class Replay:
     """In place of a block that does not run: what it returned when it did."""
 
-    __slots__ = ("name", "prefix")
+    __slots__ = ("arguments", "name", "prefix", "stream")
 
     def __init__(self, block: Block, prefix: Prefix) -> None:
+        self.arguments = Arguments(block.module)
         self.name = block.name
         self.prefix = prefix
+        self.stream = block.spec.streams[0] if block.spec.padded else None
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what was kept."""
-        return self.prefix.kept[self.name]
+        out = self.prefix.kept[self.name]
+        return out if self.stream is None else out[:, : self.arguments.get(self.stream, args, kwargs).shape[1]]
 
 
 class Inject:
     """Gives a block the streams that were captured, whatever came in."""
 
-    __slots__ = ("arguments", "prefix")
+    __slots__ = ("arguments", "padded", "prefix")
 
     def __init__(self, block: Block, prefix: Prefix) -> None:
         self.arguments = Arguments(block.module)
+        self.padded = block.spec.padded
         self.prefix = prefix
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Replace the streams and run (or skip) the block with them."""
-        args, kwargs = self.arguments.put(self.prefix.streams, args, kwargs)
+        streams = self.prefix.streams
+        if self.padded:
+            streams = {k: v[:, : self.arguments.get(k, args, kwargs).shape[1]] for k, v in streams.items()}
+        args, kwargs = self.arguments.put(streams, args, kwargs)
         return call(*args, **kwargs)
 
 
@@ -306,6 +323,15 @@ def row_index(rows: Sequence[int], batch: int, like: Tensor) -> Tensor:
     if fold > 1:
         index = (index[:, None] * fold + torch.arange(fold, device=like.device)).flatten()
     return index
+
+
+def _refold(value: Tensor, index: Tensor | slice, size: int, batch: int) -> Tensor:
+    """The rows of a tensor for an index into `size` rows, both of which fold something into the same `batch`."""
+    own, fold = size // batch, value.shape[0] // batch
+    if isinstance(index, slice):
+        start, stop, _ = index.indices(size)
+        return value[start // own * fold : stop // own * fold]
+    return value[row_index((index[::own] // own).tolist(), batch, value)]
 
 
 def take_rows(value: Any, index: Tensor | slice, size: int) -> Any:

@@ -53,7 +53,7 @@ class BlockSpec:
 
     Args:
         stack: dotted path of the `ModuleList` (or of any module whose children are the blocks, in order); `*` stands
-            for every child, `"stages.*.blocks"`.
+            for every child, `"stages.*.blocks"`, and `|` is between paths, in execution order.
         streams: the block's arguments that carry state (positional or keyword), such as
             `("hidden_states", "encoder_hidden_states")`.
         returns: the streams in output order, `()` for the same order; one is a tensor, several are a tuple.
@@ -74,6 +74,10 @@ class BlockSpec:
             another stream (the hints of control blocks): a block that is left out adds zeros.
         kept: whether the model reads what these blocks return later than in the next block (hints, a text that all
             blocks of the next stack see, long skip connections): a pass that resumes behind them gets it again.
+        padded: whether the stream is padded, at its end, to the longest row of the batch: a pass for fewer rows may be
+            shorter than the one it resumes from.
+        name: what the stack is called, where its path is no good name.
+        folded: the block's arguments that fold more into the batch than its first one does.
     """
 
     stack: str
@@ -92,6 +96,9 @@ class BlockSpec:
     cached: bool = False
     adds: tuple[str, ...] = ()
     kept: bool = False
+    padded: bool = False
+    name: str = ""
+    folded: tuple[str, ...] = ()
 
     def sublayers(self, part: str) -> tuple[Sublayer, ...]:
         """The sublayers that `part` names; none for `"block"`."""
@@ -106,15 +113,21 @@ class ModelSpec:
 
     Args:
         stacks: one `BlockSpec` per stack.
-        interleaved: True if block 0 of every stack runs before block 1 of any (Latte's spatial and temporal pairs).
+        interleaved: True if block 0 of every stack runs before block 1 of any (Latte's spatial and temporal pairs);
+            with paths of several stars, at each place that they stand for.
+        nested: True if at each place that the stars stand for all stacks run, one after the other (AnimateDiff's
+            motion modules behind the spatial ones).
         shared: the model's arguments that have no batch dimension.
         listed: the model's arguments that are lists with one entry per row of the batch; its prediction is one too.
+        folded: the model's arguments that fold more into the batch (a text per frame).
     """
 
     stacks: tuple[BlockSpec, ...]
     interleaved: bool = False
     shared: tuple[str, ...] = ()
     listed: tuple[str, ...] = ()
+    nested: bool = False
+    folded: tuple[str, ...] = ()
 
 
 def argument_names(module: nn.Module) -> tuple[str, ...]:
@@ -169,14 +182,14 @@ class BlockMap:
     def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
         self.model = model
         self.spec = spec
-        stacks = [_stack(model, block_spec) for block_spec in spec.stacks]
+        found = [(j, *each) for j, block_spec in enumerate(spec.stacks) for each in _stack(model, block_spec)]
         if spec.interleaved:
-            order = [(j, i) for i in range(max(map(len, stacks))) for j, s in enumerate(stacks) if i < len(s)]
-        else:
-            order = [(j, i) for j, s in enumerate(stacks) for i in range(len(s))]
+            found.sort(key=lambda block: (block[1], block[2], block[0]))
+        elif spec.nested:
+            found.sort(key=lambda block: (block[1], block[0], block[2]))
         self.blocks = tuple(
-            Block(n, stacks[j][i][0], spec.stacks[j].stack, stacks[j][i][1], spec.stacks[j])
-            for n, (j, i) in enumerate(order)
+            Block(n, name, spec.stacks[j].name or spec.stacks[j].stack, module, spec.stacks[j])
+            for n, (j, _, _, name, module) in enumerate(found)
         )
 
     def __len__(self) -> int:
@@ -220,26 +233,34 @@ class BlockMap:
         return "\n".join([f"{type(self.model).__name__}: {len(self)} blocks", *lines])
 
 
-def _stack(model: nn.Module, spec: BlockSpec) -> list[tuple[str, nn.Module]]:
-    """Name and module of the stack's residual blocks."""
-    found = [("", model)]
-    for step in spec.stack.split("."):
-        found = [
-            (f"{name}.{child}".lstrip("."), module)
-            for name, parent in found
-            for child, module in (parent._modules.items() if step == "*" else [(step, getattr(parent, step, None))])
-            if isinstance(module, nn.Module)
-        ]
+Place = tuple[int, ...]  # which of a stack's paths, then which child each star of it stands for
+
+
+def _stack(model: nn.Module, spec: BlockSpec) -> list[tuple[Place, int, str, nn.Module]]:
+    """The stack's residual blocks: where their list is, their number in it, their name and module."""
+    found: list[tuple[Place, str, nn.Module]] = []
+    for number, path in enumerate(spec.stack.split("|")):
+        here: list[tuple[Place, str, nn.Module]] = [((number,), "", model)]
+        for step in path.split("."):
+            here = [
+                ((*place, n) if step == "*" else place, f"{name}.{child}".lstrip("."), module)
+                for place, name, parent in here
+                for n, (child, module) in enumerate(
+                    parent._modules.items() if step == "*" else [(step, getattr(parent, step, None))]
+                )
+                if isinstance(module, nn.Module)
+            ]
+        found += here
     blocks = [
-        (f"{name}.{child}", module)
-        for name, parent in found
-        for child, module in parent._modules.items()  # named_children lists a shared block once
+        (place, n, f"{name}.{child}", module)
+        for place, name, parent in found
+        for n, (child, module) in enumerate(parent._modules.items())  # named_children lists a shared block once
         if module is not None
     ]
     if spec.classes:
-        blocks = [(name, module) for name, module in blocks if type(module).__name__ in spec.classes]
+        blocks = [block for block in blocks if type(block[-1]).__name__ in spec.classes]
     if spec.residual:
-        blocks = [(name, module) for name, module in blocks if getattr(module, spec.residual, None)]
+        blocks = [block for block in blocks if getattr(block[-1], spec.residual, None)]
     if not blocks:
         raise UnknownBlockError(
             f"{type(model).__name__} is described with a stack {spec.stack!r}, which this instance does not have; "

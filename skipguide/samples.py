@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from skipguide.errors import SkipError
 from skipguide.families_llm import layout_of
+from skipguide.samples_unet import UNET_SAMPLES
 from skipguide.samples_video import TEXT, VIDEO_SAMPLES, noise, time
 
 
@@ -71,6 +72,7 @@ def _flux(c: Any) -> dict[str, Any]:
 
 _SAMPLES: dict[str, Callable[[Any], dict[str, Any]]] = {
     **VIDEO_SAMPLES,
+    **UNET_SAMPLES,
     "SD3Transformer2DModel": _sd3,
     "FluxTransformer2DModel": _flux,
 }

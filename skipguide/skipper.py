@@ -193,7 +193,7 @@ class _Sites:
                 if block.spec.cached and not isinstance(act, PassOn):
                     act = self._without_keys(block, module, act, term)
                 if term.rows is not None:
-                    act = OnRows(act, term.rows, block.spec.shared, module)
+                    act = OnRows(act, term.rows, block, module)
                 if (term.start, term.stop) != (0.0, 1.0):
                     act = _InWindow(act, term.schedule)
                     self.windows.append(act)

@@ -138,7 +138,7 @@ def test_resume_for_some_rows_equals_to_rounding(family):
     with capture(model, prefix):
         family.run(model, both)
     spec = find_blocks(model).spec
-    _, second = Arguments(model).rows((), both, slice(1, 2), 2, spec.shared, spec.listed)
+    _, second = Arguments(model).rows((), both, slice(1, 2), 2, spec.shared, spec.listed, spec.folded)
     with resume(model, prefix.select(slice(1, 2), 2)):
         out = family.run(model, second)
     torch.testing.assert_close(out, plain[1:], atol=family.slack, rtol=1e-5)

@@ -5,6 +5,7 @@ a deep copy of the model with the edit built in, never a hook.
 """
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -115,7 +116,7 @@ class Family:
         """The blocks that the laws are checked on."""
         if not self.thin:
             return list(range(len(self.blocks)))
-        stacks = [name.rpartition(".")[0] for name in self.block_names]
+        stacks = [re.sub(r"\.\d+", "", name) for name in self.block_names]
         return sorted({*(stacks.index(stack) for stack in stacks), len(self.blocks) - 1})
 
     def parts(self, i: int) -> tuple[str, ...]:
