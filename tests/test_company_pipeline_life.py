@@ -1,4 +1,4 @@
-"""What happens to a pipeline while guidance is on it: callbacks, interrupts, moves, reloads, and company at its model."""
+"""A pipeline under guidance: callbacks, interrupts, moves, reloads, and others around the same denoiser."""
 
 import copy
 import inspect
