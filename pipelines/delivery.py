@@ -51,16 +51,17 @@ class Delivery:
             return bool(getattr(self.pipe.guider, "guidance_rescale", 0.0))
         return bool(self.spec.rescale and getattr(self.pipe, self.spec.rescale, 0.0))
 
-    def w(self) -> float | None:
+    def w(self) -> float | Tensor | None:
         """The CFG scale in force, or None if this call has no second branch or the pipeline does not tell."""
         if self.spec.cfg == "guider":
             guider = self.pipe.guider
             return float(guider.guidance_scale) if guider.num_conditions > 1 else None
         began = self.run.began if "w" in self.spec.kept else {}
         values = (began.get(name, getattr(self.pipe, name, None)) for name in self.scales)
-        return next((float(value) for value in values if value is not None), None)
+        found = next((value for value in values if value is not None), None)
+        return found if found is None or isinstance(found, Tensor) else float(found)
 
-    def need_w(self) -> float:
+    def need_w(self) -> float | Tensor:
         """The CFG scale, for a formula that needs it.
 
         Raises:
@@ -82,9 +83,17 @@ class Delivery:
         """The final prediction of a step without CFG."""
         return self.rescaled(self.shifted(c, delta), c)
 
+    def both(self, u: Tensor, c: Tensor, delta: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+        """Both branches of one call, for the pipeline's CFG to arrive at ours plus the delta, rescaled."""
+        if not isinstance(w := self.need_w(), Tensor):
+            return self.solved(u, c, delta, run), c
+        # a scale per frame may be 1 at some, where u has no weight; CFG of two equal branches is that branch
+        y = self.rescaled(guidance.cfg(u.float(), c.float(), w) + delta, c.float()).to(u.dtype)
+        return y, y
+
     def solved(self, u: Tensor, c: Tensor, delta: Tensor, run: Run) -> Tensor:
         """The unconditional branch for which the pipeline's CFG is ours plus the delta, rescaled."""
-        w = self.need_w()
+        w = float(self.need_w())
         if self.spec.dynamic and w != run.w:
             raise SkipError(
                 f"{type(self.pipe).__name__} changes w after the forward (use_dynamic_cfg), so rescale and "

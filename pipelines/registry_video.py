@@ -12,6 +12,7 @@ _WAN = PipelineSpec(
 )
 _LTX = PipelineSpec("batched", rescale="_guidance_rescale", layout="tokens")
 _COG = PipelineSpec("batched", dynamic=True, kept=("cfg",), layout="bfchw")
+_UNET = ("unet",)
 _NAMED = PipelineSpec("named", scales=((),))
 
 VIDEO_PIPELINES: dict[str, PipelineSpec] = {
@@ -25,4 +26,6 @@ VIDEO_PIPELINES: dict[str, PipelineSpec] = {
     "HunyuanVideoPipeline": _NAMED,
     "HunyuanVideo15Pipeline": PipelineSpec("guider", scales=((),)),
     "LattePipeline": PipelineSpec("batched", kept=("w", "cfg")),
+    "StableVideoDiffusionPipeline": PipelineSpec("batched", denoisers=_UNET, layout="bfchw"),  # a scale per frame
+    "AnimateDiffPipeline": PipelineSpec("batched", denoisers=_UNET, kept=("w",)),
 }

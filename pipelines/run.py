@@ -79,14 +79,14 @@ class Run:
         """
         tells_scale = spec.cfg in ("batched", "two_calls")
         if pipe.scheduler.timesteps is not self.timesteps:
-            fresh = Run(pipe.scheduler.timesteps, w=float(pipe._guidance_scale) if tells_scale else 0.0)
+            fresh = Run(pipe.scheduler.timesteps, w=_largest_scale(pipe) if tells_scale else 0.0)
             for each in fields(self):
                 setattr(self, each.name, getattr(fresh, each.name))
             self.began = {name: getattr(pipe, name, None) for names in spec.scales for name in names}
             self.steps = getattr(pipe, "_num_timesteps", None) or len(self.timesteps)
         if not tells_scale:
             branch: Branch = "uncond" if context.endswith("uncond") else "cond"
-        elif not (self.w if "cfg" in spec.kept else float(pipe._guidance_scale)) > 1:
+        elif not (self.w if "cfg" in spec.kept else _largest_scale(pipe)) > 1:
             branch = "only"
         elif spec.cfg == "batched":
             branch = "both"
@@ -106,3 +106,9 @@ class Run:
                 f"called by something that is not a pipeline? Remove the guidance first, or give that a copy"
             )
         return branch
+
+
+def _largest_scale(pipe: Any) -> float:
+    """The CFG scale that says whether there is CFG; some pipelines have one per frame."""
+    scale = pipe._guidance_scale
+    return float(scale.max() if isinstance(scale, Tensor) else scale)

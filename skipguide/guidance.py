@@ -19,8 +19,8 @@ from skipguide.errors import SkipError
 Over = Literal["sample", "batch"]
 
 
-def cfg(u: Tensor, c: Tensor, w: float) -> Tensor:
-    """Classifier-free guidance: u + w (c - u)."""
+def cfg(u: Tensor, c: Tensor, w: float | Tensor) -> Tensor:
+    """Classifier-free guidance: u + w (c - u); w is a number, or a tensor that broadcasts (one per frame)."""
     return u + w * (c - u)
 
 
