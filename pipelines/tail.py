@@ -26,7 +26,7 @@ TAILS = get_args(Tail)
 
 # tail="auto" takes one batch up to so many tokens (of the video or image) times rows. On the CPU as measured in
 # demos/benchmarks/stg_tail.md; for CUDA an estimate, from where matrix products fill a GPU; elsewhere never.
-AUTO = {"cuda": 4096, "cpu": 0}
+AUTO = {"cuda": 4096, "cpu": 512}
 
 
 def sources(legs: Sequence[Leg], rows: slice, batch: int, blocks: int) -> dict[int, tuple[int, ...]]:
