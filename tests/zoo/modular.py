@@ -1,5 +1,6 @@
 """Tiny modular pipelines of diffusers around the zoo's models, from prompt embeddings to latents."""
 
+from diffusers.modular_pipelines.ltx import modular_blocks_ltx
 from diffusers.modular_pipelines.wan import modular_blocks_wan, modular_blocks_wan22
 from torch import Tensor
 
@@ -7,6 +8,7 @@ from zoo.family import rows
 from zoo.pipes import BY_PIPE, STEPS, embeds
 
 BLOCKS = {
+    "ltx": modular_blocks_ltx.LTXCoreDenoiseStep,
     "wan": modular_blocks_wan.WanCoreDenoiseStep,
     "wan22": modular_blocks_wan22.Wan22CoreDenoiseStep,
 }
