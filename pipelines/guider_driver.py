@@ -13,6 +13,7 @@ from torch import nn
 from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
 from skipguide.gate import Call, gate_of
+from skipguide.pipelines.caches import cache_on
 from skipguide.pipelines.groups import SkipGroup
 from skipguide.pipelines.guider_passes import Pass
 from skipguide.pipelines.interceptor import Interceptor
@@ -90,10 +91,10 @@ class Driver:
         gate = gate_of(self.model)
         if any(isinstance(handler, Interceptor) for handler in gate.handlers):
             raise SkipError("SpatiotemporalSkipGuidance is applied to this denoiser: remove() it, or the guider")
-        if getattr(self.model, "is_cache_enabled", False):
+        if (cache := cache_on(self.model)) is not None:
             raise SkipError(
-                "this denoiser has a diffusers cache enabled, which would store the results of skipped passes: call "
-                "disable_cache() on it first"
+                f"this denoiser has {cache} enabled, which would store the results of skipped passes: call "
+                f"disable_cache() on it first"
             )
         self.passes.again()
         gate.handlers += (self,)

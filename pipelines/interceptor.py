@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from skipguide import guidance
 from skipguide.errors import SkipError
 from skipguide.gate import Call, gate_of
+from skipguide.pipelines.caches import admit_cache
 from skipguide.pipelines.caller import is_called_by
 from skipguide.pipelines.contexts import ContextNames
 from skipguide.pipelines.delivery import Delivery
@@ -54,6 +55,7 @@ class Interceptor:
         self.passes = Passes(self.model, settings.prefix_reuse, stats, touch=self.works, tail=settings.tail)
         self.delivery = Delivery(settings, pipe, spec, denoiser, run, stats)
         self.moment = Moment((), False, True)
+        self._met: Any = None  # the run that was looked at
 
     # -- installation -------------------------------------------------------------------------------------------
 
@@ -83,6 +85,9 @@ class Interceptor:
                 self.passes.enter(2 if branch == "both" else 1)
                 return call(*args, **kwargs)
             run = self.run
+            if run.timesteps is not self._met:  # a cache can come and go between runs
+                self._met = run.timesteps
+                self.passes.meet(admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.recipe))
             sigma = run.sigma(self.pipe) if self.recipe.needs_sigma else None
             self.moment = self.recipe.at(run.step, run.steps, sigma)
             if branch == "only" or (branch == "cond" and run.lone_cond):
@@ -134,7 +139,7 @@ class Interceptor:
         delta = self._delta(u, c, path, call, mine, rows, batch)
         if self.delivery.mode() == "shift":
             return with_first(out, torch.cat([self.delivery.shifted(u, delta), self.delivery.shifted(c, delta)]))
-        return with_first(out, torch.cat([self.delivery.solved(u, c, delta, self.run), c]))
+        return with_first(out, torch.cat(self.delivery.both(u, c, delta, self.run)))
 
     def _only(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         batch = batch_size(args, kwargs)

@@ -15,6 +15,7 @@ from skipguide.acts import Arguments
 from skipguide.blocks import unwrap
 from skipguide.errors import NoEffectError, SkipError
 from skipguide.gate import Call, gate_of
+from skipguide.pipelines.caches import answers_for_blocks
 from skipguide.pipelines.ledger import GuidanceStats
 from skipguide.pipelines.route import PLAIN, Leg, route
 from skipguide.pipelines.tail import Tail, fits, in_rows, index_of, part_of, sources
@@ -72,12 +73,23 @@ class Passes:
         self.tail = tail
         self.bare = Skipper(model, SkipPlan())
         self.blocks = len(self.bare.map)
+        self.cache: str | None = None
+        self._whole = False  # a cache answers in place of blocks: skipped passes run whole
         self._arguments = Arguments(unwrap(model))
         self._paths: OrderedDict[tuple[SkipPlan, ...], Path] = OrderedDict()
         self._in_rows: dict[tuple[SkipPlan, int], Skipper] = {}
         self._wide: dict[tuple[Path, int, int, int], Skipper] = {}
         self._installed: list[Skipper] = []
         self._paused: list[Skipper] = []
+
+    def meet(self, cache: str | None) -> None:
+        """Get along with the cache of that name on the model (see `skipguide.pipelines.caches`), or with none."""
+        self.cache = cache
+        whole = cache is not None and answers_for_blocks(self.model, {id(block.module) for block in self.bare.map})
+        if whole != self._whole:
+            self._whole = whole
+            while self._paths:
+                self._forget()
 
     # -- installation -------------------------------------------------------------------------------------------
 
@@ -130,17 +142,21 @@ class Passes:
         """The passes for these plans, ready to run; the ones used last are kept."""
         key = tuple(dict.fromkeys(plans))
         if key not in self._paths:
-            path = Path(self.model, key, self.blocks, self.reuse)
+            path = Path(self.model, key, self.blocks, self.reuse and not self._whole)
             self._install(path.plain, *path.skippers)
             self._paths[key] = path
             if len(self._paths) > KEPT:
-                _, old = self._paths.popitem(last=False)
-                wide = [self._wide.pop(key) for key in tuple(self._wide) if key[0] is old]
-                for skipper in (old.plain, *old.skippers, *wide):
-                    self._installed.remove(skipper)
-                    skipper.remove()
+                self._forget()
         self._paths.move_to_end(key)
         return self._paths[key]
+
+    def _forget(self) -> None:
+        """Let the path go that was used longest ago."""
+        _, old = self._paths.popitem(last=False)
+        wide = [self._wide.pop(key) for key in tuple(self._wide) if key[0] is old]
+        for skipper in (old.plain, *old.skippers, *wide):
+            self._installed.remove(skipper)
+            skipper.remove()
 
     # -- passes -------------------------------------------------------------------------------------------------
 
@@ -182,14 +198,11 @@ class Passes:
     def _together(self, path: Path, args: Any, kwargs: Any, rows: slice) -> bool:
         if self.tail == "separate":
             return False
-        cached = getattr(self.model, "is_cache_enabled", False)
         if self.tail == "batched":
-            if cached:
-                raise SkipError("tail='batched' changes the batch that a diffusers cache sees: use tail='separate'")
             return True
         copies = len(path.legs) * (rows.stop - rows.start)
         hidden = self._arguments.get(self._arguments.names[0], args, kwargs)
-        return not cached and fits(self.model, hidden, batch_size(args, kwargs) + copies)
+        return self.cache is None and fits(self.model, hidden, batch_size(args, kwargs) + copies)
 
     def _with_tails(
         self, path: Path, call: Call, args: Any, kwargs: Any, clips: int, rows: slice, counted: int, planned: int
@@ -275,8 +288,8 @@ class Passes:
         with skipper.running():
             out = call(*args, **kwargs)
         ran = self._blocks_run(skipper) - before
-        # nothing can be counted inside a compiled graph, where the plan is what runs
-        self.enter(counted, ran // clips or planned)
+        # nothing can be counted inside a compiled graph, where the plan is what runs; a cache may run no block at all
+        self.enter(counted, ran // clips if ran or self.cache else planned)
         return out
 
     def _blocks_run(self, skipper: Skipper) -> int:

@@ -78,6 +78,25 @@ class Recipe:
         }
 
     @property
+    def constant(self) -> bool:
+        """Whether the same blocks are skipped at every step, with a pass each time."""
+        settings = self.settings
+        tables = [each for group in self.groups for each in (group.layers, group.scale)]
+        return (settings.start, settings.stop, settings.every) == (0.0, 1.0, 1) and not any(
+            isinstance(each, Timetable) or each == "stochastic" for each in tables
+        )
+
+    def removes(self, index: int) -> bool:
+        """Whether some step may leave out the whole block `index`."""
+        return any(
+            block.index == index
+            for group in self.groups
+            if group.part == "block"
+            for layers in self._possible(group)
+            for block in self.blocks.select(layers, group.part, group.stack)
+        )
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """All blocks that some step may skip, in execution order."""
         return tuple(sorted(self._all))

@@ -12,6 +12,7 @@ from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.guidance import Over
 from skipguide.pipelines.applied import AppliedGuidance
+from skipguide.pipelines.caches import admit_cache
 from skipguide.pipelines.cost import foretell
 from skipguide.pipelines.groups import SkipGroup, check_layers, check_scale, is_number
 from skipguide.pipelines.interceptor import Interceptor
@@ -184,6 +185,8 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         names = self._denoisers(pipe, spec)
         self._refuse_conflicts(pipe, spec, names)
         recipes = {name: self._recipe(pipe, name) for name in names}
+        for name, recipe in recipes.items():
+            admit_cache(pipe, name, getattr(pipe, name), self, recipe)
         applied = AppliedGuidance(self, pipe, spec, recipes)
         applied._install()
         return applied
@@ -238,11 +241,6 @@ class SpatiotemporalSkipGuidance(JsonConfig):
             if any(handler.pipe is pipe for handler in here):  # another pipeline around the same model is welcome
                 raise SkipError(
                     f"guidance is already applied to pipe.{name}: call remove() on the earlier handle first"
-                )
-            if getattr(model, "is_cache_enabled", False):
-                raise SkipError(
-                    f"pipe.{name} has a diffusers cache enabled, which would store the results of skipped passes: call "
-                    f"pipe.{name}.disable_cache() first"
                 )
         if spec.cfg == "guider":
             guider = getattr(pipe, "guider", None)

@@ -350,15 +350,6 @@ def test_refused_at_apply():
     assert [(name, sorted(m.__dict__)) for name, m in pipe.transformer.named_modules()] == before
 
 
-def test_a_cache_on_the_denoiser_is_refused():
-    from diffusers import FirstBlockCacheConfig
-
-    pipe = BY_PIPE["ltx"].build()
-    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
-    with pytest.raises(SkipError, match="disable_cache"):
-        Stg([1]).apply(pipe)
-
-
 def test_other_guiders_are_refused():
     import diffusers
 
