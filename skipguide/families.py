@@ -7,8 +7,16 @@ sublayer skips against zeroed output projections, attention identity against a r
 from __future__ import annotations
 
 from skipguide.blocks import ModelSpec
-from skipguide.families_image import IMAGE_FAMILIES
+from skipguide.families_image import IMAGE_JOINT_FAMILIES
+from skipguide.families_image_single import IMAGE_SINGLE_FAMILIES
+from skipguide.families_unet import UNET_FAMILIES
 from skipguide.families_video import VIDEO_FAMILIES
 from skipguide.families_vision import VISION_FAMILIES
 
-FAMILIES: dict[str, ModelSpec] = {**VIDEO_FAMILIES, **IMAGE_FAMILIES, **VISION_FAMILIES}
+FAMILIES: dict[str, ModelSpec] = {
+    **VIDEO_FAMILIES,
+    **IMAGE_JOINT_FAMILIES,
+    **IMAGE_SINGLE_FAMILIES,
+    **UNET_FAMILIES,
+    **VISION_FAMILIES,
+}

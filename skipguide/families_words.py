@@ -13,6 +13,13 @@ def paths(*names: str) -> tuple[Sublayer, ...]:
     return tuple(Sublayer(name) for name in names)
 
 
+def anything(*names: str) -> tuple[Sublayer, ...]:
+    """Sublayers with one stream in and out, whatever their first argument is called."""
+    return tuple(Sublayer(name, outputs=("",)) for name in names)
+
+
+# Where the tokens of Flux and its kin are.
+PLACES = ("txt_ids", "img_ids")
 # Attention over text and video together returns one output per stream.
 JOINT_ATTN = Sublayer("attn", outputs=TEXT_AND_VIDEO)
 JOINT_ATTN1 = Sublayer("attn1", outputs=TEXT_AND_VIDEO)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from skipguide.errors import SkipError
 from skipguide.families_llm import layout_of
+from skipguide.samples_image import IMAGE_SAMPLES
 from skipguide.samples_unet import UNET_SAMPLES
-from skipguide.samples_video import TEXT, VIDEO_SAMPLES, noise, time
+from skipguide.samples_video import TEXT, VIDEO_SAMPLES
 
 
 def sample_inputs(model: nn.Module) -> dict[str, Any]:
@@ -48,31 +49,8 @@ def _place(value: Any, like: Tensor) -> Any:
     return value
 
 
-def _sd3(c: Any) -> dict[str, Any]:
-    return {
-        "hidden_states": noise(1, c.in_channels, 4 * c.patch_size, 4 * c.patch_size),
-        "encoder_hidden_states": noise(1, TEXT, c.joint_attention_dim),
-        "pooled_projections": noise(1, c.pooled_projection_dim),
-        "timestep": time(),
-    }
-
-
-def _flux(c: Any) -> dict[str, Any]:
-    rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
-    inputs = {
-        "hidden_states": noise(1, 16, c.in_channels),
-        "encoder_hidden_states": noise(1, TEXT, c.joint_attention_dim),
-        "pooled_projections": noise(1, c.pooled_projection_dim),
-        "timestep": time(0.7),
-        "img_ids": torch.stack([torch.zeros(16), rows.flatten(), columns.flatten()], dim=1),
-        "txt_ids": torch.zeros(TEXT, 3),
-    }
-    return inputs | ({"guidance": time(3.5)} if c.guidance_embeds else {})
-
-
 _SAMPLES: dict[str, Callable[[Any], dict[str, Any]]] = {
     **VIDEO_SAMPLES,
     **UNET_SAMPLES,
-    "SD3Transformer2DModel": _sd3,
-    "FluxTransformer2DModel": _flux,
+    **IMAGE_SAMPLES,
 }

@@ -5,6 +5,7 @@ from zoo.image_joint import IMAGE_JOINT
 from zoo.image_single import IMAGE_SINGLE
 from zoo.joint import JOINT
 from zoo.one_stream import ONE_STREAM
+from zoo.unet import UNETS
 from zoo.video_av import VIDEO_AUDIO
 from zoo.video_cross import VIDEO_CROSS
 from zoo.video_joint import VIDEO_JOINT
@@ -12,7 +13,7 @@ from zoo.video_wan import VIDEO_WAN
 
 VIDEOS = VIDEO_WAN + VIDEO_CROSS + VIDEO_JOINT + VIDEO_AUDIO
 IMAGES = IMAGE_JOINT + IMAGE_SINGLE
-FAMILIES = ONE_STREAM + JOINT + VIDEOS + IMAGES
+FAMILIES = ONE_STREAM + JOINT + VIDEOS + IMAGES + UNETS
 BY_NAME = {family.name: family for family in FAMILIES}
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "IMAGE_JOINT",
     "JOINT",
     "ONE_STREAM",
+    "UNETS",
     "VIDEOS",
     "BlockKind",
     "Family",
