@@ -25,7 +25,7 @@ from skipguide.timetable import Timetable
 _OWN = ("guidance_scale", "guidance_rescale", "use_original_formulation", "enabled")
 
 
-class SkipGuider(BaseGuidance):  # type: ignore[misc]
+class SkipGuider(BaseGuidance):
     """Spatiotemporal skip guidance as a diffusers guider: `pipe.update_components(guider=SkipGuider([8]))`.
 
     The same formulas as `SpatiotemporalSkipGuidance`, for modular pipelines and for the classic ones that have a
@@ -115,7 +115,8 @@ class SkipGuider(BaseGuidance):  # type: ignore[misc]
         self.guidance_rescale = guidance_rescale
         self.use_original_formulation = use_original_formulation
         plain = json.loads(json.dumps(self.settings.to_dict()))
-        self.register_to_config(**{name: plain[name] for name in given})
+        # diffusers takes positional arguments for defaults, and forgets them in from_config: nothing is a default here
+        self.register_to_config(**{name: plain[name] for name in given}, _use_default_values=[])
         self._check_cfg()
         self.stats = GuidanceStats(delivery="guider")
         self._forget()
@@ -254,7 +255,9 @@ class SkipGuider(BaseGuidance):  # type: ignore[misc]
 
     def __call__(self, data: list[Any]) -> GuiderOutput:
         """Combine the predictions of a step's passes."""
-        found = {getattr(each, self._identifier_key, None): getattr(each, "noise_pred", None) for each in data}
+        found: dict[str, Any] = {
+            str(getattr(each, self._identifier_key, None)): getattr(each, "noise_pred", None) for each in data
+        }
         names = [each.name for each in self._passes]
         if list(found) != names or any(value is None for value in found.values()):
             raise SkipError(f"expected the predictions {', '.join(names) or 'of a prepared step'}; got {list(found)}")
