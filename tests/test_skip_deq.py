@@ -70,6 +70,34 @@ def test_krylov_like_solvers_are_short_and_need_no_contraction(solver):
     torch.testing.assert_close(found.z, direct, atol=1e-8, rtol=1e-8)
 
 
+@pytest.mark.parametrize("size", [3, 4, 8, 12])
+@pytest.mark.parametrize("gain", [1.2, 1.5, 2.0])
+def test_anderson_ends_wherever_plain_iterations_do(size, gain):
+    """A residual has dips where it is not zero: extrapolating alone stays in them, in 1 to 5 of these 200 problems."""
+    torch.manual_seed(0)
+    matrix = gain * torch.randn(200, size, size, dtype=torch.double) / size**0.5
+    shift = 0.5 * torch.randn(200, size, dtype=torch.double)
+
+    def cell(z):
+        return torch.tanh(torch.einsum("nij,nj->ni", matrix, z) + shift)
+
+    plain = fixed_point(cell, torch.zeros_like(shift), "picard", 1e-3, 60)
+    found = fixed_point(cell, torch.zeros_like(shift), "anderson", 1e-3, 200)
+    solvable = plain.residuals <= 1e-3
+    assert solvable.sum() > 20
+    assert bool((found.residuals[solvable] <= 1e-3).all())
+
+
+@pytest.mark.parametrize("gain", [0.95, 1.3, 3.0])
+@pytest.mark.parametrize("size", [6, 12, 18])
+def test_anderson_is_patient_with_linear_problems(size, gain):
+    """A rotation: its residual does not fall before the history spans the space, and then it is solved."""
+    torch.manual_seed(size)
+    matrix = gain * nn.init.orthogonal_(torch.empty(size, size, dtype=torch.double))
+    x = torch.randn(8, size, dtype=torch.double)
+    assert fixed_point(lambda z: z @ matrix.T + x, torch.zeros_like(x), "anderson", 1e-4, size + 5).converged
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(ALL), st.integers(0, 10**6), st.floats(0.0, 0.9), st.sampled_from([1e-2, 1e-4, 1e-6]))
 def test_convergence_is_what_it_says(solver, seed, gain, tol):

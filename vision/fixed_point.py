@@ -109,14 +109,50 @@ def _picard(search: _Search, memory: int) -> NoReturn:
         z = torch.where(lost[:, None], search.z, z + step)
 
 
+class _Patience:
+    """When a row's search runs in place, and for how many plain steps it then leaves off to extrapolate.
+
+    Extrapolation lowers a residual's norm, and can stay for ever in a dip of it where f(z) - z is not zero. Plain
+    steps go through such a dip, though the residual grows on the way. A linear problem may show nothing before the
+    history spans it, hence as much patience as there is memory.
+    """
+
+    ENOUGH = 0.7
+
+    def __init__(self, size: Tensor, memory: int) -> None:
+        self.limit = max(memory, 5)
+        self.reference = size.clone()
+        self.waited = torch.zeros_like(size)
+        self.plain = torch.zeros_like(size)
+        self.next = torch.full_like(size, 16.0)
+
+    def update(self, best: Tensor, size: Tensor, lost: Tensor) -> Tensor:
+        """`[N]`: rows whose next step is a plain one, given their best and last residuals."""
+        in_plain = self.plain > 0
+        self.plain = torch.where(lost, 0.0, (self.plain - 1).clamp(min=0.0))
+        # What counts after plain steps is progress from where they ended.
+        ended = in_plain & (self.plain == 0)
+        reference = torch.where(ended, torch.where(lost, best, size), self.reference)
+        improved = best < self.ENOUGH * reference
+        self.reference = torch.where(improved, best, reference)
+        self.waited = torch.where(in_plain | improved, 0.0, self.waited + 1)
+        stuck = self.waited >= self.limit
+        self.plain = torch.where(stuck, self.next, self.plain)
+        self.next = torch.where(stuck, 2 * self.next, self.next)
+        self.waited = torch.where(stuck, 0.0, self.waited)
+        return self.plain > 0
+
+
 def _anderson(search: _Search, memory: int) -> NoReturn:
     z = search.start
     step = search(z)
     moves: list[Tensor] = []
     changes: list[Tensor] = []
     damping = torch.ones_like(z[:, :1])
+    patience = _Patience(search.size, memory)
+    plain = torch.zeros_like(damping, dtype=torch.bool)
     while True:
-        move = damping * step
+        move = torch.where(plain, step, damping * step)
         if moves:
             # Least squares over the last differences, by normal equations with columns of length one.
             change = torch.stack(changes, 1)
@@ -130,13 +166,15 @@ def _anderson(search: _Search, memory: int) -> NoReturn:
             move = move - (weights.mT @ (torch.stack(moves, 1) / length + damping[:, None] * unit))[:, 0]
         now = z + move
         after = search(now)
-        lost = search.lost(after, 10.0)[:, None]
-        moves.append(torch.where(lost, 0.0, now - z))
-        changes.append(torch.where(lost, 0.0, after - step))
-        if bool(lost.any()):
-            # Back to the best point, with an empty history and half the step.
-            moves = [torch.where(lost, 0.0, m) for m in moves]
-            changes = [torch.where(lost, 0.0, c) for c in changes]
+        lost = torch.where(plain, search.lost(after, 1e3)[:, None], search.lost(after, 10.0)[:, None])
+        plain = patience.update(search.size, _rms(after), lost[:, 0])[:, None]
+        forget = lost | plain
+        moves.append(torch.where(forget, 0.0, now - z))
+        changes.append(torch.where(forget, 0.0, after - step))
+        if bool(forget.any()):
+            # An empty history; a lost row goes back to its best point, with half the step.
+            moves = [torch.where(forget, 0.0, m) for m in moves]
+            changes = [torch.where(forget, 0.0, c) for c in changes]
             damping = torch.where(lost, damping / 2, damping)
         z = torch.where(lost, search.z, now)
         step = torch.where(lost, search.f_of_z - search.z, after)

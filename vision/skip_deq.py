@@ -193,6 +193,10 @@ class SkipDEQ(nn.Module):
     def unroll(self, x: Tensor, steps: int) -> tuple[Tensor, DEQInfo]:
         """`steps` plain iterations from the guess, differentiated through: how such models are pretrained.
 
+        Take enough to come near the equilibrium (`info.residual`). Five from zero train a transient: the cell then
+        has unstable equilibria or none nearby, solves do not finish and implicit gradients are huge
+        (demos/skip_deq shows it).
+
         Raises:
             SkipError: for fewer than one step.
         """
