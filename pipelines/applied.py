@@ -32,6 +32,7 @@ class AppliedGuidance:
         pipe: Any,
         spec: PipelineSpec,
         recipes: Mapping[str, Recipe],
+        group: Any = None,
     ) -> None:
         self.settings = settings
         self._pipe = pipe
@@ -39,7 +40,7 @@ class AppliedGuidance:
         self.stats = GuidanceStats(delivery="solve" if settings.rescale or settings.formula == "wan" else "shift")
         run = Run()
         self._interceptors = [
-            Interceptor(settings, pipe, spec, name, recipe, run, self.stats) for name, recipe in recipes.items()
+            Interceptor(settings, pipe, spec, name, recipe, run, self.stats, group) for name, recipe in recipes.items()
         ]
         self._installed: list[Interceptor] = []
 

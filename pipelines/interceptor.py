@@ -23,6 +23,7 @@ from skipguide.pipelines.passes import Passes, Path, check_effect, first, with_f
 from skipguide.pipelines.recipe import Moment, Recipe
 from skipguide.pipelines.registry import PipelineSpec
 from skipguide.pipelines.run import Run
+from skipguide.pipelines.split import SplitPasses
 from skipguide.skipper import batch_size
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Interceptor:
         recipe: Recipe,
         run: Run,
         stats: GuidanceStats,
+        group: Any = None,
     ) -> None:
         self.settings = settings
         self.pipe = pipe
@@ -52,7 +54,12 @@ class Interceptor:
         self.stats = stats
         # without anything to do no block is touched: only the model's own gate listens, for the ledger
         self.works = bool(recipe.groups) or recipe.window is not None or settings.zero_star
-        self.passes = Passes(self.model, settings.prefix_reuse, stats, touch=self.works, tail=settings.tail)
+        reuse, touch = settings.prefix_reuse, self.works
+        self.passes: Passes
+        if group is None:
+            self.passes = Passes(self.model, reuse, stats, touch, settings.tail)
+        else:
+            self.passes = SplitPasses(self.model, reuse, stats, touch, group)
         self.delivery = Delivery(settings, pipe, spec, denoiser, run, stats)
         self.moment = Moment((), False, True)
         self._met: Any = None  # the run that was looked at

@@ -24,6 +24,8 @@ class GuidanceStats:
             that was computed, relative to its norm, averaged; None if that was never seen.
         renewals: how many times it was.
         batched: passes that had their skipped passes in the same batch (`tail`); their seconds are not known apart.
+        rank: with `branch_parallel`, whose passes, blocks and seconds these are.
+        ranks: how many share the branches of a step.
     """
 
     passes: int = 0
@@ -35,6 +37,8 @@ class GuidanceStats:
     reuse_error: float | None = None
     renewals: int = 0
     batched: int = 0
+    rank: int = 0
+    ranks: int = 1
 
     def note_reuse(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
         """Measure what `every` cost in accuracy, at a step that has both the last difference and a new one."""
@@ -50,10 +54,11 @@ class GuidanceStats:
     def __str__(self) -> str:
         if not self.blocks_plain:
             return "guidance has not run yet"
+        mine = f"rank {self.rank} of {self.ranks}: " if self.ranks > 1 else ""
         return (
-            f"{self.passes} passes, {self.blocks_run} blocks run ({self.blocks_run / self.blocks_plain:.2f}x the plain "
-            f"pipeline; a full third pass: {self.blocks_naive / self.blocks_plain:.2f}x), {self.seconds:.1f} s in "
-            f"skipped passes, delivery {self.delivery}"
+            f"{mine}{self.passes} passes, {self.blocks_run} blocks run ({self.blocks_run / self.blocks_plain:.2f}x the "
+            f"plain pipeline; a full third pass: {self.blocks_naive / self.blocks_plain:.2f}x), "
+            f"{self.seconds:.1f} s in skipped passes, delivery {self.delivery}"
             + (f", {self.batched} passes with skipped rows in the batch" if self.batched else "")
             + (f", differences used again {self.reuse_error:.0%} off when renewed" if self.renewals else "")
         )

@@ -20,6 +20,7 @@ from skipguide.pipelines.ledger import GuidanceCost
 from skipguide.pipelines.presets import find_preset
 from skipguide.pipelines.recipe import Recipe
 from skipguide.pipelines.registry import PipelineSpec, pipeline_spec
+from skipguide.pipelines.split import group_of
 from skipguide.pipelines.tail import TAILS, Tail
 from skipguide.plan import Part, Schedule
 from skipguide.select import DEFAULT_SCORE, check_score
@@ -168,26 +169,36 @@ class SpatiotemporalSkipGuidance(JsonConfig):
 
     # -- on a pipeline ------------------------------------------------------------------------------------------
 
-    def apply(self, pipe: Any) -> AppliedGuidance:
+    def apply(self, pipe: Any, *, branch_parallel: Any = None) -> AppliedGuidance:
         """Apply to a pipeline: from now on, and until `remove()` or the end of the `with` block, its calls are guided.
 
         Args:
             pipe: a stock diffusers pipeline that is described in `skipguide.pipelines.registry`.
+            branch_parallel: share the branches of every step between processes that all make the same call (same
+                seeds, same model, a device each): True for all ranks of `torch.distributed`, or a process group. See
+                `skipguide.pipelines.split`.
 
         Returns:
             A handle: context manager, `.remove()`, `.stats`, `.delivery`.
 
         Raises:
             SkipError: for an unknown pipeline, a layer or part that its model does not have, a model without
-                a preset, guidance that is already applied, or a cache that would mix up the passes.
+                a preset, guidance that is already applied, or a cache that would mix up the passes; with
+                `branch_parallel`, for settings whose work cannot be shared.
         """
         spec = pipeline_spec(pipe)
+        group = group_of(branch_parallel)
+        if group is not None and (self.formula == "uncond" or self.tail != "separate"):
+            raise SkipError(
+                "branch_parallel runs the skipped passes elsewhere: formula='uncond' has none, and with a batched tail "
+                f"they are part of another one; got formula={self.formula!r}, tail={self.tail!r}"
+            )
         names = self._denoisers(pipe, spec)
         self._refuse_conflicts(pipe, spec, names)
         recipes = {name: self._recipe(pipe, name) for name in names}
         for name, recipe in recipes.items():
             admit_cache(pipe, name, getattr(pipe, name), self, recipe)
-        applied = AppliedGuidance(self, pipe, spec, recipes)
+        applied = AppliedGuidance(self, pipe, spec, recipes, group)
         applied._install()
         return applied
 

@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> None:
     if args.prompts is not None:
         many.run(args)
         return
-    if flags := [name for name in ("kind", "keep") if getattr(args, name)]:
-        raise SkipError(f"--{flags[0]} is for many clips: give --prompts FILE, or leave it out")
+    if single := [name for name in ("kind", "keep") if getattr(args, name)]:
+        raise SkipError(f"--{single[0]} is for many clips: give --prompts FILE, or leave it out")
     processes.alone("generate", "give --prompts FILE to share many clips, or leave accelerate launch out")
     job = jobs.prepare(args)
     pipeline = job.load()
