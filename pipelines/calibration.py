@@ -47,7 +47,7 @@ class _Listener:
         self.waiting: tuple[Tensor, dict[Key, Tensor], Any] | None = None
 
     def __call__(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if any(kwargs.get(name) is not None for name in self.spec.passive):
+        if self.spec.is_passive(kwargs):
             return call(*args, **kwargs)
         branch = self.run.enter(self.pipe, self.spec, ContextNames.name(self.model))
         if branch == "uncond":

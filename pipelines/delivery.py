@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from skipguide import guidance
 from skipguide.errors import SkipError
+from skipguide.pipelines.joined import Joined
 from skipguide.pipelines.ledger import GuidanceStats
 from skipguide.pipelines.registry import PipelineSpec
 from skipguide.pipelines.run import Run
@@ -39,6 +41,13 @@ class Delivery:
         self.scales = spec.scales[spec.denoisers.index(denoiser)]
         self.run = run
         self.stats = stats
+        self.joined = Joined() if spec.joined else None
+        whole = {"rescale": settings.rescale, "zero_star": settings.zero_star, "apg": settings.apg is not None}
+        if self.joined is not None and (asked := [name for name, on in whole.items() if on]):
+            raise SkipError(
+                f"{' and '.join(asked)} looks at a prediction as a whole, and {type(pipe).__name__} has one for each "
+                f"of {', '.join(spec.joined)}: leave it off"
+            )
 
     def mode(self) -> str:
         """`solve` where somebody rescales or the formula needs w, `shift` everywhere else."""
@@ -46,10 +55,22 @@ class Delivery:
             self.stats.delivery = "solve"
         return self.stats.delivery
 
+    def refuse_rescaling(self) -> None:
+        """Without CFG, a pipeline that rescales to the conditional prediction would do so to the guided one.
+
+        Raises:
+            SkipError: if this pipeline would.
+        """
+        if self.joined is not None and self._pipeline_rescales():
+            raise SkipError(
+                f"without CFG, {type(self.pipe).__name__} would rescale to the guided prediction itself: set "
+                + " and ".join(f"{name.removeprefix('_')}=0" for name in self.spec.rescale.split())
+            )
+
     def _pipeline_rescales(self) -> bool:
         if self.spec.cfg == "guider":
             return bool(getattr(self.pipe.guider, "guidance_rescale", 0.0))
-        return bool(self.spec.rescale and getattr(self.pipe, self.spec.rescale, 0.0))
+        return any(getattr(self.pipe, name, 0.0) for name in self.spec.rescale.split())
 
     def w(self) -> float | Tensor | None:
         """The CFG scale in force, or None if this call has no second branch or the pipeline does not tell."""
@@ -59,7 +80,7 @@ class Delivery:
         began = self.run.began if "w" in self.spec.kept else {}
         values = (began.get(name, getattr(self.pipe, name, None)) for name in self.scales)
         found = next((value for value in values if value is not None), None)
-        return found if found is None or isinstance(found, Tensor) else float(found)
+        return found if found is None or isinstance(found, Tensor) else float(found) + self.spec.offset
 
     def need_w(self) -> float | Tensor:
         """The CFG scale, for a formula that needs it.
@@ -73,7 +94,16 @@ class Delivery:
                 f"{type(self.pipe).__name__} keeps its true_cfg_scale to itself, so rescale and formula='wan' cannot "
                 f"be delivered with true CFG on: use rescale=0 and formula='stg', or turn true CFG off"
             )
-        return w
+        if self.joined is None:
+            return w
+        scales = [float(getattr(self.pipe, name)) for name in self.spec.joined]
+        if 1 in scales:
+            raise SkipError(
+                f"{type(self.pipe).__name__} rescales or the formula needs its CFG scales, of which one is 1 "
+                f"({', '.join(self.spec.joined)}): set all of them above 1, or none and no rescale"
+            )
+        parts = zip(scales, self.joined.sizes, strict=False)
+        return torch.cat([torch.full((size,), scale, device=self.joined.device) for scale, size in parts])
 
     def shifted(self, prediction: Tensor, delta: Tensor) -> Tensor:
         """A branch plus the delta."""
@@ -85,7 +115,7 @@ class Delivery:
 
     def both(self, u: Tensor, c: Tensor, delta: Tensor, run: Run) -> tuple[Tensor, Tensor]:
         """Both branches of one call, for the pipeline's CFG to arrive at ours plus the delta, rescaled."""
-        if not isinstance(w := self.need_w(), Tensor):
+        if self.joined is not None or not isinstance(w := self.need_w(), Tensor):
             return self.solved(u, c, delta, run), c
         # a scale per frame may be 1 at some, where u has no weight; CFG of two equal branches is that branch
         y = self.rescaled(guidance.cfg(u.float(), c.float(), w) + delta, c.float()).to(u.dtype)
@@ -93,7 +123,7 @@ class Delivery:
 
     def solved(self, u: Tensor, c: Tensor, delta: Tensor, run: Run) -> Tensor:
         """The unconditional branch for which the pipeline's CFG is ours plus the delta, rescaled."""
-        w = float(self.need_w())
+        w = self.need_w()
         if self.spec.dynamic and w != run.w:
             raise SkipError(
                 f"{type(self.pipe).__name__} changes w after the forward (use_dynamic_cfg), so rescale and "

@@ -22,6 +22,8 @@ def grid_of(spec: PipelineSpec, kwargs: Mapping[str, Any], prediction: Tensor) -
         return lambda x: x
     if spec.layout == "bfchw" and prediction.dim() == 5:
         return lambda x: x.transpose(1, 2)
+    if spec.layout == "bfhwc" and prediction.dim() == 5:
+        return lambda x: x.movedim(-1, 1)
     if spec.layout == "bchw" and prediction.dim() == 4:
         return lambda x: x[:, :, None]
     sizes = _sizes(kwargs) if spec.layout == "tokens" and prediction.dim() == 3 else None

@@ -63,6 +63,7 @@ class Interceptor:
         self.delivery = Delivery(settings, pipe, spec, denoiser, run, stats)
         self.moment = Moment((), False, True)
         self._met: Any = None  # the run that was looked at
+        self._shape: tuple[int, ...] = ()  # of the video in this call: some pipelines work on a part of its frames
 
     # -- installation -------------------------------------------------------------------------------------------
 
@@ -84,14 +85,27 @@ class Interceptor:
 
     def __call__(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the denoiser by the pipeline: a branch of a step, or both."""
-        if any(kwargs.get(name) is not None for name in self.spec.passive) or not is_called_by(self.pipe, self.model):
+        if not is_called_by(self.pipe, self.model):
             return call(*args, **kwargs)
+        joined = self.delivery.joined if self.works else None
+        guide = self._passive if self.spec.is_passive(kwargs) else self._guided
+        if joined is None:
+            return guide(call, args, kwargs)
+        return joined.apart(guide(joined.around(call), args, kwargs))
+
+    def _passive(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A further pass of the pipeline's own: the other branches of this step may have been shifted."""
+        out, extra = call(*args, **kwargs), self.run.extra
+        return out if extra is None else with_first(out, self.delivery.shifted(first(out), extra))
+
+    def _guided(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             branch = self.run.enter(self.pipe, self.spec, ContextNames.name(self.model))
             if not self.works:
                 self.passes.enter(2 if branch == "both" else 1)
                 return call(*args, **kwargs)
             run = self.run
+            self._shape = tuple(getattr(kwargs.get("hidden_states"), "shape", ())[1:])
             if run.timesteps is not self._met:  # a cache can come and go between runs
                 self._met = run.timesteps
                 self.passes.meet(admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.recipe))
@@ -128,6 +142,7 @@ class Interceptor:
             path = self._path(half)
             out = passes.plain(call, mine[0], mine[1], half, path=path, rows=slice(0, half), counted=2, ran=1)
             y = self._alone(first(out), path, call, mine, slice(0, half), half)
+            self.run.extra = y - first(out) if self.spec.passive else None
             return with_first(out, torch.cat([y, y]))
         if self.settings.formula == "uncond" and moment.terms:
             out = passes.without_in(moment.terms[0].plan, half, call, args, kwargs, half)
@@ -145,6 +160,7 @@ class Interceptor:
         mine = passes.rows(args, kwargs, rows, batch) if path is not None else (args, kwargs)
         delta = self._delta(u, c, path, call, mine, rows, batch)
         if self.delivery.mode() == "shift":
+            self.run.extra = delta if self.spec.passive else None
             return with_first(out, torch.cat([self.delivery.shifted(u, delta), self.delivery.shifted(c, delta)]))
         return with_first(out, torch.cat(self.delivery.both(u, c, delta, self.run)))
 
@@ -152,7 +168,10 @@ class Interceptor:
         batch = batch_size(args, kwargs)
         path = self._path(batch)
         out = self.passes.plain(call, args, kwargs, batch, path=path, rows=slice(0, batch))
+        if self.moment.terms:
+            self.delivery.refuse_rescaling()
         y = self._alone(first(out), path, call, (args, kwargs), slice(0, batch), batch)
+        self.run.extra = y - first(out) if self.spec.passive else None
         return with_first(out, y)
 
     def _cond(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -222,7 +241,7 @@ class Interceptor:
         return self.passes.path([term.plan for term in moment.terms])
 
     def _keys(self) -> tuple[str, ...]:
-        return (self.denoiser, *(term.key for term in self.moment.terms))
+        return (self.denoiser, str(self._shape), *(term.key for term in self.moment.terms))
 
     def _delta(
         self, u: Tensor | None, c: Tensor, path: Path | None, call: Call, mine: Any, rows: slice, batch: int

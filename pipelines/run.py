@@ -24,6 +24,7 @@ class Run:
         steps: how many there are.
         w: the CFG scale when the call began.
         began: the attributes that hold CFG scales, as they were then.
+        moment: the pipeline's `_current_timestep` in this step.
         branches: denoiser calls in this step so far.
         lone_cond: the step before had a conditional call and no unconditional one.
         cond: the conditional prediction of this step, for the unconditional call after it.
@@ -32,6 +33,7 @@ class Run:
         directions: the unscaled differences that guidance added last, while they may be used again.
         keys: what they are the differences of.
         checked: the skipped passes that were seen to have an effect.
+        extra: what the branches of this step were shifted by, for the pipeline's own further passes of it.
     """
 
     timesteps: Any = None
@@ -39,6 +41,7 @@ class Run:
     steps: int = 1
     w: float = 0.0
     began: dict[str, Any] = field(default_factory=dict)
+    moment: Any = None
     branches: int = 0
     lone_cond: bool = False
     cond: Tensor | None = None
@@ -47,10 +50,11 @@ class Run:
     directions: list[Tensor] | None = None
     keys: tuple[str, ...] = ()
     checked: set[str] = field(default_factory=set)
+    extra: Tensor | None = None
 
     def release(self) -> None:
         """Let go of the predictions."""
-        self.cond = self.delta = self.held = self.directions = None
+        self.cond = self.delta = self.held = self.directions = self.extra = None
 
     def sigma(self, pipe: Any) -> float:
         """The scheduler's noise level at this step.
@@ -58,6 +62,11 @@ class Run:
         Raises:
             SkipError: if the scheduler does not tell.
         """
+        if (steps := self.steps) > len(self.timesteps):
+            raise SkipError(
+                f"{type(pipe).__name__} gives frames different noise levels ({steps} steps of {len(self.timesteps)} "
+                f"levels): use Timetable(..., over='step') instead"
+            )
         scheduler, index = pipe.scheduler, len(self.timesteps) - self.steps + self.step
         if (sigmas := getattr(scheduler, "sigmas", None)) is not None and len(sigmas) > index:
             sigma = float(sigmas[index])
@@ -79,14 +88,18 @@ class Run:
         """
         tells_scale = spec.cfg in ("batched", "two_calls")
         if pipe.scheduler.timesteps is not self.timesteps:
-            fresh = Run(pipe.scheduler.timesteps, w=_largest_scale(pipe) if tells_scale else 0.0)
+            fresh = Run(pipe.scheduler.timesteps, w=_largest_scale(pipe, spec) if tells_scale else 0.0)
             for each in fields(self):
                 setattr(self, each.name, getattr(fresh, each.name))
             self.began = {name: getattr(pipe, name, None) for names in spec.scales for name in names}
             self.steps = getattr(pipe, "_num_timesteps", None) or len(self.timesteps)
-        if not tells_scale:
-            branch: Branch = "uncond" if context.endswith("uncond") else "cond"
-        elif not (self.w if "cfg" in spec.kept else _largest_scale(pipe)) > 1:
+        self.extra = None
+        if spec.cfg == "repeated":
+            branch: Branch = "uncond" if pipe._current_timestep is self.moment and self.branches == 1 else "cond"
+            self.moment = pipe._current_timestep
+        elif not tells_scale:
+            branch = "uncond" if context.endswith("uncond") else "cond"
+        elif not (self.w if "cfg" in spec.kept else _largest_scale(pipe, spec)) > 1:
             branch = "only"
         elif spec.cfg == "batched":
             branch = "both"
@@ -100,6 +113,8 @@ class Run:
             self.lone_cond = branch == "cond" and self.branches == 1
             self.step += 1
             self.branches = 1
+            if spec.chunked and self.step == self.steps:
+                self.step, self.steps, self.directions = 0, pipe._num_timesteps, None
         if self.step >= self.steps:
             raise SkipError(
                 f"{type(pipe).__name__} has {self.steps} steps, but its denoiser was called for a further one: is it "
@@ -108,7 +123,7 @@ class Run:
         return branch
 
 
-def _largest_scale(pipe: Any) -> float:
-    """The CFG scale that says whether there is CFG; some pipelines have one per frame."""
-    scale = pipe._guidance_scale
-    return float(scale.max() if isinstance(scale, Tensor) else scale)
+def _largest_scale(pipe: Any, spec: PipelineSpec) -> float:
+    """The CFG scale that says whether there is CFG; some pipelines have one per frame, or per modality."""
+    scales = [getattr(pipe, name) for name in spec.joined or ("_guidance_scale",)]
+    return max(float(scale.max() if isinstance(scale, Tensor) else scale) for scale in scales)

@@ -60,13 +60,13 @@ def rescale(y: Tensor, c: Tensor, amount: float, over: Over = "sample") -> Tenso
     return y * (amount * ratio + (1 - amount))
 
 
-def solve_uncond(y: Tensor, c: Tensor, w: float) -> Tensor:
+def solve_uncond(y: Tensor, c: Tensor, w: float | Tensor) -> Tensor:
     """The u' for which u' + w (c - u') is y.
 
     Raises:
         SkipError: for w = 1, where the unconditional prediction has no weight.
     """
-    if w == 1:
+    if not isinstance(w, Tensor) and w == 1:
         raise SkipError(
             "at guidance_scale=1 the unconditional prediction has no weight: nothing can be delivered through it"
         )
