@@ -6,6 +6,7 @@ from test_stg import WITH_CFG, close, guided, named
 from torch import nn
 
 from skipguide import SkipError, SkipPlan, find_blocks
+from skipguide.cli import arguments
 from skipguide.pipelines import SkipGroup, tail
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from skipguide.pipelines.ledger import GuidanceStats
@@ -174,3 +175,20 @@ def test_nothing_is_left_after_an_exception():
 def test_json_round_trip():
     stg = Stg([1], tail="batched")
     assert Stg.from_dict(stg.to_dict()) == stg
+
+
+def test_the_command_line_has_the_same_choices():
+    assert arguments.TAILS == tail.TAILS
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@named([BY_PIPE["ltx"], BY_PIPE["wan"]])
+def test_on_a_gpu(case):
+    pipe = case.build().to("cuda")
+    with Stg([1], prefix_reuse=True).apply(pipe):
+        separate = case.run(pipe, 2)
+    for how in ("batched", "auto"):
+        with Stg([1], tail=how).apply(pipe) as applied:
+            torch.testing.assert_close(case.run(pipe, 2), separate, atol=1e-3, rtol=1e-3)
+        assert applied.stats.batched == STEPS

@@ -13,7 +13,8 @@ PARTS = ("block", "attn", "cross_attn", "mlp", "attn_identity")
 FORMULAS = ("stg", "uncond", "wan", "segmented")
 CHOSEN = ("auto", "stochastic")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-GUIDANCE_FLAGS = ("layers", "scale", "part", "formula", "rescale", "start", "stop", "every", "cfg_interval")
+TAILS = ("separate", "batched", "auto")
+GUIDANCE_FLAGS = ("layers", "scale", "part", "formula", "rescale", "start", "stop", "every", "cfg_interval", "tail")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -155,6 +156,9 @@ def add_guidance(parser: argparse.ArgumentParser, *, layers: bool = True) -> Non
     )
     group.add_argument(
         "--every", metavar="N", type=number(int, 1), help="renew the guidance every so many steps (default: 1)"
+    )
+    group.add_argument(
+        "--tail", choices=TAILS, help="run the skipped rows apart, or in one batch with the others (default: separate)"
     )
     group.add_argument(
         "--cfg-interval",
