@@ -151,6 +151,9 @@ def test_committed_skip_deq():
     }
     digits, memory = tasks_of["digits"], tasks_of["memory"]
     assert digits["guess alone"]["accuracy"]["mean"] > digits["plain"]["accuracy"]["mean"] - 0.02
+    for name in ("plain", "Skip", "Skip-Reg"):
+        assert digits[name]["accuracy"]["mean"] > 0.96 and digits[name]["unfinished_solves"]["mean"] < 1, name
+    assert digits["plain, 5 unrolled"]["unfinished_solves"]["mean"] > 1, "what too short a pretraining does"
     far = {name: entry["far_accuracy"]["mean"] for name, entry in memory.items()}
     assert far["guess alone"] < 0.4 < 0.8 < far["plain"], "beyond the window the guess is at chance"
 
@@ -306,6 +309,16 @@ def test_memory_equilibrium_is_what_a_recurrent_network_finds():
             state = net.deq.f(step, x[:, place : place + 1].expand(-1, 2, -1))[:, 1:]
             assert torch.allclose(state[:, 0], z[:, place], atol=1e-5), place
     assert info.converged and info.evaluations <= 14
+
+
+@pytest.mark.filterwarnings("ignore::skipguide.vision.skip_deq.ConvergenceWarning")
+def test_digits_pretraining_leaves_a_cell_that_can_be_solved():
+    """Unrolled near to the equilibrium, every solve that follows ends; five steps train a transient instead."""
+    settings = replace(skip_deq.FULL, digits_steps=50)
+    names = ("plain", "plain, 5 unrolled")
+    good, short = (skip_deq.train("digits", name, 0, 1e-2, settings.digits_steps, settings)[1] for name in names)
+    assert good["unfinished_solves"] <= 1 and good["train_evaluations"] < 30
+    assert short["unfinished_solves"] >= 5 and short["train_evaluations"] > 2 * good["train_evaluations"]
 
 
 def test_window_guess_sees_no_further():

@@ -1,12 +1,15 @@
 """Skip DEQ: what a learned guess saves, where the guess alone is enough, and where it is not.
 
     python -m demos.skip_deq.study             # some ten minutes on one CPU core
-    python -m demos.skip_deq.study --quick     # two minutes; results in runs/
+    python -m demos.skip_deq.study --quick     # a minute; results in runs/
 
 Digits: a plain DEQ, one with a learned guess, one that starts at f(0, x), and the guess trained alone. Memory: at every
 place of a sequence, name the mark that was seen last. A guess that sees 8 places back cannot know what lies further;
 the equilibrium can, and news travels one place per evaluation. Trained on sequences of 24, tested on 96 with marks
 three times as rare. Controls there: a weaker skip loss, and one that trains the guess alone (stop-gradient).
+
+Digits are pretrained by unrolling, far enough to come near the equilibrium. The control "plain, 5 unrolled" is
+pretrained with five steps: that trains a transient of a cell which has no stable equilibrium on many rows.
 
 Every variant's learning rate is chosen from the same grid on validation examples, with another seed.
 """
@@ -31,7 +34,13 @@ from skipguide.vision.skip_deq import ConvergenceWarning, skip_loss
 HOME = Path(__file__).parent
 # Weight of the skip loss, and whether it trains the guess alone.
 VARIANTS: dict[str, dict[str, tuple[float, bool]]] = {
-    "digits": {"plain": (0, False), "Skip": (1, False), "Skip-Reg": (1, False), "guess alone": (0, False)},
+    "digits": {
+        "plain": (0, False),
+        "plain, 5 unrolled": (0, False),
+        "Skip": (1, False),
+        "Skip-Reg": (1, False),
+        "guess alone": (0, False),
+    },
     "memory": {
         "plain": (0, False),
         "Skip": (1, False),
@@ -48,14 +57,16 @@ class Settings:
     """Everything that the figures depend on."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    digits_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    digits_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
     memory_rates: tuple[float, ...] = (5e-3, 1e-2, 2e-2)
     tuning_seed: int = 100
+    digits_tuning_share: float = 1.0
     tuning_share: float = 0.5
     digits_steps: int = 300
     digits_batch: int = 64
     digits_tol: float = 1e-3
-    pretraining: int = 33  # steps of five unrolled iterations, for digits
+    pretraining: int = 33  # steps of unrolled iterations, for digits
+    unrolled: int = 30
     memory_steps: int = 300
     memory_batch: int = 16
     memory_tol: float = 1e-2
@@ -72,8 +83,9 @@ class Settings:
 FULL = Settings()
 QUICK = Settings(
     seeds=(0, 1),
-    digits_rates=(3e-3,),
+    digits_rates=(1e-2,),
     memory_rates=(1e-2,),
+    digits_tuning_share=0.02,
     tuning_share=0.02,
     digits_steps=120,
     memory_steps=150,
@@ -104,11 +116,12 @@ def train(task: str, variant: str, seed: int, lr: float, steps: int, s: Settings
     optimiser = torch.optim.Adam(net.parameters(), lr, foreach=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     generator = torch.Generator().manual_seed(seed)
+    depth = 5 if variant.endswith("5 unrolled") else s.unrolled
     solved, forward, backward, unfinished = 0, 0, 0, 0
     began = time.process_time()
     for step in tqdm(range(steps), desc=f"{task}, {variant}, seed {seed}, lr {lr:g}", leave=False, mininterval=2.0):
         rows = torch.randint(len(data.inputs), (batch,), generator=generator)
-        unroll = 5 if on_digits and net.deq.budget and step < s.pretraining * steps / s.digits_steps else 0
+        unroll = depth if on_digits and net.deq.budget and step < s.pretraining * steps / s.digits_steps else 0
         logits, z, info = net(data.inputs[rows], unroll)
         loss = F.cross_entropy(logits.flatten(0, -2), data.classes[rows].flatten())
         if weight:
@@ -161,10 +174,12 @@ def one_by_one(net: Net, data: Examples, count: int) -> dict[str, Any]:
 
 def tune(task: str, variant: str, s: Settings) -> dict[str, Any]:
     """The learning rate that is best on validation examples."""
-    steps = max(1, round(s.tuning_share * (s.digits_steps if task == "digits" else s.memory_steps)))
+    on_digits = task == "digits"
+    whole, share = (s.digits_steps, s.digits_tuning_share) if on_digits else (s.memory_steps, s.tuning_share)
+    steps = max(1, round(share * whole))
     _, validation, _ = examples(task, s)
     found = {}
-    for lr in s.digits_rates if task == "digits" else s.memory_rates:
+    for lr in s.digits_rates if on_digits else s.memory_rates:
         net, _ = train(task, variant, s.tuning_seed, lr, steps, s)
         found[f"{lr:g}"] = measure(net, validation, s.window)["accuracy"]
     return {"validation_accuracy": found, "lr": float(max(found, key=lambda lr: found[lr]))}
@@ -239,7 +254,7 @@ def text(result: dict[str, Any]) -> str:
                 study.shown(entry["accuracy"], 100),
                 study.shown(entry["guess_accuracy"], 100),
                 "0" if none else study.shown(entry["train_evaluations"]),
-                "0" if none else study.shown(entry["unfinished_solves"], 1, 0),
+                "0" if none else study.shown(entry["unfinished_solves"]),
                 "0" if none else study.shown(entry["backward_evaluations"]),
                 "0" if none else study.shown(entry["single_evaluations"]),
                 study.shown(entry["train_time"], 1, 2),
@@ -266,7 +281,8 @@ def text(result: dict[str, Any]) -> str:
             )
         )
     return (
-        f"{len(s['seeds'])} seeds (mean ± sd). Digits: Anderson, tolerance {s['digits_tol']:g}. Memory: plain "
+        f"{len(s['seeds'])} seeds (mean ± sd). Digits: Anderson, tolerance {s['digits_tol']:g}, pretrained "
+        f"by {s['unrolled']} unrolled steps. Memory: plain "
         f"iterations, tolerance {s['memory_tol']:g}; trained on sequences of {s['length']}, tested on "
         f"{s['test_length']}; chance is 25 %.\n\n" + first + "\n" + study.table(head, rows)
     )
@@ -275,14 +291,22 @@ def text(result: dict[str, Any]) -> str:
 def figure(result: dict[str, Any]) -> Any:
     """Accuracy against evaluations on both tasks, and evaluations by the longest distance."""
     drawing, axes = study.canvas(1, 3, 4.4, 3.7)
+    names = [*result["tasks"]["memory"], *result["tasks"]["digits"]]
+    colours = {name: f"C{at}" for at, name in enumerate(dict.fromkeys(names))}
     for axis, task, key, title in (
         (axes[0][0], "digits", "accuracy", "Digits: the guess alone is enough"),
         (axes[0][1], "memory", "far_accuracy", "Memory: answers beyond the guess's window"),
     ):
-        for at, (name, entry) in enumerate(result["tasks"][task].items()):
+        for name, entry in result["tasks"][task].items():
             cost = 0.0 if name == "guess alone" else entry["single_evaluations"]["mean"]
             axis.errorbar(
-                cost, 100 * entry[key]["mean"], 100 * entry[key]["sd"], fmt="o", color=f"C{at}", capsize=4, label=name
+                cost,
+                100 * entry[key]["mean"],
+                100 * entry[key]["sd"],
+                fmt="o",
+                color=colours[name],
+                capsize=4,
+                label=name,
             )
         axis.set_xlabel("evaluations of f for one test example")
         axis.set_ylabel("test accuracy %")
@@ -290,7 +314,7 @@ def figure(result: dict[str, Any]) -> Any:
         axis.legend(fontsize=7)
         axis.set_xlim(left=-1)
     axis = axes[0][2]
-    for at, name in enumerate(result["runs"]["memory"]):
+    for name in result["runs"]["memory"]:
         if name == "guess alone":
             continue
         groups: dict[int, list[int]] = {}
@@ -298,7 +322,7 @@ def figure(result: dict[str, Any]) -> Any:
             for longest, count in zip(run["single"]["longest"], run["single"]["evaluations"], strict=True):
                 groups.setdefault(longest // 8 * 8, []).append(count)
         xs = sorted(x for x, counts in groups.items() if len(counts) >= 3)
-        axis.plot([x + 3.5 for x in xs], [sum(groups[x]) / len(groups[x]) for x in xs], "o-", ms=4, color=f"C{at}")
+        axis.plot([x + 3.5 for x in xs], [sum(groups[x]) / len(groups[x]) for x in xs], "o-", ms=4, color=colours[name])
     axis.set_xlabel("longest distance to an answer in the sequence")
     axis.set_ylabel("evaluations of f")
     axis.set_title("Memory: how long a solve takes", fontsize=10)

@@ -120,7 +120,7 @@ def build(task: str, variant: str, tol: float, budget: int, seed: int, window: i
         guess = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.Tanh())
     else:
         guess = WindowGuess(width, window)
-    init = None if variant == "plain" else "skip_reg" if variant.startswith("Skip-Reg") else guess
+    init = None if variant.startswith("plain") else "skip_reg" if variant.startswith("Skip-Reg") else guess
     solver = "anderson" if task == "digits" else "picard"
     deq = SkipDEQ(cell, init, solver, tol, 0 if variant == "guess alone" else budget, backward_budget=budget)
     return Net(encoder, deq, nn.Linear(width, outputs))
