@@ -5,7 +5,6 @@ a deep copy of the model with the edit built in, never a hook.
 """
 
 import copy
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -84,7 +83,7 @@ class Family:
 
     Attributes:
         thin: Whether the laws are checked on the first block of every stack and the last of all, not on every block:
-            for the many families whose blocks are all alike.
+            for the many families whose blocks are all alike. Or the numbers of the blocks.
         slack: How far two runs may differ where equality is to rounding.
         visible: The least relative effect of an edit.
     """
@@ -95,7 +94,7 @@ class Family:
     blocks: tuple[tuple[str, BlockKind], ...]
     text_length: Callable[[dict[str, object]], int] = lambda inputs: len(inputs.get("encoder_hidden_states", [[]])[0])
     std: float = 0.15
-    thin: bool = False
+    thin: bool | tuple[int, ...] = False
     slack: float = 2e-6
     visible: float = 0.03
 
@@ -116,7 +115,9 @@ class Family:
         """The blocks that the laws are checked on."""
         if not self.thin:
             return list(range(len(self.blocks)))
-        stacks = [re.sub(r"\.\d+", "", name) for name in self.block_names]
+        if isinstance(self.thin, tuple):
+            return list(self.thin)
+        stacks = [name.rpartition(".")[0] for name in self.block_names]
         return sorted({*(stacks.index(stack) for stack in stacks), len(self.blocks) - 1})
 
     def parts(self, i: int) -> tuple[str, ...]:

@@ -118,7 +118,8 @@ MOTION_BLOCKS = (
     *both("up_blocks.1", 1),
 )
 
+# a spatial and a temporal one of each on the way down and up, and one in the middle
 UNETS = (
-    Family("svd", svd, svd_inputs, SVD_BLOCKS, thin=True, slack=1e-5, visible=0.01),
-    Family("animatediff", motion, motion_inputs, MOTION_BLOCKS, thin=True, slack=1e-5, visible=0.01),
+    Family("svd", svd, svd_inputs, SVD_BLOCKS, thin=(0, 3, 6, 9), slack=1e-5, visible=0.01),
+    Family("animatediff", motion, motion_inputs, MOTION_BLOCKS, thin=(0, 4, 7, 10), slack=1e-5, visible=0.01),
 )
