@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from skipguide.errors import LostGateError, SkipError
+from skipguide.offload import SharedGroups
 from skipguide.stats import Stats
 
 Call = Callable[..., Any]
@@ -38,10 +39,11 @@ class Frame:
         batch: rows of the running pass of the model; 0 when none is running.
         rows: the model's rows that reach the module now running, where an act took some out; None is all of them.
         seen: the gates that were called in this pass.
+        groups: offloaded groups of several blocks, in the running pass.
         live: whether somebody is inside the plan's `with` block. A task that outlives the block sees that it ended.
     """
 
-    __slots__ = ("acts", "batch", "entered", "live", "names", "root", "rows", "seen", "stats")
+    __slots__ = ("acts", "batch", "entered", "groups", "live", "names", "root", "rows", "seen", "stats")
 
     def __init__(self, root: Gate, stats: Stats) -> None:
         self.root: Gate | None = root
@@ -51,6 +53,7 @@ class Frame:
         self.batch = 0
         self.rows: tuple[int, ...] | None = None
         self.seen: set[int] = set()
+        self.groups: SharedGroups | None = None
         self.entered = 0
         self.live = False
 
@@ -154,6 +157,8 @@ class Gate:
                 name = frame.names.get(self.key)
                 if name is not None and frame.live:
                     frame.stats.ran(name, frame.batch if frame.rows is None else len(frame.rows))
+                    if frame.groups is not None:
+                        frame.groups.runs(self.module)
         return self.inner(*args, **kwargs)
 
     @property
@@ -204,12 +209,14 @@ class Gate:
             self.users += 1
 
     def settle(self) -> None:
-        """Move in front of the compiled call of a module that was compiled while the gate stood at its forward.
+        """Move in front of what came while the gate stood: a compiled call, or diffusers' group offloading.
 
-        Inside the compiled call every block's gate would be another constant, and every block another graph.
+        Inside the compiled call every block's gate would be another constant, and every block another graph. Behind
+        group offloading, blocks would be loaded to be skipped.
         """
         attributes = self.module.__dict__
-        if attributes.get("_compiled_call_impl") is not None and attributes.get("forward") is self:
+        compiled = attributes.get("_compiled_call_impl") is not None and attributes.get("forward") is self
+        if compiled or _is_behind_offload(self, self.module):
             with _LOCK:
                 users, self.users = self.users, 1
                 self.remove()
@@ -316,6 +323,13 @@ def _behind_hooks(module: nn.Module) -> tuple[Any, str] | None:
         if name.startswith(_IN_FRONT):
             return reference, "forward" if reference.original_forward is None else "original_forward"
     return None
+
+
+def _is_behind_offload(gate: Gate, module: nn.Module) -> bool:
+    registry = module.__dict__.get("_diffusers_hook")
+    if registry is None or (hook := registry.hooks.get("group_offloading")) is None:
+        return False
+    return hook.fn_ref.forward is gate
 
 
 def _apply(act: Act, frame: Frame, call: Call, *args: Any, **kwargs: Any) -> Any:

@@ -26,6 +26,7 @@ from skipguide.attention import JointValuesPass, ValuesPass
 from skipguide.blocks import Block, BlockMap, find_blocks
 from skipguide.errors import LostGateError, SkipError
 from skipguide.gate import Act, Call, Frame, Gate, gate_of, install_all
+from skipguide.offload import SharedGroups
 from skipguide.plan import Schedule, SkipPlan
 from skipguide.resume import Prefix
 from skipguide.stats import Stats
@@ -279,6 +280,7 @@ class _Entry:
         frame.stats.passes += 1
         for gate in self.gates.values():
             gate.settle()
+        frame.groups = SharedGroups.among(self.modules.values())
         try:
             out = call(*args, **kwargs)
             for name, gate in self.gates.items():
@@ -292,6 +294,9 @@ class _Entry:
         finally:
             frame.batch = 0
             frame.seen.clear()
+            if frame.groups is not None:
+                frame.groups.release()
+                frame.groups = None
         return out
 
 
