@@ -10,11 +10,27 @@ from skipguide import Prefix, SkipError, Skipper, SkipPlan, capture, find_blocks
 from skipguide.guidance import rescale
 from skipguide.pipelines import SkipGroup
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
-from zoo.pipes_unet import BY_UNET, STEPS, animatediff_pipe, run_animatediff, run_svd, svd_pipe
+from zoo.pipes_unet import (
+    BY_UNET,
+    STEPS,
+    animatediff_pipe,
+    animatediff_video_pipe,
+    animatediff_xl_pipe,
+    run_animatediff,
+    run_animatediff_video,
+    run_animatediff_xl,
+    run_svd,
+    svd_pipe,
+)
 
-PIPES = {"svd": (svd_pipe, run_svd), "animatediff": (animatediff_pipe, run_animatediff)}
+PIPES = {
+    "svd": (svd_pipe, run_svd),
+    "animatediff": (animatediff_pipe, run_animatediff),
+    "animatediff_video": (animatediff_video_pipe, run_animatediff_video),
+    "animatediff_xl": (animatediff_xl_pipe, run_animatediff_xl),
+}
 STACKS = ("spatial", "temporal")
-both = pytest.mark.parametrize("name", PIPES)
+both = pytest.mark.parametrize("name", ["svd", "animatediff"])
 
 
 def stacks_of(family):
@@ -62,7 +78,7 @@ def check(name, stg, terms, clips=1, cfg=True, amount=0.0, **call):
         out = run(pipe, clips, cfg, **call)
     assert torch.equal(run(pipe, clips, cfg, **call), plain)
     assert (out - plain).norm() > 0.01 * plain.norm()
-    Reference(pipe, BY_UNET[name], frame_scales(name), terms, cfg, amount)
+    Reference(pipe, BY_UNET[name.partition("_")[0]], frame_scales(name), terms, cfg, amount)
     expected = run(pipe, clips, cfg, **call)
     torch.testing.assert_close(out, expected, atol=2e-5 * expected.abs().max().item(), rtol=0)
     return applied.stats
@@ -132,6 +148,31 @@ def test_the_uncond_formula_and_intervals(name):
             out = run(pipe)
         assert (out - plain).norm() > 0.01 * plain.norm() and applied.stats.blocks_run < applied.stats.blocks_naive
     assert torch.equal(run(pipe), plain)
+
+
+@pytest.mark.parametrize("name", ["animatediff_video", "animatediff_xl"])
+def test_other_animatediff_pipelines(name):
+    groups = (SkipGroup([1], 1.0, stack="spatial"), SkipGroup([4], 0.5, stack="temporal"))
+    check(name, Stg(groups=groups), [(without("spatial", 1), 1.0), (without("temporal", 4), 0.5)], clips=2)
+
+
+def test_the_rescale_of_animatediff_xl():
+    """The pipeline's own, with ours inside it: c is as it was, so that both have the deviation they ask for."""
+    w, amount = 5.0, 0.6
+    pipe = animatediff_xl_pipe()
+    with Stg([1], stack="spatial").apply(pipe) as applied:
+        out = run_animatediff_xl(pipe, guidance_rescale=amount)
+    assert applied.stats.delivery == "solve"
+    weak, plain = without("spatial", 1)(BY_UNET["animatediff"], pipe.unet), pipe.unet.forward
+
+    def forward(*args, **kwargs):
+        u, c = plain(*args, **kwargs)[0].double().chunk(2)
+        k = weak(*args, **kwargs)[0].double().chunk(2)[1]
+        y = u + w * (c - u) + (c - k)
+        return (torch.cat([(y - w * c) / (1 - w), c]).float(),)
+
+    pipe.unet.forward = forward
+    torch.testing.assert_close(out, run_animatediff_xl(pipe, guidance_rescale=amount), atol=2e-4, rtol=0)
 
 
 def test_animatediff_free_init():

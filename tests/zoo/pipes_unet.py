@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from zoo.family import TEXT, randomise, rows
-from zoo.unet import FRAMES, UNETS
+from zoo.unet import FRAMES, UNETS, motion
 
 STEPS = 3
 BY_UNET = {family.name: family for family in UNETS}
@@ -60,17 +60,42 @@ def run_svd(pipe, clips: int = 1, cfg: bool = True, **overrides) -> Tensor:
     return pipe(**{**call, **overrides})
 
 
-def animatediff_pipe(seed: int = 0) -> diffusers.AnimateDiffPipeline:
-    pipe = diffusers.AnimateDiffPipeline(
-        vae=None,
+def animatediff_pipe(seed: int = 0, cls=diffusers.AnimateDiffPipeline, unet=None, vae=None, **others):
+    pipe = cls(
+        vae=vae,
         text_encoder=None,
         tokenizer=None,
-        unet=BY_UNET["animatediff"].build(seed),
+        unet=unet or BY_UNET["animatediff"].build(seed),
         motion_adapter=None,
         scheduler=diffusers.DDIMScheduler(beta_schedule="linear", clip_sample=False),
+        **others,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def animatediff_video_pipe(seed: int = 0):
+    return animatediff_pipe(seed, diffusers.AnimateDiffVideoToVideoPipeline)
+
+
+def animatediff_xl_pipe(seed: int = 0):
+    """The XL form, whose model also sees a pooled text and the sizes."""
+    added = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 12,
+    }
+    torch.manual_seed(seed)
+    unet = randomise(motion(**added), seed + 1)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=8,
+    )
+    return animatediff_pipe(
+        seed, diffusers.AnimateDiffSDXLPipeline, unet, vae=vae, text_encoder_2=None, tokenizer_2=None
+    )
 
 
 def run_animatediff(pipe, clips: int = 1, cfg: bool = True, **overrides) -> Tensor:
@@ -86,4 +111,17 @@ def run_animatediff(pipe, clips: int = 1, cfg: bool = True, **overrides) -> Tens
         "output_type": "latent",
         "return_dict": False,
     }
-    return pipe(**{**call, **overrides})[0]
+    call |= overrides
+    return pipe(**{name: value for name, value in call.items() if value is not None})[0]
+
+
+def run_animatediff_video(pipe, clips: int = 1, cfg: bool = True, **overrides) -> Tensor:
+    """From the middle on: half of the steps."""
+    return run_animatediff(
+        pipe, clips, cfg, **{"num_frames": None, "strength": 0.5, "num_inference_steps": 6, **overrides}
+    )
+
+
+def run_animatediff_xl(pipe, clips: int = 1, cfg: bool = True, **overrides) -> Tensor:
+    pooled = {"pooled_prompt_embeds": rows(clips, 3, 12), "negative_pooled_prompt_embeds": rows(clips, 4, 12)}
+    return run_animatediff(pipe, clips, cfg, **{**pooled, **overrides})

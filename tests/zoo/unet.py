@@ -36,7 +36,7 @@ def svd_inputs(batch=2, seed=0):
     }
 
 
-def motion():
+def motion(**config):
     """One block of the way down and one of the way up have motion modules alone."""
     return diffusers.UNetMotionModel(
         sample_size=4,
@@ -52,6 +52,7 @@ def motion():
         motion_num_attention_heads=2,
         motion_max_seq_length=8,
         use_motion_mid_block=True,
+        **config,
     )
 
 
