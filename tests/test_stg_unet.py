@@ -12,23 +12,14 @@ from skipguide.pipelines import SkipGroup
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from zoo.pipes_unet import (
     BY_UNET,
+    BY_UNET_PIPE,
     STEPS,
     animatediff_pipe,
-    animatediff_video_pipe,
     animatediff_xl_pipe,
     run_animatediff,
-    run_animatediff_video,
     run_animatediff_xl,
-    run_svd,
-    svd_pipe,
 )
 
-PIPES = {
-    "svd": (svd_pipe, run_svd),
-    "animatediff": (animatediff_pipe, run_animatediff),
-    "animatediff_video": (animatediff_video_pipe, run_animatediff_video),
-    "animatediff_xl": (animatediff_xl_pipe, run_animatediff_xl),
-}
 STACKS = ("spatial", "temporal")
 both = pytest.mark.parametrize("name", ["svd", "animatediff"])
 
@@ -71,14 +62,14 @@ def frame_scales(name):
 
 
 def check(name, stg, terms, clips=1, cfg=True, amount=0.0, **call):
-    make, run = PIPES[name]
-    pipe = make()
+    case = BY_UNET_PIPE[name]
+    pipe, run, family = case.make(), case.run, BY_UNET[case.family]
     plain = run(pipe, clips, cfg, **call)
     with stg.apply(pipe) as applied:
         out = run(pipe, clips, cfg, **call)
     assert torch.equal(run(pipe, clips, cfg, **call), plain)
     assert (out - plain).norm() > 0.01 * plain.norm()
-    Reference(pipe, BY_UNET[name.partition("_")[0]], frame_scales(name), terms, cfg, amount)
+    Reference(pipe, family, frame_scales(name), terms, cfg, amount)
     expected = run(pipe, clips, cfg, **call)
     torch.testing.assert_close(out, expected, atol=2e-5 * expected.abs().max().item(), rtol=0)
     return applied.stats
@@ -140,8 +131,7 @@ def test_attention_identity_of_one_stack(name):
 @both
 def test_the_uncond_formula_and_intervals(name):
     """One weak unconditional pass, and steps whose unconditional pass is left out."""
-    make, run = PIPES[name]
-    pipe = make()
+    pipe, run = BY_UNET_PIPE[name].make(), BY_UNET_PIPE[name].run
     plain = run(pipe)
     for stg in (Stg([1], formula="uncond", stack="spatial"), Stg([1], cfg_interval=(0.3, 1.0), stack="temporal")):
         with stg.apply(pipe) as applied:

@@ -1,5 +1,8 @@
 """Tiny stock pipelines around the UNets with temporal layers, from an image or embeddings to latents."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import diffusers
 import torch
 from torch import Tensor
@@ -125,3 +128,37 @@ def run_animatediff_video(pipe, clips: int = 1, cfg: bool = True, **overrides) -
 def run_animatediff_xl(pipe, clips: int = 1, cfg: bool = True, **overrides) -> Tensor:
     pooled = {"pooled_prompt_embeds": rows(clips, 3, 12), "negative_pooled_prompt_embeds": rows(clips, 4, 12)}
     return run_animatediff(pipe, clips, cfg, **{**pooled, **overrides})
+
+
+@dataclass(frozen=True)
+class UnetPipe:
+    """One pipeline class around a UNet: how to make it and how to run it.
+
+    Attributes:
+        pipeline: name of its class.
+        family: the zoo family of its denoiser.
+    """
+
+    name: str
+    pipeline: str
+    family: str
+    make: Callable[..., diffusers.DiffusionPipeline]
+    run: Callable[..., Tensor]
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+UNET_PIPES = (
+    UnetPipe("svd", "StableVideoDiffusionPipeline", "svd", svd_pipe, run_svd),
+    UnetPipe("animatediff", "AnimateDiffPipeline", "animatediff", animatediff_pipe, run_animatediff),
+    UnetPipe(
+        "animatediff_video",
+        "AnimateDiffVideoToVideoPipeline",
+        "animatediff",
+        animatediff_video_pipe,
+        run_animatediff_video,
+    ),
+    UnetPipe("animatediff_xl", "AnimateDiffSDXLPipeline", "animatediff", animatediff_xl_pipe, run_animatediff_xl),
+)
+BY_UNET_PIPE = {pipe.name: pipe for pipe in UNET_PIPES}
