@@ -19,7 +19,7 @@ class GuidanceStats:
         blocks_plain: blocks that the pipeline alone runs.
         blocks_naive: blocks that a full third pass on every step with a skipped pass runs.
         seconds: wall-clock seconds in skipped passes.
-        delivery: `"shift"` or `"solve"`, how the guidance reaches the pipeline.
+        delivery: `"shift"` or `"solve"`, how the guidance reaches the pipeline; `"guider"` of a `SkipGuider`.
         reuse_error: with `every` above 1, how far the difference that had been used again was from the new one when
             that was computed, relative to its norm, averaged; None if that was never seen.
         renewals: how many times it was.
