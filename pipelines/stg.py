@@ -258,6 +258,6 @@ class SpatiotemporalSkipGuidance(JsonConfig):
             if type(guider).__name__ != "ClassifierFreeGuidance" or getattr(guider, "use_original_formulation", False):
                 raise SkipError(
                     f"expected pipe.guider to be ClassifierFreeGuidance with use_original_formulation=False; got "
-                    f"{type(guider).__name__}: other guiders combine the branches in ways that a shift does not survive. "
+                    f"{type(guider).__name__}: others combine the branches in ways that a shift does not survive; "
                     f"skipguide.pipelines.SkipGuider takes the guider's place, and guides by itself"
                 )
