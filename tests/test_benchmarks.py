@@ -178,3 +178,47 @@ def test_committed_models_are_deep_enough(result):
 
 def test_committed_table_follows_from_the_json(result):
     assert RESULT.with_suffix(".md").read_text(encoding="utf-8") == stg_cost.table(result)
+
+
+# the batched tail, and every=k
+
+
+@pytest.mark.parametrize("name", ["stg_tail", "stg_every"])
+def test_committed_throughput_tables_follow_from_the_json(name):
+    benchmark = importlib.import_module(f"demos.benchmarks.{name}")
+    path = ROOT / "demos" / "benchmarks" / f"{name}.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert data["settings"]["size"] != "quick"
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == benchmark.table(data)
+
+
+def test_committed_tails_do_the_same_work_and_auto_takes_what_gains():
+    """On the CPU: up to the threshold one batch is at least 3 % faster in every case; above it, not in every case."""
+    from skipguide.pipelines.tail import AUTO
+
+    data = json.loads((ROOT / "demos" / "benchmarks" / "stg_tail.json").read_text(encoding="utf-8"))
+    assert data["settings"]["auto"] == AUTO
+    assert {point["cfg"] for point in data["points"]} == {"batched", "two_calls", "single"}
+    for point in data["points"]:
+        runs = point["variants"]
+        assert runs["separate"]["blocks_run"] == runs["batched"]["blocks_run"]
+        assert point["difference"] < 1e-5 < 1e-2 < point["effect"]
+    if data["settings"]["device"] == "cpu":
+        gains = [(point["tokens_times_rows"], 1 - point["batched_to_separate"]["median"]) for point in data["points"]]
+        assert min(gain for size, gain in gains if size <= AUTO["cpu"]) > 0.03
+        assert min(gain for size, gain in gains if size > AUTO["cpu"]) < 0.03
+
+
+def test_committed_errors_of_every_are_measured_on_a_trained_model():
+    data = json.loads((ROOT / "demos" / "benchmarks" / "stg_every.json").read_text(encoding="utf-8"))
+    trained, *others = data["models"]
+    assert trained["trained"] and not any(entry["trained"] for entry in others)
+    assert len(data["models"]) >= 4
+    for entry in data["models"]:
+        rows = entry["variants"]
+        assert rows["every_1"]["latents"] == [0.0] * entry["clips"], "every=1 is exact"
+        assert (
+            rows["every_1"]["blocks_to_plain"] > rows["every_2"]["blocks_to_plain"] > rows["every_4"]["blocks_to_plain"]
+        )
+        assert len(rows["every_2"]["direction"]) == entry["clips"]
+        assert all(error > 0 for error in rows["every_2"]["direction"] + rows["every_2"]["latents"])
