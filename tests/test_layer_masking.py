@@ -1,6 +1,7 @@
 """Layer masking: parity with the published code, the laws, bad input, and no trace left."""
 
 import copy
+import json
 import pickle
 import threading
 from pathlib import Path
@@ -17,14 +18,15 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from skipguide.errors import SkipError
 from skipguide.vision import LayerMask, masked_forward
 from skipguide.vision.layer_masking import BASELINES, FILLS, mask_of
-from skipguide.vision.layer_masking.fill import fill, fill_weights
+from skipguide.vision.layer_masking.fill import fill, fill_frame, fill_weights
 from skipguide.vision.layer_masking.geometry import Window
 from skipguide.vision.layer_masking.layer_mask import _TRACES
-from skipguide.vision.layer_masking.masks import whole
+from skipguide.vision.layer_masking.masks import grow, rectangle_of, whole, windows
 from skipguide.vision.layer_masking.morphology import Morphology
 from skipguide.vision.layer_masking.plan import prepare
 from skipguide.vision.layer_masking.run import run_window
 
+ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "layer_masking"
 VARIANTS = {"lm": "neighbours", "nopad": "zeros", "pconv": "partial"}
 
@@ -451,6 +453,80 @@ def test_a_model_that_decides_by_value(images, keep):
                 torch.testing.assert_close(model(some), model(some, dense=True), rtol=1e-5, atol=1e-6)
             assert applied.stats.planned <= 2  # at most the dense form
             assert torch.equal(model(some), model(some.masked_fill(~masks, float("nan"))))
+
+
+# --- what masks are made of, against torch's own poolings
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31))
+def test_windows_of_masks_are_poolings(seed):
+    g = torch.Generator().manual_seed(seed)
+
+    def some(low, high, count=2):
+        return tuple(int(v) for v in torch.randint(low, high, (count,), generator=g))
+
+    kernel, stride, dilation = some(1, 6), some(1, 4), some(1, 3)
+    size = [k * d + e for k, d, e in zip(kernel, dilation, some(0, 9), strict=True)]
+    mask = torch.rand(2, 1, *size, generator=g) > 0.7
+    wanted = F.max_pool2d(mask.float(), kernel, stride, 0, dilation) > 0
+    assert torch.equal(windows(mask, kernel, stride, dilation), wanted)
+    by = some(0, 4, 1)[0]
+    assert torch.equal(grow(mask, by), F.max_pool2d(mask.float(), 2 * by + 1, 1, by) > 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31))
+def test_a_rectangle_is_filled_from_its_frame(seed):
+    g = torch.Generator().manual_seed(seed)
+    height, width = (int(v) for v in torch.randint(1, 6, (2,), generator=g))
+    pads = [int(v) for v in torch.randint(0, 5, (4,), generator=g)]
+    x = torch.randn(2, 3, height, width, generator=g)
+    around = (pads[2], pads[3], pads[0], pads[1])
+    mask = F.pad(torch.ones(1, 1, height, width, dtype=torch.bool), around)
+    seen = (pads[0], pads[0] + height, pads[2], pads[2] + width)
+    assert rectangle_of(mask) == seen
+    weights = fill_weights(mask, 3)
+    torch.testing.assert_close(fill_frame(x, pads, weights), fill(F.pad(x, around), weights), rtol=1e-5, atol=1e-6)
+    holed = mask.clone()
+    holed[..., seen[0] + height // 2, seen[2] + width // 2] = False
+    if height > 2 and width > 2:
+        assert rectangle_of(holed) is None
+    assert rectangle_of(torch.zeros_like(mask)) is None
+
+
+@torch.no_grad()
+def test_equal_masks_share_a_plan_and_changed_ones_do_not(model, images, keep):
+    forward = masked_forward(model)
+    forward(keep, images)
+    first = forward(keep, images)
+    plan = forward.masker._plan[2]
+    assert torch.equal(forward(keep.clone(), images), first) and forward.masker._plan[2] is plan
+    mask = keep.clone()
+    with LayerMask(mask).apply(model):
+        assert torch.equal(model(images), first)
+        mask[0] = ~mask[0]  # in place
+        torch.testing.assert_close(model(images), forward(mask, images), rtol=1e-5, atol=1e-5)
+        assert not torch.equal(model(images)[0], first[0])
+
+
+def test_committed_bars():
+    """Issue 5's bars hold in the committed measurement, the plan made in the same call."""
+    path = ROOT / "demos" / "benchmarks" / "layer_masking.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert set(result["bars"]) == {
+        f"{name} with its plan"
+        for name in (
+            "half_of_14x14_patches",
+            "half_of_7x7_patches",
+            "box_51_percent_centre",
+            "box_51_percent_corner",
+        )
+    }
+    for name, bar in result["bars"].items():
+        assert bar["median"] == result["ratio_to_plain"][name]["median"]
+        assert bar["at_most"] == (1.25 if "patches" in name else 0.75)
+        assert bar["passed"] and bar["median"] <= bar["at_most"], name
 
 
 # --- painted baselines

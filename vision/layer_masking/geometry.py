@@ -6,7 +6,8 @@ Masks are bool `[R, 1, H, W]`, R = rows of the batch, or 1 for all of them. Noth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -29,6 +30,11 @@ class Op:
     name: str
     inputs: tuple[int, ...]
 
+    @cached_property
+    def kind_of(self) -> tuple[object, ...]:
+        """Everything but torch's name and who it takes: operations of one kind are run alike on the same masks."""
+        return (type(self), *(getattr(self, f.name) for f in fields(self) if f.name not in ("name", "inputs")))
+
     def mask(self, masks: Sequence[Tensor]) -> Tensor | None:
         """What is known after it; None if positions are gone."""
         known = masks[0]
@@ -40,7 +46,7 @@ class Op:
         """The positions of its input that it reads for the needed outputs, hidden ones too."""
         return torch.ones_like(mask)
 
-    @property
+    @cached_property
     def rounds(self) -> int:
         """Rounds of fill that are always enough."""
         return 0
@@ -77,12 +83,12 @@ class Window(Op):
     positive: bool = False
     padded: bool = False
 
-    @property
+    @cached_property
     def span(self) -> Pair:
         """Positions from the first to the last that a window reads."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))  # type: ignore[return-value]
 
-    @property
+    @cached_property
     def rounds(self) -> int:
         """One ring less than the window is wide."""
         return max(self.span) - 1 if self.kind == "conv" and not self.padded else 0
@@ -154,7 +160,7 @@ class Pad(Op):
     value: float = 0.0
     widest: int = 1
 
-    @property
+    @cached_property
     def rounds(self) -> int:
         """Enough for the model's widest window."""
         return self.widest - 1

@@ -219,7 +219,7 @@ class Masker:
         trace = traces.get(key)
         if trace is not None and not trace.dynamic:
             plan = self._plan_for(trace, keep, images)
-            run = MaskedRun(plan.masks[0], self.fill, plan, self._widest())  # type: ignore[arg-type]
+            run = MaskedRun(plan.masks[0], self.fill, plan, trace.widest)  # type: ignore[arg-type]
             try:
                 output = self._watched(run, call, images, args, kwargs)
             except ChangedError:

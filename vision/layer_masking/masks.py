@@ -65,6 +65,19 @@ def grow(mask: Tensor, by: int = 1) -> Tensor:
     return windows(padded(mask, (by, by, by, by)), (2 * by + 1, 2 * by + 1)) if by else mask
 
 
+def span(line: Tensor) -> Pair:
+    """First and one past the last of what is True on a line; one position if nothing is."""
+    places = line.nonzero()
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 1)
+
+
+def rectangle_of(mask: Tensor) -> Box | None:
+    """The visible positions if they are one rectangle, the same in all rows; else None."""
+    seen = mask.amax((0, 1))
+    box = (*span(seen.amax(1)), *span(seen.amax(0)))
+    return box if bool(mask[..., box[0] : box[1], box[2] : box[3]].all()) else None
+
+
 def move(x: Tensor, source: Box, target: Box, value: float = 0.0) -> Tensor:
     """The values of `target` from a tensor that holds `source`; `value` where it holds none."""
     if source == target:

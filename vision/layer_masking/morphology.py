@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from skipguide.vision.layer_masking.fill import fill_weights
 from skipguide.vision.layer_masking.geometry import Op, Pointwise, Window
-from skipguide.vision.layer_masking.masks import Box, grow, move, whole
+from skipguide.vision.layer_masking.masks import Box, grow, move, rectangle_of, whole
 
 
 @dataclass
@@ -20,17 +21,22 @@ class Morphology:
     memo: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict)
     wider: set[tuple[int, int]] = field(default_factory=set)
     lists: dict[tuple[object, ...], list[Tensor]] = field(default_factory=dict)
+    actions: dict[tuple[object, ...], Any] = field(default_factory=dict)
+    rectangles: dict[int, Box | None] = field(default_factory=dict)
     kept: list[object] = field(default_factory=list)
 
     def mask(self, op: Op, masks: Sequence[Tensor]) -> Tensor | None:
         """`op.mask`, once for equal questions."""
+        first = masks[0]
+        if isinstance(op, Pointwise) and all(mask is first for mask in masks):
+            return first
         ids = tuple(dict.fromkeys(id(mask) for mask in masks))
         if len(ids) > 1:  # a mask that another is contained in does not change their intersection
             masks = [m for m in masks if not any(other != id(m) and (other, id(m)) in self.wider for other in ids)]
             masks = list({id(m): m for m in masks}.values())
         if isinstance(op, Pointwise) and len({id(m) for m in masks}) == 1:
             return masks[0]
-        key = (*(id(m) for m in masks), _shape(op))
+        key = (*(id(m) for m in masks), op.kind_of)
         if key not in self.memo:
             self.memo[key] = after = op.mask(masks)
             self.kept += [*masks, after]
@@ -76,8 +82,11 @@ class Morphology:
             self.kept.append(mask)
         return self.lists[key][0]
 
-
-def _shape(op: Op) -> tuple[object, ...]:
-    """What of an operation matters to masks: everything but who it takes."""
-    left_out = ("inputs", "name", "positive", "padded")
-    return (type(op), *(value for name, value in vars(op).items() if name not in left_out))
+    def rectangle(self, mask: Tensor) -> Box | None:
+        """The visible positions if they are one rectangle, in all rows. A GPU is not asked: it would be waited for."""
+        if mask.is_cuda:
+            return None
+        if id(mask) not in self.rectangles:
+            self.rectangles[id(mask)] = rectangle_of(mask)
+            self.kept.append(mask)
+        return self.rectangles[id(mask)]

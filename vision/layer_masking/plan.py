@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipguide.vision.layer_masking.geometry import Adaptive, Leave, Op, Pad, Pointwise, Reduce, Window
-from skipguide.vision.layer_masking.masks import Box, grow, join, meet, move, padded, whole
+from skipguide.vision.layer_masking.masks import Box, grow, join, meet, move, padded, span, whole
 from skipguide.vision.layer_masking.morphology import Morphology
 
+ALIGNED = 4  # positions: matrix products of the CPU's library lose an eighth where rows start at odd places
+WORTH_ALIGNING = 1.025  # of the positions
 WORTH_CROPPING = 0.9  # of the positions; cutting costs copies
 
 
@@ -30,12 +32,14 @@ class Trace:
         outputs: the activations that the model returns with their positions.
         fixed: why no box can be cut out of the activations, or "".
         dynamic: why the operations may differ from call to call, or "".
+        widest: the model's widest window.
     """
 
     ops: tuple[Op, ...]
     outputs: tuple[int, ...] = ()
     fixed: str = ""
     dynamic: str = ""
+    widest: int = 1
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Action:
         work: the region plus what its fill reads; None: the region.
         part: the mask there, if something hidden is read.
         weights: of the fill's rounds.
+        frame: the visible positions, if they are a rectangle: all that is read, and only around them is filled.
         scale: for averages.
         after: the mask of the output, where hidden positions have to be set to 0.
     """
@@ -57,6 +62,7 @@ class Action:
     work: Box | None = None
     part: Tensor | None = None
     weights: Sequence[Tensor] = ()
+    frame: Box | None = None
     scale: Tensor | None = None
     after: Tensor | None = None
 
@@ -104,10 +110,10 @@ def make_plan(trace: Trace, keep: Tensor, dtype: torch.dtype, how: str = "neighb
         boxes = list(full)
     else:
         boxes = _flow(trace, boxes)
-        share = _share(trace, boxes, masks)
-        if share > WORTH_CROPPING:
-            boxes = list(full)
-    plan = Plan(trace, masks, boxes, [], rounds, _share(trace, boxes, masks), shapes)
+    share = _share(trace, boxes, masks)
+    if share > WORTH_CROPPING:
+        boxes, share = list(full), 1.0
+    plan = Plan(trace, masks, boxes, [], rounds, share, shapes)
     for number, op in enumerate(trace.ops):
         plan.actions.append(
             prepare(
@@ -149,7 +155,7 @@ def _needs(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tensor | None
                 reads = need
             else:
                 # operations of a stage ask the same question: same geometry, same masks
-                key = (_geometry(op), id(mask), id(need))
+                key = (op.kind_of, id(mask), id(need))
                 if key not in memo:
                     reach = op.reach(need, mask)
                     memo[key] = (reach, _filled_from(op, reach, mask))
@@ -164,10 +170,6 @@ def _needs(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tensor | None
 def _filled(op: Op) -> bool:
     """Whether a convolution's input was filled when it was padded."""
     return isinstance(op, Window) and op.kind == "conv" and op.padded
-
-
-def _geometry(op: Op) -> tuple[object, ...]:
-    return (type(op), *(v for k, v in vars(op).items() if k not in ("inputs", "name", "positive")))
 
 
 def _filled_from(op: Op, reach: Tensor, mask: Tensor) -> Tensor:
@@ -213,7 +215,7 @@ def _settle(
     answers = torch.cat(asked).cpu().split([len(a) for a in asked]) if asked else ()
     truth = {key: bool(a) for key, a in zip(flags, answers, strict=False)}
     spans = iter(answers[len(flags) :])
-    boxes = {key: (*_span(next(spans)), *_span(next(spans))) for key in lines}
+    boxes = {key: (*span(next(spans)), *span(next(spans))) for key in lines}
     rounds = []
     for op, keys in zip(trace.ops, wanted, strict=True):
         open_ = [truth[key] for key in keys]
@@ -224,14 +226,24 @@ def _settle(
             rounds.append(next((step for step, missing in enumerate(open_) if not missing), steps))
     found: list[Box | None] = []
     for seen, need in zip(masks, needs, strict=True):
-        found.append(None if seen is None else whole(seen) if need is None else boxes[id(need)])
+        found.append(None if seen is None else whole(seen) if need is None else aligned(boxes[id(need)], whole(seen)))
     return rounds, found
 
 
-def _span(line: Tensor) -> tuple[int, int]:
-    """First and one past the last; one position if there is none."""
-    where = line.nonzero()
-    return (int(where[0]), int(where[-1]) + 1) if len(where) else (0, 1)
+def aligned(box: Box, bounds: Box) -> Box:
+    """The box, wider by so little that its positions are a multiple of what the CPU likes; itself if that costs much.
+
+    Example:
+        >>> aligned((7, 50, 7, 50), (0, 56, 0, 56)), aligned((2, 13, 2, 13), (0, 14, 0, 14))
+        ((7, 50, 7, 51), (2, 13, 2, 13))
+    """
+    top, bottom, left, right = box
+    height, width = bottom - top, right - left
+    wide = next((w for w in range(width, width + ALIGNED) if height * w % ALIGNED == 0), width)
+    if wide == width or wide > WORTH_ALIGNING * width or wide > bounds[3] - bounds[2]:
+        return box
+    right = min(left + wide, bounds[3])
+    return top, bottom, right - wide, right
 
 
 def _flow(trace: Trace, wanted: list[Box | None]) -> list[Box | None]:
@@ -268,12 +280,30 @@ def prepare(
     how: str,
     shapes: Morphology,
 ) -> Action:
-    """How to run an operation; `rounds` -1: it reads nothing hidden."""
-    mask, source = masks[0], inputs[0]
-    assert source is not None
+    """How to run an operation; `rounds` -1: it reads nothing hidden. Equal ones share the answer."""
     if isinstance(op, Pointwise):
         assert box is not None
         return Action(box)
+    key = (op.kind_of, id(masks[0]), id(after), inputs[0], box, rounds, dtype, how)
+    if key not in shapes.actions:
+        shapes.actions[key] = _prepared(op, masks[0], after, inputs[0], box, rounds, dtype, how, shapes)
+        shapes.kept += [masks[0], after]
+    action: Action = shapes.actions[key]
+    return action
+
+
+def _prepared(
+    op: Op,
+    mask: Tensor,
+    after: Tensor | None,
+    source: Box | None,
+    box: Box | None,
+    rounds: int,
+    dtype: torch.dtype,
+    how: str,
+    shapes: Morphology,
+) -> Action:
+    assert source is not None
     if isinstance(op, Reduce | Leave):
         action = Action(source)
         # `Leave` may be cut only if nothing is: a feature per position
@@ -318,6 +348,9 @@ def prepare(
     action.work = work
     if not _filled(op):
         action.part = shapes.part(mask, work, dtype)
+        rectangle = shapes.rectangle(mask) if isinstance(op, Window) and region is not None else None
+        if rectangle is not None and meet(rectangle, source) == meet(rectangle, work) == rectangle:
+            action.frame = rectangle
     if isinstance(op, Window) and op.kind == "avg":
         action.scale = _average(op, mask, box, dtype)
     elif isinstance(op, Window) and op.kind == "max" and not op.positive:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from skipguide.errors import SkipError
-from skipguide.vision.layer_masking.fill import fill
+from skipguide.vision.layer_masking.fill import fill, fill_frame
 from skipguide.vision.layer_masking.geometry import Adaptive, Leave, Op, Pad, Pointwise, Reduce, Window
 from skipguide.vision.layer_masking.masks import Box, move, whole
 from skipguide.vision.layer_masking.morphology import Morphology
@@ -123,7 +123,7 @@ class MaskedRun(TorchFunctionMode):
 
     def trace(self) -> Trace:
         """What was recorded."""
-        return Trace(tuple(self.ops), tuple(self.outputs), self.fixed, self.dynamic)
+        return Trace(tuple(self.ops), tuple(self.outputs), self.fixed, self.dynamic, self.widest)
 
     def mask(self, number: int) -> Tensor:
         """What is known of an activation."""
@@ -279,6 +279,14 @@ def run_window(
     low = torch.finfo(x.dtype).min if op.kind == "max" and not op.positive else 0.0
     if action.part is None:
         out = plain(x) if region is None else bare(move(x, source, region, low))
+    elif action.frame is not None:
+        assert region is not None
+        seen = action.frame
+        over = (seen[0] - work[0], work[1] - seen[1], seen[2] - work[2], work[3] - seen[3])
+        x = move(x, source, seen)
+        if action.weights:
+            x, seen = fill_frame(x, over, [cast(w, x) for w in action.weights]), work
+        out = bare(move(x, seen, region, low))
     else:
         x = move(x, source, work)
         part = cast(action.part, x)
