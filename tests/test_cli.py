@@ -660,11 +660,9 @@ def test_describe_marks_the_preset(tmp_path, capsys):
 
 
 def test_describe_says_what_it_saw_in_a_model_it_does_not_know(tmp_path, capsys):
-    from diffusers import DiTTransformer2DModel
+    from diffusers import PriorTransformer
 
-    DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, num_layers=3, sample_size=8).save_config(
-        tmp_path
-    )
+    PriorTransformer(num_attention_heads=2, attention_head_dim=8, num_layers=3, embedding_dim=8).save_config(tmp_path)
     one_line(capsys, 2, "transformer_blocks (3 x BasicTransformerBlock)", "describe", str(tmp_path))
 
 

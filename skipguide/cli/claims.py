@@ -31,7 +31,8 @@ class Claims:
     """The claims on one folder's files.
 
     Example:
-        >>> claims = Claims(getfixture("tmp_path"))
+        >>> import tempfile
+        >>> claims = Claims(Path(tempfile.mkdtemp()))
         >>> with claims.claim("00001") as mine:
         ...     mine
         True
