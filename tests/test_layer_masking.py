@@ -24,7 +24,7 @@ from skipguide.vision.layer_masking.layer_mask import _TRACES
 from skipguide.vision.layer_masking.masks import grow, rectangle_of, whole, windows
 from skipguide.vision.layer_masking.morphology import Morphology
 from skipguide.vision.layer_masking.plan import prepare
-from skipguide.vision.layer_masking.run import run_window
+from skipguide.vision.layer_masking.rules.windows import run_window
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "layer_masking"

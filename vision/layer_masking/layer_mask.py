@@ -17,7 +17,8 @@ from skipguide.errors import SkipError
 from skipguide.gate import Call, Gate, gate_of
 from skipguide.vision.layer_masking.baselines import BASELINES, PixelScale, painted, pixel_scale
 from skipguide.vision.layer_masking.plan import Plan, Trace, make_plan
-from skipguide.vision.layer_masking.run import TAG, ChangedError, MaskedRun, spot_of
+from skipguide.vision.layer_masking.run import ChangedError, MaskedRun
+from skipguide.vision.layer_masking.spot import TAG, spot_of
 from skipguide.vision.layer_masking.tokens import run_tokens, tokens_of
 
 logger = logging.getLogger(__name__)

@@ -7,57 +7,25 @@ with the plan if there is one, and is run as the plan says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from skipguide.errors import SkipError
-from skipguide.vision.layer_masking.fill import fill, fill_frame
-from skipguide.vision.layer_masking.geometry import Adaptive, Leave, Op, Pad, Pointwise, Reduce, Window
+from skipguide.vision.layer_masking.geometry import Op, Pointwise
 from skipguide.vision.layer_masking.masks import Box, move, whole
 from skipguide.vision.layer_masking.morphology import Morphology
 from skipguide.vision.layer_masking.plan import Action, Plan, Trace, prepare
-
-TAG = "_skipguide_spot"
+from skipguide.vision.layer_masking.rules import apply_rule
+from skipguide.vision.layer_masking.rules.names import name_of, where
+from skipguide.vision.layer_masking.spot import TAG, Spot, laid, spot_of, tensors_in
 
 
 class ChangedError(Exception):
     """The model did something else than in the pass that was traced."""
-
-
-class Spot:
-    """What is known of a tensor: which activation it is (None: no positions), and where its positions are."""
-
-    __slots__ = ("dims", "number", "padded", "positive", "run")
-
-    def __init__(
-        self,
-        run: MaskedRun,
-        number: int | None,
-        dims: tuple[int, int] = (-2, -1),
-        positive: bool = False,
-        padded: bool = False,
-    ) -> None:
-        self.run, self.number, self.dims, self.positive, self.padded = run, number, dims, positive, padded
-
-
-def spot_of(value: object) -> Spot | None:
-    """The spot of a tensor, if it has one."""
-    return getattr(value, TAG, None) if isinstance(value, Tensor) else None
-
-
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """The tensors among arguments, also in lists and tuples."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from tensors_in(value)
 
 
 class MaskedRun(TorchFunctionMode):
@@ -106,7 +74,7 @@ class MaskedRun(TorchFunctionMode):
             self.outputs.append(spot.number)
             mask, box = self.mask(spot.number), self.boxes[spot.number]
             assert box is not None
-            part = _laid(self.shapes.part(mask, box, output.dtype), spot.dims, output.ndim)
+            part = laid(self.shapes.part(mask, box, output.dtype), spot.dims, output.ndim)
             output = output * part
             if box == whole(mask):
                 return output
@@ -137,8 +105,6 @@ class MaskedRun(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """See one operation."""
-        from skipguide.vision.layer_masking.rules import apply_rule
-
         kwargs = {} if kwargs is None else kwargs
         placed: list[Tensor] = []
         free = False
@@ -169,7 +135,7 @@ class MaskedRun(TorchFunctionMode):
         if getattr(func, "__name__", "") in ("__get__", "size", "dim", "__set__", "__len__"):
             return
         raise SkipError(
-            f"layer masking cannot follow the model: {name_of(func)}{where(self)} takes a tensor "
+            f"layer masking cannot follow the model: {name_of(func)}{where()} takes a tensor "
             f"{tuple(tensor.shape)} that no operation of torch made here (a custom autograd function, a compiled or "
             f"scripted part). Use the model without it"
         )
@@ -219,98 +185,4 @@ class MaskedRun(TorchFunctionMode):
         return out
 
 
-def name_of(func: Callable[..., Any]) -> str:
-    """A function's name without the signs of operators and in-place forms."""
-    name = getattr(func, "__name__", type(func).__name__)
-    if name.startswith("__") and name.endswith("__"):
-        return name.strip("_")
-    return name.rstrip("_")
-
-
-def where(run: MaskedRun) -> str:
-    """The module that is running, found on the call stack; for messages."""
-    import sys
-
-    from torch import nn
-
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module):
-            return f" in {type(owner).__name__}"
-        frame = frame.f_back
-    return ""
-
-
-def _laid(part: Tensor, dims: tuple[int, int], ndim: int) -> Tensor:
-    """A `[R, 1, H, W]` map in the layout of an activation."""
-    if ndim == 4:
-        return part if dims == (-2, -1) else part.movedim((-2, -1), dims)
-    if ndim == 3 and dims == (-2, -1):
-        return part[:, 0]
-    raise SkipError(f"expected activations [N, C, H, W]; got {ndim} dimensions")
-
-
-laid = _laid
-
-
-def cast(x: Tensor, like: Tensor) -> Tensor:
-    """In the activation's precision."""
-    return x if x.dtype == like.dtype else x.to(like.dtype)
-
-
-def hidden_zero(x: Tensor, action: Action, spot: Spot) -> Tensor:
-    """The activation with 0 where hidden, on what the action reads."""
-    return x if action.part is None else x * cast(_laid(action.part, spot.dims, x.ndim), x)
-
-
-def run_window(
-    op: Window,
-    action: Action,
-    x: Tensor,
-    source: Box,
-    plain: Callable[[Tensor], Tensor],
-    bare: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """A convolution or pooling: `plain` with the model's own padding, `bare` without any."""
-    region, work = action.region, action.work
-    assert work is not None
-    # what is hidden loses a maximum
-    low = torch.finfo(x.dtype).min if op.kind == "max" and not op.positive else 0.0
-    if action.part is None:
-        out = plain(x) if region is None else bare(move(x, source, region, low))
-    elif action.frame is not None:
-        assert region is not None
-        seen = action.frame
-        over = (seen[0] - work[0], work[1] - seen[1], seen[2] - work[2], work[3] - seen[3])
-        x = move(x, source, seen)
-        if action.weights:
-            x, seen = fill_frame(x, over, [cast(w, x) for w in action.weights]), work
-        out = bare(move(x, seen, region, low))
-    else:
-        x = move(x, source, work)
-        part = cast(action.part, x)
-        x = x * part if low == 0 else x.masked_fill(part == 0, low)
-        x = fill(x, [cast(w, x) for w in action.weights])
-        out = plain(x) if region is None else bare(move(x, work, region))
-    if action.scale is not None:
-        out = out * cast(action.scale, out)
-    if action.after is not None:
-        out = out.masked_fill(action.after == 0, 0.0)
-    return out
-
-
-def run_pad(op: Pad, action: Action, x: Tensor, source: Box) -> Tensor:
-    """`F.pad` of the filled activation."""
-    work = action.work
-    assert work is not None
-    x = move(x, source, work)
-    if action.part is not None:
-        x = fill(x * cast(action.part, x), [cast(w, x) for w in action.weights])
-    if action.region is not None:
-        return move(x, work, action.region, op.value)
-    padded = F.pad(x, op.amounts, mode=op.mode, **({"value": op.value} if op.mode == "constant" else {}))
-    return move(padded, (0, padded.shape[-2], 0, padded.shape[-1]), action.box)
-
-
-__all__ = ["Adaptive", "ChangedError", "Leave", "MaskedRun", "Reduce", "Spot", "spot_of"]
+__all__ = ["ChangedError", "MaskedRun"]

@@ -1,0 +1,157 @@
+"""Windows: convolutions, poolings and paddings, which read the filled activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skipguide.errors import SkipError
+from skipguide.vision.layer_masking.fill import fill, fill_frame
+from skipguide.vision.layer_masking.geometry import Pad, Window
+from skipguide.vision.layer_masking.masks import Box, move
+from skipguide.vision.layer_masking.plan import Action
+from skipguide.vision.layer_masking.rules.arguments import Arguments, Rule, map_at, pair_of
+from skipguide.vision.layer_masking.spot import cast, number_of
+
+if TYPE_CHECKING:
+    from skipguide.vision.layer_masking.run import MaskedRun
+
+
+def conv2d(
+    run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
+) -> Tensor:
+    """A convolution: of the filled activation."""
+    given = dict(
+        zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), args, strict=False)
+    ) | dict(kwargs)
+    x, weight, bias = given["input"], given["weight"], given.get("bias")
+    spot = map_at(x, name)
+    stride, dilation = pair_of(given.get("stride", 1)), pair_of(given.get("dilation", 1))
+    kernel = (weight.shape[-2], weight.shape[-1])
+    padding = given.get("padding", 0)
+    if padding == "same":
+        total = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
+        pads = (total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2)
+    else:
+        vertical, horizontal = (0, 0) if padding == "valid" else pair_of(padding)
+        pads = (vertical, vertical, horizontal, horizontal)
+    op = Window(name, (number_of(x),), "conv", kernel, stride, pads, dilation, padded=spot.padded)
+    action = run.emit(op)
+    groups = given.get("groups", 1)
+    source = run.boxes[op.inputs[0]]
+    assert source is not None
+    out = run_window(
+        op, action, x, source,
+        lambda v: func(v, weight, bias, stride, padding, dilation, groups),
+        lambda v: func(v, weight, bias, stride, 0, dilation, groups),
+    )  # fmt: skip
+    return run.tag(out, spot)
+
+
+def pooling(kind: str) -> Rule:
+    """The maximum or the average of what is visible in a window."""
+    names = {
+        "max": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+        "avg": ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    }[kind]
+
+    def rule(
+        run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
+    ) -> Tensor:
+        given = dict(zip(names, args, strict=False)) | dict(kwargs)
+        x = given.pop("input")
+        spot = map_at(x, name)
+        if given.get("return_indices") or given.get("divisor_override"):
+            raise SkipError(f"layer masking does not know {name} with return_indices or divisor_override")
+        if spot.padded and kind == "avg":
+            raise SkipError(f"layer masking does not know {name} after a padding of its own")
+        kernel = pair_of(given["kernel_size"])
+        stride = pair_of(given["stride"]) if given.get("stride") else kernel
+        vertical, horizontal = pair_of(given.get("padding", 0))
+        op = Window(
+            name, (number_of(x),), "max" if kind == "max" else "avg", kernel, stride,
+            (vertical, vertical, horizontal, horizontal), pair_of(given.get("dilation", 1)),
+            bool(given.get("ceil_mode", False)), bool(given.get("count_include_pad", True)), spot.positive,
+        )  # fmt: skip
+        action = run.emit(op)
+        source = run.boxes[op.inputs[0]]
+        assert source is not None
+        if kind == "max":
+            bare: Callable[[Tensor], Tensor] = lambda v: F.max_pool2d(v, kernel, stride, 0, op.dilation)  # noqa: E731
+        else:
+            bare = lambda v: F.avg_pool2d(v, kernel, stride)  # noqa: E731
+        out = run_window(op, action, x, source, lambda v: func(v, **given), bare)
+        return run.tag(out, spot, positive=spot.positive)
+
+    return rule
+
+
+def pad(
+    run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
+) -> Tensor:
+    """`F.pad` of the last two dimensions."""
+    given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | dict(kwargs)
+    x, mode = given["input"], given.get("mode", "constant")
+    spot = map_at(x, name)
+    amounts = tuple(int(a) for a in given["pad"])
+    if len(amounts) != 4 or mode not in ("constant", "reflect", "replicate", "circular") or min(amounts) < 0:
+        raise SkipError(f"layer masking does not know {name} of {amounts} in mode {mode!r}")
+    value = given.get("value")
+    op = Pad(name, (number_of(x),), amounts, mode, float(value or 0.0), run.widest)
+    action = run.emit(op)
+    source = run.boxes[op.inputs[0]]
+    assert source is not None
+    return run.tag(run_pad(op, action, x, source), spot, positive=spot.positive, padded=True)
+
+
+def run_window(
+    op: Window,
+    action: Action,
+    x: Tensor,
+    source: Box,
+    plain: Callable[[Tensor], Tensor],
+    bare: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """A convolution or pooling: `plain` with the model's own padding, `bare` without any."""
+    region, work = action.region, action.work
+    assert work is not None
+    # what is hidden loses a maximum
+    low = torch.finfo(x.dtype).min if op.kind == "max" and not op.positive else 0.0
+    if action.part is None:
+        out = plain(x) if region is None else bare(move(x, source, region, low))
+    elif action.frame is not None:
+        assert region is not None
+        seen = action.frame
+        over = (seen[0] - work[0], work[1] - seen[1], seen[2] - work[2], work[3] - seen[3])
+        x = move(x, source, seen)
+        if action.weights:
+            x, seen = fill_frame(x, over, [cast(w, x) for w in action.weights]), work
+        out = bare(move(x, seen, region, low))
+    else:
+        x = move(x, source, work)
+        part = cast(action.part, x)
+        x = x * part if low == 0 else x.masked_fill(part == 0, low)
+        x = fill(x, [cast(w, x) for w in action.weights])
+        out = plain(x) if region is None else bare(move(x, work, region))
+    if action.scale is not None:
+        out = out * cast(action.scale, out)
+    if action.after is not None:
+        out = out.masked_fill(action.after == 0, 0.0)
+    return out
+
+
+def run_pad(op: Pad, action: Action, x: Tensor, source: Box) -> Tensor:
+    """`F.pad` of the filled activation."""
+    work = action.work
+    assert work is not None
+    x = move(x, source, work)
+    if action.part is not None:
+        x = fill(x * cast(action.part, x), [cast(w, x) for w in action.weights])
+    if action.region is not None:
+        return move(x, work, action.region, op.value)
+    padded = F.pad(x, op.amounts, mode=op.mode, **({"value": op.value} if op.mode == "constant" else {}))
+    return move(padded, (0, padded.shape[-2], 0, padded.shape[-1]), action.box)
