@@ -58,7 +58,9 @@ class _Listener:
         if self.run.step not in chosen_steps(self.run.steps, self.levels):
             return call(*args, **kwargs)
         batch = batch_size(args, kwargs)
-        rows = slice(batch // 2, batch) if branch == "both" else slice(0, batch)
+        halves = [slice(0, batch // 2), slice(batch // 2, batch)]
+        other, rows = halves[::-1] if self.spec.cond_first else halves
+        rows = rows if branch == "both" else slice(0, batch)
         out: Any = None
         skipped: dict[Key, Tensor] = {}
         for part in _chunks(self.keys, AT_ONCE):
@@ -70,7 +72,7 @@ class _Listener:
         c = first(out)[rows]
         self.waiting = c, skipped, grid_of(self.spec, kwargs, c)
         if branch == "both":
-            self.settle(first(out)[: batch // 2])
+            self.settle(first(out)[other])
         elif branch == "only":
             self.settle(None)
         return out

@@ -34,6 +34,26 @@ def is_called_by(pipe: Any, model: nn.Module) -> bool:
     return True
 
 
+def read(pipe: Any, name: str) -> Any:
+    """What the running call of a pipeline knows by a name; None if it does not know it.
+
+    Args:
+        pipe: the pipeline.
+        name: an attribute, or `"call.NAME"`, a variable of its `__call__`; `"!"` before it negates.
+    """
+    if name.startswith("!"):
+        return not read(pipe, name[1:])
+    if not name.startswith("call."):
+        return getattr(pipe, name, None)
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        known = frame.f_locals
+        if frame.f_code.co_name == "__call__" and known.get("self") is pipe:
+            return known.get(name.removeprefix("call."))
+        frame = frame.f_back
+    return None
+
+
 def _drives(who: Any, model: nn.Module) -> bool:
     """Whether this is a pipeline (it has a scheduler) with the model among its components."""
     components = getattr(who, "__dict__", {})

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from skipguide import guidance
 from skipguide.errors import SkipError
+from skipguide.pipelines.caller import read
 from skipguide.pipelines.joined import Joined
 from skipguide.pipelines.ledger import GuidanceStats
 from skipguide.pipelines.registry import PipelineSpec
@@ -43,6 +44,11 @@ class Delivery:
         self.stats = stats
         self.joined = Joined() if spec.joined else None
         whole = {"rescale": settings.rescale, "zero_star": settings.zero_star, "apg": settings.apg is not None}
+        if spec.variances and (settings.zero_star or settings.apg is not None or settings.apg_norm is not None):
+            raise SkipError(
+                f"zero_star and apg look at a prediction as a whole, and half of what {type(pipe).__name__}'s denoiser "
+                f"predicts are variances: leave them off"
+            )
         if self.joined is not None and (asked := [name for name, on in whole.items() if on]):
             raise SkipError(
                 f"{' and '.join(asked)} looks at a prediction as a whole, and {type(pipe).__name__} has one for each "
@@ -70,15 +76,17 @@ class Delivery:
     def _pipeline_rescales(self) -> bool:
         if self.spec.cfg == "guider":
             return bool(getattr(self.pipe.guider, "guidance_rescale", 0.0))
-        return any(getattr(self.pipe, name, 0.0) for name in self.spec.rescale.split())
+        return any(name == "always" or read(self.pipe, name) for name in self.spec.rescale.split())
 
     def w(self) -> float | Tensor | None:
         """The CFG scale in force, or None if this call has no second branch or the pipeline does not tell."""
         if self.spec.cfg == "guider":
             guider = self.pipe.guider
             return float(guider.guidance_scale) if guider.num_conditions > 1 else None
+        if self.spec.switch and not read(self.pipe, self.spec.switch):
+            return None
         began = self.run.began if "w" in self.spec.kept else {}
-        values = (began.get(name, getattr(self.pipe, name, None)) for name in self.scales)
+        values = (began[name] if name in began else read(self.pipe, name) for name in self.scales)
         found = next((value for value in values if value is not None), None)
         return found if found is None or isinstance(found, Tensor) else float(found) + self.spec.offset
 
@@ -136,7 +144,11 @@ class Delivery:
         """With the deviation brought towards that of c, if the settings say so."""
         if self.settings.rescale == 0:
             return y
-        return guidance.rescale(y, c, self.settings.rescale, self.settings.rescale_over)
+        amount, over = self.settings.rescale, self.settings.rescale_over
+        if not self.spec.variances:
+            return guidance.rescale(y, c, amount, over)
+        (y, rest), c = y.chunk(2, dim=1), c.chunk(2, dim=1)[0]
+        return torch.cat([guidance.rescale(y, c, amount, over), rest], dim=1)
 
     def scaled(self, u: Tensor, c: Tensor) -> Tensor:
         """The unconditional prediction with CFG-Zero*'s factor, if the settings say so."""

@@ -113,11 +113,20 @@ class Interceptor:
             self.moment = self.recipe.at(run.step, run.steps, sigma)
             if branch == "only" or (branch == "cond" and run.lone_cond):
                 self._refuse_without_cfg()
+            if branch == "both" and self.spec.cond_first:
+                return self._turned(call, args, kwargs)
             return getattr(self, f"_{branch}")(call, args, kwargs)
         except BaseException:
             self.passes.clear()
             self.run.release()
             raise
+
+    def _turned(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call with the rows [cond, uncond], as [uncond, cond] and back."""
+        batch = batch_size(args, kwargs)
+        order = torch.arange(batch).roll(batch // 2)
+        out = self._both(call, *self.passes.rows(args, kwargs, order, batch))
+        return with_first(out, first(out)[order.to(first(out).device)])
 
     def _refuse_without_cfg(self) -> None:
         settings = self.settings

@@ -163,7 +163,7 @@ class Passes:
     def rows(self, args: Any, kwargs: Any, rows: slice | Tensor, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The same call for some rows of the batch."""
         spec = self.bare.map.spec
-        return self._arguments.rows(args, kwargs, rows, batch, spec.shared, spec.listed, spec.folded)
+        return self._arguments.rows(args, kwargs, rows, batch, spec.shared, spec.listed, spec.folded, 0, spec.layered)
 
     def plain(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,14 +14,16 @@ class PipelineSpec:
     Args:
         cfg: `"batched"`: one call with rows [uncond, cond]; `"two_calls"`: a conditional call, then an unconditional
             one; `"named"`: like two calls, told apart by the name of the `cache_context`, and whether there is
-            a second call is not known beforehand; `"repeated"`: the same without names, where a second call within
-            one step of the pipeline (`_current_timestep`) is the unconditional one; `"guider"`: named calls driven by
-            a guider component.
+            a second call is not known beforehand; `"guider"`: named calls driven by a guider component.
         denoisers: pipeline attributes of the denoisers; one or all may be None on a given pipeline.
         scales: for each denoiser, the pipeline attributes to read w from, the first that is not None; `()` where the
-            pipeline keeps it to itself, so that only deliveries that do not need w are possible.
+            pipeline keeps it to itself, so that only deliveries that do not need w are possible. Here and below,
+            `"call.NAME"` is a variable of the pipeline's running `__call__`.
+        switch: attribute or variable that says whether this step has CFG, where the scale alone does not (no negative
+            prompt, truncation); `"!NAME"` says that it has none.
         dynamic: w may change after the forward (CogVideoX's use_dynamic_cfg).
-        rescale: pipeline attribute of its own guidance rescale, if it has one; of several, separated by spaces.
+        rescale: attribute or variable of its own guidance rescale, or of bringing the result to the norm of c, if it
+            has one; of several, separated by spaces; `"always"`.
         layout: how a prediction's dimensions lie: `"bcfhw"`, `"bfchw"`, `"bfhwc"`, `"bchw"`, or packed `"tokens"`.
         kept: what the call decides at its beginning and keeps in a local variable, so that a callback that changes the
             attribute changes nothing: `"w"`, the scale, and `"cfg"`, whether there is CFG.
@@ -30,12 +32,15 @@ class PipelineSpec:
         offset: what w is above the pipeline's scale g: 1 where it computes c + g (c - u).
         joined: where a denoiser predicts several things (video and sound), the attribute with the scale of each.
             Guidance treats them as one prediction; CFG is on if one of the scales says so.
+        cond_first: one call has the rows [cond, uncond].
+        variances: the second half of a prediction's channels are variances, which the pipeline does not use.
         chunked: the pipeline goes through its steps once per chunk of the video, without a new table of timesteps.
     """
 
-    cfg: Literal["batched", "two_calls", "named", "repeated", "guider"]
+    cfg: Literal["batched", "two_calls", "named", "guider"]
     denoisers: tuple[str, ...] = ("transformer",)
     scales: tuple[tuple[str, ...], ...] = (("_guidance_scale",),)
+    switch: str = ""
     dynamic: bool = False
     rescale: str = ""
     kept: tuple[Literal["w", "cfg"], ...] = ()
@@ -43,9 +48,11 @@ class PipelineSpec:
     layout: Literal["bcfhw", "bfchw", "bfhwc", "bchw", "tokens"] = "bcfhw"
     offset: float = 0.0
     joined: tuple[str, ...] = ()
+    cond_first: bool = False
+    variances: bool = False
     chunked: bool = False
 
     def is_passive(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether a denoiser call with these arguments is an extra pass of the pipeline's own."""
         given = (kwargs.get(name) for name in self.passive)
-        return any(len(value) > 0 if hasattr(value, "__len__") else bool(value) for value in given)
+        return any(len(value) > 0 if isinstance(value, Sized) else bool(value) for value in given)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.pipelines.caller import read
 from skipguide.pipelines.registry import PipelineSpec
 
 Branch = Literal["both", "cond", "uncond", "only"]
@@ -24,7 +25,6 @@ class Run:
         steps: how many there are.
         w: the CFG scale when the call began.
         began: the attributes that hold CFG scales, as they were then.
-        moment: the pipeline's `_current_timestep` in this step.
         branches: denoiser calls in this step so far.
         lone_cond: the step before had a conditional call and no unconditional one.
         cond: the conditional prediction of this step, for the unconditional call after it.
@@ -41,7 +41,6 @@ class Run:
     steps: int = 1
     w: float = 0.0
     began: dict[str, Any] = field(default_factory=dict)
-    moment: Any = None
     branches: int = 0
     lone_cond: bool = False
     cond: Tensor | None = None
@@ -91,15 +90,12 @@ class Run:
             fresh = Run(pipe.scheduler.timesteps, w=_largest_scale(pipe, spec) if tells_scale else 0.0)
             for each in fields(self):
                 setattr(self, each.name, getattr(fresh, each.name))
-            self.began = {name: getattr(pipe, name, None) for names in spec.scales for name in names}
+            self.began = {name: read(pipe, name) for names in spec.scales for name in names}
             self.steps = getattr(pipe, "_num_timesteps", None) or len(self.timesteps)
         self.extra = None
-        if spec.cfg == "repeated":
-            branch: Branch = "uncond" if pipe._current_timestep is self.moment and self.branches == 1 else "cond"
-            self.moment = pipe._current_timestep
-        elif not tells_scale:
-            branch = "uncond" if context.endswith("uncond") else "cond"
-        elif not (self.w if "cfg" in spec.kept else _largest_scale(pipe, spec)) > 1:
+        if not tells_scale:
+            branch: Branch = "uncond" if context.endswith("uncond") else "cond"
+        elif not (self._has_scale(pipe, spec) and (not spec.switch or read(pipe, spec.switch))):
             branch = "only"
         elif spec.cfg == "batched":
             branch = "both"
@@ -122,8 +118,13 @@ class Run:
             )
         return branch
 
+    def _has_scale(self, pipe: Any, spec: PipelineSpec) -> bool:
+        """Whether the scale in force says that there is CFG."""
+        return (self.w if "cfg" in spec.kept else _largest_scale(pipe, spec)) + spec.offset > 1
+
 
 def _largest_scale(pipe: Any, spec: PipelineSpec) -> float:
     """The CFG scale that says whether there is CFG; some pipelines have one per frame, or per modality."""
-    scales = [getattr(pipe, name) for name in spec.joined or ("_guidance_scale",)]
+    found = (value for name in spec.scales[0] if (value := read(pipe, name)) is not None)
+    scales = [getattr(pipe, name) for name in spec.joined] or [next(found, 0.0)]
     return max(float(scale.max() if isinstance(scale, Tensor) else scale) for scale in scales)

@@ -50,11 +50,13 @@ class Arguments:
         listed: tuple[str, ...] = (),
         folded: tuple[str, ...] = (),
         batch: int = 0,
+        layered: tuple[str, ...] = (),
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The same call for some batch rows.
 
         Arguments named in `shared` have no batch dimension; those in `listed` are lists with an entry per row; those
-        in `folded` fold something else into the model's `batch` (0 is `size`) than the first argument does.
+        in `folded` fold something else into the model's `batch` (0 is `size`) than the first argument does; those in
+        `layered` have the batch as their second dimension.
         """
 
         def some(name: str, value: Any) -> Any:
@@ -64,6 +66,8 @@ class Arguments:
                 return value[index] if isinstance(index, slice) else [value[i] for i in index.tolist()]
             if name in folded and isinstance(value, Tensor):
                 return _refold(value, index, size, batch or size)
+            if name in layered and isinstance(value, Tensor):
+                return value[:, index]
             return take_rows(value, index, size)
 
         names = (*self.names, *[""] * len(args))

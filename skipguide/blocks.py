@@ -120,6 +120,7 @@ class ModelSpec:
         shared: the model's arguments that have no batch dimension.
         listed: the model's arguments that are lists with one entry per row of the batch; its prediction is one too.
         folded: the model's arguments that fold more into the batch (a text per frame).
+        layered: the model's arguments whose second dimension is the batch (a text per layer).
     """
 
     stacks: tuple[BlockSpec, ...]
@@ -128,6 +129,7 @@ class ModelSpec:
     listed: tuple[str, ...] = ()
     nested: bool = False
     folded: tuple[str, ...] = ()
+    layered: tuple[str, ...] = ()
 
 
 def argument_names(module: nn.Module) -> tuple[str, ...]:
@@ -342,11 +344,20 @@ def find_blocks(model: nn.Module) -> BlockMap:
         spec = _lookup(model)
     if spec is None:
         raise UnknownBlockError(
-            f"the blocks of {type(model).__name__} are not described. Lists of blocks in it: {_candidates(model)}. "
+            f"the blocks of {type(model).__name__} are not described{_reason(model)}. Lists of blocks in it: "
+            f"{_candidates(model)}. "
             f"Describe them with skipguide.register_blocks({type(model).__name__}, BlockSpec(stack=...)) and run "
             f"skipguide.check(model) on it."
         )
     return BlockMap(model, spec)
+
+
+def _reason(model: nn.Module) -> str:
+    """Why a model of a known library has no description, if that is known."""
+    from skipguide.families_unsupported import UNSUPPORTED_MODELS
+
+    known = (UNSUPPORTED_MODELS.get(cls.__name__) for cls in type(model).__mro__)
+    return next((f" ({reason})" for reason in known if reason is not None), "")
 
 
 def _lookup(model: nn.Module) -> ModelSpec | None:

@@ -88,7 +88,7 @@ IMAGE_JOINT_FAMILIES: dict[str, ModelSpec] = {
     "QwenImageTransformer2DModel": ModelSpec((_QWEN,)),
     "HunyuanImageTransformer2DModel": ModelSpec((_HUNYUAN_IMAGE, _HUNYUAN_IMAGE_SINGLE)),
     "AuraFlowTransformer2DModel": ModelSpec((_AURAFLOW, _AURAFLOW_SINGLE)),
-    "HiDreamImageTransformer2DModel": ModelSpec((_HIDREAM, _HIDREAM_SINGLE)),
+    "HiDreamImageTransformer2DModel": ModelSpec((_HIDREAM, _HIDREAM_SINGLE), layered=("encoder_hidden_states_llama3",)),
     "CogView3PlusTransformer2DModel": ModelSpec((_COGVIEW3,)),
     "CogView4Transformer2DModel": ModelSpec((_COGVIEW4,), shared=ROPE),
     "GlmImageTransformer2DModel": ModelSpec((_COGVIEW4,), shared=ROPE),

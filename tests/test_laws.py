@@ -138,7 +138,7 @@ def test_resume_for_some_rows_equals_to_rounding(family):
     with capture(model, prefix):
         family.run(model, both)
     spec = find_blocks(model).spec
-    _, second = Arguments(model).rows((), both, slice(1, 2), 2, spec.shared, spec.listed, spec.folded)
+    _, second = Arguments(model).rows((), both, slice(1, 2), 2, spec.shared, spec.listed, spec.folded, 0, spec.layered)
     with resume(model, prefix.select(slice(1, 2), 2)):
         out = family.run(model, second)
     torch.testing.assert_close(out, plain[1:], atol=family.slack, rtol=1e-5)
@@ -149,4 +149,5 @@ def test_check_passes_on_every_family(family):
     model = family.build()
     report = check(model)
     assert report.blocks == len(family.block_names) and "residue: none" in str(report)
-    check(model, family.inputs(2))
+    if not family.thin:
+        check(model, family.inputs(2))

@@ -259,7 +259,7 @@ def hidream_inputs(batch=2, seed=0):
         "hidden_states": rows(batch, seed, 4, 8, 8),
         "timesteps": timesteps(batch),
         "encoder_hidden_states_t5": rows(batch, seed + 1, TEXT, 24),
-        "encoder_hidden_states_llama3": [rows(batch, seed + 2 + i, 4, 24) for i in range(2)],
+        "encoder_hidden_states_llama3": torch.stack([rows(batch, seed + 2 + i, 4, 24) for i in range(2)]),
         "pooled_embeds": rows(batch, seed + 4, 12),
     }
 

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from zoo.family import TEXT, Family, prefix_mask, randomise, rows
+from zoo.image_joint import IMAGE_JOINT
+from zoo.image_single import IMAGE_SINGLE
 from zoo.joint import JOINT
 from zoo.one_stream import ONE_STREAM
 
-MODELS: dict[str, Family] = {family.name: family for family in ONE_STREAM + JOINT}
+MODELS: dict[str, Family] = {family.name: family for family in ONE_STREAM + JOINT + IMAGE_JOINT + IMAGE_SINGLE}
 STEPS = 3
 
 

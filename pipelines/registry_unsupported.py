@@ -1,0 +1,180 @@
+"""Data only: the pipelines of diffusers that are not described, and why."""
+
+from __future__ import annotations
+
+_BY_REASON: tuple[tuple[str, str], ...] = (
+    (
+        "the base class of all pipelines",
+        """
+        DiffusionPipeline
+        """,
+    ),
+    (
+        "deprecated by diffusers, which keeps it without maintaining it",
+        """
+        AltDiffusionImg2ImgPipeline AltDiffusionPipeline AmusedImg2ImgPipeline AmusedInpaintPipeline
+        AmusedPipeline AudioLDMPipeline BlipDiffusionPipeline CycleDiffusionPipeline DanceDiffusionPipeline
+        I2VGenXLPipeline KarrasVePipeline LDMPipeline MusicLDMPipeline PIAPipeline PNDMPipeline
+        PaintByExamplePipeline RePaintPipeline ScoreSdeVePipeline SemanticStableDiffusionPipeline
+        StableDiffusionAttendAndExcitePipeline StableDiffusionControlNetXSPipeline
+        StableDiffusionDiffEditPipeline StableDiffusionGLIGENPipeline StableDiffusionGLIGENTextImagePipeline
+        StableDiffusionInpaintPipelineLegacy StableDiffusionLDM3DPipeline StableDiffusionModelEditingPipeline
+        StableDiffusionPanoramaPipeline StableDiffusionParadigmsPipeline StableDiffusionPipelineSafe
+        StableDiffusionPix2PixZeroPipeline StableDiffusionSAGPipeline StableDiffusionXLControlNetXSPipeline
+        TextToVideoSDPipeline TextToVideoZeroPipeline TextToVideoZeroSDXLPipeline UnCLIPImageVariationPipeline
+        UnCLIPPipeline UniDiffuserPipeline VQDiffusionPipeline VersatileDiffusionDualGuidedPipeline
+        VersatileDiffusionImageVariationPipeline VersatileDiffusionPipeline
+        VersatileDiffusionTextToImagePipeline VideoToVideoSDPipeline WuerstchenCombinedPipeline
+        WuerstchenDecoderPipeline WuerstchenPriorPipeline
+        """,
+    ),
+    (
+        "a fork for perturbed-attention guidance, whose batch has a perturbed third part of its own: guide "
+        "the pipeline it was forked from",
+        """
+        AnimateDiffPAGPipeline HunyuanDiTPAGPipeline KolorsPAGPipeline PixArtSigmaPAGPipeline SanaPAGPipeline
+        StableDiffusion3PAGImg2ImgPipeline StableDiffusion3PAGPipeline
+        StableDiffusionControlNetPAGInpaintPipeline StableDiffusionControlNetPAGPipeline
+        StableDiffusionPAGImg2ImgPipeline StableDiffusionPAGInpaintPipeline StableDiffusionPAGPipeline
+        StableDiffusionXLControlNetPAGImg2ImgPipeline StableDiffusionXLControlNetPAGPipeline
+        StableDiffusionXLPAGImg2ImgPipeline StableDiffusionXLPAGInpaintPipeline StableDiffusionXLPAGPipeline
+        """,
+    ),
+    (
+        "a side network (ControlNet, T2I-Adapter) runs before the denoiser, and what it gives is added "
+        "between the blocks: not yet proven with skipped passes",
+        """
+        AnimateDiffControlNetPipeline AnimateDiffSparseControlNetPipeline
+        AnimateDiffVideoToVideoControlNetPipeline BlipDiffusionControlNetPipeline FluxControlNetImg2ImgPipeline
+        FluxControlNetInpaintPipeline FluxControlNetPipeline HunyuanDiTControlNetPipeline
+        KandinskyV22ControlnetImg2ImgPipeline KandinskyV22ControlnetPipeline QwenImageControlNetInpaintPipeline
+        QwenImageControlNetPipeline SanaControlNetPipeline StableDiffusion3ControlNetInpaintingPipeline
+        StableDiffusion3ControlNetPipeline StableDiffusionAdapterPipeline
+        StableDiffusionControlNetImg2ImgPipeline StableDiffusionControlNetInpaintPipeline
+        StableDiffusionControlNetPipeline StableDiffusionXLAdapterPipeline
+        StableDiffusionXLControlNetImg2ImgPipeline StableDiffusionXLControlNetInpaintPipeline
+        StableDiffusionXLControlNetPipeline StableDiffusionXLControlNetUnionImg2ImgPipeline
+        StableDiffusionXLControlNetUnionInpaintPipeline StableDiffusionXLControlNetUnionPipeline
+        ZImageControlNetInpaintPipeline ZImageControlNetPipeline
+        """,
+    ),
+    (
+        "a prior: it predicts an image embedding, no image",
+        """
+        FluxPriorReduxPipeline KandinskyPriorPipeline KandinskyV22PriorEmb2EmbPipeline KandinskyV22PriorPipeline
+        StableCascadePriorPipeline
+        """,
+    ),
+    (
+        "runs a prior and a decoder one after the other, and neither is described",
+        """
+        KandinskyCombinedPipeline KandinskyImg2ImgCombinedPipeline KandinskyInpaintCombinedPipeline
+        KandinskyV22CombinedPipeline KandinskyV22Img2ImgCombinedPipeline KandinskyV22InpaintCombinedPipeline
+        StableCascadeCombinedPipeline
+        """,
+    ),
+    (
+        "a latent upsampler or decoder without a guided denoiser",
+        """
+        LTX2LatentUpsamplePipeline LTX2VideoDiffusionDecodePipeline LTXLatentUpsamplePipeline
+        StableDiffusionLatentUpscalePipeline
+        """,
+    ),
+    (
+        "predicts depth, normals or materials of an image; it is not guided",
+        """
+        MarigoldDepthPipeline MarigoldIntrinsicsPipeline MarigoldNormalsPipeline
+        """,
+    ),
+    (
+        "a language model: it predicts tokens, there is no denoiser of images",
+        """
+        DiffusionGemmaPipeline LLaDA2Pipeline
+        """,
+    ),
+    (
+        "its denoiser makes sound (see what is said of the model)",
+        """
+        AceStepPipeline AudioLDM2Pipeline LongCatAudioDiTPipeline StableAudio3AudioToAudioPipeline
+        StableAudio3InpaintPipeline StableAudio3Pipeline StableAudioPipeline
+        """,
+    ),
+    (
+        "makes molecules",
+        """
+        RFD4ProteinaPipeline
+        """,
+    ),
+    (
+        "makes three-dimensional shapes with a prior",
+        """
+        ShapEImg2ImgPipeline ShapEPipeline
+        """,
+    ),
+    (
+        "its denoiser is a UNet2DConditionModel or another UNet that is not described",
+        """
+        DreamLiteMobilePipeline DreamLitePipeline IFImg2ImgPipeline IFImg2ImgSuperResolutionPipeline
+        IFInpaintingPipeline IFInpaintingSuperResolutionPipeline IFPipeline IFSuperResolutionPipeline
+        Kandinsky3Img2ImgPipeline Kandinsky3Pipeline KandinskyImg2ImgPipeline KandinskyInpaintPipeline
+        KandinskyPipeline KandinskyV22Img2ImgPipeline KandinskyV22InpaintPipeline KandinskyV22Pipeline
+        KolorsImg2ImgPipeline KolorsPipeline LDMSuperResolutionPipeline LDMTextToImagePipeline
+        LEditsPPPipelineStableDiffusion LEditsPPPipelineStableDiffusionXL LatentConsistencyModelImg2ImgPipeline
+        LatentConsistencyModelPipeline StableCascadeDecoderPipeline StableDiffusionDepth2ImgPipeline
+        StableDiffusionImageVariationPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
+        StableDiffusionInstructPix2PixPipeline StableDiffusionPipeline StableDiffusionUpscalePipeline
+        StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline
+        StableDiffusionXLInstructPix2PixPipeline StableDiffusionXLPipeline StableUnCLIPImg2ImgPipeline
+        StableUnCLIPPipeline
+        """,
+    ),
+    (
+        "its denoiser is a UNet of convolutions, and there is no guidance",
+        """
+        ConsistencyModelPipeline DDIMPipeline DDPMPipeline
+        """,
+    ),
+    (
+        "its transformer is not described; its own entry says why",
+        """
+        AnyFlowFARPipeline BriaFibo2Pipeline Cosmos3OmniPipeline ErnieImagePipeline Ideogram4Pipeline
+        JoyImageEditPipeline JoyImageEditPlusPipeline Kandinsky6SRPipeline LuminaPipeline
+        NucleusMoEImagePipeline QwenImage21Pipeline
+        """,
+    ),
+    (
+        "not yet described: a refinement stage or a world model, with denoising of its own kind",
+        """
+        HunyuanImageRefinerPipeline SanaWMLTX2Refiner SanaWMPipeline
+        """,
+    ),
+    (
+        "its CFG-Zero* scales the unconditional prediction by a factor made of both predictions, so that what is added "
+        "to both changes the factor",
+        """
+        HeliosPyramidPipeline
+        """,
+    ),
+    (
+        "broken in diffusers 0.42.1: its call hands encode_prompt an argument that encode_prompt does not take",
+        """
+        EasyAnimateControlPipeline EasyAnimateInpaintPipeline
+        """,
+    ),
+    (
+        "not yet described: its transformer is, but how the pipeline calls it is not proven",
+        """
+        BriaFiboEditPipeline BriaFiboPipeline ChromaInpaintPipeline CogView4ControlPipeline
+        Cosmos2_5_TransferPipeline DiTPipeline
+        Flux2KleinInpaintPipeline Flux2KleinKVPipeline FluxControlImg2ImgPipeline FluxControlInpaintPipeline
+        FluxKontextInpaintPipeline GlmImagePipeline LTX2DFRPipeline
+        LTX2DFRTemporalRefinePipeline LTX2HDRPipeline LTXI2VLongMultiPromptPipeline
+        LongCatImageEditPipeline OmniGenPipeline PRXPixelPipeline QwenImageEditInpaintPipeline
+        QwenImageEditPipeline QwenImageEditPlusPipeline QwenImageInpaintPipeline QwenImageLayeredPipeline
+        SanaSprintImg2ImgPipeline VisualClozeGenerationPipeline VisualClozePipeline ZImageInpaintPipeline
+        ZImageOmniPipeline
+        """,
+    ),
+)
+
+UNSUPPORTED_PIPELINES: dict[str, str] = {name: reason for reason, names in _BY_REASON for name in names.split()}

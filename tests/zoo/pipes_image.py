@@ -1,0 +1,400 @@
+"""Tiny stock image pipelines, called with random prompt embeddings for latents."""
+
+import functools
+import warnings
+
+import diffusers
+import torch
+
+from zoo.family import TEXT, prefix_mask, randomise, rows
+from zoo.image_joint import klein
+from zoo.pipes import BATCHED, MODELS, SD3_TEXT, SINGLE, TWO_CALLS, PipeCase, embeds, flow, size
+
+ddim = functools.partial(diffusers.DDIMScheduler, clip_sample=False)
+dpm = functools.partial(diffusers.DPMSolverMultistepScheduler, solver_order=1)
+
+
+def flux2_vae():
+    """Its batch norm is what Flux 2 normalises latents with."""
+    return diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+    ).eval()
+
+
+def image_vae(scale: int = 8, channels: int = 4):
+    """A real tiny VAE, for the pipelines that encode an image."""
+    blocks = scale.bit_length()
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8,) * blocks,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        latent_channels=channels,
+        norm_num_groups=4,
+        shift_factor=0.1,
+        scaling_factor=0.5,
+    ).eval()
+
+
+def around(cls: str, family: str, scheduler=flow, *absent: str, vae=None, model=None, **config):
+    """A pipeline whose components are the denoiser, a scheduler and perhaps a VAE."""
+
+    def make(seed: int) -> diffusers.DiffusionPipeline:
+        torch.manual_seed(seed)
+        nothing = dict.fromkeys((*absent, "text_encoder", "tokenizer"))
+        denoiser = MODELS[family].build(seed) if model is None else randomise(model(), seed + 1)
+        made = None if vae is None else vae()
+        return getattr(diffusers, cls)(**nothing, vae=made, transformer=denoiser, scheduler=scheduler(), **config)
+
+    return make
+
+
+def chroma_call(num_prompts: int, cfg: bool, **more):
+    """The masks are multiplied with each other, so they are numbers."""
+    text = embeds(num_prompts, cfg, mask=MASK)
+    text = {name: value.float() for name, value in text.items()}
+    return {**text, **size(64), "guidance_scale": 5.0 if cfg else 1.0, **more}
+
+
+def chroma_img2img_call(num_prompts: int, cfg: bool):
+    return chroma_call(num_prompts, cfg, image=picture(), strength=1.0)
+
+
+def hidream(seed: int):
+    pipe = around("HiDreamImagePipeline", "hidream", flow, *HIDREAM_TEXT)(seed)
+    pipe.default_sample_size = 8  # it scales what is asked for to the area of its training
+    return pipe
+
+
+def text_call(pixels: int, w: float, *, mask: str | None = None, name: str = "guidance_scale", **more):
+    """Embeddings, a size and a scale."""
+
+    def call(num_prompts: int, cfg: bool):
+        return {**embeds(num_prompts, cfg, mask=mask), **size(pixels), name: w if cfg else 1.0, **more}
+
+    return call
+
+
+def picture(pixels: int = 64):
+    from PIL import Image
+
+    return Image.linear_gradient("L").resize((pixels, pixels)).convert("RGB")
+
+
+def sd3_img2img_call(num_prompts: int, cfg: bool):
+    text = embeds(num_prompts, cfg, pooled=True)
+    return {**text, **size(64), "image": picture(), "strength": 1.0, "guidance_scale": 7.0 if cfg else 1.0}
+
+
+def sd3_inpaint_call(num_prompts: int, cfg: bool):
+    return {**sd3_img2img_call(num_prompts, cfg), "mask_image": picture().convert("L")}
+
+
+def flux_call(num_prompts: int, cfg: bool, **more):
+    text = embeds(num_prompts, cfg, pooled=True)
+    return {**text, **size(64), "guidance_scale": 3.5, "true_cfg_scale": 4.0 if cfg else 1.0, **more}
+
+
+def flux_img2img_call(num_prompts: int, cfg: bool):
+    return flux_call(num_prompts, cfg, image=picture(), strength=1.0)
+
+
+def flux_inpaint_call(num_prompts: int, cfg: bool):
+    return {**flux_img2img_call(num_prompts, cfg), "mask_image": picture().convert("L")}
+
+
+def kontext_call(num_prompts: int, cfg: bool):
+    return flux_call(num_prompts, cfg, image=picture(), max_area=64 * 64, _auto_resize=False)
+
+
+def distilled_call(num_prompts: int, cfg: bool):
+    return {**embeds(num_prompts, False), **size(64), "guidance_scale": 3.5}
+
+
+def flux_control_call(num_prompts: int, cfg: bool):
+    return {**embeds(num_prompts, False, pooled=True), **size(64), "guidance_scale": 3.5, "control_image": picture()}
+
+
+def flux_fill_call(num_prompts: int, cfg: bool):
+    text = embeds(num_prompts, False, pooled=True)
+    return {**text, **size(64), "image": picture(), "mask_image": picture().convert("L"), "guidance_scale": 3.5}
+
+
+def wider(family: str, channels: int, out_channels: int):
+    """The same transformer with more input channels."""
+
+    def make():
+        model = MODELS[family].make()
+        return type(model)(**{**model.config, "in_channels": channels, "out_channels": out_channels})
+
+    return make
+
+
+def qwen_call(num_prompts: int, cfg: bool):
+    text = embeds(num_prompts, cfg, mask="prompt_embeds_mask")
+    return {**text, **size(64), "true_cfg_scale": 4.0 if cfg else 1.0}
+
+
+def qwen_vae():
+    return diffusers.AutoencoderKLQwenImage(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    ).eval()
+
+
+def qwen_img2img_call(num_prompts: int, cfg: bool):
+    return {**qwen_call(num_prompts, cfg), "image": picture(), "strength": 1.0}
+
+
+def sana_sprint_call(num_prompts: int, cfg: bool):
+    text = embeds(num_prompts, False, mask="prompt_attention_mask")
+    fixed = {"num_inference_steps": 3, "intermediate_timesteps": None, "use_resolution_binning": False}
+    return {**text, **size(256), "guidance_scale": 4.5, **fixed}
+
+
+def hunyuan_dit_call(num_prompts: int, cfg: bool):
+    text = embeds(num_prompts, cfg, mask="prompt_attention_mask")
+    for seed, prefix in ((3, ""), (4, "negative_"))[: 1 + cfg]:
+        text[f"{prefix}prompt_embeds_2"] = rows(num_prompts, seed, 4, 24)
+        text[f"{prefix}prompt_attention_mask_2"] = prefix_mask(num_prompts, 4)
+    sides = {**size(64), "use_resolution_binning": False}
+    return {**text, **sides, "guidance_scale": 5.0 if cfg else 1.0}
+
+
+def hidream_call(num_prompts: int, cfg: bool):
+    out: dict[str, object] = {}
+    for seed, prefix in ((1, ""), (2, "negative_"))[: 1 + cfg]:
+        out[f"{prefix}prompt_embeds_t5"] = rows(num_prompts, seed, TEXT, 24)
+        out[f"{prefix}prompt_embeds_llama3"] = torch.stack([rows(num_prompts, seed + 5 + i, 4, 24) for i in range(2)])
+        out[f"{prefix}pooled_prompt_embeds"] = rows(num_prompts, seed + 20, 12)
+    return {**out, **size(64), "guidance_scale": 5.0 if cfg else 1.0}
+
+
+def zimage_call(num_prompts: int, cfg: bool):
+    """The negative prompt is longer than the prompt by a whole step of the padding; c + g (c - u)."""
+    texts = {"prompt_embeds": list(rows(num_prompts, 1, TEXT, 24))}
+    texts["negative_prompt_embeds"] = list(rows(num_prompts, 2, 34, 24)) if cfg else []
+    return {**texts, **size(64), "guidance_scale": 3.0 if cfg else 0.0}
+
+
+def zimage_img2img_call(num_prompts: int, cfg: bool):
+    return {**zimage_call(num_prompts, cfg), "image": picture(), "strength": 1.0}
+
+
+def hunyuan_image(seed: int, guidance_scale: float = 3.5):
+    """The guider is a component, so CFG is not an argument of the call."""
+    guider = diffusers.ClassifierFreeGuidance(guidance_scale=guidance_scale)
+    absent = ("text_encoder_2", "tokenizer_2", "ocr_guider")
+    return around("HunyuanImagePipeline", "hunyuan_image", flow, *absent, guider=guider)(seed)
+
+
+def hunyuan_image_call(num_prompts: int, cfg: bool):
+    out: dict[str, object] = {}
+    for seed, prefix in ((1, ""), (2, "negative_")):
+        out[f"{prefix}prompt_embeds"] = rows(num_prompts, seed, TEXT, 24)
+        out[f"{prefix}prompt_embeds_mask"] = prefix_mask(num_prompts, TEXT)
+        out[f"{prefix}prompt_embeds_2"] = rows(num_prompts, seed + 10, 4, 12)
+        out[f"{prefix}prompt_embeds_mask_2"] = prefix_mask(num_prompts, 4)
+    return {**out, "height": 128, "width": 128}
+
+
+def longcat(seed: int):
+    """It wants words, whose embeddings are made here."""
+    config = dict(MODELS["longcat"].make().config) | {"in_channels": 64}  # it makes 16 channels of latents, always
+    model = functools.partial(diffusers.LongCatImageTransformer2DModel, **config)
+    pipe = around("LongCatImagePipeline", "longcat", flow, "text_processor", model=model)(seed)
+
+    def encode(prompt, num_images_per_prompt=1, prompt_embeds=None):
+        words = [prompt] if isinstance(prompt, str) else prompt
+        text = torch.cat([rows(1, sum(map(ord, word)) + 1, TEXT, 24) for word in words])
+        return text, torch.zeros(TEXT, 3)
+
+    pipe.encode_prompt = encode
+    return pipe
+
+
+def longcat_call(num_prompts: int, cfg: bool):
+    words = {"prompt": ["a", "b"][:num_prompts], "negative_prompt": ["", ""][:num_prompts]}
+    return {**words, **size(64), "guidance_scale": 4.5 if cfg else 1.0, "enable_prompt_rewrite": False}
+
+
+def prx(seed: int):
+    with warnings.catch_warnings():  # diffusers' own use of a class that it deprecates
+        warnings.simplefilter("ignore", FutureWarning)
+        return around("PRXPipeline", "prx")(seed)
+
+
+def krea2_call(num_prompts: int, cfg: bool):
+    """c + g (c - u)."""
+    out: dict[str, object] = {}
+    for seed, prefix in ((1, ""), (2, "negative_"))[: 1 + cfg]:
+        out[f"{prefix}prompt_embeds"] = rows(num_prompts, seed, TEXT, 2, 24)
+        out[f"{prefix}prompt_embeds_mask"] = prefix_mask(num_prompts, TEXT).bool()
+    return {**out, **size(64), "guidance_scale": 3.0 if cfg else 0.0}
+
+
+MASK = "prompt_attention_mask"
+BINNING = {"use_resolution_binning": False}
+HIDREAM_TEXT = ("text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3", "text_encoder_4", "tokenizer_4")
+FLUX_TEXT = ("text_encoder_2", "tokenizer_2")
+shifted = functools.partial(flow, shift=3.0)
+dynamic = functools.partial(flow, use_dynamic_shifting=True)
+
+IMAGE_PIPES = (
+    PipeCase(
+        "sd3_img2img",
+        "sd3",
+        around("StableDiffusion3Img2ImgPipeline", "sd3", shifted, *SD3_TEXT, vae=image_vae),
+        sd3_img2img_call,
+        BATCHED,
+    ),
+    PipeCase(
+        "sd3_inpaint",
+        "sd3",
+        around(
+            "StableDiffusion3InpaintPipeline",
+            "sd3",
+            shifted,
+            *SD3_TEXT,
+            vae=functools.partial(image_vae, channels=16),
+            model=wider("sd3", 16, 16),
+        ),
+        sd3_inpaint_call,
+        BATCHED,
+    ),
+    PipeCase(
+        "flux_img2img",
+        "flux",
+        around("FluxImg2ImgPipeline", "flux", flow, *FLUX_TEXT, vae=image_vae),
+        flux_img2img_call,
+        TWO_CALLS,
+    ),
+    PipeCase(
+        "flux_inpaint",
+        "flux",
+        around("FluxInpaintPipeline", "flux", flow, *FLUX_TEXT, vae=image_vae),
+        flux_inpaint_call,
+        TWO_CALLS,
+    ),
+    PipeCase(
+        "flux_kontext",
+        "flux",
+        around("FluxKontextPipeline", "flux", flow, *FLUX_TEXT, vae=image_vae),
+        kontext_call,
+        TWO_CALLS,
+    ),
+    PipeCase(
+        "flux_control",
+        "flux",
+        around("FluxControlPipeline", "flux", flow, *FLUX_TEXT, vae=image_vae, model=wider("flux", 32, 16)),
+        flux_control_call,
+        SINGLE,
+    ),
+    PipeCase(
+        "flux_fill",
+        "flux",
+        around("FluxFillPipeline", "flux", flow, *FLUX_TEXT, vae=image_vae, model=wider("flux", 288, 16)),
+        flux_fill_call,
+        SINGLE,
+    ),
+    PipeCase("flux2", "flux2", around("Flux2Pipeline", "flux2"), distilled_call, SINGLE),
+    PipeCase(
+        "flux2_klein",
+        "flux2",
+        around("Flux2KleinPipeline", "flux2", model=klein, vae=flux2_vae),
+        text_call(16, 4.0),
+        TWO_CALLS,
+    ),
+    PipeCase("qwen_image", "qwen_image", around("QwenImagePipeline", "qwen_image"), qwen_call, TWO_CALLS),
+    PipeCase(
+        "qwen_img2img",
+        "qwen_image",
+        around("QwenImageImg2ImgPipeline", "qwen_image", vae=qwen_vae),
+        qwen_img2img_call,
+        TWO_CALLS,
+    ),
+    PipeCase(
+        "sana",
+        "sana",
+        around("SanaPipeline", "sana", shifted),
+        text_call(256, 4.5, mask=MASK, negative_prompt=None, **BINNING),
+        BATCHED,
+    ),
+    PipeCase(
+        "sana_sprint",
+        "sana_sprint",
+        around("SanaSprintPipeline", "sana_sprint", diffusers.SCMScheduler),
+        sana_sprint_call,
+        SINGLE,
+    ),
+    PipeCase(
+        "pixart_alpha",
+        "pixart",
+        around("PixArtAlphaPipeline", "pixart", ddim),
+        text_call(64, 4.5, mask=MASK, negative_prompt=None, clean_caption=False, **BINNING),
+        BATCHED,
+    ),
+    PipeCase(
+        "pixart_sigma",
+        "pixart",
+        around("PixArtSigmaPipeline", "pixart", ddim),
+        text_call(64, 4.5, mask=MASK, negative_prompt=None, clean_caption=False, **BINNING),
+        BATCHED,
+    ),
+    PipeCase(
+        "hunyuan_dit",
+        "hunyuan_dit",
+        around(
+            "HunyuanDiTPipeline",
+            "hunyuan_dit",
+            ddim,
+            *FLUX_TEXT,
+            "safety_checker",
+            "feature_extractor",
+            requires_safety_checker=False,
+        ),
+        hunyuan_dit_call,
+        BATCHED,
+    ),
+    PipeCase("lumina2", "lumina2", around("Lumina2Pipeline", "lumina2"), text_call(64, 4.0, mask=MASK), TWO_CALLS),
+    PipeCase("auraflow", "auraflow", around("AuraFlowPipeline", "auraflow"), text_call(64, 3.5, mask=MASK), BATCHED),
+    PipeCase("hidream", "hidream", hidream, hidream_call, BATCHED),
+    PipeCase("chroma", "chroma", around("ChromaPipeline", "chroma"), chroma_call, TWO_CALLS),
+    PipeCase(
+        "chroma_img2img",
+        "chroma",
+        around("ChromaImg2ImgPipeline", "chroma", vae=image_vae),
+        chroma_img2img_call,
+        TWO_CALLS,
+    ),
+    PipeCase("zimage", "zimage", around("ZImagePipeline", "zimage"), zimage_call, BATCHED),
+    PipeCase(
+        "zimage_img2img",
+        "zimage",
+        around("ZImageImg2ImgPipeline", "zimage", vae=image_vae),
+        zimage_img2img_call,
+        BATCHED,
+    ),
+    PipeCase("cogview3", "cogview3", around("CogView3PlusPipeline", "cogview3", ddim), text_call(64, 5.0), BATCHED),
+    PipeCase("cogview4", "cogview4", around("CogView4Pipeline", "cogview4"), text_call(64, 5.0), TWO_CALLS),
+    PipeCase("hunyuan_image", "hunyuan_image", hunyuan_image, hunyuan_image_call, ("two_calls",)),
+    PipeCase(
+        "bria",
+        "bria",
+        around("BriaPipeline", "bria", dynamic, "image_encoder", "feature_extractor", vae=image_vae),
+        text_call(64, 5.0),
+        BATCHED,
+    ),
+    PipeCase(
+        "longcat",
+        "longcat",
+        longcat,
+        longcat_call,
+        TWO_CALLS,
+    ),
+    PipeCase("ovis", "ovis", around("OvisImagePipeline", "ovis"), text_call(64, 5.0, negative_prompt=None), TWO_CALLS),
+    PipeCase("prx", "prx", prx, text_call(64, 4.0, mask=MASK, **BINNING), BATCHED),
+    PipeCase("krea2", "krea2", around("Krea2Pipeline", "krea2"), krea2_call, TWO_CALLS),
+)
