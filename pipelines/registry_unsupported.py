@@ -158,7 +158,7 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
     (
         "broken in diffusers 0.42.1: its call hands encode_prompt an argument that encode_prompt does not take",
         """
-        EasyAnimateControlPipeline EasyAnimateInpaintPipeline
+        EasyAnimateControlPipeline
         """,
     ),
     (

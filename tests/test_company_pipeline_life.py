@@ -69,12 +69,16 @@ def test_what_pipelines_keep_to_themselves_is_in_the_registry():
     """Whether a callback reaches the scale and the CFG switch, read off every pipeline's own source."""
     looked_at = 0
     for name, spec in PIPELINES.items():
-        source = inspect.getsource(getattr(diffusers, name).__call__) if hasattr(diffusers, name) else ""
+        call = vars(getattr(diffusers, name, object)).get("__call__")
+        source = inspect.getsource(call) if inspect.isfunction(call) else ""  # else a part of diffusers is missing here
         scales = set(re.findall(r"([\w.]*guidance_scale\w*) \* \(", source))
-        if spec.cfg not in ("batched", "two_calls") or not scales:
+        reads_the_variable = any(name.startswith("call.") for names in spec.scales for name in names)
+        if spec.cfg not in ("batched", "two_calls") or not scales or reads_the_variable:
             continue
         looked_at += 1
-        assert ("w" in spec.kept) == (not any(scale.startswith("self.") for scale in scales)), (name, scales)
+        copied = "current_guidance_scale = self.guidance_scale" in source
+        attribute = copied or any(scale.startswith("self.") for scale in scales)
+        assert ("w" in spec.kept) == (not attribute), (name, scales)
         decided = re.search(r"^\s+do_classifier_free_guidance = ", source, flags=re.MULTILINE) is not None
         assert ("cfg" in spec.kept) == decided, name
     assert looked_at >= 9

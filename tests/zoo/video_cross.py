@@ -106,7 +106,7 @@ SANA_BLOCK = BlockKind(
 # Kandinsky 5: text blocks first; their last text goes into every video block
 
 
-def kandinsky5():
+def kandinsky5(**config):
     return diffusers.Kandinsky5Transformer3DModel(
         in_visual_dim=4,
         in_text_dim=24,
@@ -118,6 +118,7 @@ def kandinsky5():
         num_text_blocks=2,
         num_visual_blocks=3,
         axes_dims=(4, 6, 6),
+        **config,
     )
 
 

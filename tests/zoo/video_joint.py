@@ -156,7 +156,6 @@ EASYANIMATE_BLOCK = BlockKind(
 
 def motif(**config):
     return diffusers.MotifVideoTransformer3DModel(
-        in_channels=4,
         out_channels=4,
         num_attention_heads=HEADS,
         attention_head_dim=HEAD_DIM,
@@ -166,7 +165,7 @@ def motif(**config):
         mlp_ratio=2.0,
         text_embed_dim=24,
         rope_axes_dim=(4, 6, 6),
-        **config,
+        **{"in_channels": 4, **config},
     )
 
 

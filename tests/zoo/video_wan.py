@@ -56,14 +56,13 @@ def vace_inputs(batch=2, seed=0):
 # Animate: a face adapter between some blocks
 
 
-def animate():
+def animate(**config):
     return wan_like(
         "WanAnimateTransformer3DModel",
         layers=4,
         in_channels=12,
         latent_channels=4,
         rope_max_seq_len=32,
-        image_dim=None,
         motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8},
         motion_encoder_size=16,
         motion_style_dim=8,
@@ -72,6 +71,7 @@ def animate():
         face_encoder_hidden_dim=16,
         face_encoder_num_heads=2,
         inject_face_latents_blocks=2,
+        **{"image_dim": None, **config},
     )
 
 
