@@ -18,12 +18,12 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from skipguide.errors import SkipError
 from skipguide.vision import LayerMask, masked_forward
 from skipguide.vision.layer_masking import BASELINES, FILLS, mask_of
+from skipguide.vision.layer_masking.action import prepare
 from skipguide.vision.layer_masking.fill import fill, fill_frame, fill_weights
 from skipguide.vision.layer_masking.geometry import Window
-from skipguide.vision.layer_masking.layer_mask import _TRACES
+from skipguide.vision.layer_masking.masker import _TRACES
 from skipguide.vision.layer_masking.masks import grow, rectangle_of, whole, windows
 from skipguide.vision.layer_masking.morphology import Morphology
-from skipguide.vision.layer_masking.plan import prepare
 from skipguide.vision.layer_masking.rules.windows import run_window
 
 ROOT = Path(__file__).parents[1]

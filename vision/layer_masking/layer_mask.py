@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -15,46 +13,10 @@ from torch import Tensor, nn
 from skipguide.config import check_keys
 from skipguide.errors import SkipError
 from skipguide.gate import Call, Gate, gate_of
-from skipguide.vision.layer_masking.baselines import BASELINES, PixelScale, painted, pixel_scale
-from skipguide.vision.layer_masking.plan import Plan, Trace, make_plan
-from skipguide.vision.layer_masking.run import ChangedError, MaskedRun
+from skipguide.vision.layer_masking.baselines import PixelScale
+from skipguide.vision.layer_masking.checks import FILLS, check_fill, check_keep, check_model, expanded
+from skipguide.vision.layer_masking.masker import Masker, MaskStats
 from skipguide.vision.layer_masking.spot import TAG, spot_of
-from skipguide.vision.layer_masking.tokens import run_tokens, tokens_of
-
-logger = logging.getLogger(__name__)
-
-LAYERS = {"neighbours": "neighbours", "zeros": "zeros", "partial": "partial"}
-FILLS = (*LAYERS, *BASELINES)
-
-# What a model does is the same whatever is masked: traces are kept for as long as their model lives.
-_TRACES: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Trace]] = WeakKeyDictionary()
-
-
-@dataclass
-class MaskStats:
-    """The ledger of an applied mask.
-
-    Attributes:
-        calls: passes of the model.
-        rows: images in them.
-        planned: passes that ran by a plan (the first at a resolution finds out what the model does).
-        plain: passes without anything hidden, which are the model's own.
-        fill_rounds: rounds of neighbour fill, over all operations and passes.
-        computed: positions that convolutions computed, of those of the plain model, in the last pass.
-        visible: fraction of the pixels that is visible, in the last pass.
-    """
-
-    calls: int = 0
-    rows: int = 0
-    planned: int = 0
-    plain: int = 0
-    fill_rounds: int = 0
-    computed: float = 1.0
-    visible: float = 1.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return dict(vars(self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +43,7 @@ class LayerMask:
         >>> keep[:, 16:48, 16:48] = True
         >>> images = torch.randn(2, 3, 64, 64)
         >>> with LayerMask(keep).apply(model) as applied:
+        ...     _ = model(images)  # finds out what the model does; from here on rounding is the same
         ...     first = model(images)
         ...     again = model(images.masked_fill(~keep[:, None], 1e6))
         >>> torch.equal(first, again), applied.stats.visible
@@ -129,161 +92,6 @@ class LayerMask:
         return (self.fill, self.crop) == (other.fill, other.crop) and torch.equal(self.keep, other.keep)
 
     __hash__ = object.__hash__
-
-
-def check_keep(keep: Any, soft: bool = False) -> Tensor:
-    """A mask as bool `[R, 1, H, W]`; with `soft`, other types are taken if they hold only 0 and 1.
-
-    Raises:
-        SkipError: for anything else.
-    """
-    what = "expected keep of bool [N or 1, H, W] or [N or 1, 1, H, W], True = visible"
-    if not isinstance(keep, Tensor):
-        raise SkipError(f"{what}; got {type(keep).__name__}: pass a tensor")
-    if keep.ndim == 3:
-        keep = keep[:, None]
-    if keep.ndim != 4 or keep.shape[1] != 1 or 0 in keep.shape:
-        raise SkipError(f"{what}; got shape {tuple(keep.shape)}")
-    if keep.dtype != torch.bool:
-        hard = bool(((keep == 0) | (keep == 1)).all())
-        if not hard:
-            raise SkipError(
-                f"{what}; got a soft mask ({keep.dtype}, values between 0 and 1): threshold it (keep > 0.5)"
-            )
-        if not soft:
-            raise SkipError(f"{what}; got {keep.dtype}: pass keep.bool()")
-        keep = keep.bool()
-    return keep.detach()
-
-
-def check_fill(fill: str) -> None:
-    """Refuse an unknown fill."""
-    if fill not in FILLS:
-        raise SkipError(f"expected fill to be one of {', '.join(FILLS)}; got {fill!r}")
-
-
-def check_model(model: nn.Module, keep: Tensor | None, fill: str) -> None:
-    """Refuse a model that cannot be masked."""
-    if not isinstance(model, nn.Module):
-        raise SkipError(f"expected a torch module; got {type(model).__name__}")
-    if model.training and any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
-        raise SkipError(
-            "the model is in training mode and has batch norm, whose statistics the mask would enter: call model.eval()"
-        )
-    if fill in LAYERS and tokens_of(model) is None and not any(_convolves(m) for m in model.modules()):
-        raise SkipError(
-            f"{type(model).__name__} has no 2D convolution: layer masking is for convolutional networks and the vision "
-            f"transformers of timm and torchvision"
-        )
-    parameter = next(model.parameters(), None)
-    if keep is not None and parameter is not None and keep.device != parameter.device:
-        raise SkipError(f"the mask is on {keep.device} and the model on {parameter.device}: move the mask")
-
-
-def _convolves(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(module, nn.Conv2d) or (isinstance(weight, Tensor) and weight.ndim == 4)
-
-
-class Masker:
-    """Runs one model under masks; shared by the applied mask and by `masked_forward`."""
-
-    def __init__(self, model: nn.Module, fill: str, crop: bool, scale: PixelScale | None = None) -> None:
-        self.model, self.fill, self.crop = model, fill, crop
-        self.scale = scale
-        self.stats = MaskStats()
-        self.largest = 0  # bytes of the largest activation of one row, once a pass was traced
-        self._plan: tuple[tuple[object, ...], Tensor, Plan] | None = None
-        self._known: frozenset[int] | None = None
-
-    def __call__(self, call: Call, keep: Tensor, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
-        """The model's answer to `images` `[N, 3, H, W]` under `keep` `[N or 1, 1, H, W]`."""
-        stats = self.stats
-        stats.calls += 1
-        stats.rows += images.shape[0]
-        stats.visible = float(keep.float().mean())
-        stats.computed = 1.0
-        if stats.visible == 1.0 or bool(keep.all()):
-            stats.plain += 1
-            return call(images, *args, **kwargs)
-        if self.fill in BASELINES:
-            self.scale = self.scale or pixel_scale(self.model)
-            return call(painted(images, keep, self.fill, self.scale), *args, **kwargs)
-        tokens = tokens_of(self.model)
-        if tokens is not None:
-            return run_tokens(tokens, call, keep, images, args, kwargs, self.fill)
-        return self._layers(call, keep, images, args, kwargs)
-
-    def _layers(self, call: Call, keep: Tensor, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
-        traces = _TRACES.setdefault(self.model, {})
-        key = (tuple(images.shape[-2:]), len(args), tuple(kwargs), self.model.training)
-        trace = traces.get(key)
-        if trace is not None and not trace.dynamic:
-            plan = self._plan_for(trace, keep, images)
-            run = MaskedRun(plan.masks[0], self.fill, plan, trace.widest)  # type: ignore[arg-type]
-            try:
-                output = self._watched(run, call, images, args, kwargs)
-            except ChangedError:
-                logger.info("%s did something else than before: tracing it again", type(self.model).__name__)
-                traces.pop(key, None)
-                self._plan = None
-            else:
-                self.stats.planned += 1
-                self.stats.fill_rounds += run.rounds
-                self.stats.computed = plan.share
-                return output
-        run = MaskedRun(keep, self.fill, None, self._widest(), self._parameters())
-        output = self._watched(run, call, images, args, kwargs)
-        self.stats.fill_rounds += run.rounds
-        self.largest = max(self.largest, run.largest)
-        if not any(op.rounds or op.name == "conv2d" for op in run.ops):
-            raise SkipError(f"{type(self.model).__name__} ran no convolution on the images: nothing was masked")
-        traces[key] = run.trace()
-        return output
-
-    def _watched(self, run: MaskedRun, call: Call, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
-        entered = run.enter(images)
-        with run:
-            output = call(entered, *args, **kwargs)
-        return run.leave(output)
-
-    def _plan_for(self, trace: Trace, keep: Tensor, images: Tensor) -> Plan:
-        key = (id(trace), images.dtype, self.fill, self.crop)
-        # by value: a mask that was changed in place is another one, and an equal one from elsewhere is the same
-        if self._plan is not None and self._plan[0] == key and torch.equal(self._plan[1], keep):
-            return self._plan[2]
-        with torch.no_grad():
-            mine = keep.clone()
-            plan = make_plan(trace, mine, images.dtype, self.fill, self.crop)
-        self._plan = (key, mine, plan)
-        return plan
-
-    def _widest(self) -> int:
-        return max((max(p.shape[-2:]) for p in self.model.parameters() if p.ndim == 4), default=1)
-
-    def _parameters(self) -> frozenset[int]:
-        tensors = (*self.model.parameters(), *self.model.buffers())
-        return frozenset(id(t) for t in tensors)
-
-
-def expanded(keep: Tensor, images: Any) -> tuple[Tensor, Tensor]:
-    """Masks and images with the same number of rows, or one mask for all.
-
-    Raises:
-        SkipError: if they do not belong together.
-    """
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise SkipError(f"expected images [N, C, H, W] of floats; got {got}")
-    if keep.shape[-2:] != images.shape[-2:]:
-        raise SkipError(f"expected a mask of the images' size {tuple(images.shape[-2:])}; got {tuple(keep.shape[-2:])}")
-    if keep.device != images.device:
-        raise SkipError(f"the mask is on {keep.device} and the images on {images.device}: move the mask")
-    if images.shape[0] == 1 and keep.shape[0] > 1:
-        images = images.expand(keep.shape[0], -1, -1, -1)
-    if keep.shape[0] not in (1, images.shape[0]):
-        raise SkipError(f"expected one mask or one for each of {images.shape[0]} images; got {keep.shape[0]}")
-    return keep, images
 
 
 @dataclass(eq=False)

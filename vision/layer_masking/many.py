@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
-from skipguide.vision.layer_masking.layer_mask import MaskedForward, check_keep
+from skipguide.vision.layer_masking.checks import check_keep
+from skipguide.vision.layer_masking.layer_mask import MaskedForward
 from skipguide.vision.layer_masking.segments import segment_masks
 
 logger = logging.getLogger(__name__)

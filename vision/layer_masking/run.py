@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from skipguide.errors import SkipError
+from skipguide.vision.layer_masking.action import Action, prepare
 from skipguide.vision.layer_masking.geometry import Op, Pointwise
 from skipguide.vision.layer_masking.masks import Box, move, whole
 from skipguide.vision.layer_masking.morphology import Morphology
-from skipguide.vision.layer_masking.plan import Action, Plan, Trace, prepare
+from skipguide.vision.layer_masking.plan import Plan, Trace
 from skipguide.vision.layer_masking.rules import apply_rule
 from skipguide.vision.layer_masking.rules.names import name_of, where
 from skipguide.vision.layer_masking.spot import TAG, Spot, laid, spot_of, tensors_in

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.vision.layer_masking.action import Action
 from skipguide.vision.layer_masking.fill import fill, fill_frame
 from skipguide.vision.layer_masking.geometry import Pad, Window
 from skipguide.vision.layer_masking.masks import Box, move
-from skipguide.vision.layer_masking.plan import Action
 from skipguide.vision.layer_masking.rules.arguments import Arguments, Rule, map_at, pair_of
 from skipguide.vision.layer_masking.spot import cast, number_of
 

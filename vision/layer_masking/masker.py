@@ -1,0 +1,131 @@
+"""Masker: runs one model under masks, and remembers what it does."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from skipguide.errors import SkipError
+from skipguide.gate import Call
+from skipguide.vision.layer_masking.baselines import BASELINES, PixelScale, painted, pixel_scale
+from skipguide.vision.layer_masking.plan import Plan, Trace, make_plan
+from skipguide.vision.layer_masking.run import ChangedError, MaskedRun
+from skipguide.vision.layer_masking.tokens import run_tokens, tokens_of
+
+logger = logging.getLogger(__name__)
+
+# What a model does is the same whatever is masked: traces are kept for as long as their model lives.
+_TRACES: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Trace]] = WeakKeyDictionary()
+
+
+@dataclass
+class MaskStats:
+    """The ledger of an applied mask.
+
+    Attributes:
+        calls: passes of the model.
+        rows: images in them.
+        planned: passes that ran by a plan (the first at a resolution finds out what the model does).
+        plain: passes without anything hidden, which are the model's own.
+        fill_rounds: rounds of neighbour fill, over all operations and passes.
+        computed: positions that convolutions computed, of those of the plain model, in the last pass.
+        visible: fraction of the pixels that is visible, in the last pass.
+    """
+
+    calls: int = 0
+    rows: int = 0
+    planned: int = 0
+    plain: int = 0
+    fill_rounds: int = 0
+    computed: float = 1.0
+    visible: float = 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return dict(vars(self))
+
+
+class Masker:
+    """Runs one model under masks; shared by the applied mask and by `masked_forward`."""
+
+    def __init__(self, model: nn.Module, fill: str, crop: bool, scale: PixelScale | None = None) -> None:
+        self.model, self.fill, self.crop = model, fill, crop
+        self.scale = scale
+        self.stats = MaskStats()
+        self.largest = 0  # bytes of the largest activation of one row, once a pass was traced
+        self._plan: tuple[tuple[object, ...], Tensor, Plan] | None = None
+        self._known: frozenset[int] | None = None
+
+    def __call__(self, call: Call, keep: Tensor, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """The model's answer to `images` `[N, 3, H, W]` under `keep` `[N or 1, 1, H, W]`."""
+        stats = self.stats
+        stats.calls += 1
+        stats.rows += images.shape[0]
+        stats.visible = float(keep.float().mean())
+        stats.computed = 1.0
+        if stats.visible == 1.0 or bool(keep.all()):
+            stats.plain += 1
+            return call(images, *args, **kwargs)
+        if self.fill in BASELINES:
+            self.scale = self.scale or pixel_scale(self.model)
+            return call(painted(images, keep, self.fill, self.scale), *args, **kwargs)
+        tokens = tokens_of(self.model)
+        if tokens is not None:
+            return run_tokens(tokens, call, keep, images, args, kwargs, self.fill)
+        return self._layers(call, keep, images, args, kwargs)
+
+    def _layers(self, call: Call, keep: Tensor, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
+        traces = _TRACES.setdefault(self.model, {})
+        key = (tuple(images.shape[-2:]), len(args), tuple(kwargs), self.model.training)
+        trace = traces.get(key)
+        if trace is not None and not trace.dynamic:
+            plan = self._plan_for(trace, keep, images)
+            run = MaskedRun(plan.masks[0], self.fill, plan, trace.widest)  # type: ignore[arg-type]
+            try:
+                output = self._watched(run, call, images, args, kwargs)
+            except ChangedError:
+                logger.info("%s did something else than before: tracing it again", type(self.model).__name__)
+                traces.pop(key, None)
+                self._plan = None
+            else:
+                self.stats.planned += 1
+                self.stats.fill_rounds += run.rounds
+                self.stats.computed = plan.share
+                return output
+        run = MaskedRun(keep, self.fill, None, self._widest(), self._parameters())
+        output = self._watched(run, call, images, args, kwargs)
+        self.stats.fill_rounds += run.rounds
+        self.largest = max(self.largest, run.largest)
+        if not any(op.rounds or op.name == "conv2d" for op in run.ops):
+            raise SkipError(f"{type(self.model).__name__} ran no convolution on the images: nothing was masked")
+        traces[key] = run.trace()
+        return output
+
+    def _watched(self, run: MaskedRun, call: Call, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
+        entered = run.enter(images)
+        with run:
+            output = call(entered, *args, **kwargs)
+        return run.leave(output)
+
+    def _plan_for(self, trace: Trace, keep: Tensor, images: Tensor) -> Plan:
+        key = (id(trace), images.dtype, self.fill, self.crop)
+        # by value: a mask that was changed in place is another one, and an equal one from elsewhere is the same
+        if self._plan is not None and self._plan[0] == key and torch.equal(self._plan[1], keep):
+            return self._plan[2]
+        with torch.no_grad():
+            mine = keep.clone()
+            plan = make_plan(trace, mine, images.dtype, self.fill, self.crop)
+        self._plan = (key, mine, plan)
+        return plan
+
+    def _widest(self) -> int:
+        return max((max(p.shape[-2:]) for p in self.model.parameters() if p.ndim == 4), default=1)
+
+    def _parameters(self) -> frozenset[int]:
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return frozenset(id(t) for t in tensors)
