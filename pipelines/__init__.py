@@ -9,30 +9,36 @@ if TYPE_CHECKING:
     from skipguide.pipelines.groups import SkipGroup
     from skipguide.pipelines.guider import SkipGuider
     from skipguide.pipelines.ledger import GuidanceCost, GuidanceStats
+    from skipguide.pipelines.pipeline_spec import PipelineSpec
     from skipguide.pipelines.presets import Preset, find_preset
+    from skipguide.pipelines.registry import register_pipeline
     from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
 
 _HOME = {
     "AppliedGuidance": "applied",
     "GuidanceCost": "ledger",
     "GuidanceStats": "ledger",
+    "PipelineSpec": "pipeline_spec",
     "Preset": "presets",
     "SkipGroup": "groups",
     "SkipGuider": "guider",
     "SpatiotemporalSkipGuidance": "stg",
     "calibrate": "calibration",
     "find_preset": "presets",
+    "register_pipeline": "registry",
 }
 __all__ = [
     "AppliedGuidance",
     "GuidanceCost",
     "GuidanceStats",
+    "PipelineSpec",
     "Preset",
     "SkipGroup",
     "SkipGuider",
     "SpatiotemporalSkipGuidance",
     "calibrate",
     "find_preset",
+    "register_pipeline",
 ]
 
 

@@ -1,0 +1,82 @@
+"""A package that is installed beside skipguide adds a model and a pipeline of its own, through its entry points."""
+
+import importlib
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import torch
+
+from skipguide import SkipError, Skipper, SkipPlan, UnknownBlockError, blocks, check, find_blocks
+from skipguide.pipelines import PipelineSpec, SpatiotemporalSkipGuidance, register_pipeline, registry
+
+THEIRS = Path(__file__).parent / "third_party"
+
+
+@pytest.fixture
+def theirs(monkeypatch):
+    """The package as if it were installed; skipguide forgets it afterwards."""
+    monkeypatch.setattr(blocks, "_REGISTERED", {})
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    monkeypatch.syspath_prepend(THEIRS)
+    yield importlib.import_module("theirs")
+    sys.modules.pop("theirs", None)
+
+
+def parts(theirs):
+    torch.manual_seed(0)
+    pipe = theirs.TheirPipeline(theirs.TheirDenoiser().eval().requires_grad_(False))
+    return pipe, torch.randn(2, 4, 8), torch.randn(2, 4, 8)
+
+
+def test_the_metadata_is_found(theirs):
+    for group in ("skipguide.blocks", "skipguide.pipelines"):
+        assert "theirs" in {entry.name for entry in entry_points(group=group)}
+
+
+def test_their_model_is_known_and_proven(theirs):
+    pipe, text, latents = parts(theirs)
+    inputs = {"hidden_states": latents, "text": text, "timestep": torch.full((2,), 500.0)}
+    assert find_blocks(pipe.transformer)[1].parts == ("block", "attn", "mlp")
+    assert check(pipe.transformer, inputs).blocks == 3
+    with Skipper(pipe.transformer, SkipPlan([0], part="mlp")) as skipper:
+        out = pipe.transformer(**inputs)[0]
+    first, *rest = pipe.transformer.layers
+    expected = latents + first.look(latents + text)
+    for layer in rest:
+        expected = layer(text, expected)
+    assert torch.equal(out, expected * 1.5)
+    assert skipper.stats.skips == {"layers.0.think": 1}
+
+
+def test_their_pipeline_is_guided(theirs):
+    pipe, text, latents = parts(theirs)
+    plain = pipe(text, latents)
+    with SpatiotemporalSkipGuidance([1], scale=0.5).apply(pipe) as applied:
+        out = pipe(text, latents)
+    model, x = pipe.transformer, latents
+    for t in (1000.0, 500.0):
+        time = torch.full((2,), t)
+        cond, uncond = model(x, text, time)[0], model(x, torch.zeros_like(text), time)[0]
+        first, _, last = model.layers
+        weak = last(text, first(text, x)) * (1 + t / 1000)
+        x = x - (uncond + 3.0 * (cond - uncond) + 0.5 * (cond - weak)) / 2
+    torch.testing.assert_close(out, x, atol=1e-5, rtol=1e-5)
+    assert applied.stats.delivery == "shift" and torch.equal(pipe(text, latents), plain)
+
+
+def test_without_the_package_both_are_unknown(theirs, monkeypatch):
+    pipe, _, _ = parts(theirs)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(THEIRS)])
+    with pytest.raises(UnknownBlockError, match="TheirDenoiser"):
+        find_blocks(pipe.transformer)
+    with pytest.raises(SkipError, match="register_pipeline"):
+        SpatiotemporalSkipGuidance([1]).apply(pipe)
+
+
+def test_only_descriptions_are_registered(theirs):
+    with pytest.raises(SkipError, match="expects a PipelineSpec; got str"):
+        register_pipeline(theirs.TheirPipeline, "batched")
+    register_pipeline("TheirPipeline", PipelineSpec("named", scales=((),)))
+    assert registry.pipeline_spec(parts(theirs)[0]).cfg == "named"
