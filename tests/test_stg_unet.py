@@ -102,6 +102,15 @@ def test_without_cfg(name, stack):
 
 
 @both
+def test_a_batched_tail(name):
+    """The rows that share a beginning are taken out of what folds frames or positions into the batch, too."""
+    groups = (SkipGroup([2], 2.0, stack="spatial"), SkipGroup([1], 0.5, "attn", "temporal"))
+    terms = [(without("spatial", 2), 2.0), (without("temporal", 1, "attn"), 0.5)]
+    stats = check(name, Stg(groups=groups, tail="batched"), terms, clips=2)
+    assert stats.passes == STEPS
+
+
+@both
 def test_sublayers(name):
     groups = (SkipGroup([3], 1.0, "mlp", "temporal"), SkipGroup([0], 1.5, "attn", "spatial"))
     check(name, Stg(groups=groups), [(without("temporal", 3, "mlp"), 1.0), (without("spatial", 0, "attn"), 1.5)])
