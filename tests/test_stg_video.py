@@ -111,6 +111,17 @@ def test_the_formula_that_needs_the_scale(case):
     close(out, expected(case, True, "wan"))
 
 
+@named([BY_VIDEO[name] for name in ("wan_vace", "kandinsky6", "framepack", "ltx2_own")])
+def test_in_one_batch_with_the_others(case):
+    """Hints, refined texts and sound go to the skipped rows as to those that they are variants of."""
+    pipe = case.build()
+    with Stg([case.layer, case.layer + 1], tail="separate").apply(pipe):
+        alone = case.run(pipe)
+    with Stg([case.layer, case.layer + 1], tail="batched").apply(pipe) as applied:
+        close(case.run(pipe), alone)
+    assert applied.stats.batched == STEPS * case.runs
+
+
 @named([BY_VIDEO[name] for name in ("chronoedit", "skyreels_df")])
 def test_differences_of_other_frames_are_not_used_again(case):
     """Where a step has other frames than the one before, every=2 cannot hold its differences."""
