@@ -674,7 +674,9 @@ def test_bad_input_is_refused(images, keep):
     with pytest.raises(SkipError, match="one of neighbours"):
         LayerMask(keep, fill="gray")
     with pytest.raises(SkipError, match="meta"):
-        LayerMask(keep.to("meta")).apply(model) if False else masked_forward(model)(keep.to("meta").bool(), images)
+        LayerMask(keep.to("meta")).apply(model)
+    with pytest.raises(SkipError, match="move the mask"), LayerMask(keep).apply(model):
+        model(images.to("meta"))
     with pytest.raises(SkipError, match="soft mask"):
         masked_forward(model)(keep * 0.5, images)
     with pytest.raises(SkipError, match="no 2D convolution"):

@@ -33,6 +33,11 @@ def efficientnet_v1():
     return efficientnet.EfficientNet([conf(1, 3, 1, 8, 8, 1), conf(4, 5, 2, 8, 16, 2)], 0.0, num_classes=4)
 
 
+def efficientnet_v2():
+    blocks = [efficientnet.FusedMBConvConfig(4, 3, 1, 8, 8, 1), efficientnet.MBConvConfig(4, 3, 2, 8, 16, 2)]
+    return efficientnet.EfficientNet(blocks, 0.0, num_classes=4)
+
+
 def tiny_vgg(norm):
     model = vgg.VGG(vgg.make_layers([8, "M", 16, "M", 16, "M"], batch_norm=norm), num_classes=4, init_weights=False)
     model.classifier = nn.Sequential(nn.Linear(16 * 49, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -52,12 +57,15 @@ FAMILIES = {
     "ResNet, dilated (torchvision)": (
         "dilation 2 and 4", lambda: tv_resnet(resnet.Bottleneck, replace_stride_with_dilation=[False, True, True]), True, "fc"),
     "ResNeXt (torchvision)": ("grouped conv", lambda: tv_resnet(resnet.Bottleneck, groups=4, width_per_group=8), True, "fc"),
+    "ResNeXt, dilated (timm)": ("output stride 8", narrow("resnext50_32x4d", layers=(1, 1, 1, 1), output_stride=8), True, "fc"),
     "Wide ResNet (torchvision)": ("", lambda: tv_resnet(resnet.Bottleneck, width_per_group=96), True, "fc"),
     "ResNet (timm)": ("", narrow("resnet18", **RESNET), True, "fc"),
     "ResNet-D (timm)": ("deep stem, average-pool downsampling", narrow("resnet26d", **RESNET), True, "fc"),
     "ResNet-T (timm)": ("tiered stem", narrow("resnet10t", channels=(16, 24, 32, 48)), True, "fc"),
     "SE-ResNet (timm)": ("squeeze over visible positions", narrow("seresnet18", **RESNET), True, "fc"),
     "ECA-ResNet (timm)": ("channel attention", narrow("ecaresnet26t", **RESNET), True, "fc"),
+    "ResNet-AA (timm)": ("average pools that reduce", narrow("resnetaa34d", layers=(1, 1, 1, 1)), True, "fc"),
+    "ResNet-V2 (timm)": ("pre-activation, standardised weights", narrow("resnetv2_18", layers=(1, 1, 1, 1)), True, "head"),
     "ResNet-Blur (timm)": ("BlurPool, reflection padding", narrow("resnetblur18", **RESNET), True, "fc"),
     "Res2Net (timm)": ("channel splits", narrow("res2net50_26w_4s", layers=(1, 1, 1, 1)), True, "fc"),
     "VGG (torchvision)": (
@@ -75,7 +83,9 @@ FAMILIES = {
     "EfficientNet (timm)": ("", narrow("efficientnet_b0"), True, "classifier"),
     "EfficientNet, TF 'same' padding (timm)": (
         "asymmetric padding", narrow("tf_efficientnet_b0"), True, "classifier"),
+    "EfficientNet V2 (torchvision)": ("fused blocks", efficientnet_v2, True, "head"),
     "RegNet-Y (timm)": ("group conv, SE", narrow("regnety_002"), True, "head"),
+    "RegNet-Y (torchvision)": ("", lambda: torchvision.models.regnet_y_400mf(num_classes=4), True, "fc"),
     "RegNet-X (torchvision)": ("", lambda: torchvision.models.regnet_x_400mf(num_classes=4), True, "fc"),
     "ConvNeXt (timm)": (
         "patchify stem, 7x7 depthwise, LayerNorm, GELU", narrow("convnext_atto", depths=(1, 1, 2, 1), dims=(8, 16, 24, 32)), True, "head"),
@@ -85,6 +95,7 @@ FAMILIES = {
             num_classes=4), True, "head"),
     "ConvNeXt V2 (timm)": (
         "GRN over visible positions", narrow("convnextv2_atto", depths=(1, 1, 2, 1), dims=(8, 16, 24, 32)), True, "head"),
+    "RepVGG (timm)": ("three branches added", narrow("repvgg_a0"), True, "head"),
     "SqueezeNet (torchvision)": ("ceil-mode pools, Fire", lambda: torchvision.models.squeezenet1_1(num_classes=4), True, "head"),
     "ShuffleNet V2 (torchvision)": ("channel shuffle", lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=4), False, "fc"),
     "GhostNet (timm)": ("", narrow("ghostnet_050"), True, "head"),
