@@ -14,7 +14,8 @@ class PipelineSpec:
     Args:
         cfg: `"batched"`: one call with rows [uncond, cond]; `"two_calls"`: a conditional call, then an unconditional
             one; `"named"`: like two calls, told apart by the name of the `cache_context`, and whether there is
-            a second call is not known beforehand; `"guider"`: named calls driven by a guider component.
+            a second call is not known beforehand; `"guider"`: named calls driven by a guider component; `"single"`:
+            one call per step, without CFG.
         denoisers: pipeline attributes of the denoisers; one or all may be None on a given pipeline.
         scales: for each denoiser, the pipeline attributes to read w from, the first that is not None; `()` where the
             pipeline keeps it to itself, so that only deliveries that do not need w are possible. Here and below,
@@ -37,7 +38,7 @@ class PipelineSpec:
         chunked: the pipeline goes through its steps once per chunk of the video, without a new table of timesteps.
     """
 
-    cfg: Literal["batched", "two_calls", "named", "guider"]
+    cfg: Literal["batched", "two_calls", "named", "guider", "single"]
     denoisers: tuple[str, ...] = ("transformer",)
     scales: tuple[tuple[str, ...], ...] = (("_guidance_scale",),)
     switch: str = ""

@@ -15,7 +15,7 @@ _TOKENS = replace(_TWO_CALLS, layout="tokens")
 # guidance-distilled, with another CFG on top where there is a negative prompt
 _TRUE_CFG = replace(_TOKENS, scales=(("call.true_cfg_scale",),), switch="call.do_true_cfg")
 _QWEN = replace(_TRUE_CFG, rescale="always")  # brings the result to the norm of c
-_DISTILLED = PipelineSpec("named", scales=((),), layout="tokens")  # one call per step, whatever the scale
+_DISTILLED = PipelineSpec("single", scales=((),), layout="tokens")  # whatever the scale
 _CHROMA = replace(_TOKENS, kept=("w",))
 _ZIMAGE = PipelineSpec(
     "batched",

@@ -93,8 +93,10 @@ class Run:
             self.began = {name: read(pipe, name) for names in spec.scales for name in names}
             self.steps = getattr(pipe, "_num_timesteps", None) or len(self.timesteps)
         self.extra = None
-        if not tells_scale:
-            branch: Branch = "uncond" if context.endswith("uncond") else "cond"
+        if spec.cfg == "single":
+            branch: Branch = "only"
+        elif not tells_scale:
+            branch = "uncond" if context.endswith("uncond") else "cond"
         elif not (self._has_scale(pipe, spec) and (not spec.switch or read(pipe, spec.switch))):
             branch = "only"
         elif spec.cfg == "batched":

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import warnings
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -15,9 +16,11 @@ from skipguide.families_vision import VISION_FAMILIES
 from skipguide.pipelines import SpatiotemporalSkipGuidance
 from skipguide.pipelines.registry import PIPELINES
 from skipguide.pipelines.registry_unsupported import UNSUPPORTED_PIPELINES
+from skipguide.pipelines.support import document, support_table
 from zoo import FAMILIES as ZOO
 from zoo.all_pipes import MAKERS
 
+ROOT = Path(__file__).resolve().parents[1]
 DENOISERS = ("diffusers.models.transformers", "diffusers.models.unets")
 DESCRIBED = {name for name in FAMILIES if name not in VISION_FAMILIES}
 REASON = 12  # letters that a reason has at least
@@ -79,3 +82,9 @@ def test_the_reason_is_what_the_user_sees():
         SpatiotemporalSkipGuidance([1]).apply(pipe)
     with pytest.raises(SkipError, match=r"not described.*register_pipeline"):
         SpatiotemporalSkipGuidance([1]).apply(object())
+
+
+def test_the_tables_are_those_of_the_data():
+    """`python -m demos.support_table` writes the one and, with `--table`, prints the other."""
+    assert (ROOT / "pipelines" / "SUPPORTED.md").read_text(encoding="utf-8") == document()
+    assert support_table() in (ROOT / "README.md").read_text(encoding="utf-8")
