@@ -15,7 +15,7 @@ from skipguide import guidance
 from skipguide.errors import SkipError
 from skipguide.pipelines.groups import SkipGroup, is_number
 from skipguide.pipelines.guider_driver import Driver
-from skipguide.pipelines.guider_passes import Pass, passes_of
+from skipguide.pipelines.guider_passes import Pass, live_groups, passes_of
 from skipguide.pipelines.ledger import GuidanceStats
 from skipguide.pipelines.passes import check_effect
 from skipguide.pipelines.recipe import Term
@@ -104,7 +104,7 @@ class SkipGuider(BaseGuidance):
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__", *_OWN)}
         self.settings = SpatiotemporalSkipGuidance(**given)
-        self._live = _groups(self.settings)
+        self._live = live_groups(self.settings)
         if not is_number(guidance_scale) or not (is_number(guidance_rescale) and 0 <= guidance_rescale <= 1):
             raise SkipError(
                 f"guidance_scale is a finite number and guidance_rescale one of 0 to 1; got {guidance_scale!r}, "
@@ -320,24 +320,6 @@ class SkipGuider(BaseGuidance):
         if self.settings.every == 1:
             self._directions = None
         return delta
-
-
-def _groups(settings: SpatiotemporalSkipGuidance) -> tuple[SkipGroup, ...]:
-    """The groups that can ever be active, checked for what a guider cannot do."""
-    if isinstance(settings.layers, Mapping):
-        raise SkipError("a guider belongs to one denoiser: pass its layers; guider_2 is another SkipGuider")
-    groups = settings.groups or (SkipGroup(settings.layers, settings.scale, settings.part, settings.stack),)
-    live = tuple(group for group in groups if not group.idle)
-    for group in live:
-        if group.layers == "auto":
-            raise SkipError(
-                "layers='auto' calibrates on a pipeline, which a guider does not see: `skipguide rank` first"
-            )
-        if group.layers is None and group.stack is not None:
-            raise SkipError("presets count layers over all stacks: with stack, name the layers too")
-        if any(isinstance(table, Timetable) and table.over == "sigma" for table in (group.layers, group.scale)):
-            raise SkipError("a guider is not told the noise level: use Timetable(..., over='step')")
-    return live
 
 
 def _full(prediction: Tensor) -> Tensor:

@@ -1,13 +1,15 @@
-"""Passes that a guider asks a pipeline for at one step, as data."""
+"""What a guider asks a pipeline for: the groups that can act, and the passes of one step, as data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from skipguide.errors import SkipError
 from skipguide.pipelines.groups import SkipGroup
 from skipguide.plan import Schedule
+from skipguide.timetable import Timetable
 
 if TYPE_CHECKING:
     from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
@@ -71,3 +73,25 @@ def passes_of(
     if settings.formula == "wan" and cfg:
         return (cond, Pass("pred_uncond", 1, "capture"), *(Pass(x, 1, "skip", n) for n, x in enumerate(names)))
     return (Pass("pred_cond", 0, "capture"), *(Pass(x, 0, "skip", n) for n, x in enumerate(names)), *uncond)
+
+
+def live_groups(settings: SpatiotemporalSkipGuidance) -> tuple[SkipGroup, ...]:
+    """The groups that can ever be active.
+
+    Raises:
+        SkipError: for layers and scales that a guider cannot know.
+    """
+    if isinstance(settings.layers, Mapping):
+        raise SkipError("a guider belongs to one denoiser: pass its layers; guider_2 is another SkipGuider")
+    groups = settings.groups or (SkipGroup(settings.layers, settings.scale, settings.part, settings.stack),)
+    live = tuple(group for group in groups if not group.idle)
+    for group in live:
+        if group.layers == "auto":
+            raise SkipError(
+                "layers='auto' calibrates on a pipeline, which a guider does not see: `skipguide rank` first"
+            )
+        if group.layers is None and group.stack is not None:
+            raise SkipError("presets count layers over all stacks: with stack, name the layers too")
+        if any(isinstance(table, Timetable) and table.over == "sigma" for table in (group.layers, group.scale)):
+            raise SkipError("a guider is not told the noise level: use Timetable(..., over='step')")
+    return live
