@@ -158,3 +158,17 @@ def test_noise_levels_per_frame_are_no_timetable():
     table = Timetable([(1.0, 1.0), (0.5, 2.0)], over="sigma")
     with pytest.raises(SkipError, match="noise levels"), Stg([case.layer], scale=table).apply(pipe):
         case.run(pipe)
+
+
+def test_joined_predictions_come_apart_as_they_were():
+    from skipguide.pipelines.joined import Joined
+
+    family = MODELS["ltx2"]
+    model, joined = family.build(), Joined()
+    for form in (True, False):
+        with torch.no_grad():
+            stock = model(**family.inputs(2), return_dict=form)
+            (one,) = joined.around(model)(**family.inputs(2), return_dict=form)
+        again = joined.apart((one,))
+        assert one.shape == (2, sum(joined.sizes)) and type(again) is type(stock)
+        assert all(torch.equal(a, b) for a, b in zip(ByHand.parts(again), ByHand.parts(stock), strict=True))
