@@ -56,7 +56,7 @@ def test_every_edit_has_a_visible_effect(family, i, built):
     if family.blocks[i][1].values:
         edits["attn_identity"] = family.value_identity(model, i, inputs)
     for name, edited in edits.items():
-        assert family.visible < effect(family.run(edited, inputs), plain) < 1.2, name
+        assert family.visible < effect(family.run(edited, inputs), plain) < 1.5, name
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(family.run(model, inputs), plain)
 

@@ -381,6 +381,7 @@ _FAMILIES = (
         hidream,
         hidream_inputs,
         numbered({"double_stream_blocks": (2, HIDREAM_DUAL), "single_stream_blocks": (2, HIDREAM_SINGLE)}),
+        std=0.12,
     ),
     Family(
         "cogview3", cogview3, cogview3_inputs, numbered({"transformer_blocks": (4, cogview(values.CogVideoXValues))})

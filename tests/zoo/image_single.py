@@ -300,9 +300,11 @@ KREA2_BLOCK = BlockKind(returns="h", projections={"attn": ("attn.to_out.0",), "m
 _FAMILIES = (
     Family("pixart", pixart, pixart_inputs, numbered({"transformer_blocks": (4, CROSS_BLOCK)})),
     DiTFamily("dit", dit, dit_inputs, numbered({"transformer_blocks": (4, DIT_BLOCK)})),
-    Family("sana", sana, sana_inputs, numbered({"transformer_blocks": (4, SANA_BLOCK)})),
-    Family("sana_sprint", sana_sprint, sana_sprint_inputs, numbered({"transformer_blocks": (4, SANA_BLOCK)})),
-    Family("hunyuan_dit", hunyuan_dit, hunyuan_dit_inputs, numbered({"blocks": (6, CROSS_BLOCK)})),
+    Family("sana", sana, sana_inputs, numbered({"transformer_blocks": (4, SANA_BLOCK)}), visible=0.005),
+    Family(
+        "sana_sprint", sana_sprint, sana_sprint_inputs, numbered({"transformer_blocks": (4, SANA_BLOCK)}), visible=0.005
+    ),
+    Family("hunyuan_dit", hunyuan_dit, hunyuan_dit_inputs, numbered({"blocks": (6, CROSS_BLOCK)}), std=0.12),
     Family(
         "lumina2",
         lumina2,
