@@ -1,7 +1,7 @@
 """Guidance on compiled denoisers: eager results, and no graph more after the first run.
 
-`test_compile.py` looks at plans on compiled models graph by graph; here pipelines run whose denoiser is compiled in each
-way that people compile it.
+`test_compile.py` looks at plans on compiled models graph by graph; here pipelines run whose denoiser is compiled in the
+ways that people compile it.
 """
 
 import logging
