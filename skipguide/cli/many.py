@@ -16,7 +16,7 @@ from skipguide.cli import jobs, models, sampling
 from skipguide.cli.arguments import GUIDANCE_FLAGS, given
 from skipguide.cli.clip_folder import MANIFEST, Clip, ClipFolder
 from skipguide.cli.outputs import slug, versions
-from skipguide.cli.processes import Place, joined
+from skipguide.cli.processes import Place, here
 from skipguide.cli.prompts import read_prompts
 from skipguide.errors import SkipError
 
@@ -37,23 +37,23 @@ def run(args: argparse.Namespace) -> None:
         raise SkipError("--force replaces clips that were made with other settings and --keep leaves them: give one")
     lines = read_prompts(args.prompts, args)
     target = args.output if args.output is not None else Path(f"{args.prompts.stem}-clips")
-    with joined(args.device) as place:
-        orders = _orders(args, lines, place, target)
-        others = "replace" if args.force else "keep" if args.keep else "refuse"
-        folder = ClipFolder(target, [order.clip for order in orders], others)  # type: ignore[arg-type]
-        folder.check()
-        try:
-            made = _make(folder, orders, place)
-        except KeyboardInterrupt:
-            done = sum(folder.done(order.clip) for order in orders)
-            folder.write_manifest()
-            raise KeyboardInterrupt(
-                f"{done} of {len(orders)} clips are in {target}; run the same command to go on"
-            ) from None
-        lines_written = folder.write_manifest()
-        if place.shows:
-            more = f", {lines_written - len(orders)} others" if lines_written > len(orders) else ""
-            print(f"{target}: {len(orders)} clips{more}, {made} of them made now; {target / MANIFEST} says how")
+    place = here(args.device)
+    orders = _orders(args, lines, place, target)
+    others = "replace" if args.force else "keep" if args.keep else "refuse"
+    folder = ClipFolder(target, [order.clip for order in orders], others)  # type: ignore[arg-type]
+    folder.check()
+    try:
+        made = _make(folder, orders, place)
+    except KeyboardInterrupt:
+        done = sum(folder.done(order.clip) for order in orders)
+        folder.write_manifest()
+        raise KeyboardInterrupt(
+            f"{done} of {len(orders)} clips are in {target}; run the same command to go on"
+        ) from None
+    lines_written = folder.write_manifest()
+    if place.shows:
+        more = f", {lines_written - len(orders)} others" if lines_written > len(orders) else ""
+        print(f"{target}: {len(orders)} clips{more}, {made} of them made now; {target / MANIFEST} says how")
 
 
 def _orders(args: argparse.Namespace, lines: Sequence[argparse.Namespace], place: Place, target: Path) -> list[Order]:

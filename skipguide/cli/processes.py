@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -44,30 +43,37 @@ def launched() -> int:
     return int(count) if count.isdecimal() else 1
 
 
-@contextmanager
-def joined(device: str) -> Iterator[Place]:
-    """This process' place inside the block; a single process is not bothered with any of it.
+def here(device: str) -> Place:
+    """This process' place.
+
+    The ranks are told by the environment, as `accelerate launch` and torchrun set it. No process group is made:
+    processes that share files through claims have nothing to say to each other, and one that died before it joined
+    would keep the others waiting.
 
     Args:
         device: as on the command line; `auto` and a bare `cuda` become this process' own.
     """
-    chosen = models.choose_device(device)
-    if launched() == 1:
+    chosen, world = models.choose_device(device), launched()
+    if world == 1:
         if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_PORT" in os.environ:
             logger.warning(
                 "accelerate launch --cpu starts one process without mpirun, whatever --num_processes says: use "
                 "accelerate launch --multi_gpu or torchrun --nproc_per_node, or start this command several times"
             )
-        yield Place(0, 1, chosen)
-        return
-    from accelerate import PartialState
+        return Place(0, 1, chosen)
+    rank, local = _number("RANK"), _number("LOCAL_RANK")
+    if chosen == "cuda":
+        import torch
 
-    state = PartialState(cpu=chosen == "cpu")  # gloo on the CPU
-    try:
-        own = str(state.device) if device in ("auto", "cuda") else chosen
-        yield Place(state.process_index, state.num_processes, own, state.is_main_process)
-    finally:
-        state.destroy_process_group()
+        chosen = f"cuda:{local % torch.cuda.device_count()}"
+    return Place(rank, world, chosen, shows=rank == 0)
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not text.isdecimal():
+        raise SkipError(f"WORLD_SIZE says there are {launched()} processes, but {name} is {text!r}: which one is this?")
+    return int(text)
 
 
 def alone(command: str, instead: str) -> None:

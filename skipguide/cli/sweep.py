@@ -25,7 +25,7 @@ from skipguide.cli.arguments import (
 from skipguide.cli.cells import Cell, CellCache
 from skipguide.cli.claims import remove_leftovers
 from skipguide.cli.outputs import check_output, read_json, replacing, sidecar, versions, write_json
-from skipguide.cli.processes import Place, joined
+from skipguide.cli.processes import Place, here
 from skipguide.errors import SkipError
 
 if TYPE_CHECKING:
@@ -86,14 +86,10 @@ def layer_rows(text: str) -> list[Row] | str:
 
 def run(args: argparse.Namespace) -> None:
     """Make the cells that are missing, then the sheet and the table."""
-    with joined(args.device) as place:
-        args.force |= place.rank > 0  # the first process writes the sheet, and the others cannot be in its way
-        if args.output is not None:
-            check_output(args.output.with_suffix(".csv"), (".csv",), force=args.force, notes=False)
-        _run(args, place)
-
-
-def _run(args: argparse.Namespace, place: Place) -> None:
+    place = here(args.device)
+    args.force |= place.rank > 0  # the first process writes the sheet, and the others cannot be in its way
+    if args.output is not None:
+        check_output(args.output.with_suffix(".csv"), (".csv",), force=args.force, notes=False)
     job = replace(jobs.prepare(args, ending="-sweep", suffixes=(".png",)), device=place.device)
     table = job.output.with_suffix(".csv")
     check_output(table, (".csv",), force=args.force, notes=False)
