@@ -1,0 +1,135 @@
+"""Tiny stock pipelines that make video and sound."""
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from zoo.family import TEXT, rows
+from zoo.pipes import embeds, size
+from zoo.video_case import StandIn, VideoCase, picture
+
+
+class Connectors(nn.Module):
+    """In place of LTX-2's text connectors: the embeddings go to both streams."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def forward(self, text: Tensor, mask: Tensor, padding_side: str = "left"):
+        return text, text + 0.5, mask
+
+
+def ltx2_parts():
+    return {"vae": StandIn(8, 8, 32), "audio_vae": AudioStandIn(), "connectors": Connectors(), "vocoder": None}
+
+
+class AudioStandIn(StandIn):
+    """In place of an audio VAE."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.mel_compression_ratio, self.temporal_compression_ratio, self.latent_hop_length = 1, 4, 4000
+        self.latents_mean, self.latents_std = torch.zeros(8), torch.ones(8)
+        self.config.sample_rate, self.config.mel_hop_length = 16000, 1000
+
+
+def ltx2_call(clips: int, cfg: bool, **own: object):
+    """Another scale for the sound; without the pipeline's own skip and modality passes unless asked."""
+    call = embeds(clips, cfg, mask="prompt_attention_mask") | size(96, 9)
+    scales = {"guidance_scale": 3.0 if cfg else 1.0, "audio_guidance_scale": 5.0 if cfg else 1.0}
+    off = {"stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0}
+    off |= {f"audio_{name}": value for name, value in off.items()}
+    return {**call, **scales, **off, "frame_rate": 24.0, **own}
+
+
+ltx2_own_call = functools.partial(
+    ltx2_call,
+    stg_scale=0.7,
+    audio_stg_scale=0.6,
+    modality_scale=2.0,
+    audio_modality_scale=1.5,
+    spatio_temporal_guidance_blocks=[0],
+)
+
+
+ltx2_rescaled_call = functools.partial(ltx2_own_call, guidance_rescale=0.7, audio_guidance_rescale=0.4)
+
+
+def kandinsky6_call(clips: int, cfg: bool, sound: bool = True):
+    call: dict[str, object] = {**size(48, 5), "guidance_scale": 5.0 if cfg else 1.0, "sample_audio": sound}
+    for seed, prefix in ((1, ""), (2, "negative_"))[: 1 + cfg]:
+        call[f"{prefix}prompt_embeds"] = rows(clips, seed, TEXT, 24)
+        call[f"{prefix}pooled_prompt_embeds"] = rows(clips, seed + 10, 12)
+    return call
+
+
+kandinsky6_silent_call = functools.partial(kandinsky6_call, sound=False)
+
+
+def ltx2_i2v_call(clips: int, cfg: bool):
+    return {**ltx2_own_call(clips, cfg), "image": picture(96), "image_crf": 0}
+
+
+AUDIO_PIPES = (
+    VideoCase(
+        "kandinsky6",
+        "Kandinsky6TI2VAPipeline",
+        "kandinsky6",
+        kandinsky6_call,
+        "two_calls",
+        (5.0, 5.0),
+        parts=lambda: {"audio_vae": AudioStandIn(), "vocoder": Connectors()},
+        layer=2,
+    ),
+    VideoCase(
+        "kandinsky6_silent",
+        "Kandinsky6TI2VAPipeline",
+        "kandinsky6",
+        kandinsky6_silent_call,
+        "two_calls",
+        (5.0,),
+        layer=2,
+    ),
+    VideoCase("ltx2", "LTX2Pipeline", "ltx2", ltx2_call, "batched", (3.0, 5.0), parts=ltx2_parts),
+    VideoCase("ltx2_own", "LTX2Pipeline", "ltx2_gated", ltx2_own_call, "batched", (3.0, 5.0), parts=ltx2_parts),
+    VideoCase(
+        "ltx2_rescaled",
+        "LTX2Pipeline",
+        "ltx2_gated",
+        ltx2_rescaled_call,
+        "batched",
+        (3.0, 5.0),
+        parts=ltx2_parts,
+        lone=False,
+    ),
+    VideoCase(
+        "ltx2_i2v",
+        "LTX2ImageToVideoPipeline",
+        "ltx2_gated",
+        ltx2_i2v_call,
+        "batched",
+        (3.0, 5.0),
+        parts=ltx2_parts,
+        lone=False,
+    ),
+    VideoCase(
+        "ltx2_condition",
+        "LTX2ConditionPipeline",
+        "ltx2_gated",
+        ltx2_own_call,
+        "batched",
+        (3.0, 5.0),
+        parts=ltx2_parts,
+        lone=False,
+    ),
+    VideoCase(
+        "ltx2_in_context",
+        "LTX2InContextPipeline",
+        "ltx2_gated",
+        ltx2_own_call,
+        "batched",
+        (3.0, 5.0),
+        parts=ltx2_parts,
+        lone=False,
+    ),
+)
