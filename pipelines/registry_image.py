@@ -16,6 +16,7 @@ _TOKENS = replace(_TWO_CALLS, layout="tokens")
 _TRUE_CFG = replace(_TOKENS, scales=(("call.true_cfg_scale",),), switch="call.do_true_cfg")
 _QWEN = replace(_TRUE_CFG, rescale="always")  # brings the result to the norm of c
 _DISTILLED = PipelineSpec("single", scales=((),), layout="tokens")  # whatever the scale
+_KLEIN = replace(_TOKENS, switch="do_classifier_free_guidance", kept=("w",))
 _CHROMA = replace(_TOKENS, kept=("w",))
 _ZIMAGE = PipelineSpec(
     "batched",
@@ -34,12 +35,17 @@ IMAGE_PIPELINES: dict[str, PipelineSpec] = {
     "FluxImg2ImgPipeline": _TRUE_CFG,
     "FluxInpaintPipeline": _TRUE_CFG,
     "FluxKontextPipeline": _TRUE_CFG,
+    "FluxKontextInpaintPipeline": _TRUE_CFG,
     "FluxControlPipeline": _DISTILLED,
+    "FluxControlImg2ImgPipeline": _DISTILLED,
+    "FluxControlInpaintPipeline": _DISTILLED,
     "FluxFillPipeline": _DISTILLED,
     "Flux2Pipeline": _DISTILLED,
-    "Flux2KleinPipeline": replace(_TOKENS, switch="do_classifier_free_guidance", kept=("w",)),
+    "Flux2KleinPipeline": _KLEIN,
+    "Flux2KleinInpaintPipeline": _KLEIN,
     "QwenImagePipeline": _QWEN,
     "QwenImageImg2ImgPipeline": _QWEN,
+    "QwenImageInpaintPipeline": _QWEN,
     "SanaPipeline": _KEPT,
     "SanaSprintPipeline": replace(_DISTILLED, layout="bchw"),
     "PixArtAlphaPipeline": _PIXART,
@@ -54,6 +60,7 @@ IMAGE_PIPELINES: dict[str, PipelineSpec] = {
     "ChromaImg2ImgPipeline": _CHROMA,
     "ZImagePipeline": _ZIMAGE,
     "ZImageImg2ImgPipeline": _ZIMAGE,
+    "ZImageInpaintPipeline": _ZIMAGE,
     "CogView3PlusPipeline": replace(_BATCHED, kept=("cfg",)),
     "CogView4Pipeline": _TWO_CALLS,
     "HunyuanImagePipeline": PipelineSpec("guider", scales=((),), layout="bchw"),

@@ -85,6 +85,6 @@ def test_the_reason_is_what_the_user_sees():
 
 
 def test_the_tables_are_those_of_the_data():
-    """`python -m demos.support_table` writes the one and, with `--table`, prints the other."""
+    """`python -m demos.support_table` writes both."""
     assert (ROOT / "pipelines" / "SUPPORTED.md").read_text(encoding="utf-8") == document()
     assert support_table() in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,10 +15,11 @@ W = {
     "pixart_sigma": 4.5, "hunyuan_dit": 5.0, "lumina2": 4.0, "auraflow": 3.5, "hidream": 5.0, "chroma": 5.0,
     "chroma_img2img": 5.0, "zimage": 4.0, "zimage_img2img": 4.0, "cogview3": 5.0, "cogview4": 5.0,
     "hunyuan_image": 3.5, "bria": 5.0, "longcat": 4.5, "ovis": 5.0, "prx": 4.0, "krea2": 4.0,
+    "flux_kontext_inpaint": 4.0, "zimage_inpaint": 4.0, "qwen_inpaint": 4.0, "flux2_klein_inpaint": 4.0,
 }  # fmt: skip
 WITH_CFG = [case for case in IMAGE_PIPES if case.name in W]
 # the pipeline brings the result to the norm of c, so that only `solve` is exact
-RENORM = {"qwen_image", "qwen_img2img", "lumina2", "longcat"}
+RENORM = {"qwen_image", "qwen_img2img", "qwen_inpaint", "lumina2", "longcat"}
 RESCALED = {
     "sd3_img2img", "flux_kontext", "qwen_image", "pixart_sigma", "hunyuan_dit", "lumina2", "auraflow", "hidream",
     "chroma", "zimage", "hunyuan_image", "ovis", "krea2",

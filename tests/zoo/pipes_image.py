@@ -235,6 +235,19 @@ def krea2_call(num_prompts: int, cfg: bool):
     return {**out, **size(64), "guidance_scale": 3.0 if cfg else 0.0}
 
 
+def flux_control_img2img_call(num_prompts: int, cfg: bool):
+    return {**flux_control_call(num_prompts, cfg), "image": picture(), "strength": 1.0}
+
+
+def with_mask(call, **more):
+    """The same call with a mask over the image."""
+
+    def masked(num_prompts: int, cfg: bool):
+        return {**call(num_prompts, cfg), "mask_image": picture().convert("L"), **more}
+
+    return masked
+
+
 MASK = "prompt_attention_mask"
 BINNING = {"use_resolution_binning": False}
 HIDREAM_TEXT = ("text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3", "text_encoder_4", "tokenizer_4")
@@ -397,4 +410,46 @@ IMAGE_PIPES = (
     PipeCase("ovis", "ovis", around("OvisImagePipeline", "ovis"), text_call(64, 5.0, negative_prompt=None), TWO_CALLS),
     PipeCase("prx", "prx", prx, text_call(64, 4.0, mask=MASK, **BINNING), BATCHED),
     PipeCase("krea2", "krea2", around("Krea2Pipeline", "krea2"), krea2_call, TWO_CALLS),
+    PipeCase(
+        "flux_kontext_inpaint",
+        "flux",
+        around("FluxKontextInpaintPipeline", "flux", flow, *FLUX_TEXT, vae=image_vae),
+        with_mask(flux_img2img_call, max_area=64 * 64, _auto_resize=False),
+        TWO_CALLS,
+    ),
+    PipeCase(
+        "flux_control_img2img",
+        "flux",
+        around("FluxControlImg2ImgPipeline", "flux", flow, *FLUX_TEXT, vae=image_vae, model=wider("flux", 32, 16)),
+        flux_control_img2img_call,
+        SINGLE,
+    ),
+    PipeCase(
+        "flux_control_inpaint",
+        "flux",
+        around("FluxControlInpaintPipeline", "flux", flow, *FLUX_TEXT, vae=image_vae, model=wider("flux", 32, 16)),
+        with_mask(flux_control_img2img_call),
+        SINGLE,
+    ),
+    PipeCase(
+        "zimage_inpaint",
+        "zimage",
+        around("ZImageInpaintPipeline", "zimage", vae=image_vae),
+        with_mask(zimage_img2img_call),
+        BATCHED,
+    ),
+    PipeCase(
+        "qwen_inpaint",
+        "qwen_image",
+        around("QwenImageInpaintPipeline", "qwen_image", vae=qwen_vae),
+        with_mask(qwen_img2img_call),
+        TWO_CALLS,
+    ),
+    PipeCase(
+        "flux2_klein_inpaint",
+        "flux2",
+        around("Flux2KleinInpaintPipeline", "flux2", model=klein, vae=flux2_vae),
+        with_mask(text_call(16, 4.0), image=picture(16), strength=1.0),
+        TWO_CALLS,
+    ),
 )
