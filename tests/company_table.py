@@ -19,8 +19,8 @@ TOGETHER = {
     "Offloading": "model, sequential, disk and group offload (groups of one or several blocks, leaves), enabled before "
     "`apply`; nothing is loaded for a block that is skipped or comes before the first one",
     "`torch.compile`": "repeated blocks, the whole model in place, or wrapped; a second run compiles nothing again",
-    "Attention backends": "every backend for blocks and sublayers; `attn_identity` of joint attention uses torch's own "
-    "attention in the block that it changes",
+    "Attention backends": "tested with torch's own, its math kernel and flex; `attn_identity` of joint attention uses "
+    "torch's own in the block that it changes, whatever is set",
     "FirstBlockCache, MagCache, TaylorSeer": "enabled before or during; skipped passes have cached states of their "
     "own. FirstBlockCache and MagCache answer for whole blocks, so there a skipped pass runs from the beginning",
     "Context parallelism": "Ulysses, for every model that diffusers has a plan for; the result of one process",

@@ -1,7 +1,7 @@
 """Guidance on compiled denoisers: eager results, and no graph more after the first run.
 
-`test_compile.py` looks at plans on compiled models graph by graph; here pipelines run whose denoiser is compiled in the
-ways that people compile it.
+`test_compile.py` looks at plans on compiled models graph by graph, `test_stg_company.py` at wrapped denoisers; here are
+the other ways that people compile one.
 """
 
 import logging
@@ -18,7 +18,6 @@ SETTINGS = {
     "block": Stg([1]),
     "sometimes": Stg([1], every=2, start=0.3, part="attn"),
     "groups": Stg(groups=(SkipGroup([1]), SkipGroup([2], scale=0.5, part="mlp"))),
-    "no third pass": Stg([2], formula="uncond"),
 }
 
 
@@ -34,10 +33,8 @@ def fresh_compiler():
 def compiled(pipe, how, backend):
     if how == "repeated":
         pipe.transformer.compile_repeated_blocks(backend=backend, fullgraph=True)
-    elif how == "method":
-        pipe.transformer.compile(backend=backend)
     else:
-        pipe.transformer = torch.compile(pipe.transformer, backend=backend)
+        pipe.transformer.compile(backend=backend)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +43,6 @@ def compiled(pipe, how, backend):
         ("wan", "repeated", "eager", ("sometimes", "groups")),
         ("flux", "repeated", "aot_eager", ("block",)),
         ("ltx", "method", "eager", ("block",)),
-        ("ltx", "outer", "eager", ("no third pass",)),
     ],
 )
 def test_guidance_on_a_compiled_denoiser(name, how, backend, settings):
