@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,11 +123,11 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / "plan.json"
     SkipPlan([1]).save_json(path)
 
-    def breaks(*args, **kwargs):
-        args[1].write('{"version"')
+    def breaks(self, text, **kwargs):
+        self.write_bytes(text[:10].encode())
         raise OSError("disk full")
 
-    monkeypatch.setattr(json, "dump", breaks)
+    monkeypatch.setattr(Path, "write_text", breaks)
     with pytest.raises(OSError, match="disk full"):
         SkipPlan([2]).save_json(path, overwrite=True)
     monkeypatch.undo()
