@@ -15,7 +15,7 @@ from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from skipguide.pipelines.caches import hook_names
 from skipguide.pipelines.contexts import ContextNames
 from zoo import BY_NAME
-from zoo.pipes import BY_PIPE
+from zoo.pipes import BY_PIPE, STEPS
 
 LAYER = 2
 CPU = torch.device("cpu")
@@ -209,6 +209,38 @@ def test_sequential_offload(case, where, tmp_path, monkeypatch):
     remove_hook_from_submodules(pipe.transformer)
     no_gates(pipe.transformer)
     close(case.run(pipe, **call), plain)
+
+
+@cases
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_model_offload(case, when, monkeypatch):
+    """`enable_model_cpu_offload`, which takes its hooks off and puts them back at the end of every call."""
+    from accelerate.hooks import CpuOffload
+
+    expected, _ = guided(case, case.build())
+    pipe = case.build()
+    plain, loaded = case.run(pipe), []
+    move = CpuOffload.pre_forward
+
+    def listening(hook, module, *args, **kwargs):
+        loaded.append(module)
+        return move(hook, module, *args, **kwargs)
+
+    monkeypatch.setattr(CpuOffload, "pre_forward", listening)
+    if when == "before":
+        pipe.enable_model_cpu_offload(device="cpu")
+    with Stg([LAYER]).apply(pipe) as applied:
+        if when == "during":
+            assert torch.equal(case.run(pipe), expected)
+            pipe.enable_model_cpu_offload(device="cpu")
+        for _ in range(2):
+            before = applied.stats.passes
+            loaded.clear()
+            assert torch.equal(case.run(pipe), expected)
+            assert len(loaded) == applied.stats.passes - before - STEPS, "a hook for each call of the pipeline's own"
+    pipe.remove_all_hooks()
+    no_gates(pipe.transformer)
+    assert torch.equal(case.run(pipe), plain)
 
 
 # -- the real ones ----------------------------------------------------------------------------------------------------
