@@ -51,6 +51,16 @@ def group_of(branch_parallel: Any) -> Any:
     return group
 
 
+def refuse_cache(cache: str | None) -> None:
+    """Refuse a cache on a denoiser whose branches are shared: what it keeps would be on the rank that ran it last.
+
+    Raises:
+        SkipError: if there is one.
+    """
+    if cache is not None:
+        raise SkipError(f"{cache} and branch_parallel do not work together: call disable_cache() on the denoiser")
+
+
 class SplitPasses(Passes):
     """The forwards of one denoiser, of which this rank runs its share.
 
@@ -71,13 +81,8 @@ class SplitPasses(Passes):
         stats.rank, stats.ranks = self.rank, self.size
 
     def meet(self, cache: str | None) -> None:
-        """Refuse a cache: what it keeps of a branch would be on the rank that ran it last.
-
-        Raises:
-            SkipError: if there is one.
-        """
-        if cache is not None:
-            raise SkipError(f"{cache} and branch_parallel do not work together: call disable_cache() on the denoiser")
+        """As in `Passes`; a cache that was enabled during the guidance is refused."""
+        refuse_cache(cache)
         super().meet(cache)
 
     def remove(self) -> None:

@@ -20,7 +20,7 @@ from skipguide.pipelines.ledger import GuidanceCost
 from skipguide.pipelines.presets import find_preset
 from skipguide.pipelines.recipe import Recipe
 from skipguide.pipelines.registry import PipelineSpec, pipeline_spec
-from skipguide.pipelines.split import group_of
+from skipguide.pipelines.split import group_of, refuse_cache
 from skipguide.pipelines.tail import TAILS, Tail
 from skipguide.plan import Part, Schedule
 from skipguide.select import DEFAULT_SCORE, check_score
@@ -197,7 +197,9 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         self._refuse_conflicts(pipe, spec, names)
         recipes = {name: self._recipe(pipe, name) for name in names}
         for name, recipe in recipes.items():
-            admit_cache(pipe, name, getattr(pipe, name), self, recipe)
+            cache = admit_cache(pipe, name, getattr(pipe, name), self, recipe)
+            if group is not None:
+                refuse_cache(cache)
         applied = AppliedGuidance(self, pipe, spec, recipes, group)
         applied._install()
         return applied

@@ -12,6 +12,7 @@ import torch
 
 from skipguide import SkipError
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
+from skipguide.pipelines import split
 from zoo.pipes import BY_PIPE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +25,7 @@ torch.set_num_threads(1)
 from skipguide import SkipError
 from skipguide.pipelines import SkipGroup, SpatiotemporalSkipGuidance as Stg
 from zoo.pipes import BY_PIPE
+from zoo.pipes_video import BY_VIDEO
 import diffusers.pipelines, transformers
 warnings.simplefilter("ignore")
 for name in ("ltx", "wan", "hunyuan"):
@@ -74,6 +76,23 @@ with torch.no_grad():
     case("window", "ltx", start=0.3, stop=0.7, cfg_interval=(0.0, 0.5))
     case("off", "wan", scale=0.0)
     case("other seed", "ltx", seed=rank)
+    joined = BY_VIDEO["ltx2"]
+    outs = []
+    for how in (None, True):
+        pipe = joined.build()
+        with Stg([joined.layer]).apply(pipe, branch_parallel=how) as applied:
+            outs.append(joined.run(pipe))
+    said["two predictions"] = {
+        "difference": float((outs[1] - outs[0]).abs().max() / outs[0].abs().max()),
+        "ranks": applied.stats.ranks,
+    }
+    pipe = BY_PIPE["wan"].build()
+    try:
+        with Stg([1]).apply(pipe, branch_parallel=True):
+            pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig())
+            BY_PIPE["wan"].run(pipe)
+    except SkipError as error:
+        said["cache"] = str(error)
     class Odd(Exception):
         pass
     pipe = BY_PIPE["wan"].build()
@@ -147,9 +166,15 @@ def test_without_guidance_nothing_is_shared(two):
         assert found["off"]["equal"] and found["off"]["effect"] == 0
 
 
+def test_video_and_sound_are_shared_too(two):
+    for found in two:
+        assert found["two predictions"]["difference"] < 1e-5 and found["two predictions"]["ranks"] == 2
+
+
 def test_what_goes_wrong_goes_wrong_everywhere(two):
     for found in two:
         assert "rank 1 was called with other latents or prompts than rank 0" in found["other seed"]
+        assert "FirstBlockCache and branch_parallel do not work together" in found["cache"]
     assert two[0]["failure"].startswith("SkipError: rank 1 failed, so this step cannot be finished here: Odd: here")
     assert two[1]["failure"] == "Odd: here"
 
@@ -165,3 +190,5 @@ def test_bad_input():
     finally:
         torch.distributed.destroy_process_group()
     assert "forward" not in pipe.transformer.__dict__
+    with pytest.raises(SkipError, match="one prediction, and this denoiser returns more"):
+        split._described((torch.zeros(1), torch.zeros(1)))
