@@ -1,5 +1,9 @@
-"""One thread: with tiny models on a busy machine, two threads mostly wait for each other."""
+"""One thread: with tiny models on a busy machine, two threads mostly wait for each other. And `demos`, by name."""
+
+import sys
+from pathlib import Path
 
 import torch
 
 torch.set_num_threads(1)
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # demos is not installed; last, so that it shadows nothing

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # demos is not installed
 measure = importlib.import_module("demos.benchmarks.measure")
 stg_cost = importlib.import_module("demos.benchmarks.stg_cost")
 stg_models = importlib.import_module("demos.benchmarks.stg_models")

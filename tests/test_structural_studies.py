@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from skipguide.vision import FloorPlanNet, UNetPlusPlus
 from skipguide.vision.floorplan import LayoutGraph, generate_plan, write_plan
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # demos is not installed
 study = importlib.import_module("demos.study")
 training = importlib.import_module("demos.training")
 unetpp = importlib.import_module("demos.unetpp.study")

@@ -33,6 +33,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these settings")
     parser.add_argument("--layer", type=int, default=9, help="that the scale grids skip (default: the preset's)")
+    parser.add_argument("--draw", type=int, default=0, help="of captions and noise; another one confirms a finding")
     parser.add_argument("--weak", type=Path, help="folder of an early checkpoint, for autoguidance")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (default: %(default)s)")
     parser.add_argument("--minutes", type=float, help="stop the workers after this time and report what is there")
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         for setting in settings:
             print(f"{setting.tier}  {setting.name:24s} {setting.family:18s} w={setting.w:g}  {setting.note}")
         return
-    plan = Plan(args.prompts, args.each, args.seeds, args.layer, args.steps)
+    plan = Plan(args.prompts, args.each, args.seeds, args.layer, args.steps, args.draw)
     fix_plan(args.out, plan)
     todo = items(settings, args.seeds)
     if args.worker or (args.workers == 0 and not args.report):

@@ -31,8 +31,8 @@ def write(out: Path, result: dict[str, Any], correlation: Sequence[Mapping[str, 
 def markdown(result: Mapping[str, Any]) -> str:
     """The table, with the floor of real clips, what is missing, and what was found."""
     plan, rows = result["plan"], result["rows"]
-    head = ["setting", "w", "cost", "Fréchet ↓", "seen", "held-out", "shape", "diversity", "motion", "still"]
-    head += ["flicker", "saturation", "seeds", "against the best CFG"]
+    head = ["setting", "w", "cost", "Fréchet, all ↓", "Fréchet ↓", "seen", "held-out", "shape", "diversity"]
+    head += ["motion", "still", "flicker", "saturation", "seeds", "against the best CFG"]
 
     def line(row: Mapping[str, Any]) -> list[str]:
         cells = [
@@ -41,14 +41,15 @@ def markdown(result: Mapping[str, Any]) -> str:
         ]
         mark = "**" if row.get("wins") else ""
         name, seeds = f"{mark}{row['name']}{mark}", str(len(row["seeds"]))
-        return [name, f"{row['w']:g}", f"{row['cost']:.2f}", *cells, seeds, row["verdict"]]
+        return [name, f"{row['w']:g}", f"{row['cost']:.2f}", f"{row['pooled']:.2f}", *cells, seeds, row["verdict"]]
 
     floor = [f"{result['floor'][n] * (100 if n in PERCENT else 1):.{1 if n in PERCENT else 3}f}" for n in MEASURES]
     lines = [line(row) for row in sorted(rows, key=lambda row: (row["family"], row["cost"], row["name"]))]
-    text = table(head, [["real clips, other ones", "", "", *floor, "", ""], *lines])
+    text = table(head, [["real clips, other ones", "", "", "", *floor, "", ""], *lines])
     notes = [
         f"{plan['prompts']} captions x {plan['each']} clips x up to {plan['seeds']} seeds; mean ± standard deviation "
-        "over seeds. Cost: blocks run relative to plain CFG. Seen, held-out, shape: per cent read right by the "
+        "over seeds (Fréchet, all: of the clips of all seeds as one set, which is less biased). "
+        "Cost: blocks run relative to plain CFG. Seen, held-out, shape: per cent read right by the "
         "classifier (all five attributes; the shape). Diversity, motion, still, flicker, saturation: 1 is what real "
         "clips of the same captions have (still: against the motion of moving ones). Last column: paired differences "
         f"over seeds against {result['best_cfg']}, 95 % interval.",

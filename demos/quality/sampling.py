@@ -25,10 +25,10 @@ from skipguide.pipelines import SpatiotemporalSkipGuidance
 PROMPT_SEED = 31_000
 
 
-def prompts(number: int, each: int) -> list[ClipSpec]:
+def prompts(number: int, each: int, draw: int = 0) -> list[ClipSpec]:
     """`number` combinations, one in five held out of training, each repeated: a clip's place is its number."""
-    unseen = number // 5
-    specs = choose(number - unseen, PROMPT_SEED, unseen=False) + choose(unseen, PROMPT_SEED, unseen=True)
+    unseen, seed = number // 5, PROMPT_SEED + draw
+    specs = choose(number - unseen, seed, unseen=False) + choose(unseen, seed, unseen=True)
     return [spec for spec in specs for _ in range(each)]
 
 

@@ -1,6 +1,7 @@
 """What is compared: every setting with everything that its clips depend on.
 
-Tier 1 answers whether skip guidance beats plain CFG, with the controls; tier 2 says which layer; tier 3 is the rest.
+Tier 1 answers whether skip guidance beats plain CFG, with the controls; tier 2 says which layer; tier 3 is the
+protocol and one look at everything else.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 STEPS = 12  # as good as the 20 that `skipguide generate` takes: the row cfg-3-20-steps
-W = 3.0  # between the best scales of the first look (2 to 4, demos/bundled_model/results.json); grids also at 1.5
+W = 3.0  # the CFG scale beside skip guidance
+W_LOW, W_HIGH = 2.0, 4.0  # plain CFG is about as good at 3 and 4
 LAYERS = 12
 
 
@@ -28,6 +30,7 @@ class Setting:
             place of the model without layers), or empty.
         scale: s of a control.
         precision: of the matrix products; `"bf16"` is autocast, 1.5 times as fast on this processor.
+        once: the first seed only.
         note: what it is there for.
     """
 
@@ -40,6 +43,7 @@ class Setting:
     control: str = ""
     scale: float = 0.0
     precision: str = "bf16"
+    once: bool = False
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,66 +63,63 @@ class Catalogue:
             raise ValueError(f"two settings are called {name!r}")
         self.found[name] = Setting(name, family, tier, **how)
 
-    def skip(self, name: str, family: str, tier: int, *, w: float = W, note: str = "", **guidance: Any) -> None:
+    def skip(
+        self, name: str, family: str, tier: int, *, w: float = W, once: bool = False, note: str = "", **guidance: Any
+    ) -> None:
         """One more setting with skip guidance."""
-        self.add(name, family, tier, w=w, note=note, guidance=guidance)
+        self.add(name, family, tier, w=w, once=once, note=note, guidance=guidance)
 
 
 def catalogue(layer: int = 9) -> dict[str, Setting]:
-    """All settings; `layer` is the one that the scale grids skip (the preset's)."""
+    """All settings; `layer` is the one that the scale grids skip (the best of the single layers)."""
     c = Catalogue()
     c.add("none", "none", 1, w=1.0, note="no guidance")
     for w in (1.5, 2.0, 3.0, 4.0, 6.0):
         c.add(f"cfg-{w:g}", "cfg", 1, w=w, note="plain CFG")
-    c.add("cfg-8", "cfg", 3, w=8.0, note="plain CFG")
+
+    # the paper's claim, with its controls
     for s in (0.5, 1.0, 2.0):
         c.skip(f"stg-block-{s:g}", "stg block", 1, layers=[layer], scale=s, note="the paper's STG-R")
         c.skip(f"stg-attn-{s:g}", "stg attn_identity", 1, layers=[layer], scale=s, part="attn_identity", note="STG-A")
-        c.skip(
-            f"stg-block-{s:g}-w1.5", "stg block, w=1.5", 1, w=1.5, layers=[layer], scale=s, note="less CFG beside it"
-        )
-    c.skip("stg-attn-1-w1.5", "stg attn, w=1.5", 1, w=1.5, layers=[layer], part="attn_identity")
-    c.skip("stg-block-0.25", "stg block", 3, layers=[layer], scale=0.25)
-    c.skip("stg-block-4", "stg block", 3, layers=[layer], scale=4.0)
-    c.skip("stg-attn-4", "stg attn_identity", 3, layers=[layer], scale=4.0, part="attn_identity")
-    c.add(f"cfg-{W:g}-equal", "cfg, more steps", 1, steps=13, note="the compute of stg-block (1.08x), spent on steps")
-    c.add(f"cfg-{W:g}-naive", "cfg, more steps", 3, steps=18, note="the compute of a full third pass (1.5x), on steps")
-    c.add("cfg-3-20-steps", "protocol", 1, steps=20, note="are 12 steps enough?")
-    c.add("cfg-3-fp32", "protocol", 1, precision="fp32", note="is bf16 autocast enough?")
+    for s in (0.5, 1.0):
+        c.skip(f"stg-block-{s:g}-low", "stg block, less CFG", 1, w=W_LOW, layers=[layer], scale=s)
+        c.skip(f"stg-alone-{s:g}", "stg without CFG", 1, w=1.0, layers=[layer], scale=s, note="no unconditional pass")
+    c.add("cfg-equal", "cfg, more steps", 1, steps=13, note="the compute of stg-block, spent on steps of plain CFG")
     c.add("random-1", "random direction", 1, control="random", scale=1.0, note="same norm as c - k, random direction")
-    c.add("random-2", "random direction", 3, control="random", scale=2.0, note="same norm as c - k, random direction")
-    for s, tier in ((0.5, 3), (1.0, 1), (2.0, 3)):
-        c.add(f"autoguidance-{s:g}", "autoguidance", tier, control="weak", scale=s, note="k from an early checkpoint")
+    for s in (0.5, 1.0):
+        c.add(f"autoguidance-{s:g}", "autoguidance", 1, control="weak", scale=s, note="k from an early checkpoint")
 
     # better than CFG at less than its cost
-    for w in (3.0, 4.0):
+    for w in (W, W_HIGH):
         c.skip(f"uncond-{w:g}", "uncond", 1, w=w, layers=[layer], formula="uncond", note="no third pass")
         for a, b in ((0.0, 0.5), (0.2, 0.8)):
             c.skip(f"interval-{w:g}-{a:g}-{b:g}", "cfg_interval", 1, w=w, scale=0, cfg_interval=[a, b])
-    for s in (1.0, 2.0):
-        c.skip(f"segmented-{s:g}", "segmented", 1, layers=[layer], scale=s, formula="segmented")
-    c.skip("segmented-0.3", "segmented", 3, layers=[layer], formula="segmented", cfg_interval=[0.0, 0.3])
+    c.skip("segmented-1", "segmented", 1, layers=[layer], formula="segmented")
     c.skip("stochastic-0.5", "stochastic", 1, layers="stochastic", scale=0.5)
-    c.skip("stochastic-1", "stochastic", 3, layers="stochastic")
-    c.skip("stochastic-cheap-0.5", "stochastic", 3, layers="stochastic", scale=0.5, prefer_cheap=True)
     c.skip("every-2", "every", 1, layers=[layer], every=2)
-    c.skip("every-4", "every", 3, layers=[layer], every=4)
-    c.skip("window", "window", 3, layers=[layer], start=0.2, stop=0.8)
-    c.skip("interval-stg", "cfg_interval + stg", 3, w=4.0, layers=[layer], scale=0.5, cfg_interval=[0.0, 0.5])
-    for s in (0.5, 1.0, 2.0):
-        c.skip(f"stg-alone-{s:g}", "stg without CFG", 3, w=1.0, layers=[layer], scale=s)
-    c.skip("apg", "projected", 3, layers=[layer], apg=0.0)
-    c.skip("rescale", "rescaled", 3, layers=[layer], rescale=0.7)
-    c.skip("zero-star", "cfg zero*", 3, scale=0, zero_star=True)
+    c.skip("interval-stg", "cfg_interval + stg", 1, w=W_HIGH, layers=[layer], scale=0.5, cfg_interval=[0.0, 0.5])
+
+    # which layer; also what the scores of `skipguide rank` are judged by
+    for other in range(LAYERS):
+        if other != layer:
+            c.skip(f"layer-{other}", "single layers", 2, once=True, layers=[other], note="stg-block-1, another layer")
+
+    # the protocol, and one look at everything else
+    c.add("cfg-20-steps", "protocol", 3, once=True, steps=20, note="are 12 steps enough?")
+    c.add("cfg-fp32", "protocol", 3, once=True, precision="fp32", note="is bf16 autocast enough?")
+    c.add("cfg-naive", "cfg, more steps", 3, once=True, steps=18, note="the compute of a full third pass, on steps")
+    c.add("random-2", "random direction", 3, once=True, control="random", scale=2.0)
+    c.skip("stochastic-cheap-0.5", "stochastic", 3, once=True, layers="stochastic", scale=0.5, prefer_cheap=True)
+    c.skip("every-4", "every", 3, once=True, layers=[layer], every=4)
+    c.skip("window", "window", 3, once=True, layers=[layer], start=0.2, stop=0.8)
+    c.skip("apg", "projected", 3, once=True, layers=[layer], apg=0.0)
+    c.skip("rescale", "rescaled", 3, once=True, layers=[layer], rescale=0.7)
+    c.skip("zero-star", "cfg zero*", 3, once=True, scale=0, zero_star=True)
     groups = [
         {"version": 1, "layers": [4], "scale": 0.5, "part": "block", "stack": stack}
         for stack in ("transformer_blocks", "temporal_transformer_blocks")
     ]
-    c.skip("space-and-time", "groups", 3, groups=groups, note="one spatial and one temporal block, 0.5 each")
-
-    for other in range(LAYERS):  # which layer; also what the scores of `skipguide rank` are judged by
-        if other != layer:
-            c.skip(f"layer-{other}", "single layers", 2, layers=[other], note="stg-block-1 with another layer")
+    c.skip("space-and-time", "groups", 3, once=True, groups=groups, note="a spatial and a temporal block, 0.5 each")
     return c.found
 
 
@@ -127,4 +128,4 @@ def single_layers(layer: int = 9) -> dict[int, str]:
     return {n: f"layer-{n}" if n != layer else "stg-block-1" for n in range(LAYERS)}
 
 
-QUICK = ("none", "cfg-2", "cfg-4", "stg-block-1", "stg-attn-1", "random-1", "interval-4-0-0.5", "segmented-1")
+QUICK = ("none", "cfg-2", "cfg-3", "stg-block-1", "stg-attn-1", "random-1", "interval-4-0-0.5", "segmented-1")

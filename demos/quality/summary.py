@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ from torch import Tensor
 
 from demos.bundled_model.clips import ATTRIBUTES, ClipSpec, held_out
 from demos.quality.measures import diversity, frechet
-from demos.quality.sampling import prompts
 from demos.quality.settings import Setting
-from demos.quality.work import REAL, Item, Plan, done, read_arrays
+from demos.quality.work import REAL, REAL_EACH, Item, Plan, done, read_arrays
 from demos.study import spread
 
 MEASURES = {
@@ -30,45 +30,69 @@ MEASURES = {
     "flicker": "flicker",
     "saturation": "saturation",
 }
+STILL = "standing still"
 # two-sided 95 % points of Student's t for the mean of n paired differences
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
-def measured(found: Mapping[str, Tensor], real: Mapping[str, Tensor], specs: Sequence[ClipSpec], each: int) -> dict:
-    """All measures of one set of clips; motion, flicker and saturation relative to the real clips'."""
+@dataclass(frozen=True)
+class Reference:
+    """What real clips of the same captions measure: features [N, D], and the means that the others are divided by."""
+
+    features: Tensor
+    diversity: float
+    motion: float
+    flicker: float
+    saturation: float
+
+    @classmethod
+    def of(cls, real: Mapping[str, Tensor], specs: Sequence[ClipSpec], each: int) -> Reference:
+        """Measure them; `each` neighbours share a caption."""
+        moving = torch.tensor([spec.motion != STILL for spec in specs])
+        return cls(
+            real["features"],
+            diversity(real["features"], each),
+            float(real["motion"][moving].mean()),
+            float(real["flicker"].mean()),
+            float(real["saturation"].mean()),
+        )
+
+
+def measured(found: Mapping[str, Tensor], real: Reference, specs: Sequence[ClipSpec], each: int) -> dict[str, float]:
+    """All measures of one set of clips; diversity, motion, flicker and saturation relative to the real clips'."""
     right = torch.stack([found[f"right_{name}"] for name in ATTRIBUTES]).all(0).float()
     unseen = torch.tensor([held_out(spec) for spec in specs])
-    still = torch.tensor([spec.motion == "standing still" for spec in specs])
+    still = torch.tensor([spec.motion == STILL for spec in specs])
 
     def mean(values: Tensor, where: Tensor) -> float:
         return float(values[where].mean()) if where.any() else math.nan
 
-    everything = torch.ones_like(still)
     return {
-        "frechet": frechet(found["features"], real["features"]),
+        "frechet": frechet(found["features"], real.features),
         "seen": mean(right, ~unseen),
         "held_out": mean(right, unseen),
-        "shape": mean(found["right_shape"].float(), everything),
-        "diversity": diversity(found["features"], each) / diversity(real["features"], each),
-        "dynamic": mean(found["motion"], ~still) / mean(real["motion"], ~still),
-        "still": mean(found["motion"], still) / mean(real["motion"], ~still) if still.any() else math.nan,
-        "flicker": mean(found["flicker"], everything) / mean(real["flicker"], everything),
-        "saturation": mean(found["saturation"], everything) / mean(real["saturation"], everything),
+        "shape": float(found["right_shape"].float().mean()),
+        "diversity": diversity(found["features"], each) / real.diversity,
+        "dynamic": mean(found["motion"], ~still) / real.motion,
+        "still": mean(found["motion"], still) / real.motion,
+        "flicker": float(found["flicker"].mean()) / real.flicker,
+        "saturation": float(found["saturation"].mean()) / real.saturation,
     }
 
 
 def summarise(folder: Path, settings: Sequence[Setting], plan: Plan) -> dict[str, Any]:
     """One row per setting that has results, the floor of real clips, and the verdicts."""
-    specs = prompts(plan.prompts, plan.each)
+    specs = plan.specs()
     arrays = read_arrays(folder, REAL)
-    real = {name: value for name, value in arrays.items() if not name.startswith("floor_")}
+    real = Reference.of(arrays, plan.specs(REAL_EACH), REAL_EACH)
     floor = {name.removeprefix("floor_"): value for name, value in arrays.items() if name.startswith("floor_")}
     rows = []
     for setting in settings:
         have = [i for i in (Item(setting, seed) for seed in range(plan.seeds)) if done(folder, i.name)]
         if not have:
             continue
-        found = [measured(read_arrays(folder, item.name), real, specs, plan.each) for item in have]
+        made = [read_arrays(folder, item.name) for item in have]
+        found = [measured(one, real, specs, plan.each) for one in made]
         records = [json.loads((folder / f"{item.name}.json").read_text()) for item in have]
         if any(record["guidance"] != setting.guidance for record in records):
             raise ValueError(f"{folder} holds {setting.name} with other arguments: {records[0]['guidance']}")
@@ -78,6 +102,7 @@ def summarise(folder: Path, settings: Sequence[Setting], plan: Plan) -> dict[str
             | {"cost": records[0]["cost"] if len(records) == 1 else statistics.fmean(r["cost"] for r in records)}
             | {"seconds_per_clip": statistics.fmean(record["seconds_per_clip"] for record in records)}
             | {"reuse_error": records[0]["stats"].get("reuse_error")}
+            | {"pooled": frechet(torch.cat([one["features"] for one in made]), real.features)}
             | {name: spread(one[name] for one in found) for name in MEASURES}
         )
     result = {

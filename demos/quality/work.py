@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from demos.bundled_model.classifier import AttributeClassifier
-from demos.bundled_model.clips import caption, render
+from demos.bundled_model.clips import ClipSpec, caption, render
 from demos.bundled_model.common import atomically, contact_sheet
 from demos.quality.measures import read
 from demos.quality.sampling import Sampler, prompts
@@ -25,6 +25,7 @@ from demos.quality.settings import Setting
 
 SHOWN = 6  # clips on a contact sheet
 REAL = "real"
+REAL_EACH = 16  # real clips per caption: a reference whose own sampling hardly adds to a distance
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Plan:
         seeds: of the noise.
         layer: that the scale grids skip.
         steps: of every sampler, for tests; None is each setting's own.
+        draw: of captions and noise; another one confirms what the first one found.
     """
 
     prompts: int = 128
@@ -44,6 +46,11 @@ class Plan:
     seeds: int = 3
     layer: int = 9
     steps: int | None = None
+    draw: int = 0
+
+    def specs(self, each: int | None = None) -> list[ClipSpec]:
+        """What the clips show, `each` of every caption."""
+        return prompts(self.prompts, each or self.each, self.draw)
 
 
 @dataclass(frozen=True)
@@ -60,13 +67,13 @@ class Item:
 
 
 def items(settings: Sequence[Setting], seeds: int) -> list[Item]:
-    """All work, the most worth having first: by tier, then seed. Of single layers the first seed only."""
+    """All work, the most worth having first: by tier, then seed."""
     return [
         Item(setting, seed)
         for tier in sorted({setting.tier for setting in settings})
         for seed in range(seeds)
         for setting in settings
-        if setting.tier == tier and (tier != 2 or seed == 0)
+        if setting.tier == tier and (seed == 0 or not setting.once)
     ]
 
 
@@ -125,8 +132,8 @@ def work(folder: Path, todo: Sequence[Item], plan: Plan, weak: Path | None, batc
 
 
 def _one(folder: Path, item: Item, sampler: Sampler, classifier: AttributeClassifier, plan: Plan) -> None:
-    specs = prompts(plan.prompts, plan.each)
-    clips = sampler.make(item.setting, specs, item.seed, plan.steps)
+    specs = plan.specs()
+    clips = sampler.make(item.setting, specs, item.seed + 100 * plan.draw, plan.steps)
     if not torch.isfinite(clips.pixels).all():
         raise ValueError(f"{item.name}: a clip is not finite")
     if item.seed == 0:
@@ -144,16 +151,16 @@ def _one(folder: Path, item: Item, sampler: Sampler, classifier: AttributeClassi
 
 
 def _real(folder: Path, classifier: AttributeClassifier, plan: Plan) -> None:
-    """Real clips of the same captions: one set as the reference, a second one as the floor of every distance."""
-    specs = prompts(plan.prompts, plan.each)
+    """Real clips of the same captions: a large set as the reference, and one of a setting's size as the floor."""
     found: dict[str, Tensor] = {}
-    for part, seed in (("", 810_000), ("floor_", 820_000)):
+    for part, seed, each in (("", 810_000, REAL_EACH), ("floor_", 1_820_000, plan.each)):
+        specs = plan.specs(each)
         pieces = [
             read(classifier, render(specs[at : at + 32], seed + at), specs[at : at + 32])
             for at in range(0, len(specs), 32)
         ]
         found |= {part + name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-    _write(folder, REAL, found, {"clips": len(specs)})
+    _write(folder, REAL, found, {"clips": plan.prompts * REAL_EACH})
 
 
 def _write(folder: Path, name: str, arrays: dict[str, Tensor], record: dict[str, Any]) -> None:
