@@ -8,8 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import diffusers
+import torch
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from skipguide import Skipper, SkipPlan
+from skipguide.pipelines import SkipGuider
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from zoo.pipes import MODELS
 
@@ -17,13 +20,14 @@ TOGETHER = {
     "LoRA through peft": "loaded, weighted, fused, unfused and unloaded before, during or after `apply`",
     "torchao int8, bitsandbytes 8 and 4 bit": "quantised before or during",
     "Offloading": "model, sequential, disk and group offload (groups of one or several blocks, leaves), enabled before "
-    "`apply`; nothing is loaded for a block that is skipped or comes before the first one",
+    "`apply`, model and group offload also during; nothing is loaded for a block that is skipped or comes before the "
+    "first one",
     "`torch.compile`": "repeated blocks, the whole model in place, or wrapped; a second run compiles nothing again",
     "Attention backends": "tested with torch's own, its math kernel and flex; `attn_identity` of joint attention uses "
     "torch's own in the block that it changes, whatever is set",
     "FirstBlockCache, MagCache, TaylorSeer": "enabled before or during; skipped passes have cached states of their "
     "own. FirstBlockCache and MagCache answer for whole blocks, so there a skipped pass runs from the beginning",
-    "Context parallelism": "Ulysses, for every model that diffusers has a plan for; the result of one process",
+    "Context parallelism": "Ulysses, tested with Wan and Flux on two processes: the result of one",
     "Callbacks and interrupts": "`callback_on_step_end` may change latents, embeddings and the guidance scale; a run "
     "that was interrupted leaves nothing for the next one",
     "`pipe.to(...)`, new weights": "between calls inside the `with` block",
@@ -123,6 +127,43 @@ def guider(make, run):
     Stg([1]).apply(pipe)
 
 
+def guider_step(model):
+    """As the loop of a pipeline begins a step."""
+    skips = SkipGuider([1], guidance_scale=1.0)
+    skips.set_state(0, 1, torch.tensor(1.0))
+    batches = skips.prepare_inputs({})
+    skips.prepare_models(model)
+    return batches
+
+
+def guider_and_cache(make, run):
+    model = make("wan").transformer
+    model.enable_cache(diffusers.FirstBlockCacheConfig())
+    guider_step(model)
+
+
+def guider_and_guidance(make, run):
+    pipe = make("wan")
+    with Stg([1]).apply(pipe):
+        guider_step(pipe.transformer)
+
+
+def parallel_branches(cache=None, **settings):
+    """Apply with branch_parallel, as one of two processes."""
+
+    def provoke(make, run):
+        pipe = make("wan")
+        if cache is not None:
+            pipe.transformer.enable_cache(cache)
+        torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+        try:
+            Stg([1], **settings).apply(pipe, branch_parallel=True)
+        finally:
+            torch.distributed.destroy_process_group()
+
+    return provoke
+
+
 def twice(make, run):
     pipe = make("wan")
     with Stg([1]).apply(pipe):
@@ -208,6 +249,30 @@ APART = (
         "expected pipe.guider to be ClassifierFreeGuidance",
         "`SkipGuider` in its place",
         guider,
+    ),
+    Apart(
+        "`SkipGuider`, and any cache",
+        "which would store the results of skipped passes",
+        f"{DISABLE}, or `SpatiotemporalSkipGuidance`",
+        guider_and_cache,
+    ),
+    Apart(
+        "`SkipGuider`, and `SpatiotemporalSkipGuidance` on its denoiser",
+        "is applied to this denoiser: remove() it, or the guider",
+        "one of them",
+        guider_and_guidance,
+    ),
+    Apart(
+        "`branch_parallel`, and a cache",
+        "and branch_parallel do not work together",
+        DISABLE,
+        parallel_branches(diffusers.FirstBlockCacheConfig()),
+    ),
+    Apart(
+        '`branch_parallel`, and `formula="uncond"` or another `tail`',
+        "branch_parallel runs the skipped passes elsewhere",
+        '`tail="separate"`, another formula',
+        parallel_branches(tail="batched"),
     ),
     Apart("Two guidances on one pipeline", "guidance is already applied", "`groups`, or `remove()` first", twice),
     Apart(

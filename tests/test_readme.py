@@ -9,6 +9,7 @@ import torch
 
 from skipguide.pipelines.presets import PRESETS
 from skipguide.pipelines.registry import PIPELINES
+from zoo import modular
 from zoo.pipes import BY_PIPE, MODELS, understand_prompts
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +45,31 @@ def tiny_download(monkeypatch, tmp_path):
         pipe.__class__ = Tiny
         return pipe
 
+    class TinyModular:
+        """A modular Wan pipeline with enough blocks, from prompt embeddings to latents."""
+
+        def __init__(self):
+            self.pipe = modular.build("wan")
+            config = dict(self.pipe.transformer.config) | {"num_layers": 30}
+            torch.manual_seed(0)
+            self.pipe.update_components(transformer=type(self.pipe.transformer).from_config(config).eval())
+            self.update_components = self.pipe.update_components
+
+        @property
+        def guider(self):
+            return self.pipe.guider
+
+        def load_components(self, torch_dtype):
+            pass
+
+        def to(self, device):
+            return self
+
+        def __call__(self, prompt, num_frames, output):
+            return modular.run(self.pipe)
+
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(diffusers.ModularPipeline, "from_pretrained", lambda name: TinyModular())
     monkeypatch.chdir(tmp_path)
 
 
@@ -60,11 +85,12 @@ def test_python_of_the_readme_runs(tiny_download, capsys):
 def test_commands_of_the_readme_parse():
     from skipguide.cli import build_parser
 
-    commands = [line for block in fences("sh") for line in block.splitlines() if "skipguide " in line]
+    lines = [shlex.split(line.split("&&")[-1], comments=True) for block in fences("sh") for line in block.splitlines()]
+    names = ("skipguide", "skipguide.cli")  # the second under `accelerate launch -m`
+    commands = [words for words in lines if set(names) & set(words)]
     assert len(commands) >= 5
-    for line in commands:
-        words = shlex.split(line.split("&&")[-1], comments=True)
-        build_parser().parse_args(words[1:])
+    for words in commands:
+        build_parser().parse_args(words[min(words.index(name) for name in names if name in words) + 1 :])
 
 
 def test_tables_of_the_readme_match_the_data():
