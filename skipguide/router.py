@@ -171,28 +171,21 @@ class _Rows:
             )
         if decision.dtype is not torch.bool:
             return self._blend(decision, x, call, args, kwargs)
-        index = decision.nonzero()  # the one wait for the device at this block
-        if index.shape[0] == rows:
+        numbers = [row for row, runs in enumerate(decision.tolist()) if runs]  # the one wait for the device here
+        if len(numbers) == rows:
             return call(*args, **kwargs)
-        if index.shape[0] == 0:
+        if not numbers:
             frame.stats.skipped(self.block.name)
             return x if self.shortcut is None else self.shortcut(x)
-        index = index[:, 0]
+        if len(args) == 1 and not kwargs:  # the stream alone
+            return run_rows(lambda part: _on_rows(frame, numbers, call, (part,), kwargs), x, numbers, self.shortcut)
+        index = torch.tensor(numbers, device=x.device)
+        moved, named = self.arguments.rows(args, kwargs, index, rows, self.block.spec.shared)
 
         def run(part: Tensor) -> Tensor:
-            moved, named = self._moved(part, index, rows, args, kwargs)
-            return _on_rows(frame, index, lambda: call(*moved, **named))
+            return _on_rows(frame, numbers, call, *self.arguments.put({self.stream: part}, moved, named))
 
         return run_rows(run, x, index, self.shortcut)
-
-    def _moved(
-        self, part: Tensor, index: Tensor, rows: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The block's arguments for some rows, of which the stream's are gathered already."""
-        if len(args) == 1 and not kwargs:
-            return (part,), kwargs
-        moved, named = self.arguments.rows(args, kwargs, index, rows, self.block.spec.shared)
-        return self.arguments.put({self.stream: part}, moved, named)
 
     def _blend(self, weight: Tensor, x: Tensor, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         passed = x
@@ -208,16 +201,16 @@ class _Rows:
         return torch.lerp(passed.to(ran.dtype), ran, weight)
 
 
-def _on_rows(frame: Frame, index: Tensor, call: Callable[[], Tensor]) -> Tensor:
-    """Run `call` while the frames know that only these rows are left, so that ledgers and row plans stay true."""
+def _on_rows(frame: Frame, numbers: list[int], call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Call while the frames know that only these rows are left, so that ledgers and row plans stay true."""
     before = frame.rows
-    numbers = index.tolist()
     left = tuple(numbers if before is None else [before[n] for n in numbers])
     frames = [other for other in active_frames() if other.rows == before]
     try:
         for other in frames:
             other.rows = left
-        return call()
+        out: Tensor = call(*args, **kwargs)
+        return out
     finally:
         for other in frames:
             other.rows = before

@@ -455,6 +455,33 @@ def test_a_model_that_decides_by_value(images, keep):
             assert torch.equal(model(some), model(some.masked_fill(~masks, float("nan"))))
 
 
+@torch.no_grad()
+def test_rows_put_side_by_side_keep_their_masks(images, keep):
+    """`cat` of rows, as a network with several heads or a router writes it."""
+
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.block = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x, dense=False):
+            x = F.relu(self.stem(x))
+            runs = torch.tensor([True, False, True]).view(-1, 1, 1, 1)
+            if dense:
+                return torch.where(runs, F.relu(x + self.block(x)), x).mean((2, 3))
+            ran = torch.cat([x[:1], x[2:]])
+            ran = F.relu(ran + self.block(ran))
+            return torch.cat([ran[:1], x[1:2], ran[1:]]).mean((2, 3))
+
+    torch.manual_seed(0)
+    model = Joined().eval()
+    for masks in (keep, keep[:1]):
+        with LayerMask(masks).apply(model):
+            for _ in range(2):
+                torch.testing.assert_close(model(images), model(images, dense=True), rtol=1e-5, atol=1e-6)
+            assert torch.equal(model(images), model(images.masked_fill(~masks, float("nan"))))
+
+
 # --- what masks are made of, against torch's own poolings
 
 

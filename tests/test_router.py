@@ -62,6 +62,34 @@ def test_run_rows_is_where_without_the_waste(counts, projected):
     assert torch.allclose(*grads, atol=1e-5)
 
 
+@pytest.mark.parametrize("counts", [[0], [3], [1, 2], [0, 2, 3], [0, 1, 2, 3], []])
+@pytest.mark.parametrize("projected", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_large_rows_go_by_slices_and_keep_their_layout(counts, projected, layout):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 16, 3, padding=1).to(memory_format=layout)
+    short = nn.Conv2d(16, 16, 1).to(memory_format=layout) if projected else None
+    x, seen = torch.randn(4, 16, 16, 16).to(memory_format=layout), []
+
+    def block(rows):
+        assert rows.is_contiguous(memory_format=layout)
+        seen.append(len(rows))
+        return conv(rows)
+
+    out = run_rows(block, x.requires_grad_(), counts, short)
+    keep = torch.zeros(4, 1, 1, 1, dtype=torch.bool)
+    keep[counts] = True
+    wanted = torch.where(keep, conv(x), x if short is None else short(x))
+    assert torch.allclose(out, wanted, atol=1e-5) and out.is_contiguous(memory_format=layout)
+    assert sum(seen) == len(counts)
+    (mine,) = torch.autograd.grad(out.square().sum(), x)
+    (theirs,) = torch.autograd.grad(wanted.square().sum(), x)
+    assert torch.allclose(mine, theirs, atol=1e-3)
+    with torch.no_grad():
+        half = run_rows(lambda rows: conv(rows).bfloat16(), x, torch.tensor(counts, dtype=torch.long), short)
+    assert half.dtype is (torch.bfloat16 if counts else torch.float32), "as the block returns it"
+
+
 def test_decisions_per_row_equal_the_blocks_taken_out():
     model, x = resnet(), torch.randn(6, 3, 40, 40)
     keep = torch.rand(6, 5, generator=torch.Generator().manual_seed(1)) < 0.5

@@ -11,6 +11,7 @@ from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.geometry import Leave, Pointwise
 from skipguide.vision.layer_masking.rules.arguments import Arguments, argument, axes_of
 from skipguide.vision.layer_masking.rules.pointwise import pointwise
+from skipguide.vision.layer_masking.rules.rows import join_rows
 from skipguide.vision.layer_masking.spot import cast, laid, number_of, spot_at, spot_of
 
 if TYPE_CHECKING:
@@ -52,11 +53,13 @@ def layer_norm(
 def cat(
     run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
 ) -> Tensor:
-    """Side by side in channels: visible where all of them are."""
+    """Side by side in channels: visible where all of them are. One after the other as rows: each keeps its mask."""
     values: Sequence[Tensor] = kwargs.get("tensors", argument(args, 0))
     dim = kwargs.get("dim", kwargs.get("axis", argument(args, 1, 0)))
     axis = axes_of(dim, values[0].ndim)[0]
     spot = spot_at(placed[0])
+    if axis == -values[0].ndim and len(placed) == len(values):
+        return join_rows(run, func, name, args, kwargs, placed)
     if axis in spot.dims or axis == -values[0].ndim:
         raise SkipError(f"layer masking knows {name} of channels; got dim={dim}")
     out: Tensor = pointwise(run, func, name, args, kwargs, placed)

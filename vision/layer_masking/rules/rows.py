@@ -95,6 +95,16 @@ def scatter(
     return run.tag(out, spot, positive=positive)
 
 
+def join_rows(
+    run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
+) -> Tensor:
+    """Rows of several activations in one: each row keeps the mask it came with."""
+    masks = [run.mask(number_of(t)).expand(t.shape[0], -1, -1, -1) for t in placed]
+    spot = spot_at(placed[0])
+    run.emit_rows(torch.cat(masks), f"{name} joins rows")
+    return run.tag(func(*args, **kwargs), spot, positive=all(spot_at(t).positive for t in placed))
+
+
 def choose(
     run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
 ) -> Tensor:
