@@ -6,9 +6,36 @@ import warnings
 import diffusers
 import torch
 
-from zoo.family import TEXT, prefix_mask, randomise, rows
+from zoo.family import TEXT, randomise, rows
+from zoo.image_calls import (
+    MASK,
+    chroma_call,
+    chroma_img2img_call,
+    distilled_call,
+    flux_control_call,
+    flux_control_img2img_call,
+    flux_fill_call,
+    flux_img2img_call,
+    flux_inpaint_call,
+    hidream_call,
+    hunyuan_dit_call,
+    hunyuan_image_call,
+    kontext_call,
+    krea2_call,
+    longcat_call,
+    picture,
+    qwen_call,
+    qwen_img2img_call,
+    sana_sprint_call,
+    sd3_img2img_call,
+    sd3_inpaint_call,
+    text_call,
+    with_mask,
+    zimage_call,
+    zimage_img2img_call,
+)
 from zoo.image_joint import klein
-from zoo.pipes import BATCHED, MODELS, SD3_TEXT, SINGLE, TWO_CALLS, PipeCase, embeds, flow, size
+from zoo.pipes import BATCHED, MODELS, SD3_TEXT, SINGLE, TWO_CALLS, PipeCase, flow
 
 ddim = functools.partial(diffusers.DDIMScheduler, clip_sample=False)
 dpm = functools.partial(diffusers.DPMSolverMultistepScheduler, solver_order=1)
@@ -52,75 +79,10 @@ def around(cls: str, family: str, scheduler=flow, *absent: str, vae=None, model=
     return make
 
 
-def chroma_call(num_prompts: int, cfg: bool, **more):
-    """The masks are multiplied with each other, so they are numbers."""
-    text = embeds(num_prompts, cfg, mask=MASK)
-    text = {name: value.float() for name, value in text.items()}
-    return {**text, **size(64), "guidance_scale": 5.0 if cfg else 1.0, **more}
-
-
-def chroma_img2img_call(num_prompts: int, cfg: bool):
-    return chroma_call(num_prompts, cfg, image=picture(), strength=1.0)
-
-
 def hidream(seed: int):
     pipe = around("HiDreamImagePipeline", "hidream", flow, *HIDREAM_TEXT)(seed)
     pipe.default_sample_size = 8  # it scales what is asked for to the area of its training
     return pipe
-
-
-def text_call(pixels: int, w: float, *, mask: str | None = None, name: str = "guidance_scale", **more):
-    """Embeddings, a size and a scale."""
-
-    def call(num_prompts: int, cfg: bool):
-        return {**embeds(num_prompts, cfg, mask=mask), **size(pixels), name: w if cfg else 1.0, **more}
-
-    return call
-
-
-def picture(pixels: int = 64):
-    from PIL import Image
-
-    return Image.linear_gradient("L").resize((pixels, pixels)).convert("RGB")
-
-
-def sd3_img2img_call(num_prompts: int, cfg: bool):
-    text = embeds(num_prompts, cfg, pooled=True)
-    return {**text, **size(64), "image": picture(), "strength": 1.0, "guidance_scale": 7.0 if cfg else 1.0}
-
-
-def sd3_inpaint_call(num_prompts: int, cfg: bool):
-    return {**sd3_img2img_call(num_prompts, cfg), "mask_image": picture().convert("L")}
-
-
-def flux_call(num_prompts: int, cfg: bool, **more):
-    text = embeds(num_prompts, cfg, pooled=True)
-    return {**text, **size(64), "guidance_scale": 3.5, "true_cfg_scale": 4.0 if cfg else 1.0, **more}
-
-
-def flux_img2img_call(num_prompts: int, cfg: bool):
-    return flux_call(num_prompts, cfg, image=picture(), strength=1.0)
-
-
-def flux_inpaint_call(num_prompts: int, cfg: bool):
-    return {**flux_img2img_call(num_prompts, cfg), "mask_image": picture().convert("L")}
-
-
-def kontext_call(num_prompts: int, cfg: bool):
-    return flux_call(num_prompts, cfg, image=picture(), max_area=64 * 64, _auto_resize=False)
-
-
-def distilled_call(num_prompts: int, cfg: bool):
-    return {**embeds(num_prompts, False), **size(64), "guidance_scale": 3.5}
-
-
-def flux_control_call(num_prompts: int, cfg: bool):
-    return {**embeds(num_prompts, False, pooled=True), **size(64), "guidance_scale": 3.5, "control_image": picture()}
-
-
-def flux_fill_call(num_prompts: int, cfg: bool):
-    text = embeds(num_prompts, False, pooled=True)
-    return {**text, **size(64), "image": picture(), "mask_image": picture().convert("L"), "guidance_scale": 3.5}
 
 
 def wider(family: str, channels: int, out_channels: int):
@@ -133,54 +95,10 @@ def wider(family: str, channels: int, out_channels: int):
     return make
 
 
-def qwen_call(num_prompts: int, cfg: bool):
-    text = embeds(num_prompts, cfg, mask="prompt_embeds_mask")
-    return {**text, **size(64), "true_cfg_scale": 4.0 if cfg else 1.0}
-
-
 def qwen_vae():
     return diffusers.AutoencoderKLQwenImage(
         base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
     ).eval()
-
-
-def qwen_img2img_call(num_prompts: int, cfg: bool):
-    return {**qwen_call(num_prompts, cfg), "image": picture(), "strength": 1.0}
-
-
-def sana_sprint_call(num_prompts: int, cfg: bool):
-    text = embeds(num_prompts, False, mask="prompt_attention_mask")
-    fixed = {"num_inference_steps": 3, "intermediate_timesteps": None, "use_resolution_binning": False}
-    return {**text, **size(256), "guidance_scale": 4.5, **fixed}
-
-
-def hunyuan_dit_call(num_prompts: int, cfg: bool):
-    text = embeds(num_prompts, cfg, mask="prompt_attention_mask")
-    for seed, prefix in ((3, ""), (4, "negative_"))[: 1 + cfg]:
-        text[f"{prefix}prompt_embeds_2"] = rows(num_prompts, seed, 4, 24)
-        text[f"{prefix}prompt_attention_mask_2"] = prefix_mask(num_prompts, 4)
-    sides = {**size(64), "use_resolution_binning": False}
-    return {**text, **sides, "guidance_scale": 5.0 if cfg else 1.0}
-
-
-def hidream_call(num_prompts: int, cfg: bool):
-    out: dict[str, object] = {}
-    for seed, prefix in ((1, ""), (2, "negative_"))[: 1 + cfg]:
-        out[f"{prefix}prompt_embeds_t5"] = rows(num_prompts, seed, TEXT, 24)
-        out[f"{prefix}prompt_embeds_llama3"] = torch.stack([rows(num_prompts, seed + 5 + i, 4, 24) for i in range(2)])
-        out[f"{prefix}pooled_prompt_embeds"] = rows(num_prompts, seed + 20, 12)
-    return {**out, **size(64), "guidance_scale": 5.0 if cfg else 1.0}
-
-
-def zimage_call(num_prompts: int, cfg: bool):
-    """The negative prompt is longer than the prompt by a whole step of the padding; c + g (c - u)."""
-    texts = {"prompt_embeds": list(rows(num_prompts, 1, TEXT, 24))}
-    texts["negative_prompt_embeds"] = list(rows(num_prompts, 2, 34, 24)) if cfg else []
-    return {**texts, **size(64), "guidance_scale": 3.0 if cfg else 0.0}
-
-
-def zimage_img2img_call(num_prompts: int, cfg: bool):
-    return {**zimage_call(num_prompts, cfg), "image": picture(), "strength": 1.0}
 
 
 def hunyuan_image(seed: int, guidance_scale: float = 3.5):
@@ -188,16 +106,6 @@ def hunyuan_image(seed: int, guidance_scale: float = 3.5):
     guider = diffusers.ClassifierFreeGuidance(guidance_scale=guidance_scale)
     absent = ("text_encoder_2", "tokenizer_2", "ocr_guider")
     return around("HunyuanImagePipeline", "hunyuan_image", flow, *absent, guider=guider)(seed)
-
-
-def hunyuan_image_call(num_prompts: int, cfg: bool):
-    out: dict[str, object] = {}
-    for seed, prefix in ((1, ""), (2, "negative_")):
-        out[f"{prefix}prompt_embeds"] = rows(num_prompts, seed, TEXT, 24)
-        out[f"{prefix}prompt_embeds_mask"] = prefix_mask(num_prompts, TEXT)
-        out[f"{prefix}prompt_embeds_2"] = rows(num_prompts, seed + 10, 4, 12)
-        out[f"{prefix}prompt_embeds_mask_2"] = prefix_mask(num_prompts, 4)
-    return {**out, "height": 128, "width": 128}
 
 
 def longcat(seed: int):
@@ -215,40 +123,12 @@ def longcat(seed: int):
     return pipe
 
 
-def longcat_call(num_prompts: int, cfg: bool):
-    words = {"prompt": ["a", "b"][:num_prompts], "negative_prompt": ["", ""][:num_prompts]}
-    return {**words, **size(64), "guidance_scale": 4.5 if cfg else 1.0, "enable_prompt_rewrite": False}
-
-
 def prx(seed: int):
     with warnings.catch_warnings():  # diffusers' own use of a class that it deprecates
         warnings.simplefilter("ignore", FutureWarning)
         return around("PRXPipeline", "prx")(seed)
 
 
-def krea2_call(num_prompts: int, cfg: bool):
-    """c + g (c - u)."""
-    out: dict[str, object] = {}
-    for seed, prefix in ((1, ""), (2, "negative_"))[: 1 + cfg]:
-        out[f"{prefix}prompt_embeds"] = rows(num_prompts, seed, TEXT, 2, 24)
-        out[f"{prefix}prompt_embeds_mask"] = prefix_mask(num_prompts, TEXT).bool()
-    return {**out, **size(64), "guidance_scale": 3.0 if cfg else 0.0}
-
-
-def flux_control_img2img_call(num_prompts: int, cfg: bool):
-    return {**flux_control_call(num_prompts, cfg), "image": picture(), "strength": 1.0}
-
-
-def with_mask(call, **more):
-    """The same call with a mask over the image."""
-
-    def masked(num_prompts: int, cfg: bool):
-        return {**call(num_prompts, cfg), "mask_image": picture().convert("L"), **more}
-
-    return masked
-
-
-MASK = "prompt_attention_mask"
 BINNING = {"use_resolution_binning": False}
 HIDREAM_TEXT = ("text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3", "text_encoder_4", "tokenizer_4")
 FLUX_TEXT = ("text_encoder_2", "tokenizer_2")
