@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from demos.benchmarks import skipnet_time
 from skipguide import SkipError, find_blocks
 from skipguide.vision import SkipNet, skipnet
 from skipguide.vision.skipnet import CifarResNet, RecurrentGates
@@ -598,3 +600,21 @@ def test_the_budget_counts_what_is_above_its_target():
     assert budget_loss(gates, 0.5).item() == 0.25
     assert budget_loss(gates, 0.8).item() == 0.0
     assert budget_loss(gates, 0.0, torch.tensor([3.0, 1.0])).item() == pytest.approx((1 + 0.25) / 2)
+
+
+def test_committed_times_and_their_bar():
+    """It holds; in the one case that misses it, the plain network on only those rows takes more than its share."""
+    path = Path(skipnet_time.__file__).with_suffix(".json")
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == skipnet_time.text(result)
+    assert [line.split(": ")[0] for line in skipnet_time.misses(result)] == ["rows, 16 px, batch 8, share 0.25"]
+    rows = [row for name, found in result["cases"].items() if name[:4] == "rows" for b in found.values() for row in b]
+    assert {row["share"] for row in rows} >= {0.0, 0.25, 0.5, 0.75, 1.0}
+    for row in rows:
+        time, limit, share = row["time"]["median"], row["limit"], row["share"]
+        assert time <= limit + 0.06 and (time <= share + skipnet_time.BAR or limit > share + 0.05)
+
+
+def test_the_limit_between_whole_rows():
+    assert skipnet_time.between({0: 0.0, 1: 0.2, 2: 0.3}, 1.5) == pytest.approx(0.25)
+    assert skipnet_time.between({0: 0.0, 1: 0.2, 2: 0.3}, 2.00000001) == 0.3
