@@ -260,7 +260,7 @@ def contact_sheet(
         title: text above everything, wrapped to the sheet's width.
         row_labels: text left of each row.
         column_labels: text above each column.
-        captions: small text below each picture, row by row.
+        captions: small text below each picture, row by row, wrapped to its width.
         gap: pixels between the pictures.
         size: height of the letters in pixels; captions are a little smaller.
 
@@ -279,7 +279,10 @@ def contact_sheet(
     cells = [[row[j] if j < len(row) else None for j in range(columns)] for row in rows]
     widths = [max((cell.width for row in cells if (cell := row[j]) is not None), default=1) for j in range(columns)]
     heights = [max((cell.height for cell in row if cell is not None), default=1) for row in cells]
-    caption_height = _line_height(small) + 2 if captions else 0
+    notes = [[wrap(text, w, small) for text, w in zip(texts, widths, strict=False)] for texts in captions]
+    notes += [[]] * (len(rows) - len(notes))
+    below = [max((len(lines) for lines in texts), default=1) * _line_height(small) + 2 for texts in notes]
+    below = below if captions else [0] * len(rows)
 
     left = gap + (round(max(font.getlength(text) for text in row_labels)) + gap if row_labels else 0)
     wrapped = [wrap(text, width, size) for text, width in zip(column_labels, widths, strict=False)]
@@ -287,7 +290,7 @@ def contact_sheet(
     width = left + sum(widths) + gap * columns
     heading = wrap(title, width - 2 * gap, size) if title else []
     top = gap + len(heading) * _line_height(size) + (gap if heading else 0)
-    height = top + header + sum(heights) + len(rows) * (caption_height + gap)
+    height = top + header + sum(heights) + sum(below) + len(rows) * gap
 
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -304,10 +307,9 @@ def contact_sheet(
         for j, cell in enumerate(row):
             if cell is not None:
                 sheet.paste(cell, (xs[j], y))
-            if i < len(captions) and j < len(captions[i]):
-                text = wrap(captions[i][j], widths[j], small)[0]
-                draw.text((xs[j], y + heights[i] + 1), text, fill=FAINT, font=_font(small))
-        y += heights[i] + caption_height + gap
+            for k, line in enumerate(notes[i][j] if j < len(notes[i]) else []):
+                draw.text((xs[j], y + heights[i] + 1 + k * _line_height(small)), line, fill=FAINT, font=_font(small))
+        y += heights[i] + below[i] + gap
     return sheet
 
 

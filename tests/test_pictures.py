@@ -173,6 +173,17 @@ def test_contact_sheet_places_pictures_and_draws_every_label():
     assert ink(sheet, (0, int(left[0]), int(left[1]), sheet.height)) > 60, "row labels"
 
 
+def test_a_long_caption_goes_on_in_the_next_line():
+    rows = [[clip(width=90)[0], clip(width=90)[0]], [clip(width=90)[0], None]]
+    words = "one two three four five six seven eight"
+    short = pictures.contact_sheet(rows, captions=[["one", ""], ["one"]])
+    long = pictures.contact_sheet(rows, captions=[["one", words], ["one"]])
+    lines = len(pictures.wrap(words, 90, 12))
+    assert lines > 1 and long.width == short.width
+    assert long.height - short.height == (lines - 1) * pictures._line_height(12)
+    assert ink(long, (98, 0, long.width, long.height)) > 3 * ink(short, (0, 0, 98, short.height // 2))
+
+
 def test_contact_sheet_refuses_what_does_not_fit():
     with pytest.raises(SkipError, match="at least one picture"):
         pictures.contact_sheet([])

@@ -213,9 +213,9 @@ def draw(explanation: Explanation, classifier: Classifier, height: int = 224) ->
         captions.append([_caption(name, numbers["tests"][name][key], target) for name in names])
     return contact_sheet(
         rows,
-        title=f"{numbers['model']}: what speaks for {target['label']} (red) and against it (blue), and what is left of "
-        f"the answer when that is hidden",
-        row_labels=["image", "without the top", "only the top"],
+        title=f"{numbers['model']}: what speaks for {target['label']} (red) and against it (blue). Below: its answer "
+        f"without the {len(numbers['top_segments'])} reddest of {len(numbers['weights'])} segments, and on them alone",
+        row_labels=["image", "reddest hidden", "reddest alone"],
         captions=captions,
     )
 
