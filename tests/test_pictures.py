@@ -181,7 +181,8 @@ def test_a_long_caption_goes_on_in_the_next_line():
     lines = len(pictures.wrap(words, 90, 12))
     assert lines > 1 and long.width == short.width
     assert long.height - short.height == (lines - 1) * pictures._line_height(12)
-    assert ink(long, (98, 0, long.width, long.height)) > 3 * ink(short, (0, 0, 98, short.height // 2))
+    second = np.asarray(long)[8 + 12 + 1 + pictures._line_height(12) :, 106:][: pictures._line_height(12)]
+    assert (second != second[0, -1]).any(), "the words of the second line are there"
 
 
 def test_contact_sheet_refuses_what_does_not_fit():
