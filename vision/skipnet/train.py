@@ -30,6 +30,8 @@ from skipguide.vision.skipnet.routing import Routing
 logger = logging.getLogger(__name__)
 
 STAGES = ("dense", "supervised", "budget", "reinforce", "fixed")
+# What accelerate leaves on a module that it prepares: mixed precision is a forward of the instance.
+_PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")
 Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
@@ -163,6 +165,7 @@ def train(
     state = _State(net, config, None if out is None else Path(out), resume, accelerator.is_main_process)
     if state.step == 0 and config.sharpen != 1:
         net.gates.sharpen(config.sharpen)
+    before = {name: net.__dict__[name] for name in _PREPARED if name in net.__dict__}
     model, optimizer = accelerator.prepare(net, state.optimizer)
     _train_mode(net, config)
     batches = _batches(data, config, state.step, accelerator, workers)
@@ -199,6 +202,9 @@ def train(
     finally:
         bar.close()
         net.eval()
+        for name in _PREPARED:  # the next stage prepares it again, and who evaluates it chooses the precision
+            net.__dict__.pop(name, None)
+        net.__dict__.update(before)
     state.save()
     accelerator.wait_for_everyone()
     return state.history
