@@ -132,6 +132,8 @@ def fit(
             shown.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if folder is not None and ((step + 1) % save_every == 0 or step + 1 == end):
             _save(accelerator, folder, recipe, step + 1)
+    for name in ("forward", "_original_forward"):  # mixed precision, which whoever measures the model did not ask for
+        model.__dict__.pop(name, None)
     return model.eval()
 
 

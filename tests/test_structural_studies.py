@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from skipguide.errors import SkipError
@@ -233,6 +234,23 @@ def test_floorplan_training_on_files_resumes_to_the_bit(tmp_path, capsys):
     with pytest.raises(SystemExit):
         floorplan_train.main(["--data", str(tmp_path / "empty"), "--out", str(tmp_path / "x")])
     assert "struct_in" in capsys.readouterr().err
+
+
+def test_mixed_precision_does_not_stay_on_the_model():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        model = torch.nn.Linear(3, 1)
+        seen = []
+
+        def loss(wrapped, step, device):
+            seen.append(wrapped.forward)
+            return wrapped(torch.ones(2, 3)).square().mean()
+
+        training.fit(model, loss, training.Recipe(2, 0.1, precision="bf16"))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert "forward" not in model.__dict__ and seen[0] != model.forward
+    assert model(torch.ones(2, 3)).dtype is torch.float32
 
 
 def test_training_refuses_a_loss_that_is_not_finite():
