@@ -78,16 +78,18 @@ def test_the_deeper_of_two_equals_comes_first():
 
 
 def test_skips_that_leave_no_model_come_last():
-    scores = LayerScores((row(0, 3.0), row(1, 0.6), row(2, 0.4), row(3, 0.01)))
+    scores = LayerScores((row(0, 3.0), row(1, 0.4), row(2, 0.2), row(3, 0.01)))
     assert [r.layer for r in scores.rank("effect")] == [2, 3, 1, 0]
 
 
 def test_scores():
     one = row(3, 0.4, alignment=0.6, cost=0.5, space_low=0.1, space_high=0.3, time_low=0.2, time_high=0.1)
-    expected = {"effect": 0.4, "novelty": 0.32, "aligned": 0.6, "detail": 3.0, "motion": 0.5, "thrift": 0.8}
+    expected = {"apart": 0.4, "effect": 0.4, "novelty": 0.32, "aligned": 0.6, "detail": 3.0}
+    expected |= {"motion": 0.5, "thrift": 0.8}
     assert {name: score(one) for name, score in SCORES.items()} == pytest.approx(expected)
     bare = dataclasses.replace(one, alignment=None, space_low=None, time_low=None)
-    assert SCORES["novelty"](bare) == 0.4
+    assert SCORES["novelty"](bare) == 0.4 and SCORES["apart"](bare) == 1.0
+    assert SCORES["apart"](dataclasses.replace(one, alignment=-0.6)) == pytest.approx(0.4)
     for name in ("aligned", "detail", "motion"):
         with pytest.raises(SkipError, match=name):
             SCORES[name](bare)

