@@ -70,7 +70,7 @@ def test_settings_hold_what_the_issue_asks_for():
         json.dumps(setting.to_dict())
         if setting.guidance is not None:
             Stg(**setting.guidance)
-    families = {setting.family for setting in every.values() if setting.tier == 1}
+    families = {setting.family for setting in every.values()}
     assert families >= {
         "none", "cfg", "stg block", "stg attn_identity", "uncond", "cfg, more steps", "random direction",
         "autoguidance", "cfg_interval", "segmented", "stochastic", "every",

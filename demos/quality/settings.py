@@ -73,31 +73,28 @@ class Catalogue:
 def catalogue(layer: int = 9) -> dict[str, Setting]:
     """All settings; `layer` is the one that the scale grids skip (the best of the single layers)."""
     c = Catalogue()
+    attn = {"layers": [layer], "part": "attn_identity"}
     c.add("none", "none", 1, w=1.0, note="no guidance")
-    for w in (1.5, 2.0, 3.0, 4.0, 6.0):
+    for w in (2.0, 3.0, 4.0, 6.0):
         c.add(f"cfg-{w:g}", "cfg", 1, w=w, note="plain CFG")
 
     # the paper's claim, with its controls
-    for s in (0.5, 1.0, 2.0):
-        c.skip(f"stg-block-{s:g}", "stg block", 1, layers=[layer], scale=s, note="the paper's STG-R")
-        c.skip(f"stg-attn-{s:g}", "stg attn_identity", 1, layers=[layer], scale=s, part="attn_identity", note="STG-A")
     for s in (0.5, 1.0):
-        c.skip(f"stg-block-{s:g}-low", "stg block, less CFG", 1, w=W_LOW, layers=[layer], scale=s)
-        c.skip(f"stg-alone-{s:g}", "stg without CFG", 1, w=1.0, layers=[layer], scale=s, note="no unconditional pass")
+        c.skip(f"stg-block-{s:g}", "stg block", 1, layers=[layer], scale=s, note="the paper's STG-R")
+    for s in (1.0, 2.0, 4.0):
+        c.skip(f"stg-attn-{s:g}", "stg attn_identity", 1, scale=s, note="STG-A", **attn)
     c.add("cfg-equal", "cfg, more steps", 1, steps=13, note="the compute of stg-block, spent on steps of plain CFG")
     c.add("random-1", "random direction", 1, control="random", scale=1.0, note="same norm as c - k, random direction")
-    for s in (0.5, 1.0):
-        c.add(f"autoguidance-{s:g}", "autoguidance", 1, control="weak", scale=s, note="k from an early checkpoint")
+    c.add("autoguidance-0.5", "autoguidance", 1, control="weak", scale=0.5, note="k from an early checkpoint")
 
     # better than CFG at less than its cost
     for w in (W, W_HIGH):
-        c.skip(f"uncond-{w:g}", "uncond", 1, w=w, layers=[layer], formula="uncond", note="no third pass")
-        for a, b in ((0.0, 0.5), (0.2, 0.8)):
-            c.skip(f"interval-{w:g}-{a:g}-{b:g}", "cfg_interval", 1, w=w, scale=0, cfg_interval=[a, b])
-    c.skip("segmented-1", "segmented", 1, layers=[layer], formula="segmented")
+        c.skip(f"interval-attn-{w:g}", "cfg_interval + stg", 1, w=w, scale=2.0, cfg_interval=[0.0, 0.5], **attn)
+        c.skip(f"interval-{w:g}-0-0.5", "cfg_interval", 1, w=w, scale=0, cfg_interval=[0.0, 0.5])
+    c.skip(f"interval-{W_HIGH:g}-0.2-0.8", "cfg_interval", 1, w=W_HIGH, scale=0, cfg_interval=[0.2, 0.8])
+    c.skip("segmented-attn-2", "segmented", 1, scale=2.0, formula="segmented", **attn)
+    c.skip("uncond", "uncond", 1, layers=[layer], formula="uncond", note="no third pass")
     c.skip("stochastic-0.5", "stochastic", 1, layers="stochastic", scale=0.5)
-    c.skip("every-2", "every", 1, layers=[layer], every=2)
-    c.skip("interval-stg", "cfg_interval + stg", 1, w=W_HIGH, layers=[layer], scale=0.5, cfg_interval=[0.0, 0.5])
 
     # which layer; also what the scores of `skipguide rank` are judged by
     for other in range(LAYERS):
@@ -105,9 +102,21 @@ def catalogue(layer: int = 9) -> dict[str, Setting]:
             c.skip(f"layer-{other}", "single layers", 2, once=True, layers=[other], note="stg-block-1, another layer")
 
     # the protocol, and one look at everything else
+    c.add("cfg-1.5", "cfg", 3, once=True, w=1.5, note="plain CFG")
+    c.skip("stg-block-2", "stg block", 3, once=True, layers=[layer], scale=2.0)
+    c.skip("stg-block-1-low", "stg block, less CFG", 3, once=True, w=W_LOW, layers=[layer])
+    c.skip("stg-alone-1", "stg without CFG", 3, once=True, w=1.0, layers=[layer], note="no unconditional pass")
+    c.skip("segmented-1", "segmented", 3, once=True, layers=[layer], formula="segmented")
+    c.skip(f"interval-{W:g}-0.2-0.8", "cfg_interval", 3, once=True, scale=0, cfg_interval=[0.2, 0.8])
+    c.skip("every-2", "every", 3, once=True, layers=[layer], every=2)
     c.add("cfg-20-steps", "protocol", 3, once=True, steps=20, note="are 12 steps enough?")
     c.add("cfg-fp32", "protocol", 3, once=True, precision="fp32", note="is bf16 autocast enough?")
     c.add("cfg-naive", "cfg, more steps", 3, once=True, steps=18, note="the compute of a full third pass, on steps")
+    c.skip("stg-attn-0.5", "stg attn_identity", 3, once=True, scale=0.5, **attn)
+    c.skip("stg-block-0.5-low", "stg block, less CFG", 3, once=True, w=W_LOW, layers=[layer], scale=0.5)
+    c.skip("stg-alone-0.5", "stg without CFG", 3, once=True, w=1.0, layers=[layer], scale=0.5)
+    c.skip("uncond-high", "uncond", 3, once=True, w=W_HIGH, layers=[layer], formula="uncond")
+    c.add("autoguidance-1", "autoguidance", 3, once=True, control="weak", scale=1.0)
     c.add("random-2", "random direction", 3, once=True, control="random", scale=2.0)
     c.skip("stochastic-cheap-0.5", "stochastic", 3, once=True, layers="stochastic", scale=0.5, prefer_cheap=True)
     c.skip("every-4", "every", 3, once=True, layers=[layer], every=4)
