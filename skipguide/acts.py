@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from skipguide.blocks import Block, Sublayer, argument_names, unwrap
 from skipguide.errors import SkipError
 from skipguide.gate import Act, Call, Frame, active_frames
-from skipguide.kv import CACHE_ARGUMENTS, hide
+from skipguide.kv import CACHE_NAMES, hide
 from skipguide.resume import Prefix
 
 
@@ -32,6 +32,13 @@ class Arguments:
             return kwargs[name]
         place = self.places.get(name, len(args))
         return args[place] if place < len(args) else None
+
+    def cache(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The KV cache that is given, by whichever name, or None."""
+        for name in CACHE_NAMES:
+            if (found := self.get(name, args, kwargs)) is not None:
+                return found
+        return None
 
     def put(
         self, values: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -142,11 +149,10 @@ class WithoutKeys:
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Skip, and take the keys out; the masks of the running pass are made already."""
-        for name in CACHE_ARGUMENTS:
-            if (cache := self.arguments.get(name, args, kwargs)) is not None:
-                if self.refusal:
-                    raise SkipError(f"{self.refusal}, and this pass has a KV cache: pass use_cache=False")
-                hide(cache, (self.index,), self.layers)
+        if (cache := self.arguments.cache(args, kwargs)) is not None:
+            if self.refusal:
+                raise SkipError(f"{self.refusal}, and this pass has a KV cache: pass use_cache=False")
+            hide(cache, (self.index,), self.layers)
         return self.act(frame, call, args, kwargs)
 
 

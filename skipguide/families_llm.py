@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from skipguide.blocks import BlockSpec, ModelSpec, Sublayer
+from skipguide.blocks import BlockSpec, ModelSpec, Sublayer, argument_names, unwrap
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Layout:
         parallel: both sublayers read the layer's input.
         prenorm: leaving both sublayers out is the identity, and a left-out sublayer can stand for `h * scale`.
         nothings: how many outputs of a layer follow the hidden states (attention weights).
+        nothings_with: the argument of a layer's forward that they come with: transformers drops both, from one family
+            after the other (from GPT-J in 5.24). Empty where they are always there.
         when: attributes of the decoder's config that this layout is for.
         note: what is special, for the table.
     """
@@ -41,16 +43,22 @@ class Layout:
     parallel: bool = False
     prenorm: bool = True
     nothings: int = 0
+    nothings_with: str = ""
     when: tuple[tuple[str, Any], ...] = ()
     note: str = ""
 
-    def block(self, decoder: str) -> BlockSpec:
-        """The core's description of these layers in a model whose decoder lies at `decoder`."""
+    def block(self, model: nn.Module, decoder: str) -> BlockSpec:
+        """The core's description of these layers in `model`, whose decoder lies at `decoder`."""
+        stack = f"{decoder}.{self.stack}" if decoder else self.stack
+        layers = submodule(model, stack) or nn.ModuleList()
+        more = not self.nothings_with or any(
+            self.nothings_with in argument_names(unwrap(layer)) for layer in layers.children()
+        )
         return BlockSpec(
-            f"{decoder}.{self.stack}" if decoder else self.stack,
+            stack,
             attn=(self.attn,),
             mlp=(self.mlp,),
-            nothings=self.nothings,
+            nothings=self.nothings if more else 0,
             identity=False,
             cached=True,
             shared=("position_ids", "position_embeddings", "cache_position"),
@@ -112,6 +120,7 @@ _FALCON = Layout(
     stack="h",
     between="post_attention_layernorm",
     nothings=1,
+    nothings_with="output_attentions",
     when=(("new_decoder_architecture", False), ("parallel_attn", False)),
 )
 _BLOOM = Layout(
@@ -121,6 +130,7 @@ _BLOOM = Layout(
     stack="h",
     between="post_attention_layernorm",
     nothings=1,
+    nothings_with="output_attentions",
     when=(("apply_residual_connection_post_layernorm", False),),
     note="each sublayer adds the residual itself",
 )
@@ -213,6 +223,7 @@ LAYOUTS: tuple[Layout, ...] = (
         stack="blocks",
         between="norm_2",
         nothings=1,
+        nothings_with="output_attentions",
         note="the feed-forward adds the residual itself",
     ),
     _STABLELM,
@@ -224,6 +235,7 @@ LAYOUTS: tuple[Layout, ...] = (
         attn=_attn(path="attn"),
         stack="h",
         nothings=1,
+        nothings_with="output_attentions",
     ),
 )
 
@@ -253,4 +265,4 @@ def language_model_spec(model: nn.Module) -> ModelSpec | None:
     if (found := layout_of(model)) is None:
         return None
     layout, path = found
-    return ModelSpec((layout.block(path),))
+    return ModelSpec((layout.block(model, path),))

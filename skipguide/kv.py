@@ -7,13 +7,55 @@ is passed over, and its memory is freed. Nothing here imports transformers befor
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
+from skipguide.blocks import argument_names
 from skipguide.errors import SkipError
 
-CACHE_ARGUMENTS = ("past_key_values", "layer_past")
+# What transformers calls a cache, in arguments and in outputs: `cache` since 5.24, `past_key_values` before. In both,
+# some attentions say `layer_past`.
+CACHE_NAMES = ("cache", "past_key_values", "layer_past")
+
+
+def cache_argument(taker: nn.Module | Callable[..., Any]) -> str:
+    """What a model, or a function or class of transformers, calls the cache that it is given.
+
+    Args:
+        taker: of a module whose forward does not say (wrappers hand everything on), the modules in it are asked.
+
+    Raises:
+        SkipError: if it takes none.
+    """
+    signatures: Iterable[Collection[str]]
+    if isinstance(taker, nn.Module):
+        who, signatures = type(taker).__name__, map(argument_names, taker.modules())
+    else:
+        who, signatures = taker.__name__, (inspect.signature(taker).parameters,)
+    for names in signatures:
+        if found := [name for name in CACHE_NAMES if name in names]:
+            return found[0]
+    raise SkipError(f"expected something that takes a KV cache ({', '.join(CACHE_NAMES)}); got {who}, which does not")
+
+
+def as_argument(taker: nn.Module | Callable[..., Any], cache: Any) -> dict[str, Any]:
+    """A cache as the keyword argument that `taker` wants it as: `model(ids, **as_argument(model, cache))`."""
+    return {cache_argument(taker): cache}
+
+
+def cache_among(arguments: Mapping[str, Any]) -> Any:
+    """The cache among keyword arguments, or None."""
+    return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
+
+
+def cache_of(output: Any) -> Any:
+    """The cache that a pass has returned, or None."""
+    # transformers logs a warning where the old name is asked for
+    return next((getattr(output, name) for name in CACHE_NAMES if hasattr(output, name)), None)
 
 
 def check_kind(cache: Any) -> None:

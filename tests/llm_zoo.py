@@ -5,12 +5,15 @@ deep copy whose output projections of that sublayer are zero, never a hook.
 """
 
 import copy
+import inspect
 from dataclasses import dataclass, field
 
 import torch
 import transformers
 from torch import nn
 
+# what the forwards of this transformers, generate() and their outputs call a KV cache
+CACHE = "cache" if "cache" in inspect.signature(transformers.LlamaForCausalLM.forward).parameters else "past_key_values"
 VOCAB, WIDTH, LAYERS = 64, 32, 4
 _LLAMA = {
     "vocab_size": VOCAB,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from llm_zoo import CACHE
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
@@ -54,7 +55,7 @@ def generate(model, prompt, tokens=32, cache=None, **settings):
     cache = DynamicCache() if cache is None else cache
     with torch.no_grad():
         out = model.generate(
-            ids, max_new_tokens=tokens, do_sample=False, past_key_values=cache, output_logits=True, eos_token_id=None,
+            ids, max_new_tokens=tokens, do_sample=False, **{CACHE: cache}, output_logits=True, eos_token_id=None,
             return_dict_in_generate=True, **{"attention_mask": torch.ones_like(ids)} | settings,
         )  # fmt: skip
     return out.sequences[:, ids.shape[1] :], torch.stack(out.logits, 1), cache
@@ -244,12 +245,12 @@ def test_added_mlps_run_as_a_plan_of_their_own(golden, model, stats):
     ids = torch.tensor([golden["prompt"]])
     cache = DynamicCache()
     with plan.apply(model), torch.no_grad():
-        model(ids, past_key_values=cache)
+        model(ids, **{CACHE: cache})
         for step in range(3):
-            model(tokens[:, step : step + 1], past_key_values=cache)
+            model(tokens[:, step : step + 1], **{CACHE: cache})
     del cache._skipguide_mark
     with grown.apply(model), torch.no_grad():
-        last = model(tokens[:, 3:4], past_key_values=cache).logits[:, -1]
+        last = model(tokens[:, 3:4], **{CACHE: cache}).logits[:, -1]
     torch.testing.assert_close(last, scores[:, 4], atol=1e-5, rtol=1e-5)
 
 
@@ -400,9 +401,9 @@ def test_parallel_layers_have_no_scale():
 def test_a_cache_of_another_plan_is_refused(golden, model, stats):
     cache = DynamicCache()
     with AdaSkip(count=2).apply(model, stats), torch.no_grad():
-        model(torch.tensor([golden["prompt"]]), past_key_values=cache)
+        model(torch.tensor([golden["prompt"]]), **{CACHE: cache})
     with AdaSkip(count=4).apply(model, stats), torch.no_grad(), pytest.raises(SkipError, match="another plan"):
-        model(torch.tensor([[5]]), past_key_values=cache)
+        model(torch.tensor([[5]]), **{CACHE: cache})
 
 
 # -- the device --------------------------------------------------------------------------------------------------------

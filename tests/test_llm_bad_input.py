@@ -6,6 +6,7 @@ import llm_zoo
 import pytest
 import torch
 import transformers
+from llm_zoo import CACHE
 from test_residue import no_gates, traces
 from torch import nn
 
@@ -84,9 +85,9 @@ def test_the_skip_set_changed_in_the_middle_of_a_sequence():
     model = LLAMA.build()
     ids = llm_zoo.prompt()
     with SublayerPlan(attn=[1]).apply(model):
-        cache = model(ids, use_cache=True).past_key_values
+        cache = model(ids, use_cache=True)[CACHE]
     with SublayerPlan(attn=[1, 2]).apply(model), pytest.raises(SkipError, match="another plan"):
-        model(ids[:, :1], past_key_values=cache)
+        model(ids[:, :1], **{CACHE: cache})
     assert int(cache.get_seq_length()) == 7
 
 
@@ -122,7 +123,7 @@ def test_an_encoder_decoder_cache():
     model = LLAMA.build()
     cache = transformers.EncoderDecoderCache(transformers.DynamicCache(), transformers.DynamicCache())
     with SublayerPlan(mlp=[0]).apply(model), pytest.raises(SkipError, match="EncoderDecoderCache"):
-        model(llm_zoo.prompt(), past_key_values=cache)
+        model(llm_zoo.prompt(), **{CACHE: cache})
 
 
 # -- models that nobody described ----------------------------------------------------------------------

@@ -6,9 +6,12 @@ import pickle
 import llm_zoo
 import pytest
 import torch
+from llm_zoo import CACHE
+from torch import nn
 from transformers import DynamicCache, StaticCache, cache_utils
 
 from skipguide import Prefix, SkipError, capture, kv, resume
+from skipguide.acts import Arguments
 from skipguide.llm import SublayerPlan
 
 LLAMA, GEMMA2 = llm_zoo.BY_NAME["llama"], llm_zoo.BY_NAME["gemma2"]
@@ -29,11 +32,11 @@ def caches(model):
 def steps(model, cache, count=3):
     """Logits of a left-padded prompt and of some steps after it, and the cache."""
     ids, mask = llm_zoo.left_padded()
-    out = model(ids, attention_mask=mask, past_key_values=cache, use_cache=True)
-    logits, cache = [out.logits], out.past_key_values
+    out = model(ids, attention_mask=mask, **{CACHE: cache}, use_cache=True)
+    logits, cache = [out.logits], out[CACHE]
     for _ in range(count):
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-        logits.append(model(TOKEN, attention_mask=mask, past_key_values=cache).logits)
+        logits.append(model(TOKEN, attention_mask=mask, **{CACHE: cache}).logits)
     return logits, cache
 
 
@@ -57,18 +60,18 @@ def test_a_decode_plan_frees_the_prompts_keys():
     ids, mask = llm_zoo.left_padded()
     with DECODE.apply(model) as applied:
         out = model(ids, attention_mask=mask, use_cache=True)
-        cache = out.past_key_values
+        cache = out[CACHE]
         assert all(layer.keys is not None for layer in cache.layers) and applied.stats.kv_bytes_saved == 0
         full = copy.deepcopy(cache)
         del full._skipguide_mark
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-        step = model(TOKEN, attention_mask=mask, past_key_values=cache).logits
+        step = model(TOKEN, attention_mask=mask, **{CACHE: cache}).logits
         assert cache.layers[0].keys is None and cache.layers[1].keys.shape[2] == 8
         # another chunk of prompt: the attention stays out, the feed-forward is back
         mask = torch.cat([mask, torch.ones_like(mask[:, :2])], 1)
-        chunk = model(IDS[:, :2], attention_mask=mask, past_key_values=cache).logits
-    assert torch.equal(step, zeroed(TOKEN, attention_mask=mask[:, :8], past_key_values=full).logits)
-    expected = LLAMA.zeroed(model, DECODE.attn)(IDS[:, :2], attention_mask=mask, past_key_values=full).logits
+        chunk = model(IDS[:, :2], attention_mask=mask, **{CACHE: cache}).logits
+    assert torch.equal(step, zeroed(TOKEN, attention_mask=mask[:, :8], **{CACHE: full}).logits)
+    expected = LLAMA.zeroed(model, DECODE.attn)(IDS[:, :2], attention_mask=mask, **{CACHE: full}).logits
     assert torch.equal(chunk, expected)
 
 
@@ -83,46 +86,46 @@ def test_a_prompt_of_one_token_is_a_prompt():
 def test_a_decode_plan_goes_on_from_the_whole_models_cache():
     model = LLAMA.build()
     zeroed = LLAMA.zeroed(model, DECODE.attn, DECODE.mlp)
-    cache = model(IDS, use_cache=True).past_key_values
+    cache = model(IDS, use_cache=True)[CACHE]
     twin = copy.deepcopy(cache)
     with DECODE.apply(model):
-        out = model(TOKEN, past_key_values=cache).logits
-    assert torch.equal(out, zeroed(TOKEN, past_key_values=twin).logits)
+        out = model(TOKEN, **{CACHE: cache}).logits
+    assert torch.equal(out, zeroed(TOKEN, **{CACHE: twin}).logits)
 
 
 def test_a_cache_made_under_another_plan_is_refused():
     model = LLAMA.build()
     with BOTH.apply(model):
-        cache = model(IDS, use_cache=True).past_key_values
+        cache = model(IDS, use_cache=True)[CACHE]
     for other in (SublayerPlan(attn=[0], mlp=[1]), SublayerPlan(BOTH.attn), DECODE, SublayerPlan()):
         with other.apply(model), pytest.raises(SkipError, match="made under another plan"):
-            model(TOKEN, past_key_values=copy.deepcopy(cache))
+            model(TOKEN, **{CACHE: copy.deepcopy(cache)})
     with pytest.raises(SkipError, match="start a new sequence"):
-        model(TOKEN, past_key_values=copy.deepcopy(cache))
+        model(TOKEN, **{CACHE: copy.deepcopy(cache)})
     with SublayerPlan(BOTH.attn, BOTH.mlp).apply(model):  # an equal plan is the same plan
-        model(TOKEN, past_key_values=cache)
-    full = model(IDS, use_cache=True).past_key_values
+        model(TOKEN, **{CACHE: cache})
+    full = model(IDS, use_cache=True)[CACHE]
     with BOTH.apply(model), pytest.raises(SkipError, match="holds 7 tokens of the whole model"):
-        model(TOKEN, past_key_values=full)
+        model(TOKEN, **{CACHE: full})
     assert full.get_seq_length() == 7 and not hasattr(full, "_skipguide_mark")
-    model(TOKEN, past_key_values=full)
+    model(TOKEN, **{CACHE: full})
 
 
 def test_caches_are_copied_pickled_cropped_and_reordered():
     model = LLAMA.build()
     with BOTH.apply(model):
-        cache = model(IDS, use_cache=True).past_key_values
-        expected = model(TOKEN, past_key_values=copy.deepcopy(cache)).logits
-        assert torch.equal(model(TOKEN, past_key_values=pickle.loads(pickle.dumps(cache))).logits, expected)
-        model(TOKEN, past_key_values=cache)
+        cache = model(IDS, use_cache=True)[CACHE]
+        expected = model(TOKEN, **{CACHE: copy.deepcopy(cache)}).logits
+        assert torch.equal(model(TOKEN, **{CACHE: pickle.loads(pickle.dumps(cache))}).logits, expected)
+        model(TOKEN, **{CACHE: cache})
         cache.crop(-1)
-        assert torch.equal(model(TOKEN, past_key_values=cache).logits, expected)
+        assert torch.equal(model(TOKEN, **{CACHE: cache}).logits, expected)
         cache.crop(-1)
         cache.reorder_cache(torch.tensor([1, 0]))
-        assert torch.equal(model(TOKEN.flip(0), past_key_values=cache).logits, expected.flip(0))
+        assert torch.equal(model(TOKEN.flip(0), **{CACHE: cache}).logits, expected.flip(0))
         cache.crop(-1)
         cache.batch_select_indices(torch.tensor([1]))
-        torch.testing.assert_close(model(TOKEN[:1], past_key_values=cache).logits, expected[:1])
+        torch.testing.assert_close(model(TOKEN[:1], **{CACHE: cache}).logits, expected[:1])
 
 
 def test_a_conversation_of_two_turns():
@@ -133,7 +136,7 @@ def test_a_conversation_of_two_turns():
     def talk(model):
         first = model.generate(IDS, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
         longer = torch.cat([first.sequences, IDS[:, :4]], 1)
-        return model.generate(longer, past_key_values=first.past_key_values, max_new_tokens=3, do_sample=False)
+        return model.generate(longer, **{CACHE: first[CACHE]}, max_new_tokens=3, do_sample=False)
 
     with BOTH.apply(model):
         assert torch.equal(talk(model), talk(zeroed))
@@ -171,7 +174,7 @@ def test_the_memory_is_not_allocated():
     model = LLAMA.build()
     with BOTH.apply(model):
         cache = StaticCache(config=model.config, max_cache_len=16)
-        model(IDS, past_key_values=cache)
+        model(IDS, **{CACHE: cache})
     assert sum(
         t.nbytes for layer in cache.layers for t in vars(layer).values() if isinstance(t, torch.Tensor)
     ) < 2.1 * (cache.layers[1].keys.nbytes + cache.layers[1].values.nbytes)
@@ -183,19 +186,19 @@ def test_a_cache_that_was_reset_starts_another_sequence():
     with plan.apply(model) as applied:
         fresh = []
         applied.listeners.append(lambda now: fresh.append(now.fresh))
-        first = model(IDS, past_key_values=cache).logits
+        first = model(IDS, **{CACHE: cache}).logits
         applied.extend([3])
         cache.reset()
-        assert torch.equal(model(IDS, past_key_values=cache).logits, first)
-        model(TOKEN, past_key_values=cache)
+        assert torch.equal(model(IDS, **{CACHE: cache}).logits, first)
+        model(TOKEN, **{CACHE: cache})
         assert fresh == [True, True, False] and applied.extra == {}
     with SublayerPlan(attn=[0], phase="decode").apply(model):
         cache = StaticCache(config=model.config, max_cache_len=16)
-        model(IDS, past_key_values=cache)
-        model(TOKEN, past_key_values=cache)
+        model(IDS, **{CACHE: cache})
+        model(TOKEN, **{CACHE: cache})
         cache.reset()
         with pytest.raises(SkipError, match="use a new cache"):
-            model(IDS, past_key_values=cache)
+            model(IDS, **{CACHE: cache})
 
 
 def test_resuming_from_the_middle_refuses_a_cache():
@@ -206,3 +209,38 @@ def test_resuming_from_the_middle_refuses_a_cache():
         assert torch.equal(model(IDS, use_cache=False).logits, out)
         with pytest.raises(SkipError, match="use_cache=False"):
             model(IDS, use_cache=True)
+
+
+class New(nn.Module):
+    def forward(self, ids, cache=None):
+        return cache
+
+
+class Old(nn.Module):
+    def forward(self, ids, past_key_values=None):
+        return past_key_values
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("model", "name"), [(New(), "cache"), (Old(), "past_key_values")], ids=["new", "old"])
+def test_a_cache_is_given_and_found_by_either_name(model, name):
+    """transformers 5.24 renames it; what is installed knows only one of the names."""
+    cache, other = object(), object()
+    for taker in (model, Wrapper(model), type(model)().forward):
+        assert kv.as_argument(taker, cache) == {name: cache}
+    assert Wrapper(model)(0, **kv.as_argument(Wrapper(model), cache)) is cache
+    assert kv.cache_among({"use_cache": True, name: cache}) is cache and kv.cache_among({name: None}) is None
+    assert kv.cache_of(type("Output", (), {name: cache})()) is cache and kv.cache_of(object()) is None
+    arguments = Arguments(model)
+    assert arguments.cache((0, cache), {}) is cache and arguments.cache((0,), {name: cache}) is cache
+    assert arguments.cache((0,), {"other": other}) is None
+    with pytest.raises(SkipError, match="Linear, which does not"):
+        kv.cache_argument(nn.Linear(1, 1))

@@ -5,6 +5,7 @@ import logging
 import llm_zoo
 import pytest
 import torch
+from llm_zoo import CACHE
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from transformers import StaticCache
@@ -26,10 +27,10 @@ IDS = llm_zoo.prompt()
 def decode(model, step, count=4):
     """Logits of greedy steps on a static cache; the prompt is read uncompiled, as `generate` does."""
     cache = StaticCache(config=model.config, max_cache_len=32)
-    token, logits = model(IDS, past_key_values=cache).logits[:, -1:].argmax(-1), []
+    token, logits = model(IDS, **{CACHE: cache}).logits[:, -1:].argmax(-1), []
     for i in range(count):
         position = torch.full((1, 1), IDS.shape[1] + i)
-        out = step(token, past_key_values=cache, position_ids=position).logits
+        out = step(token, **{CACHE: cache}, position_ids=position).logits
         token = out.argmax(-1)
         logits.append(out)
     return logits

@@ -8,6 +8,7 @@ import weakref
 import llm_zoo
 import pytest
 import torch
+from llm_zoo import CACHE
 from test_residue import no_gates, traces
 
 from skipguide import LostGateError, NoEffectError, SkipError
@@ -76,20 +77,20 @@ def test_extra_feed_forwards_belong_to_one_sequence():
     with base.apply(model) as applied:
         with pytest.raises(SkipError, match="after a pass"):
             applied.extend([3])
-        one = model(IDS, use_cache=True).past_key_values
+        one = model(IDS, use_cache=True)[CACHE]
         two, kept = copy.deepcopy(one), copy.deepcopy(one)
-        plain = model(token, past_key_values=copy.deepcopy(one)).logits
-        assert torch.equal(model(token, past_key_values=one).logits, plain)
-        model(token, past_key_values=kept)
-        model(token, past_key_values=one)
-        model(token, past_key_values=kept)
+        plain = model(token, **{CACHE: copy.deepcopy(one)}).logits
+        assert torch.equal(model(token, **{CACHE: one}).logits, plain)
+        model(token, **{CACHE: kept})
+        model(token, **{CACHE: one})
+        model(token, **{CACHE: kept})
         applied.extend([1, 3], mlp_scale={3: 1.5})
-        extended = model(token, past_key_values=kept).logits
+        extended = model(token, **{CACHE: kept}).logits
         assert applied.extra == {1: None, 3: 1.5}
-        unextended = model(token, past_key_values=one).logits
+        unextended = model(token, **{CACHE: one}).logits
         assert applied.extra == {} and not torch.equal(extended, unextended)
-        assert torch.equal(model(token, past_key_values=two).logits, plain)
-        model(token, past_key_values=kept)
+        assert torch.equal(model(token, **{CACHE: two}).logits, plain)
+        model(token, **{CACHE: kept})
         assert applied.extra == {1: None, 3: 1.5}
         model(IDS)
         assert applied.extra == {}
@@ -100,11 +101,11 @@ def test_extra_feed_forwards_belong_to_one_sequence():
         assert applied.stats.skips["model.layers.3.mlp"] == 2
     no_gates(model)
     with base.apply(model):
-        again = model(IDS, use_cache=True).past_key_values
+        again = model(IDS, use_cache=True)[CACHE]
         for _ in range(2):
-            model(token, past_key_values=again)
+            model(token, **{CACHE: again})
     with more.apply(model):
-        assert torch.equal(model(token, past_key_values=_relabelled(again, more)).logits, extended)
+        assert torch.equal(model(token, **{CACHE: _relabelled(again, more)}).logits, extended)
 
 
 def _relabelled(cache, plan):
@@ -117,33 +118,33 @@ def test_drafting_on_the_full_models_cache(name):
     """The draft is the skipped model's on that prompt; afterwards the cache is the full one, to the same objects."""
     lm = llm_zoo.BY_NAME[name]
     model, plan, token = lm.build(), SublayerPlan(attn=[0, 2], mlp=[1, 2]), IDS[:, -1:]
-    cache = model(IDS, use_cache=True).past_key_values
+    cache = model(IDS, use_cache=True)[CACHE]
     cache.activate_past_recording()
     layers, keys = list(cache.layers), [layer.keys.clone() for layer in cache.layers]
-    expected = model(token, past_key_values=copy.deepcopy(cache)).logits
+    expected = model(token, **{CACHE: copy.deepcopy(cache)}).logits
     with SublayerPlan(plan.attn, plan.mlp, phase="decode").apply(model):
         other = copy.deepcopy(cache)
-        draft = [model(token, past_key_values=other).logits for _ in range(2)]
+        draft = [model(token, **{CACHE: other}).logits for _ in range(2)]
     with plan.apply(model) as applied:
         applied.enabled = False
         for _ in range(2):
             with applied.drafting(cache):
-                assert torch.equal(model(token, past_key_values=cache).logits, draft[0])
-                assert torch.equal(model(token, past_key_values=cache).logits, draft[1])
+                assert torch.equal(model(token, **{CACHE: cache}).logits, draft[0])
+                assert torch.equal(model(token, **{CACHE: cache}).logits, draft[1])
             assert all(a is b for a, b in zip(cache.layers, layers, strict=True))
             assert all(torch.equal(layer.keys, before) for layer, before in zip(cache.layers, keys, strict=True))
-        assert torch.equal(model(token, past_key_values=cache).logits, expected)
+        assert torch.equal(model(token, **{CACHE: cache}).logits, expected)
         assert applied.stats.skips[applied.map.name(0, "attn")] == 4
     assert not hasattr(cache, "_skipguide_mark")
 
 
 def test_drafting_ends_well_after_an_error():
     model, plan = LLAMA.build(), SublayerPlan(attn=[0])
-    cache = model(IDS, use_cache=True).past_key_values
+    cache = model(IDS, use_cache=True)[CACHE]
     layers = list(cache.layers)
     with plan.apply(model) as applied:
         with pytest.raises(KeyError), applied.drafting(cache):
-            model(IDS[:, :1], past_key_values=cache)
+            model(IDS[:, :1], **{CACHE: cache})
             raise KeyError
         assert cache.layers == layers and cache.get_seq_length() == IDS.shape[1]
 

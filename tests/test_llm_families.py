@@ -5,6 +5,7 @@ import copy
 import llm_zoo
 import pytest
 import torch
+from llm_zoo import CACHE
 from torch import nn
 
 from skipguide import SkipError, Skipper, SkipPlan, check, find_blocks
@@ -69,15 +70,15 @@ def test_phases(lm):
     with SublayerPlan(plan.attn, plan.mlp, phase="decode").apply(model) as applied:
         out = model(ids, use_cache=True)
         assert torch.equal(out.logits, (full := lm_run(lm, ids)).logits)
-        step = model(ids[:, :1], past_key_values=out.past_key_values).logits
-        assert torch.equal(step, zeroed(ids[:, :1], past_key_values=full.past_key_values).logits)
+        step = model(ids[:, :1], **{CACHE: out[CACHE]}).logits
+        assert torch.equal(step, zeroed(ids[:, :1], **{CACHE: full[CACHE]}).logits)
         assert applied.stats.kv_bytes_saved > 0
     with SublayerPlan(plan.attn, plan.mlp, phase="prefill").apply(model):
         out, full = model(ids, use_cache=True), zeroed(ids, use_cache=True)
         assert torch.equal(out.logits, full.logits)
-        step = model(ids[:, :1], past_key_values=out.past_key_values).logits
+        step = model(ids[:, :1], **{CACHE: out[CACHE]}).logits
         no_attention = lm.zeroed(model, plan.attn)
-        assert torch.equal(step, no_attention(ids[:, :1], past_key_values=full.past_key_values).logits)
+        assert torch.equal(step, no_attention(ids[:, :1], **{CACHE: full[CACHE]}).logits)
 
 
 def lm_run(lm, ids):
@@ -161,9 +162,9 @@ def test_the_core_minds_the_kv_cache(name, part):
     with Skipper(model, SkipPlan([0], part=part)):
         for way in WAYS.values():
             assert same(generate(model, **way), generate(zeroed, **way))
-        cache = model(llm_zoo.prompt(), use_cache=True).past_key_values
+        cache = model(llm_zoo.prompt(), use_cache=True)[CACHE]
     with pytest.raises(SkipError, match="filled while the attention of this layer was left out"):
-        model(llm_zoo.prompt()[:, :1], past_key_values=cache)
+        model(llm_zoo.prompt()[:, :1], **{CACHE: cache})
     with Skipper(model, SkipPlan([0], part=part, rows=[0])), pytest.raises(SkipError, match="use_cache=False"):
         model(llm_zoo.prompt(), use_cache=True)
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from llm_zoo import CACHE
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -144,12 +145,12 @@ def test_adaptive_drafting_changes_nothing_but_speed(llama):
 def test_a_conversation_goes_on_with_the_returned_cache(llama):
     call = {"do_sample": False, "return_dict_in_generate": True, "max_new_tokens": 9}
     plain, drafted = llama.generate(prompt(2), **call), DRAFTS.generate(llama, prompt(2), **call)
-    for a, b in zip(plain.past_key_values.layers, drafted.past_key_values.layers, strict=True):
+    for a, b in zip(plain[CACHE].layers, drafted[CACHE].layers, strict=True):
         assert a.keys.shape == b.keys.shape
         assert torch.allclose(a.keys, b.keys, atol=1e-5)
     longer = torch.cat([plain.sequences, prompt(3)], dim=1)
-    again = DRAFTS.generate(llama, longer, past_key_values=drafted.past_key_values, **call).sequences
-    assert torch.equal(again, llama.generate(longer, past_key_values=plain.past_key_values, **call).sequences)
+    again = DRAFTS.generate(llama, longer, **{CACHE: drafted[CACHE]}, **call).sequences
+    assert torch.equal(again, llama.generate(longer, **{CACHE: plain[CACHE]}, **call).sequences)
 
 
 def test_half_precision_differs_only_where_logits_are_tied(llama):
@@ -440,9 +441,9 @@ def test_a_model_with_sublayers_left_out_cannot_verify(llama):
     with SETS["first"].apply(llama), pytest.raises(SkipError, match="left out of this model already"):
         DRAFTS.generate(llama, prompt(1), max_new_tokens=4, do_sample=False)
     with SETS["first"].apply(llama):
-        cache = llama.generate(prompt(1), max_new_tokens=4, return_dict_in_generate=True).past_key_values
+        cache = llama.generate(prompt(1), max_new_tokens=4, return_dict_in_generate=True)[CACHE]
     with pytest.raises(SkipError, match="made with sublayers left out"):
-        DRAFTS.generate(llama, prompt(1, 12), past_key_values=cache, max_new_tokens=4)
+        DRAFTS.generate(llama, prompt(1, 12), **{CACHE: cache}, max_new_tokens=4)
 
 
 @pytest.mark.parametrize(

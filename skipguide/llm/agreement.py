@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.kv import as_argument, cache_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def decoded_logits(model: Any, ids: Tensor, prompt: int) -> Tensor:
     out = model(input_ids=ids[:, :prompt], use_cache=True)
     found = [out.logits[0, -1]]
     for place in range(prompt, ids.shape[1] - 1):
-        out = model(input_ids=ids[:, place : place + 1], past_key_values=out.past_key_values, use_cache=True)
+        cache = as_argument(model, cache_of(out))
+        out = model(input_ids=ids[:, place : place + 1], use_cache=True, **cache)
         found.append(out.logits[0, -1])
     return torch.stack(found)
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from skipguide.blocks import find_blocks
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
+from skipguide.kv import as_argument, cache_of
 
 Mark = float | torch.cuda.Event
 
@@ -163,9 +164,9 @@ def _passes(model: nn.Module, ids: Tensor, phase: str, count: int) -> Iterator[C
         for _ in range(count):
             yield partial(model, input_ids=ids, use_cache=False, **last)
         return
-    cache = model(input_ids=ids, use_cache=True).past_key_values
+    cache = as_argument(model, cache_of(model(input_ids=ids, use_cache=True)))
     for _ in range(count):
-        yield lambda: model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+        yield lambda: model(input_ids=ids[:, -1:], use_cache=True, **cache)
 
 
 def last_token_only(model: nn.Module) -> dict[str, int]:

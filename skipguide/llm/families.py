@@ -53,6 +53,7 @@ class SublayerMap:
         layers: the layers.
         family: class of the layers.
         layout: their description.
+        nothings: how many outputs of a layer follow the hidden states.
         producers: layers whose attention makes keys and values that later layers read too.
     """
 
@@ -62,6 +63,7 @@ class SublayerMap:
         decoder = submodule(model, path)
         assert decoder is not None
         self.decoder = decoder
+        self.nothings = blocks[0].spec.nothings
         self.layers: tuple[nn.Module, ...] = tuple(block.module for block in blocks)
         self.family = type(self.layers[0]).__name__
         self._sites = {(block.index, part): _site(block, part) for block in blocks for part in PARTS}
@@ -156,7 +158,7 @@ def sublayer_map(model: nn.Module) -> SublayerMap:
     if (found := layout_of(model)) is None:
         return _probed(model)
     layout, path = found
-    return SublayerMap(model, layout, path, BlockMap(model, ModelSpec((layout.block(path),))))
+    return SublayerMap(model, layout, path, BlockMap(model, ModelSpec((layout.block(model, path),))))
 
 
 # What was probed, for as long as the model lives.
@@ -168,7 +170,7 @@ def _probed(model: nn.Module) -> SublayerMap:
 
     proven = model in _PROBED
     layout, path = _PROBED[model] if proven else probe(model)
-    found = SublayerMap(model, layout, path, BlockMap(model, ModelSpec((layout.block(path),))))
+    found = SublayerMap(model, layout, path, BlockMap(model, ModelSpec((layout.block(model, path),))))
     if not proven:
         _PROBED[model] = layout, path
         try:

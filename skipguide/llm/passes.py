@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from skipguide.acts import Arguments
 from skipguide.errors import SkipError
+from skipguide.kv import cache_of
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,12 @@ class PassReader:
 
     def cache(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The KV cache that was given, or None."""
-        return self.arguments.get("past_key_values", args, kwargs)
+        return self.arguments.cache(args, kwargs)
 
     @staticmethod
     def made(out: Any) -> Any:
         """The KV cache that the decoder made itself, or None."""
-        found = getattr(out, "past_key_values", None)
+        found = cache_of(out)
         if found is None and isinstance(out, tuple):
             found = next((item for item in out if hasattr(item, "get_seq_length")), None)
         return found

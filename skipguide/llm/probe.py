@@ -14,6 +14,7 @@ from skipguide.acts import Arguments
 from skipguide.blocks import Sublayer, argument_names
 from skipguide.errors import SkipError, UnknownBlockError
 from skipguide.families_llm import Layout
+from skipguide.kv import CACHE_NAMES, as_argument, cache_of
 
 _ATTN = ("self_attn", "attn", "attention", "self_attention")
 _MLP = ("mlp", "feed_forward", "ffn", "moe", "block_sparse_moe", "feedforward")
@@ -47,8 +48,8 @@ def probe(model: nn.Module) -> tuple[Layout, str]:
         next(name for name in names if isinstance(getattr(layers[0], name, None), nn.Module)) for names in (_ATTN, _MLP)
     )
     decoder = model.get_submodule(path)
-    if "past_key_values" not in argument_names(decoder):
-        raise UnknownBlockError(f"{who} is not described, and its {path or 'forward'} takes no past_key_values")
+    if not set(CACHE_NAMES) & set(argument_names(decoder)):
+        raise UnknownBlockError(f"{who} is not described, and its {path or 'forward'} takes no KV cache")
     seen = [_Seen() for _ in layers]
     with _watched(layers, attn, mlp, seen):
         _tokens(model)
@@ -167,7 +168,8 @@ def _steps(model: nn.Module) -> list[Tensor]:
     with _still(model):
         first = model(**given, use_cache=True)
         mask = torch.cat([given["attention_mask"], torch.ones_like(given["attention_mask"][:, :1])], 1)
-        step = model(input_ids=given["input_ids"][:, :1], attention_mask=mask, past_key_values=first.past_key_values)
+        cache = as_argument(model, cache_of(first))
+        step = model(input_ids=given["input_ids"][:, :1], attention_mask=mask, **cache)
     return [_tokens(model), first.logits, step.logits]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from skipguide.errors import SkipError
 from skipguide.gate import active_frames
+from skipguide.kv import as_argument, cache_among
 from skipguide.llm import speculative_loop as loop
 from skipguide.llm.acceptance import Controller
 from skipguide.llm.cache import mark_of
@@ -231,7 +232,7 @@ def _result(request: loop.Request, config: Any) -> Any:
         sequences=request.ids,
         scores=tuple(request.scores) if config.output_scores else None,
         logits=tuple(request.logits) if config.output_logits else None,
-        past_key_values=request.cache,
+        **as_argument(GenerateDecoderOnlyOutput, request.cache),
     )
 
 
@@ -268,7 +269,7 @@ def _check_request(model: Any, config: Any, model_kwargs: dict[str, Any], synced
             "sublayers are left out of this model already (AdaSkip, UnifiedSkip or a plan is applied): the full model "
             "could not verify. End that first"
         )
-    cache = model_kwargs.get("past_key_values")
+    cache = cache_among(model_kwargs)
     if cache is None:
         raise SkipError("generate() prepared no cache: SelfSpeculative needs a model with a key-value cache")
     if mark_of(cache) is not None:
@@ -279,7 +280,8 @@ def _check_request(model: Any, config: Any, model_kwargs: dict[str, Any], synced
 
 def _check_cache(cache: Any) -> None:
     kinds = {type(layer).__name__ for layer in getattr(cache, "layers", [])}
-    lossy = any("Quantized" in kind for kind in kinds)
+    # transformers 5.24 crops static layers too, but a draft's keys stay in them, behind their length
+    lossy = any(word in kind for kind in kinds for word in ("Quantized", "Static"))
     if not kinds or not getattr(cache, "is_croppable", False) or lossy:
         raise SkipError(
             f"drafts must be taken back from the cache without a trace, which a {type(cache).__name__} of "

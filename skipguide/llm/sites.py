@@ -129,7 +129,7 @@ class LayerAct:
         self.mlp = layer in plan.mlp
         self.attn_scale = plan.attn_scale.get(layer)
         self.mlp_scale = plan.mlp_scale.get(layer)
-        self.nothings = (None,) * sites.layout.nothings
+        self.nothings = (None,) * sites.nothings
 
     def __call__(self, frame: LMFrame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Scale before for the attention, after for the feed-forward: exactly h * scale where a layer is serial."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from skipguide.kv import cache_among
 from skipguide.llm.acceptance import Controller
 from skipguide.llm.speculation import SpeculationStats
 from skipguide.llm.verify import Verdict, accept_greedy, accept_sampled
@@ -56,7 +57,7 @@ class Request:
     @property
     def cache(self) -> Any:
         """The shared cache."""
-        return self.model_kwargs["past_key_values"]
+        return cache_among(self.model_kwargs)
 
     @property
     def room(self) -> int:

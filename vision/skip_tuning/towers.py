@@ -252,9 +252,8 @@ class _Text(TextTower):
         if self.causal:
             from transformers.masking_utils import create_causal_mask
 
-            mask = create_causal_mask(
-                config=self.text.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
-            )
+            # neither padding nor a cache; by place, as versions of transformers name the cache differently
+            mask = create_causal_mask(self.text.config, hidden, None, None)
             more["is_causal"] = True
         for block in self.blocks[start:stop]:
             hidden = block(hidden, mask, **more)
