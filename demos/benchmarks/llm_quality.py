@@ -27,6 +27,7 @@ from demos.benchmarks.measure import keep_existing, machine, write_json
 from demos.bundled_lm.evaluate import held_out_texts, windows
 from demos.bundled_lm.text import files, held_out
 from skipguide.assets import bundled
+from skipguide.kv import as_argument
 from skipguide.llm import AdaSkip, SublayerPlan, SublayerStats
 from skipguide.llm.choose import (
     Sublayers,
@@ -118,10 +119,10 @@ def judge_decoding(model: LlamaForCausalLM, rows: list[Tensor], prompt: int) -> 
     """The same in token-by-token passes over the text after a prompt, one request at a time."""
     losses, tops = [], []
     for ids in rows:
-        cache = DynamicCache()
-        model(input_ids=ids[None, :prompt], past_key_values=cache, logits_to_keep=1)
+        cache = as_argument(model, DynamicCache())
+        model(input_ids=ids[None, :prompt], logits_to_keep=1, **cache)
         steps = ids[None, prompt:-1].split(1, dim=1)
-        scores = torch.cat([model(input_ids=one, past_key_values=cache).logits[:, -1] for one in steps]).float()
+        scores = torch.cat([model(input_ids=one, **cache).logits[:, -1] for one in steps]).float()
         losses.append(torch.nn.functional.cross_entropy(scores, ids[prompt + 1 :]).item())
         tops.append(scores.argmax(-1))
     return losses, tops

@@ -32,6 +32,7 @@ from transformers import AutoTokenizer, DynamicCache, LlamaForCausalLM
 from demos.benchmarks.measure import keep_existing, machine, write_json
 from demos.bundled_lm.text import encode, files, held_out
 from skipguide.assets import bundled
+from skipguide.kv import as_argument
 from skipguide.llm import AppliedSublayers, UnifiedSkip
 
 HERE = Path(__file__).parent
@@ -50,9 +51,10 @@ def loss_of(model: Any, applied: AppliedSublayers | None, window: Tensor, prompt
         logits = model(input_ids=window[:, :-1], use_cache=False).logits[:, prompt:]
     else:
         cache = DynamicCache(config=model.config)
-        model(input_ids=window[:, :prompt], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        given = as_argument(model, cache)
+        model(input_ids=window[:, :prompt], use_cache=True, logits_to_keep=1, **given)
         with applied.drafting(cache):  # a pass of many tokens that is meant as decoding
-            logits = model(input_ids=window[:, prompt:-1], past_key_values=cache, use_cache=True).logits
+            logits = model(input_ids=window[:, prompt:-1], use_cache=True, **given).logits
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), window[:, prompt + 1 :].flatten())
 
 
