@@ -88,10 +88,11 @@ def catalogue(layer: int = 9) -> dict[str, Setting]:
     c.add("autoguidance-0.5", "autoguidance", 1, control="weak", scale=0.5, note="k from an early checkpoint")
 
     # better than CFG at less than its cost
-    for w in (W, W_HIGH):
-        c.skip(f"interval-attn-{w:g}", "cfg_interval + stg", 1, w=w, scale=2.0, cfg_interval=[0.0, 0.5], **attn)
-        c.skip(f"interval-{w:g}-0-0.5", "cfg_interval", 1, w=w, scale=0, cfg_interval=[0.0, 0.5])
-    c.skip(f"interval-{W_HIGH:g}-0.2-0.8", "cfg_interval", 1, w=W_HIGH, scale=0, cfg_interval=[0.2, 0.8])
+    middle = {"w": W_HIGH, "cfg_interval": [0.2, 0.8]}
+    c.skip("interval-mid", "cfg_interval", 1, scale=0, **middle)
+    c.skip("interval-mid-attn", "cfg_interval + stg", 1, scale=2.0, **middle, **attn)
+    c.skip("interval-mid-attn-in", "cfg_interval + stg", 1, scale=2.0, start=0.2, stop=0.8, **middle, **attn)
+    c.skip("interval-early", "cfg_interval", 1, w=W_HIGH, scale=0, cfg_interval=[0.0, 0.5])
     c.skip("segmented-attn-2", "segmented", 1, scale=2.0, formula="segmented", **attn)
     c.skip("uncond", "uncond", 1, layers=[layer], formula="uncond", note="no third pass")
     c.skip("stochastic-0.5", "stochastic", 1, layers="stochastic", scale=0.5)
@@ -107,7 +108,10 @@ def catalogue(layer: int = 9) -> dict[str, Setting]:
     c.skip("stg-block-1-low", "stg block, less CFG", 3, once=True, w=W_LOW, layers=[layer])
     c.skip("stg-alone-1", "stg without CFG", 3, once=True, w=1.0, layers=[layer], note="no unconditional pass")
     c.skip("segmented-1", "segmented", 3, once=True, layers=[layer], formula="segmented")
-    c.skip(f"interval-{W:g}-0.2-0.8", "cfg_interval", 3, once=True, scale=0, cfg_interval=[0.2, 0.8])
+    c.skip("interval-mid-low", "cfg_interval", 3, once=True, scale=0, cfg_interval=[0.2, 0.8])
+    c.skip("interval-early-low", "cfg_interval", 3, once=True, scale=0, cfg_interval=[0.0, 0.5])
+    for name, w in (("interval-early-attn-low", W), ("interval-early-attn", W_HIGH)):
+        c.skip(name, "cfg_interval + stg", 3, once=True, w=w, scale=2.0, cfg_interval=[0.0, 0.5], **attn)
     c.skip("every-2", "every", 3, once=True, layers=[layer], every=2)
     c.add("cfg-20-steps", "protocol", 3, once=True, steps=20, note="are 12 steps enough?")
     c.add("cfg-fp32", "protocol", 3, once=True, precision="fp32", note="is bf16 autocast enough?")
@@ -137,4 +141,4 @@ def single_layers(layer: int = 9) -> dict[int, str]:
     return {n: f"layer-{n}" if n != layer else "stg-block-1" for n in range(LAYERS)}
 
 
-QUICK = ("none", "cfg-2", "cfg-3", "stg-block-1", "stg-attn-1", "random-1", "interval-4-0-0.5", "segmented-1")
+QUICK = ("none", "cfg-2", "cfg-3", "stg-block-1", "stg-attn-1", "random-1", "interval-mid", "segmented-1")
