@@ -54,6 +54,24 @@ PRESETS: dict[tuple[str, int], Preset] = {
 }
 
 
+# Settings that were measured to win, for `SpatiotemporalSkipGuidance.preset`; layers are those of the model's preset.
+NAMED: dict[str, dict[str, Any]] = {
+    # demos/quality/results.md, row interval-mid-attn, at guidance_scale=4
+    "frugal": {"scale": 2.0, "part": "attn_identity", "cfg_interval": (0.2, 0.8)},
+}
+
+
+def named_settings(name: str) -> dict[str, Any]:
+    """The arguments of a named preset.
+
+    Raises:
+        SkipError: if there is none of that name.
+    """
+    if name not in NAMED:
+        raise SkipError(f"unknown preset {name!r}; expected one of {', '.join(map(repr, NAMED))}")
+    return dict(NAMED[name])
+
+
 def find_preset(transformer: Any) -> Preset:
     """The preset of a denoiser, by its class and number of blocks.
 

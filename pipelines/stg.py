@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from skipguide.blocks import find_blocks
 from skipguide.config import JsonConfig
@@ -17,7 +17,7 @@ from skipguide.pipelines.cost import foretell
 from skipguide.pipelines.groups import SkipGroup, check_layers, check_scale, is_number
 from skipguide.pipelines.interceptor import Interceptor
 from skipguide.pipelines.ledger import GuidanceCost
-from skipguide.pipelines.presets import find_preset
+from skipguide.pipelines.presets import find_preset, named_settings
 from skipguide.pipelines.recipe import Recipe
 from skipguide.pipelines.registry import PipelineSpec, pipeline_spec
 from skipguide.pipelines.split import group_of, refuse_cache
@@ -77,7 +77,7 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         drop: share of the blocks that `"stochastic"` leaves out (at least one block).
         prefer_cheap: `"stochastic"` draws from the deeper half of the blocks only, so that short passes follow.
         seed: of `"stochastic"`.
-        score: what `"auto"` ranks by; one of `skipguide.select.SCORES`. The default is provisional.
+        score: what `"auto"` ranks by; one of `skipguide.select.SCORES`.
 
     Raises:
         SkipError: on settings that cannot mean anything; `apply` checks those that depend on the model.
@@ -166,6 +166,24 @@ class SpatiotemporalSkipGuidance(JsonConfig):
             )
         if self.formula == "wan" and projected:
             raise SkipError("apg projects on c, and formula='wan' has no c of its own: use formula='stg'")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """Settings that were measured to win, by name.
+
+        Args:
+            name: `"frugal"`: better clips than the best plain CFG had, at less than its compute, on the bundled model
+                (`demos/quality/results.md` has the figures).
+            **changes: arguments that replace those of the preset.
+
+        Raises:
+            SkipError: for an unknown name.
+
+        Example:
+            >>> SpatiotemporalSkipGuidance.preset("frugal").cfg_interval
+            (0.2, 0.8)
+        """
+        return cls(**named_settings(name) | changes)
 
     # -- on a pipeline ------------------------------------------------------------------------------------------
 

@@ -87,6 +87,19 @@ def test_segmented_has_one_or_the_other(name):
     assert stg.cost(pipe, steps=STEPS).blocks_per_step * STEPS == applied.stats.blocks_run
 
 
+def test_the_frugal_preset_costs_less_than_plain_cfg():
+    stg = Stg.preset("frugal", layers=[19])
+    assert stg == Stg([19], scale=2.0, part="attn_identity", cfg_interval=(0.2, 0.8))
+    assert Stg.preset("frugal").layers is None, "the model's own"
+    assert Stg.preset("frugal", scale=0.0).cfg_interval == (0.2, 0.8)
+    with pytest.raises(SkipError, match="unknown preset 'lavish'; expected one of 'frugal'"):
+        Stg.preset("lavish")
+    pipe = BY_PIPE["latte"].build()
+    n = len(find_blocks(pipe.transformer))
+    cost = Stg.preset("frugal", layers=[n - 1]).cost(pipe)
+    assert cost.blocks_per_step < 2 * n
+
+
 @pytest.mark.parametrize("name", ["ltx", "wan"])
 def test_skip_guidance_goes_on_outside_the_interval(name):
     case = BY_PIPE[name]

@@ -421,8 +421,7 @@ def test_pictures_become_png(stub, capsys):
 
 def test_preset_is_written_down(stub, monkeypatch):
     preset = SimpleNamespace(layers=(2,), scale=1.25, part="block", formula="stg", source="here")
-    presets = SimpleNamespace(find_preset=lambda model: preset)
-    monkeypatch.setitem(sys.modules, "skipguide.pipelines.presets", presets)
+    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model: preset)
     args = {"layers": None, "scale": None, "part": None, "formula": None, "start": 0.5}
     chosen = sampling.guidance_arguments(argparse.Namespace(**args), stub.pipeline)
     assert chosen == {"layers": [2], "scale": 1.25, "part": "block", "formula": "stg", "start": 0.5}
@@ -434,6 +433,19 @@ def test_preset_is_written_down(stub, monkeypatch):
         "scale": 3.0,
         "start": 0.5,
     }
+
+
+def test_a_named_preset_brings_its_settings_and_flags_change_them(stub, monkeypatch):
+    from skipguide.pipelines.presets import NAMED
+
+    assert set(arguments.PRESETS) == set(NAMED)
+    preset = SimpleNamespace(layers=(2,), scale=1.25, part="block", formula="stg", source="here")
+    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model: preset)
+    args = argparse.Namespace(preset="frugal", start=None, scale=None)
+    chosen = sampling.guidance_arguments(args, stub.pipeline)
+    assert chosen == {"layers": [2], "formula": "stg"} | NAMED["frugal"]
+    args.scale = 0.0
+    assert sampling.guidance_arguments(args, stub.pipeline) == NAMED["frugal"] | {"scale": 0.0}, "no layers needed"
 
 
 # --- compare

@@ -13,8 +13,12 @@ PARTS = ("block", "attn", "cross_attn", "mlp", "attn_identity")
 FORMULAS = ("stg", "uncond", "wan", "segmented")
 CHOSEN = ("auto", "stochastic")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+PRESETS = ("frugal",)  # skipguide.pipelines.presets.NAMED, without its imports
 TAILS = ("separate", "batched", "auto")
-GUIDANCE_FLAGS = ("layers", "scale", "part", "formula", "rescale", "start", "stop", "every", "cfg_interval", "tail")
+GUIDANCE_FLAGS = (
+    *("layers", "scale", "part", "formula", "rescale"),
+    *("start", "stop", "every", "cfg_interval", "tail", "preset"),
+)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -136,6 +140,7 @@ def add_guidance(parser: argparse.ArgumentParser, *, layers: bool = True) -> Non
     """Add skip guidance; without `layers` for a command that has its own `--layers` and scales."""
     group = parser.add_argument_group("skip guidance", "what is not given is the model's preset (skipguide describe)")
     if layers:
+        group.add_argument("--preset", choices=PRESETS, help="settings that were measured to win; others change them")
         group.add_argument(
             "--layers",
             metavar="N",

@@ -108,16 +108,19 @@ def guidance_arguments(args: argparse.Namespace, pipeline: Any) -> dict[str, Any
     """The arguments of `SpatiotemporalSkipGuidance`: the flags, and the preset where a flag is silent.
 
     The preset is looked up here, so that what is written down afterwards names the layers. Layers of one's
-    own do not come with the preset's scale: that was chosen for the preset's layers.
+    own do not come with the preset's scale: that was chosen for the preset's layers. A named preset (`--preset`)
+    stands for itself, and needs the model's only where it skips layers that it does not name.
     """
-    chosen = given(args, GUIDANCE_FLAGS)
-    if "layers" not in chosen:
-        from skipguide.pipelines.presets import find_preset
+    from skipguide.pipelines import presets
 
+    chosen = given(args, GUIDANCE_FLAGS)
+    if named := chosen.pop("preset", None):
+        chosen = presets.named_settings(named) | chosen
+    if "layers" not in chosen and chosen.get("scale") != 0:
         models = denoisers(pipeline)
         if not models:
             raise SkipError(f"{type(pipeline).__name__} has no denoiser that skip guidance knows")
-        preset = find_preset(next(iter(models.values())))
+        preset = presets.find_preset(next(iter(models.values())))
         for name in ("layers", "scale", "part", "formula"):
             value = getattr(preset, name)
             chosen.setdefault(name, list(value) if name == "layers" else value)
