@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -30,16 +29,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from demos.benchmarks.command import parse, parser_of, write_as_it_grows
 from demos.benchmarks.measure import (
     Clocks,
     ModuleClock,
     Ratio,
     interleaved,
-    keep_existing,
     machine,
     peak_bytes,
-    write_json,
-    write_text,
 )
 from demos.benchmarks.stg_models import BY_NAME, CASES, Case, run
 from demos.benchmarks.stg_rivals import DiffusersSkip, Naive, OneBatch, blocks_of, counting
@@ -428,25 +425,13 @@ def _reporter(bar: tqdm, model: str) -> Callable[[str], None]:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny models, two rounds: a smoke test")
+    parser = parser_of(__doc__, HERE / "stg_cost.json", rounds=8)
     parser.add_argument("--models", nargs="+", choices=sorted(BY_NAME), help="default: all")
-    parser.add_argument("--rounds", type=int, help="interleaved rounds, an even number (default 8; 2 with --quick)")
     parser.add_argument("--steps", type=int, default=2, help="denoising steps of a call (default 2)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1, the steadiest)")
-    parser.add_argument("--out", type=Path, default=HERE / "stg_cost.json")
-    parser.add_argument("--force", action="store_true", help="replace an existing result")
-    args = parser.parse_args(argv)
-    args.rounds = args.rounds or (2 if args.quick else 8)
-    if args.rounds % 2 or args.rounds < 2 or args.steps < 2:
-        parser.error("--rounds must be even and at least 2, --steps at least 2")
-    keep_existing(args.out, args.force)
-    warnings.filterwarnings("ignore", message="In CPU autocast")
-    with torch.no_grad():
-        for data in measure(args):
-            write_json(args.out, data)
-            write_text(args.out.with_suffix(".md"), table(data))
-    print(table(data))
+    args = parse(parser, argv)
+    if args.steps < 2:
+        parser.error("--steps must be at least 2")
+    data = write_as_it_grows(args.out, measure(args), table)
     for name, bar in data["bars"].items():
         print("passed" if bar["passed"] else "MISSED", name, bar)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,7 +22,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from demos.benchmarks.measure import Clocks, Ratio, interleaved, keep_existing, machine, write_json, write_text
+from demos.benchmarks.command import parse, parser_of, write_as_it_grows
+from demos.benchmarks.measure import Clocks, Ratio, interleaved, machine
 from demos.benchmarks.stg_models import BY_NAME, run
 from demos.benchmarks.stg_tail import shallow
 from skipguide.pipelines import SpatiotemporalSkipGuidance
@@ -205,25 +205,11 @@ def table(data: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny models, two rounds: a smoke test")
+    parser = parser_of(__doc__, HERE / "stg_every.json", rounds=4)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, help="interleaved rounds, an even number (default 4; 2 with --quick)")
     parser.add_argument("--steps", type=int, default=20, help="of the bundled model (default 20)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1, the steadiest)")
-    parser.add_argument("--out", type=Path, default=HERE / "stg_every.json")
-    parser.add_argument("--force", action="store_true", help="replace an existing result")
-    args = parser.parse_args(argv)
-    args.rounds = args.rounds or (2 if args.quick else 4)
-    if args.rounds % 2 or args.rounds < 2:
-        parser.error("--rounds must be even and at least 2")
-    keep_existing(args.out, args.force)
-    warnings.filterwarnings("ignore", message="In CPU autocast")
-    with torch.no_grad():
-        for data in measure(args):
-            write_json(args.out, data)
-            write_text(args.out.with_suffix(".md"), table(data))
-    print(table(data))
+    args = parse(parser, argv)
+    write_as_it_grows(args.out, measure(args), table)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -23,15 +22,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from demos.benchmarks.command import parse, parser_of, write_as_it_grows
 from demos.benchmarks.measure import (
     Clocks,
     Ratio,
     interleaved,
-    keep_existing,
     machine,
     peak_bytes,
-    write_json,
-    write_text,
 )
 from demos.benchmarks.stg_models import BY_NAME, Case, run
 from skipguide import find_blocks
@@ -203,25 +200,11 @@ def table(data: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny models, two rounds: a smoke test")
+    parser = parser_of(__doc__, HERE / "stg_tail.json", rounds=4)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--models", nargs="+", choices=sorted(BY_NAME), default=MODELS)
-    parser.add_argument("--rounds", type=int, help="interleaved rounds, an even number (default 4; 2 with --quick)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1, the steadiest)")
-    parser.add_argument("--out", type=Path, default=HERE / "stg_tail.json")
-    parser.add_argument("--force", action="store_true", help="replace an existing result")
-    args = parser.parse_args(argv)
-    args.rounds = args.rounds or (2 if args.quick else 4)
-    if args.rounds % 2 or args.rounds < 2:
-        parser.error("--rounds must be even and at least 2")
-    keep_existing(args.out, args.force)
-    warnings.filterwarnings("ignore", message="In CPU autocast")
-    with torch.no_grad():
-        for data in measure(args):
-            write_json(args.out, data)
-            write_text(args.out.with_suffix(".md"), table(data))
-    print(table(data))
+    args = parse(parser, argv)
+    write_as_it_grows(args.out, measure(args), table)
 
 
 if __name__ == "__main__":
