@@ -32,13 +32,13 @@ _STG = "STG authors' code (github.com/junhahyung/STGuidance, HEAD)"
 _COMMUNITY = "diffusers community pipeline pipeline_stg_wan, documentation example"
 
 _TINY = (
-    "the bundled tiny-t2v, a first look on 32 prompts (demos/bundled_model/preset.json): closest to plain CFG in "
-    "attribute accuracy of four layers tried, and the cheapest; no setting was better than plain CFG"
+    "measured on the bundled tiny-t2v (demos/quality/results.md): the best of its twelve layers, and the best part and "
+    "scale but for one that is a tie, in Fréchet distance"
 )
 
 # (transformer class, number of blocks) -> preset
 PRESETS: dict[tuple[str, int], Preset] = {
-    ("LatteTransformer3DModel", 12): Preset((9,), 1.0, _TINY),
+    ("LatteTransformer3DModel", 12): Preset((9,), 2.0, _TINY, part="attn_identity"),
     ("LTXVideoTransformer3DModel", 28): Preset((19,), 1.0, _STG),
     ("MochiTransformer3DModel", 48): Preset((34,), 1.0, _STG),
     ("CogVideoXTransformer3DModel", 30): Preset((11,), 1.0, _STG),

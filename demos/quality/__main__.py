@@ -1,6 +1,6 @@
 """Does skip guidance help on the bundled model, with which layers, at what cost?
 
-    python -m demos.quality --out runs/quality              # 512 clips per setting and seed; resumes; see README.md
+    python -m demos.quality --out runs/quality              # 576 clips per setting; resumes; see README.md
     python -m demos.quality --out runs/quality-quick --quick    # a taste, under 10 minutes on two cores
 
 Every setting and seed has a file of its own. Stop it and start the same command again, in as many processes and
@@ -25,8 +25,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--quick", action="store_true", help="8 settings, 48 clips, 2 seeds")
-    parser.add_argument("--prompts", type=int, default=128, help="captions (default: %(default)s)")
-    parser.add_argument("--each", type=int, default=4, help="clips per caption and seed (default: %(default)s)")
+    parser.add_argument("--prompts", type=int, default=96, help="captions (default: %(default)s)")
+    parser.add_argument("--each", type=int, default=2, help="clips per caption and seed (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--tiers", type=int, nargs="+", default=[1, 2, 3], help="1 decides, 2 single layers, 3 the rest"

@@ -41,8 +41,8 @@ class Plan:
         draw: of captions and noise; another one confirms what the first one found.
     """
 
-    prompts: int = 128
-    each: int = 4
+    prompts: int = 96
+    each: int = 2
     seeds: int = 3
     layer: int = 9
     steps: int | None = None
