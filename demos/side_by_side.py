@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 
 from skipguide import pictures
 from skipguide.assets import bundled
-from skipguide.pipelines import SpatiotemporalSkipGuidance
+from skipguide.pipelines import SpatiotemporalSkipGuidance, find_preset
 
 PROMPTS = (
     "a large red circle moving right on a black background",
@@ -44,7 +44,8 @@ def main() -> None:
         return [pictures.resized(frames, args.zoom * frames[0].height) for frames in images]
 
     plain = clips()
-    with SpatiotemporalSkipGuidance().apply(pipe) as applied:
+    preset = find_preset(pipe.transformer)
+    with SpatiotemporalSkipGuidance(preset.layers, preset.scale, preset.part).apply(pipe) as applied:
         guided = clips()
     print(applied.stats)
     panels = [
