@@ -531,6 +531,50 @@ def test_bad_input():
         deq.unroll(torch.zeros(1, 3).double(), 0)
 
 
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        (lambda x: x[:, :2], r"z torch.float64 \[2, 2\] on cpu .*check init"),
+        (lambda x: x.new_zeros(2, 4, 1), r"z torch.float64 \[2, 4, 1\]"),
+        (lambda x: x.new_zeros(2, 4, dtype=torch.long), "of floats on cpu.*int64"),
+        (lambda x: x.new_zeros(2, 4, device="meta"), "where x is; got torch.float64 .* on meta"),
+        (torch.nn.Linear(5, 4).double(), r"init cannot take x torch.float64 \[2, 3\].*its weights"),
+        (torch.nn.Linear(3, 4), "init cannot take x torch.float64.*its weights"),
+        (None, "pass state_shape"),
+        ("skip_reg", "pass state_shape"),
+    ],
+    ids=["width", "shape", "whole numbers", "device", "weights' width", "weights' dtype", "zeros", "skip_reg"],
+)
+def test_a_guess_that_the_cell_cannot_take_is_named(init, message):
+    x = torch.ones(2, 3).double()
+    deq = SkipDEQ(Cell(), init)
+    for run in (deq, lambda x: deq.unroll(x, 2)):
+        with pytest.raises(SkipError, match=message):
+            run(x)
+
+
+def test_a_guess_that_broadcasts_is_no_state():
+    deq = SkipDEQ(lambda z, x: torch.tanh(0.5 * z + x), lambda x: x[:, :1])
+    for run in (deq, lambda x: deq.unroll(x, 3)):
+        with pytest.raises(SkipError, match="expected the same"):
+            run(torch.rand(2, 3))
+
+
+@pytest.mark.parametrize("shape", [4, (0,), ("4",), "4"], ids=str)
+def test_state_shape_is_checked_early(shape):
+    with pytest.raises(SkipError, match="state_shape"):
+        SkipDEQ(Cell(), state_shape=shape)
+
+
+def test_a_guess_of_low_precision_does_not_keep_the_solve_there():
+    torch.manual_seed(0)
+    deq = SkipDEQ(lambda z, x: torch.tanh(0.5 * z + x), torch.nn.Linear(3, 3), tol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z, info = deq(torch.rand(2, 3))
+    assert z.dtype == info.guess.dtype == torch.float32
+    assert info.converged
+
+
 def test_against_torchdeq_where_installed():
     torchdeq = pytest.importorskip("torchdeq")
     cell = Cell()

@@ -129,7 +129,7 @@ class SkipDEQ(nn.Module):
         self.coupled = coupled
         self.gradient, self.phantom_steps, self.phantom_damping = gradient, phantom_steps, phantom_damping
         self.backward_tol, self.backward_budget = backward_tol, backward_budget
-        self.state_shape = None if state_shape is None else tuple(state_shape)
+        self.state_shape = None if state_shape is None else _checked_shape(state_shape)
 
     def forward(self, x: Tensor) -> tuple[Tensor, DEQInfo]:
         """Solve z = f(z, x).
@@ -142,15 +142,15 @@ class SkipDEQ(nn.Module):
             `ConvergenceWarning` is given.
 
         Raises:
-            SkipError: for NaN in x or in the guess, or a cell that is not finite at the guess or changes the shape.
+            SkipError: for NaN in x or in the guess, a guess that the cell cannot take, or a cell that is not finite
+                there or changes the shape.
         """
         guess = self.guess(x)
         if self.budget == 0:
             return guess, DEQInfo(guess, torch.full((len(x),), torch.nan, device=x.device), 0, False)
         with torch.no_grad():
-            found = fixed_point(
-                lambda z: self.f(z, x), guess.detach(), self.solver, self.tol, self.budget, self.memory, self.coupled
-            )
+            start, settings = guess.detach(), (self.solver, self.tol, self.budget, self.memory, self.coupled)
+            found = fixed_point(lambda z: self._cell(z, x), start, *settings)
         info = DEQInfo(guess, found.residuals, found.evaluations, found.converged)
         if not found.converged:
             _warn(
@@ -161,10 +161,10 @@ class SkipDEQ(nn.Module):
         if self.gradient == "phantom":
             z = found.z
             for _ in range(self.phantom_steps):
-                z = torch.lerp(z, self.f(z, x).to(z.dtype), self.phantom_damping)
+                z = torch.lerp(z, self._cell(z, x), self.phantom_damping)
             return found.z + (z - z.detach()), info
         leaf = found.z.detach().requires_grad_()
-        attached = self.f(leaf, x).to(leaf.dtype)
+        attached = self._cell(leaf, x)
         if not attached.requires_grad:
             return found.z, info
         return _Implicit.apply(attached, leaf, found.z, self, info), info
@@ -178,14 +178,18 @@ class SkipDEQ(nn.Module):
             raise SkipError("expected finite x; got NaN or infinity")
         guess: Any
         if callable(self.init):
-            guess = self.init(x)
+            guess = _called("init", self.init, {"x": x}, "check the width, dtype and device of its weights")
         else:
             guess = x.new_zeros(x.shape if self.state_shape is None else (len(x), *self.state_shape))
             if self.init == "skip_reg":
-                guess = self.f(guess, x)
+                guess = self._cell(guess, x)
         if not isinstance(guess, Tensor) or guess.ndim < 1 or len(guess) != len(x):
             shape = tuple(guess.shape) if isinstance(guess, Tensor) else type(guess).__name__
             raise SkipError(f"expected a guess with one row for each of {len(x)} inputs; got {shape}")
+        if not guess.is_floating_point() or 0 in guess.shape or guess.device != x.device:
+            raise SkipError(f"expected a guess [N, ...] of floats on {x.device}, where x is; got {_kind(guess)}")
+        # Autocast makes bfloat16 of a network's answer, and a solve in it does not reach the tolerance.
+        guess = guess.to(torch.promote_types(guess.dtype, x.dtype))
         if not bool(torch.isfinite(guess).all()):
             raise SkipError("the guess has NaN or infinity: check the weights of init")
         return guess
@@ -204,10 +208,19 @@ class SkipDEQ(nn.Module):
             raise SkipError(f"expected at least one step; got {steps}")
         guess = z = before = self.guess(x)
         for _ in range(steps):
-            before, z = z, self.f(z, x)
+            before, z = z, self._cell(z, x)
         change, size = ((v.detach().flatten(1).square().mean(1).sqrt()) for v in (z - before, z))
         residuals = change / size.clamp(min=torch.finfo(z.dtype).tiny)
         return z, DEQInfo(guess, residuals, steps, bool((residuals <= self.tol).all()))
+
+    def _cell(self, z: Tensor, x: Tensor) -> Tensor:
+        """f(z, x), a state like z."""
+        hint = "z is as the guess: check init, or pass state_shape where there is none"
+        value = _called("the cell", self.f, {"z": z, "x": x}, hint)
+        if not isinstance(value, Tensor) or value.shape != z.shape:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise SkipError(f"the cell maps a state of shape {tuple(z.shape)} to {got}; expected the same: {hint}")
+        return value.to(z.dtype)
 
     def extra_repr(self) -> str:
         """The settings."""
@@ -246,6 +259,27 @@ class _Implicit(torch.autograd.Function):
                 "gradients are approximate"
             )
         return found.z, None, None, None, None
+
+
+def _called(name: str, function: Callable[..., Any], given: dict[str, Tensor], hint: str) -> Any:
+    """The function's answer; when torch cannot compute it, its complaint with what was given and what to do."""
+    try:
+        return function(*given.values())
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        taken = " and ".join(f"{key} {_kind(value)}" for key, value in given.items())
+        raise SkipError(f"{name} cannot take {taken}: {error}; {hint}") from error
+
+
+def _kind(value: Tensor) -> str:
+    return f"{value.dtype} {list(value.shape)} on {value.device}"
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, Sequence) or any(not isinstance(side, int) or side < 1 for side in shape):
+        raise SkipError(f"expected state_shape as the shape of one row, such as (8,); got {shape!r}")
+    return tuple(shape)
 
 
 def _warn(message: str) -> None:
