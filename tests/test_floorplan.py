@@ -121,9 +121,40 @@ def test_bad_graphs():
         ((x, edges.float(), torch.tensor([0])), "int64"),
         ((x, edges), "pass edge_type"),
         ((x, edges, torch.tensor([2])), "edge types"),
+        ((x, edges, torch.tensor([0.0])), "edge types as whole numbers"),
+        ((x, edges, [0]), "edge_type as a tensor"),
+        ((x, [[0], [1]], torch.tensor([0])), "edge_index as a tensor"),
+        ((x, -edges, torch.tensor([0])), "from -1 on"),
     ):
         with pytest.raises(SkipError, match=message):
             conv(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [([0.5, 1.7],), ([0, 1], [[0], [0.9]]), ([0, 1], [[0], [1]], [0.5]), ([float("nan")],), (["bath"],)],
+    ids=str,
+)
+def test_numbers_of_a_graph_are_whole(arguments):
+    with pytest.raises(SkipError, match="whole numbers"):
+        LayoutGraph(*arguments)
+
+
+def test_graph_conv_counts_many_neighbours_in_low_precision():
+    torch.manual_seed(0)
+    spokes = torch.stack([torch.arange(1, 1001), torch.zeros(1000, dtype=torch.long)])
+    edges, x = torch.cat([spokes, spokes.flip(0)], dim=1), torch.rand(1001, 4)
+    conv = GraphConv(4, 8)
+    expected = conv(x, edges).detach()
+    found = conv.bfloat16()(x.bfloat16(), edges)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=0.03 * float(expected.abs().max()), rtol=0.0)
+
+
+def test_two_connections_between_two_rooms_survive_networkx():
+    graph = LayoutGraph([0, 1], [[0, 0], [1, 1]], [0, 2])
+    assert LayoutGraph.from_networkx(graph.to_networkx()).edge_types.tolist() == [0, 2]
+    assert type(TRIANGLE.to_networkx()) is networkx.Graph
 
 
 def test_networkx_round_trip_and_bad_ones():
@@ -142,6 +173,10 @@ def test_networkx_round_trip_and_bad_ones():
     graph.add_node("ghost", zoning_type="Kitchen")
     with pytest.raises(SkipError, match="Zone1"):
         LayoutGraph.from_networkx(graph)
+    for value in ([1], float("nan"), 1.5):
+        graph.add_node("ghost", zoning_type=value)
+        with pytest.raises(SkipError, match="whole number"):
+            LayoutGraph.from_networkx(graph)
     graph.add_node("ghost", zoning_type=0)
     graph.add_edge("a", "ghost", connectivity="window")
     with pytest.raises(SkipError, match="got 'window'"):
@@ -258,6 +293,7 @@ def test_bad_input_of_the_net():
         ((torch.rand(1, 1, 8, 8), [PAIR]), r"\[N, 3, H, W\]"),
         ((image * float("nan"), [PAIR]), "NaN"),
         ((image,), "got none"),
+        ((image, PAIR), r"pass \[graph\]"),
         ((image, []), "at least one layout graph"),
         ((image, [PAIR, PAIR]), "each of 1 images; got 2"),
         ((image, [LayoutGraph([4])]), r"zones 0\.\.3; got 4"),
@@ -402,6 +438,23 @@ def test_missing_and_damaged_files(tmp_path):
         MSDFolder(tmp_path)[0]
 
 
+def test_a_plan_is_written_whole_and_replaces_nothing_unasked(tmp_path):
+    plan = generate_plan(0, 24)
+    write_plan(plan, tmp_path)
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    other = generate_plan(1, 24)
+    other = Plan(other.image, other.graph, other.target, plan.name)
+    with pytest.raises(SkipError, match="exists already"):
+        write_plan(other, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == kept
+    write_plan(other, tmp_path, overwrite=True)
+    assert torch.equal(MSDFolder(tmp_path)[0].target, other.target)
+    unknown = Plan(plan.image, LayoutGraph([0, 1], [[0], [1]], [7]), plan.target, "unknown")
+    with pytest.raises(SkipError, match="got number 7"):
+        write_plan(unknown, tmp_path)
+    assert len(list(tmp_path.rglob("*.*"))) == 3, "nothing half-written"
+
+
 class Malicious:
     def __reduce__(self):
         return (print, ("code ran",))
@@ -416,6 +469,7 @@ def test_a_graph_file_runs_no_code(tmp_path, capsys):
     for content, message in (
         (b"", "not a pickled"),
         (b"garbage", "not a pickled"),
+        (b"Igarbage\n.", "not a pickled"),  # a ValueError of pickle
         (pickle.dumps([1]), "holds a list"),
         (pickle.dumps(networkx.Graph()), "at least one room"),
     ):

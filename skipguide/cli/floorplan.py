@@ -97,6 +97,8 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
     wanted = args.plans or folder.ids[:1]
     if missing := sorted(set(wanted) - set(folder.ids)):
         raise SkipError(f"{args.data} has no plan {missing[0]!r}; it has {len(folder)}, such as {folder.ids[:3]}")
+    if len(set(wanted)) < len(wanted):
+        raise SkipError(f"expected each of --plans once; got {' '.join(wanted)}")
     if len(wanted) > MOST:
         raise SkipError(f"expected at most {MOST} --plans on one sheet; got {len(wanted)}")
     return [folder[folder.ids.index(name)] for name in wanted]

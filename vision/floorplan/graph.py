@@ -26,7 +26,8 @@ class LayoutGraph:
         edge_types: `[E]`, indices of `EDGE_TYPES`; doors by default.
 
     Raises:
-        SkipError: without rooms, for a connection to a room that does not exist, or shapes that do not match.
+        SkipError: without rooms, for a connection to a room that does not exist, numbers that are not whole, or shapes
+            that do not match.
 
     Example:
         >>> graph = LayoutGraph([0, 1, 1], [[0, 1, 1], [1, 0, 2]], [0, 0, 2])
@@ -39,16 +40,15 @@ class LayoutGraph:
     edge_types: Tensor | None = None
 
     def __post_init__(self) -> None:
-        zones = torch.as_tensor(self.zones, dtype=torch.long)
-        edges = torch.as_tensor(self.edges, dtype=torch.long)
+        zones, edges = _whole(self.zones, "zones"), _whole(self.edges, "edges")
         if zones.ndim != 1 or len(zones) == 0:
             raise SkipError("a layout graph needs at least one room; got none: drop the plan or add a room")
         if edges.numel() == 0:
             edges = edges.reshape(2, 0)
         if edges.ndim != 2 or len(edges) != 2:
             raise SkipError(f"expected edges [2, E]; got {tuple(edges.shape)}")
-        types = torch.zeros(edges.shape[1]) if self.edge_types is None else torch.as_tensor(self.edge_types)
-        types = types.long().reshape(-1)
+        given = torch.zeros(edges.shape[1]) if self.edge_types is None else self.edge_types
+        types = _whole(given, "edge types").reshape(-1)
         if len(types) != edges.shape[1]:
             raise SkipError(f"expected one type for each of {edges.shape[1]} edges; got {len(types)}")
         if edges.numel() and (int(edges.min()) < 0 or int(edges.max()) >= len(zones)):
@@ -98,16 +98,35 @@ class LayoutGraph:
         return cls(torch.tensor(zones), torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T, torch.tensor(types))
 
     def to_networkx(self, zone: str = "zoning_type", connection: str = "connectivity") -> Any:
-        """As a networkx graph with the same attributes."""
+        """As a networkx graph with the same attributes; a `MultiGraph` if two rooms connect in several ways.
+
+        Raises:
+            SkipError: for an edge type without a name in `EDGE_TYPES`.
+        """
         import networkx
 
-        graph = networkx.Graph()
+        assert self.edge_types is not None
+        if self.edge_types.numel() and int(self.edge_types.max()) >= len(EDGE_TYPES):
+            raise SkipError(f"expected edge types of {EDGE_TYPES}; got number {int(self.edge_types.max())}")
+        several = torch.unique(self.edges, dim=1).shape[1] < self.edges.shape[1]
+        graph = networkx.MultiGraph() if several else networkx.Graph()
         for room, value in enumerate(self.zones.tolist()):
             graph.add_node(room, **{zone: value})
-        assert self.edge_types is not None
         for (one, other), kind in zip(self.edges.T.tolist(), self.edge_types.tolist(), strict=True):
             graph.add_edge(one, other, **{connection: EDGE_TYPES[kind]})
         return graph
+
+
+def _whole(values: Any, what: str) -> Tensor:
+    """As int64; cutting off a fraction would name another room."""
+    try:
+        found = torch.as_tensor(values)
+        whole = found.long()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SkipError(f"expected {what} as whole numbers; got {values!r}") from error
+    if found.is_floating_point() and bool((whole != found).any()):
+        raise SkipError(f"expected {what} as whole numbers; got {found.tolist()}")
+    return whole
 
 
 def _zone(value: Any) -> int:
@@ -116,9 +135,13 @@ def _zone(value: Any) -> int:
         if not digits.isdecimal() or int(digits) < 1:
             raise SkipError(f"expected a zone as a number, or as 'Zone1' and up; got {value!r}")
         return int(digits) - 1
-    if int(value) != value:
+    try:
+        whole = int(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise SkipError(f"expected a zone as a whole number; got {value!r}") from error
+    if whole != value:
         raise SkipError(f"expected a zone as a whole number; got {value!r}")
-    return int(value)
+    return whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,24 +232,35 @@ class GraphConv(nn.Module):
         self._check(x, edge_index, edge_type)
         other = edge_index[0] != edge_index[1]
         source, target = edge_index[:, other]
-        degree = torch.ones(len(x), dtype=x.dtype, device=x.device).index_add(0, target, x.new_ones(len(target)))
+        # In float32 at least: bfloat16 cannot count beyond 256 neighbours, nor add up their messages.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        ones = torch.ones(len(target), dtype=wide, device=x.device)
+        degree = torch.ones(len(x), dtype=wide, device=x.device).index_add(0, target, ones)
         scale = degree.rsqrt()
         by_type = torch.einsum("rf,tfo->tro", x, self.weight)  # the last matrix is that of the loop
         kind = torch.zeros_like(source) if self.edge_types is None or edge_type is None else edge_type[other]
         messages = (scale[source] * scale[target])[:, None] * by_type[kind, source]
-        return (by_type[-1] / degree[:, None]).index_add(0, target, messages) + self.bias
+        return (by_type[-1] / degree[:, None]).index_add(0, target, messages).to(x.dtype) + self.bias
 
-    def _check(self, x: Tensor, edge_index: Tensor, edge_type: Tensor | None) -> None:
+    def _check(self, x: Any, edge_index: Any, edge_type: Any) -> None:
         inputs = self.weight.shape[1]
+        for name, given in (("x", x), ("edge_index", edge_index), ("edge_type", edge_type)):
+            if not isinstance(given, Tensor) and (name != "edge_type" or given is not None):
+                raise SkipError(f"expected {name} as a tensor; got {type(given).__name__}")
         if x.ndim != 2 or x.shape[1] != inputs or len(x) == 0:
             raise SkipError(f"expected node features [R, {inputs}] of at least one node; got {tuple(x.shape)}")
         if edge_index.ndim != 2 or len(edge_index) != 2 or edge_index.dtype != torch.long:
             raise SkipError(f"expected edge_index [2, E] of int64; got {edge_index.dtype} {tuple(edge_index.shape)}")
         if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < len(x):
-            raise SkipError(f"edge_index names nodes up to {int(edge_index.max())}; there are {len(x)}")
+            raise SkipError(
+                f"edge_index names nodes up to {int(edge_index.max())}, from {int(edge_index.min())} on; there are "
+                f"{len(x)}, counted from 0"
+            )
         if self.edge_types is None:
             return
         if edge_type is None or edge_type.shape != edge_index.shape[1:]:
             raise SkipError("this layer has edge types: pass edge_type, one for each edge")
+        if edge_type.dtype not in (torch.long, torch.int32):
+            raise SkipError(f"expected edge types as whole numbers; got {edge_type.dtype}")
         if edge_type.numel() and not 0 <= int(edge_type.min()) <= int(edge_type.max()) < self.edge_types:
             raise SkipError(f"expected edge types 0..{self.edge_types - 1}; got {sorted(set(edge_type.tolist()))}")

@@ -101,7 +101,9 @@ def read_graph(path: str | Path) -> LayoutGraph:
     try:
         with Path(path).open("rb") as file:
             graph = _GraphUnpickler(file).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError) as error:
+    except SkipError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
         raise SkipError(f"{path} is not a pickled networkx graph: {error}") from error
     if not (hasattr(graph, "nodes") and hasattr(graph, "edges")):
         raise SkipError(f"{path} holds a {type(graph).__name__}; expected a networkx graph")
@@ -203,21 +205,28 @@ def save_submission(classes: Tensor, folder: str | Path, name: str, overwrite: b
     return path
 
 
-def write_plan(plan: Plan, root: str | Path) -> None:
-    """Write a plan as three files that `MSDFolder` reads.
+def write_plan(plan: Plan, root: str | Path, overwrite: bool = False) -> None:
+    """Write a plan as three files that `MSDFolder` reads, all of them or none.
+
+    Args:
+        plan: with a name and a target.
+        root: is made if it is missing.
+        overwrite: replace files that are there.
 
     Raises:
-        SkipError: for a plan without name or target.
+        SkipError: for a plan without name or target, or a file that is there.
     """
     if not plan.name or plan.target is None:
         raise SkipError("expected a plan with a name and a target")
     structure = (plan.image[2] * 255).round().to(torch.uint8).numpy()
     target = plan.target.numpy()
     target = np.where(target == BACKGROUND, MSD_BACKGROUND, np.where(target == IGNORE, OPENINGS[0], target))
-    root = Path(root)
-    for kind, values in (("struct_in", structure), ("full_out", target.astype(np.uint8))):
-        (root / kind).mkdir(parents=True, exist_ok=True)
-        np.save(root / kind / f"{plan.name}.npy", np.repeat(values[..., None], 3, axis=-1))
-    (root / "graph_in").mkdir(parents=True, exist_ok=True)
-    with (root / "graph_in" / f"{plan.name}.pickle").open("wb") as file:
-        pickle.dump(plan.graph.to_networkx(), file)
+    graph = plan.graph.to_networkx()
+    files = [Path(root) / kind / f"{plan.name}.npy" for kind in ("struct_in", "full_out")]
+    files.append(Path(root) / "graph_in" / f"{plan.name}.pickle")
+    if (found := [str(path) for path in files if path.exists()]) and not overwrite:
+        raise SkipError(f"{found[0]} exists already: choose another folder or name, or pass overwrite=True")
+    with replacing(*files) as partial:
+        for path, values in zip(partial[:2], (structure, target.astype(np.uint8)), strict=True):
+            np.save(path, np.repeat(values[..., None], 3, axis=-1))
+        partial[2].write_bytes(pickle.dumps(graph))

@@ -131,6 +131,8 @@ class FloorPlanNet(SkipGrid, PyTorchModelHubMixin, library_name="skipguide", lic
     def _batch(self, graphs: GraphBatch | Sequence[LayoutGraph] | None, images: Tensor) -> GraphBatch:
         if graphs is None:
             raise SkipError("expected one layout graph for each image; got none (graph=None builds a net without)")
+        if isinstance(graphs, LayoutGraph):
+            raise SkipError("expected a list with one layout graph for each image; got a graph alone: pass [graph]")
         batch = (graphs if isinstance(graphs, GraphBatch) else GraphBatch.of(list(graphs))).to(images.device)
         if batch.size != len(images):
             raise SkipError(f"expected one layout graph for each of {len(images)} images; got {batch.size}")
