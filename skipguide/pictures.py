@@ -55,6 +55,26 @@ def as_images(frames: Any) -> list[Image]:
     return [Image.fromarray(frame) for frame in _as_bytes(frames)]
 
 
+def as_rgb(picture: Image, name: object = "the picture") -> Image:
+    """A picture as RGB.
+
+    Args:
+        picture: of any mode.
+        name: what to call it in an error.
+
+    Raises:
+        SkipError: for values beyond a byte, or floats: Pillow would cut them off at 255 without a word.
+    """
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        low, high = picture.getextrema()
+        if picture.mode == "F" or not 0 <= low <= high <= 255:  # type: ignore[operator]
+            raise SkipError(
+                f"{name} has pixels of mode {picture.mode} with values {low} to {high}; expected 0 to 255: bring it to "
+                "8 bits first"
+            )
+    return picture.convert("RGB")
+
+
 def _as_bytes(frames: Any) -> Any:
     """An array `[frames, height, width, 3]` of bytes."""
     import numpy as np

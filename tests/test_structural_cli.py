@@ -174,6 +174,23 @@ def test_floorplan_of_data_files(tmp_path, plan_net):
     assert floorplan(*words, "-o", tmp_path / "q.png") == 0, "without truth there is a picture all the same"
 
 
+def test_values_that_eight_bits_do_not_hold_are_refused(tmp_path, capsys, unet):
+    square = np.zeros((32, 32), np.uint16)
+    square[8:24, 8:24] = 1
+    for name, values in (("deep.png", square * 60_000), ("floats.tif", square.astype(np.float32))):
+        Image.fromarray(values).save(tmp_path / name)
+        assert segment(tmp_path / name, "--model", unet, "-o", tmp_path / "o.png") == 2
+        assert "bring it to 8 bits" in complaint(capsys)
+        assert main(["explain", str(tmp_path / name), "-o", str(tmp_path / "o.png")]) == 2
+        assert "bring it to 8 bits" in complaint(capsys)
+    Image.fromarray(square * 200).save(tmp_path / "shallow.png")  # 16 bits of which 8 are used: nothing is lost
+    Image.fromarray(square.astype(np.uint8)).save(tmp_path / "zero-one.png")
+    words = (tmp_path / "shallow.png", "--model", unet, "-o", tmp_path / "o.png")
+    assert segment(*words, "--truth", tmp_path / "zero-one.png") == 2
+    assert "expected 0 outside and 255 inside" in complaint(capsys)
+    assert segment(*words, "--truth", tmp_path / "shallow.png") == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -196,6 +213,10 @@ def test_unknown_and_too_many_plans(tmp_path, capsys, plan_net):
     words = ("--data", tmp_path / "msd", "--model", plan_net, "-o", tmp_path / "o.png")
     assert floorplan(*words, "--plans", "77") == 2
     assert "no plan '77'" in complaint(capsys)
+    once = MSDFolder(tmp_path / "msd").ids[0]
+    assert floorplan(*words, "--plans", once, once, "--submission", tmp_path / "sub") == 2
+    assert "each of --plans once" in complaint(capsys)
+    assert not (tmp_path / "o.png").exists()
     assert floorplan(*words, "--plans", *MSDFolder(tmp_path / "msd").ids) == 2
     assert "at most 8" in complaint(capsys)
 

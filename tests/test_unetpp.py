@@ -5,11 +5,13 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file
 
 import skipguide.vision.segmentation as segmentation
@@ -21,6 +23,7 @@ from skipguide.vision.segmentation import (
     MaskMeter,
     bce_dice_loss,
     deep_supervision_loss,
+    inside_of,
     overlay,
     predict_tiled,
 )
@@ -338,6 +341,7 @@ def test_bad_input():
         ({"depth": 0}, "at least 1"),
         ({"depth": 6}, "7 widths"),
         ({"in_channels": 0}, "in_channels"),
+        ({"widths": (0, 8)}, "widths of at least 1"),
         ({"nested": False}, "deep_supervision=False"),
     ],
     ids=str,
@@ -421,6 +425,34 @@ def test_tiles_join_without_a_seam(height, width, tile, overlap, batch):
 
 
 @torch.no_grad()
+def test_tiles_of_bytes_and_of_low_precision():
+    bytes_ = torch.randint(256, (2, 3, 40, 50), dtype=torch.uint8)
+    found = predict_tiled(lambda x: x.float() / 255, bytes_, tile=16, overlap=4)
+    torch.testing.assert_close(found, bytes_.float() / 255)
+    assert predict_tiled(lambda x: x.bfloat16(), bytes_, tile=16, overlap=4).dtype == torch.bfloat16
+    with pytest.raises(SkipError, match=r"images \[N, C, H, W\]"):
+        predict_tiled(lambda x: x, bytes_[0], tile=16, overlap=4)
+
+
+def test_the_loss_of_large_masks_in_low_precision():
+    logits, target = torch.full((1, 1, 300, 300), 4.0), torch.zeros(1, 1, 300, 300)
+    target[..., :150] = 1  # 90 000 pixels: more than float16 holds
+    expected = bce_dice_loss(logits, target)
+    for dtype in (torch.float16, torch.bfloat16):
+        torch.testing.assert_close(bce_dice_loss(logits.to(dtype), target), expected)
+
+
+def test_a_mask_of_small_numbers_is_not_an_empty_one():
+    square = np.zeros((4, 4), np.uint8)
+    square[1:3] = 255
+    assert inside_of(Image.fromarray(square)).sum() == 8
+    assert inside_of(Image.fromarray(square > 0)).sum() == 8
+    assert inside_of(Image.fromarray(0 * square)).sum() == 0
+    for small in (square // 255, (square // 255) * 7):
+        with pytest.raises(SkipError, match="expected 0 outside and 255 inside"):
+            inside_of(Image.fromarray(small))
+
+
 def test_tiles_of_a_model():
     model = UNetPlusPlus(**TINY).eval()
     images = torch.rand(1, 3, 60, 45)

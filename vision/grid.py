@@ -192,6 +192,8 @@ class SkipGrid(nn.Module):
                 raise SkipError(f"{encoder} has {len(strides)} levels; expected a depth up to {len(strides) - 1}")
         if len(widths) < depth + 1 or depth < 1:
             raise SkipError(f"a grid of depth {depth} needs {depth + 1} widths (at least 2); got {widths}")
+        if min(widths) < 1:
+            raise SkipError(f"expected widths of at least 1; got {widths}")
         self.widths, self.depth = widths[: depth + 1], depth
         first: list[nn.Module] = []
         for level in range(depth + 1):

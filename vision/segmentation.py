@@ -34,6 +34,8 @@ def bce_dice_loss(logits: Tensor, target: Tensor, bce_weight: float = 0.5, smoot
     """
     if logits.shape != target.shape:
         raise SkipError(f"expected a target of shape {tuple(logits.shape)}; got {tuple(target.shape)}")
+    # Sums over pixels are beyond what float16 holds and bfloat16 counts.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     target = target.to(logits.dtype)
     chance, truth = logits.sigmoid().flatten(1), target.flatten(1)
     dice = (2 * (chance * truth).sum(1) + smooth) / (chance.sum(1) + truth.sum(1) + smooth)
@@ -215,6 +217,8 @@ def predict_tiled(
     """
     if tile < 1 or not 0 <= overlap <= tile // 2 or batch < 1:
         raise SkipError(f"expected 0 <= overlap <= tile / 2 and batch >= 1; got {overlap=}, {tile=}, {batch=}")
+    if images.ndim != 4 or len(images) == 0:
+        raise SkipError(f"expected images [N, C, H, W], at least one; got {tuple(images.shape)}")
     height, width = images.shape[-2:]
     tops, lefts = _starts(height, tile, overlap), _starts(width, tile, overlap)
     h, w = min(tile, height), min(tile, width)
@@ -224,7 +228,7 @@ def predict_tiled(
         return _run_tiles(model, images)
     places = [(n, y, x) for n in range(len(images)) for y in tops for x in lefts]
     total: Tensor | None = None
-    weights = images.new_zeros(height, width)
+    weights = weight.new_zeros(height, width)
     for y in tops:
         for x in lefts:
             weights[y : y + h, x : x + w] += weight
@@ -235,9 +239,8 @@ def predict_tiled(
             total = out.new_zeros(len(images), out.shape[1], height, width)
         for (n, y, x), one in zip(some, out, strict=True):
             total[n, :, y : y + h, x : x + w] += one * weight
-    if total is None:
-        raise SkipError("expected at least one image; got none")
-    return total / weights
+    assert total is not None
+    return (total / weights).to(total.dtype)
 
 
 def _run_tiles(model: Callable[[Tensor], Tensor], tiles: Tensor) -> Tensor:
@@ -256,9 +259,33 @@ def _starts(side: int, tile: int, overlap: int) -> list[int]:
 
 
 def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
-    place = torch.arange(length, device=like.device, dtype=like.dtype)
+    dtype = like.dtype if like.is_floating_point() else torch.float32  # of bytes the model makes floats
+    place = torch.arange(length, device=like.device, dtype=dtype)
     edge = torch.minimum(place, place.flip(0)) + 1
     return (edge / (overlap + 1)).clamp(max=1)
+
+
+def inside_of(mask: Image, name: object = "the mask") -> Tensor:
+    """Bool `[H, W]`, true where a picture of a mask is at least half white.
+
+    Args:
+        mask: any mode; black outside, white inside.
+        name: what to call it in an error.
+
+    Raises:
+        SkipError: for a mask of small numbers (0 and 1, or a number per object), which would read as empty.
+    """
+    import numpy as np
+
+    from skipguide.pictures import as_rgb
+
+    values = np.asarray(as_rgb(mask, name).convert("L"))
+    if 0 < values.max() < 128:
+        raise SkipError(
+            f"{name} has values up to {values.max()} only; expected 0 outside and 255 inside: multiply a mask of 0 and "
+            "1 by 255, or compare one of numbered objects with 0"
+        )
+    return torch.from_numpy(values >= 128)
 
 
 def overlay(image: Image, mask: Tensor, colour: tuple[int, int, int] = (220, 38, 38), opacity: float = 0.45) -> Image:

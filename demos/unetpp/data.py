@@ -14,7 +14,9 @@ from torch import Tensor
 
 from demos.training import rows_of_step
 from skipguide.errors import SkipError
+from skipguide.pictures import as_rgb
 from skipguide.vision.nuclei import generate_nuclei
+from skipguide.vision.segmentation import inside_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -41,7 +43,7 @@ class Pictures:
         """Read `root/images/NAME.*` and `root/masks/NAME.*`; a mask is inside where it is at least half white.
 
         Raises:
-            SkipError: if there are none, a mask is missing, or sizes differ.
+            SkipError: if there are none, a mask is missing or holds small numbers, or sizes differ.
         """
         images, masks = _files(root / "images"), _files(root / "masks")
         if not images:
@@ -54,8 +56,8 @@ class Pictures:
             with Image.open(images[name]) as picture, Image.open(masks[name]) as mask:
                 if picture.size != mask.size:
                     raise SkipError(f"{name}: the picture has {picture.size} pixels and its mask {mask.size}")
-                found_images.append(_floats(picture.convert("RGB")).permute(2, 0, 1))
-                found_masks.append((_floats(mask.convert("L")) >= 0.5).float()[None])
+                found_images.append(_floats(as_rgb(picture, images[name])).permute(2, 0, 1))
+                found_masks.append(inside_of(mask, masks[name]).float()[None])
         return cls(found_images, found_masks, names)
 
     def split(self, share: float, seed: int) -> tuple[Pictures, Pictures]:

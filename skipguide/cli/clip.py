@@ -165,12 +165,14 @@ def run_predict(args: argparse.Namespace) -> None:
     """Print the best classes of every image."""
     from PIL import Image
 
+    from skipguide.pictures import as_rgb
+
     names = [name.strip() for name in args.classes.split(",")] if args.classes else None
     tuner = _tuner(args, names)
     for path in args.images:
         try:
             with Image.open(path) as opened:
-                image = opened.convert("RGB")
+                image = as_rgb(opened, path)
         except OSError as error:
             raise SkipError(f"expected an image in {path}; it cannot be read ({error})") from error
         best = tuner.predict(image, args.topk, names)

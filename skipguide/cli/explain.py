@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from skipguide.cli.arguments import examples, number
+from skipguide.cli.models import choose_device
 from skipguide.cli.outputs import check_output, replacing, sidecar, versions, write_json
 from skipguide.errors import SkipError
 
@@ -73,16 +74,18 @@ def run(args: argparse.Namespace) -> None:
     if not args.image.is_file():
         raise SkipError(f"no file {args.image}: expected a picture")
 
+    device = choose_device(args.device)
+    from skipguide.pictures import as_rgb
     from skipguide.vision.layer_masking.classifiers import load_classifier
     from skipguide.vision.layer_masking.explain import draw, explain
 
     try:
         with Image.open(args.image) as file:
-            picture = file.convert("RGB")
+            picture = as_rgb(file, args.image)
     except OSError as error:
         raise SkipError(f"{args.image} is not a picture: {error}") from error
     classifier = load_classifier(args.model, pretrained=not args.random_weights)
-    classifier.model.to(_device(args.device))
+    classifier.model.to(device)
     explanation = explain(
         classifier,
         classifier.prepare(picture),
@@ -107,13 +110,3 @@ def run(args: argparse.Namespace) -> None:
         f"{', '.join(map(str, numbers['top_segments'][:6]))}; without the first {len(numbers['top_segments'])} "
         f"it is {gone['label']} ({gone['its_probability']:.2f}); {numbers['masks']} masks"
     )
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

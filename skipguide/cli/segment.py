@@ -34,7 +34,7 @@ def register(subparsers: Any) -> None:
         ),
     )
     parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="pictures (default: a made-up one)")
-    parser.add_argument("--truth", nargs="+", type=Path, metavar="MASK", help="true masks of the pictures, in order")
+    parser.add_argument("--truth", nargs="+", type=Path, metavar="MASK", help="their true masks, white inside")
     parser.add_argument(
         "--head",
         default="last",
@@ -107,15 +107,18 @@ def _subjects(args: argparse.Namespace) -> list[tuple[str, Image, Tensor | None]
 
         nuclei, inside = generate_nuclei(args.seed, args.size)
         return [(f"made-up nuclei, seed {args.seed}", as_images(nuclei[None])[0], inside[0] > 0.5)]
+    from skipguide.pictures import as_rgb
+    from skipguide.vision.segmentation import inside_of
+
     found: list[tuple[str, Image, Tensor | None]] = []
     for at, path in enumerate(args.images):
-        picture = _open(path).convert("RGB")
+        picture = as_rgb(_open(path), path)
         truth = None
         if args.truth:
-            mask = _open(args.truth[at]).convert("L")
+            mask = _open(args.truth[at])
             if mask.size != picture.size:
                 raise SkipError(f"{args.truth[at]} has {mask.size} pixels and {path} {picture.size}")
-            truth = _tensor(mask)[0] >= 0.5
+            truth = inside_of(mask, args.truth[at])
         found.append((path.name, picture, truth))
     return found
 
@@ -132,12 +135,11 @@ def _open(path: Path) -> Image:
 
 
 def _tensor(picture: Image) -> Tensor:
-    """`[C, H, W]` in 0..1."""
+    """`[3, H, W]` in 0..1."""
     import numpy as np
     import torch
 
-    pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255).permute(2, 0, 1)
 
 
 def _mask_files(args: argparse.Namespace, names: list[str]) -> list[Path]:

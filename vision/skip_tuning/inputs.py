@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.pictures import as_rgb
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"}
 
@@ -106,7 +107,7 @@ def read_folder(folder: Path) -> Examples:
         path = paths[place][0]
         try:
             with Image.open(path) as image:
-                return image.convert("RGB")
+                return as_rgb(image, path)
         except (OSError, SyntaxError) as error:
             raise SkipError(f"expected an image in {path}; it cannot be read ({error})") from error
 
@@ -208,7 +209,7 @@ class Preparer:
                 "expected prepared pixels [3, H, W], because only a tokenizer was given: "
                 "give SkipTuner a processor (CLIPProcessor), which prepares PIL images too"
             )
-        return self.image(item.convert("RGB") if hasattr(item, "convert") else item)
+        return self.image(as_rgb(item, "the image") if hasattr(item, "convert") else item)
 
     def tokens(self, texts: list[str]) -> Tensor:
         """Token ids [N, L] of texts."""
