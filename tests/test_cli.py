@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from skipguide import BlockSpec, SkipError, find_blocks, pictures, register_blocks
-from skipguide.cli import COMMANDS, arguments, build_parser, main, models, outputs, sampling
+from skipguide.cli import COMMANDS, arguments, build_parser, jobs, main, models, outputs, sampling
 from zoo.saved import save_tiny_latte
 
 BLOCKS = 4
@@ -448,6 +448,17 @@ def test_a_named_preset_brings_its_settings_and_flags_change_them(stub, monkeypa
     assert sampling.guidance_arguments(args, stub.pipeline) == NAMED["frugal"] | {"scale": 0.0}, "no layers needed"
 
 
+def test_no_scale_has_to_be_given_where_there_is_none(stub, monkeypatch):
+    """formula='uncond' has no third pass to scale, and scale 0 has no layers to name."""
+    preset = SimpleNamespace(layers=(2,), scale=1.25, part="block", formula="stg", source="here")
+    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model: preset)
+    chosen = sampling.guidance_arguments(argparse.Namespace(formula="uncond"), stub.pipeline)
+    assert chosen == {"layers": [2], "scale": 1.0, "part": "block", "formula": "uncond"}
+    assert sampling.guidance_arguments(argparse.Namespace(formula="uncond", scale=2.0), stub.pipeline)["scale"] == 2.0
+    idle = sampling.guidance_arguments(argparse.Namespace(scale=0.0, start=0.5), stub.pipeline)
+    assert jobs.settings(idle) == "scale 0, start 0.5"
+
+
 # --- compare
 
 
@@ -509,6 +520,12 @@ def test_sweep_writes_a_sheet_a_table_and_notes(stub, capsys):
 def test_sweep_takes_all_layers_by_default(stub):
     assert main(["sweep", "p", "--scales", "1", "--frames", "2"]) == 0
     assert len(stub.pipeline.calls) == 1 + BLOCKS
+
+
+def test_sweep_has_one_scale_where_there_is_no_third_pass(stub):
+    assert main(["sweep", "p", "--layers", "1", "--formula", "uncond", "--frames", "2"]) == 0
+    with open(stub.folder / "p-sweep.csv", newline="") as file:
+        assert [row["scale"] for row in csv.DictReader(file) if row["layer"] == "1"] == ["1.0"]
 
 
 def test_an_interrupted_sweep_goes_on(stub, capsys, monkeypatch):
@@ -733,6 +750,12 @@ def test_frames_per_second(flags, defaults, name, count, fps):
 
     args = build_parser().parse_args(["generate", "p", *flags.split()])
     assert sampling.frames_per_second(args, getattr(diffusers, name), defaults, count) == fps
+
+
+def test_scale_zero_needs_no_layers(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "p", "--model", tiny, "--scale", "0", "-o", "a.gif"]) == 0
+    assert "skip guidance: scale 0; " in capsys.readouterr().out
 
 
 def test_generate_end_to_end(tiny, tmp_path, monkeypatch, capsys):

@@ -138,7 +138,13 @@ def add_sampling(parser: argparse.ArgumentParser, *, optional_prompt: bool = Fal
 
 def add_guidance(parser: argparse.ArgumentParser, *, layers: bool = True) -> None:
     """Add skip guidance; without `layers` for a command that has its own `--layers` and scales."""
-    group = parser.add_argument_group("skip guidance", "what is not given is the model's preset (skipguide describe)")
+    silent = "what is not given: whole blocks, formula stg"
+    if layers:
+        silent = (
+            "without --layers, what is not given is the model's preset (skipguide describe), scale and part included; "
+            "with --layers: scale 1, whole blocks, formula stg"
+        )
+    group = parser.add_argument_group("skip guidance", silent)
     if layers:
         group.add_argument("--preset", choices=PRESETS, help="settings that were measured to win; others change them")
         group.add_argument(

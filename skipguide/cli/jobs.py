@@ -204,12 +204,11 @@ def write_clip(path: Path, frames: Sequence[Image], fps: float, as_sheet: Callab
 
 def settings(guidance: Mapping[str, Any]) -> str:
     """Skip guidance in a few words, for labels."""
-    chosen = guidance["layers"]
-    layers = chosen if isinstance(chosen, str) else ", ".join(map(str, chosen))
-    words = [
-        f"layer{'s' if len(chosen) > 1 else ''} {layers}",
-        f"scale {guidance.get('scale', 1.0):g}",
-    ]
+    words = []
+    if (chosen := guidance.get("layers")) is not None:  # at scale 0 no layer need be named
+        layers = chosen if isinstance(chosen, str) else ", ".join(map(str, chosen))
+        words.append(f"layer{'s' if len(chosen) > 1 else ''} {layers}")
+    words.append(f"scale {guidance.get('scale', 1.0):g}")
     words += [str(guidance["part"])] if guidance.get("part", "block") != "block" else []
     words += [str(guidance["formula"])] if guidance.get("formula", "stg") != "stg" else []
     words += [f"{name} {guidance[name]:g}" for name in ("rescale", "start", "stop", "every") if name in guidance]

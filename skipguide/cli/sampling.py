@@ -121,6 +121,8 @@ def guidance_arguments(args: argparse.Namespace, pipeline: Any) -> dict[str, Any
         if not models:
             raise SkipError(f"{type(pipeline).__name__} has no denoiser that skip guidance knows")
         preset = presets.find_preset(next(iter(models.values())))
+        if chosen.get("formula", preset.formula) == "uncond":
+            chosen.setdefault("scale", 1.0)  # it has no third pass, so the preset's scale has nothing to act on
         for name in ("layers", "scale", "part", "formula"):
             value = getattr(preset, name)
             chosen.setdefault(name, list(value) if name == "layers" else value)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Row = tuple[int, ...]
+SCALES = (0.5, 1.0, 2.0)
 
 
 def register(subparsers: Any) -> None:
@@ -64,8 +65,7 @@ def register(subparsers: Any) -> None:
         "--scales",
         nargs="+",
         type=number(float),
-        default=[0.5, 1.0, 2.0],
-        help="one column each (default: 0.5 1 2)",
+        help="one column each (default: 0.5 1 2; with --formula uncond, which has no scale: 1)",
     )
     group.add_argument(
         "--cell-frames", metavar="N", type=number(int, 1), default=3, help="frames in a cell (default: %(default)s)"
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
 
     pipeline = job.load()
     rows = _rows(args.layers, pipeline)
-    scales = list(dict.fromkeys(args.scales))
+    scales = list(dict.fromkeys(args.scales or ((1.0,) if args.formula == "uncond" else SCALES)))
     try:
         cells = _make(job, pipeline, rows, scales, cache, place)
     except KeyboardInterrupt:
