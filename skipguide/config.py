@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +29,8 @@ def write_json(path: str | Path, data: Mapping[str, Any], *, overwrite: bool = F
 
 def check_keys(found: Mapping[str, Any], expected: set[str], what: str) -> None:
     """Refuse data with a version or keys that are not known here."""
+    if not isinstance(found, Mapping):
+        raise SkipError(f"expected {what} as a mapping of its settings; got {type(found).__name__}")
     if found.get("version") != VERSION:
         raise SkipError(f"expected {what} of version {VERSION}; got version {found.get('version')!r}")
     if unknown := set(found) - expected - {"version"}:
@@ -54,8 +56,12 @@ class JsonConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote; an unknown key or version is an error."""
-        check_keys(data, {f.name for f in fields(cls)}, f"a {cls.__name__}")  # type: ignore[arg-type]
+        """Read what `to_dict` wrote; an unknown or missing key, or another version, is an error."""
+        known = fields(cls)  # type: ignore[arg-type]
+        check_keys(data, {f.name for f in known}, f"a {cls.__name__}")
+        needed = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
+        if missing := needed - set(data):
+            raise SkipError(f"a {cls.__name__} needs {sorted(missing)} too; got {sorted(data)}")
         return cls(**{k: v for k, v in data.items() if k != "version"})
 
     def save_json(self, path: str | Path, *, overwrite: bool = False) -> None:

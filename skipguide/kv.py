@@ -104,7 +104,8 @@ def hide(cache: Any, indices: Sequence[int], layers: int) -> dict[int, Any]:
     """
     check_kind(cache)
     grow(cache, layers)
-    gone = {i: cache.layers[i] for i in indices if not is_left_out(cache.layers[i])}
+    # early exit makes a cache of the first layers only
+    gone = {i: cache.layers[i] for i in indices if i < len(cache.layers) and not is_left_out(cache.layers[i])}
     kept = [layer for i, layer in enumerate(cache.layers) if i not in gone and hasattr(layer, "get_seq_length")]
     if gone and not kept:
         raise SkipError("every attention is left out, and a KV cache needs one that is kept: pass use_cache=False")

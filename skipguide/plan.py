@@ -59,7 +59,10 @@ class Schedule:
 
 def layer_tuple(layers: Iterable[int] | int) -> tuple[int, ...]:
     """Layer numbers as a tuple, each checked to be a whole number and named once."""
-    items = (layers,) if isinstance(layers, int) else tuple(layers)
+    try:
+        items = (layers,) if isinstance(layers, int) else tuple(layers)
+    except TypeError:
+        raise SkipError(f"expected block numbers, one or several; got {layers!r}") from None
     for item in items:
         if isinstance(item, bool) or not hasattr(item, "__index__"):
             raise SkipError(f"layers are block numbers (whole numbers from 0); got {item!r} in {items!r}")

@@ -1,8 +1,10 @@
 """AdaSkip against the published code's outputs, and its laws."""
 
+import asyncio
 import copy
 import json
 import math
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,11 @@ import torch
 from llm_zoo import CACHE
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from skipguide.errors import SkipError
+from skipguide.errors import NoEffectError, SkipError
 from skipguide.llm import AdaSkip, SublayerPlan, SublayerStats, watch
-from skipguide.llm.cost import SublayerCosts
+from skipguide.llm.cost import SublayerCosts, measure_costs
 from skipguide.llm.online import OnlineWindow
 from skipguide.llm.similarity import RequestMeter
 
@@ -192,8 +194,9 @@ def test_the_published_code_measures_twenty_requests_before_it_skips(golden, mod
 def test_calibration_leaves_nothing_and_returns_the_model_to_training(golden, model):
     before = {name: (set(m.__dict__), len(m._forward_hooks), m.training) for name, m in model.named_modules()}
     model.train()
+    model.model.layers[3].eval()  # frozen, say
     AdaSkip.calibrate(model, [golden["prompt"]])
-    assert model.training
+    assert model.training and model.model.layers[4].training and not model.model.layers[3].training
     model.eval()
     with AdaSkip(count=4).apply(model):
         generate(model, golden["prompt"], 4)
@@ -201,6 +204,80 @@ def test_calibration_leaves_nothing_and_returns_the_model_to_training(golden, mo
         generate(model, golden["prompt"], 4)
         raise RuntimeError("stop")
     assert {name: (set(m.__dict__), len(m._forward_hooks), m.training) for name, m in model.named_modules()} == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (AdaSkip(skip_ratio=0.99), "every attention"),
+        (AdaSkip(target_speedup=100.0), "every attention"),
+        (AdaSkip(count=8, part="attn"), "every attention"),
+        (AdaSkip(count=9, part="mlp"), "there are 8 mlp sublayers"),
+    ],
+)
+def test_what_no_statistics_could_make_possible_is_refused_before_they_are_measured(model, settings, message):
+    with pytest.raises(SkipError, match=message):
+        settings.apply(model)
+    assert "forward" not in model.model.__dict__
+
+
+def test_a_choice_that_fails_after_the_measurement_leaves_nothing(golden, model):
+    applied = AdaSkip(target_speedup=1000.0, cost_aware=True).apply(model)
+    for _ in range(2):  # not only the first request is told
+        with pytest.raises(SkipError, match="speed-up from 1 to below"):
+            generate(model, golden["prompt"], 3)
+    applied.remove()
+    assert "forward" not in model.model.__dict__
+    plain, _, _ = generate(model, golden["prompt"], 3)
+    assert plain.shape == (1, 3)
+
+
+def test_a_second_plan_is_refused_while_the_first_waits_for_its_statistics(golden, model):
+    with AdaSkip(count=2).apply(model):
+        for second in (AdaSkip(count=3), SublayerPlan(mlp=[1])):
+            with pytest.raises(SkipError, match="applied to this model already"):
+                second.apply(model)
+    with SublayerPlan(mlp=[1]).apply(model), pytest.raises(SkipError, match="applied to this model already"):
+        AdaSkip(count=2).apply(model)
+    assert "forward" not in model.model.__dict__
+
+
+def test_the_first_request_is_measured_where_adaskip_was_applied(golden, model):
+    def elsewhere():
+        thread = threading.Thread(target=generate, args=(model, golden["prompt"], 3))
+        thread.start()
+        thread.join(120)
+
+    with AdaSkip(count=4).apply(model) as applied:
+        elsewhere()
+        assert applied.plan is None
+        generate(model, golden["prompt"], 3)
+        generate(model, golden["prompt"], 3)
+        assert applied.plan is not None and applied.stats.passes == 2 + 3
+    with pytest.raises(NoEffectError, match="all 3 passes ran in others"), AdaSkip(count=4).apply(model):
+        elsewhere()
+
+
+def test_tasks_of_the_place_where_adaskip_was_applied_share_it(golden, model):
+    """Every one of them runs in a copy of that context: what the first one measured holds in the next, and outside."""
+
+    async def serve(applied):
+        for _ in range(2):
+            await asyncio.to_thread(generate, model, golden["prompt"], 3)
+        generate(model, golden["prompt"], 3)
+        return applied.stats.passes
+
+    with AdaSkip(count=4).apply(model) as applied:
+        assert asyncio.run(serve(applied)) == 2 + 3 + 3
+
+
+def test_prompts_that_are_too_short_to_be_measured_are_no_silent_nothing(golden, model):
+    with pytest.raises(NoEffectError, match="two tokens or more"), AdaSkip(count=4).apply(model):
+        generate(model, golden["prompt"][:1], 4)
+    with AdaSkip(count=4).apply(model) as applied:
+        generate(model, golden["prompt"][:1], 4)
+        generate(model, golden["prompt"], 4)
+        assert applied.plan is not None
 
 
 # -- the online stage --------------------------------------------------------------------------------------------------
@@ -252,6 +329,38 @@ def test_added_mlps_run_as_a_plan_of_their_own(golden, model, stats):
     with grown.apply(model), torch.no_grad():
         last = model(tokens[:, 3:4], **{CACHE: cache}).logits[:, -1]
     torch.testing.assert_close(last, scores[:, 4], atol=1e-5, rtol=1e-5)
+
+
+def test_a_sequence_goes_on_under_another_handle_with_what_was_added(golden, model, stats):
+    settings, cache, ran = AdaSkip(count=2, phase="decode", window=3), DynamicCache(), []
+    with settings.apply(model, stats) as applied:
+        applied._thresholds = [0.95] * 8
+        tokens, _, _ = generate(model, golden["prompt"], 8, cache)
+        added = applied.extra
+    text = [*golden["prompt"], *tokens[0].tolist()]
+    with settings.apply(model, stats) as applied:
+        hooks = [
+            layer.mlp.down_proj.register_forward_hook(lambda *_, i=i: ran.append(i))
+            for i, layer in enumerate(model.model.layers)
+        ]
+        generate(model, text, 4, cache)
+        for hook in hooks:
+            hook.remove()
+    assert added and applied.stats.passes == 4
+    names = {i: f"model.layers.{i}.mlp" for i in range(8)}
+    assert {names[i]: ran.count(i) for i in names} == {n: applied.stats.calls[n] for n in names.values()}
+    assert not set(added) & set(ran) and all(applied.stats.skips[names[i]] == 4 for i in added)
+
+
+def test_a_cache_that_was_reset_has_an_online_stage_again(golden, model, stats):
+    cache = StaticCache(config=model.config, max_cache_len=80)
+    with AdaSkip(count=2, window=3).apply(model, stats) as applied:
+        applied._thresholds = [0.95] * 8
+        generate(model, golden["prompt"], 8, cache)
+        added, window = applied.extra, applied.window
+        cache.reset()
+        generate(model, golden["prompt"], 8, cache)
+        assert added and applied.extra == pytest.approx(added) and applied.window is not window
 
 
 def test_batches_of_left_padded_prompts(golden, model, stats):
@@ -340,6 +449,7 @@ def test_settings_round_trip():
         ({"count": 1, "phase": "all"}, '"prefill", "decode" or "both"'),
         ({"count": 1, "part": "norm"}, '"both", "attn" or "mlp"'),
         ({"count": 1, "window": 0}, "at least 1 pass"),
+        ({"count": 1, "online": "false"}, "online as True or False"),
         ({"count": 1, "reference_compat": True, "cost_aware": True}, "published code"),
     ],
 )
@@ -364,7 +474,26 @@ def test_wrong_use_leaves_the_model_alone(golden, model, stats):
         AdaSkip.calibrate(model, [torch.rand(1, 4)])
     with pytest.raises(SkipError, match="input_ids"):
         AdaSkip.calibrate(model, [{"ids": torch.ones(1, 4)}])
+    with pytest.raises(SkipError, match="a list of batches of token ids; got dict"):
+        AdaSkip.calibrate(model, {"input_ids": torch.ones(1, 4, dtype=torch.long)})
+    for words in ("no tokens", [[1, 2, 3], [1, 2]]):
+        with pytest.raises(SkipError, match="tokenized, and padded"):
+            AdaSkip.calibrate(model, [words])
+    with pytest.raises(SkipError, match=r"attention_mask like the token ids, \(1, 4\); got \(1, 3\)"):
+        AdaSkip.calibrate(model, [{"input_ids": [1, 2, 3, 4], "attention_mask": [1, 1, 1]}])
+    with pytest.raises(SkipError, match="expected SublayerStats"):
+        AdaSkip(count=1).apply(model, stats.to_dict())
     assert {name: set(m.__dict__) for name, m in model.named_modules()} == before
+
+
+def test_only_the_whole_model_is_measured(golden, model, stats):
+    with SublayerPlan(mlp=[2]).apply(model) as applied:
+        with pytest.raises(SkipError, match="only the whole model can be measured"):
+            AdaSkip.calibrate(model, [golden["prompt"]])
+        with pytest.raises(SkipError, match="only the whole model can be measured"):
+            measure_costs(model, 8)
+        applied.enabled = False
+        assert AdaSkip.calibrate(model, [golden["prompt"]]).requests == 1
 
 
 def test_nan_is_refused_at_calibration_and_while_decoding(golden, model, stats):

@@ -22,7 +22,12 @@ LLAMA = llm_zoo.BY_NAME["llama"]
         ({"attn": [1, 1]}, "twice"),
         ({"mlp": [0.5]}, "whole numbers"),
         ({"attn": [True]}, "whole numbers"),
+        ({"attn": None}, "block numbers, one or several; got None"),
         ({"phase": "always"}, "unknown phase 'always'"),
+        ({"attn": [1], "attn_scale": None}, "mapping of layers to factors"),
+        ({"attn": [1], "attn_scale": [1.5]}, "mapping of layers to factors"),
+        ({"attn": [1], "attn_scale": {1: "a"}}, "attn_scale of layer 1 is 'a'"),
+        ({"attn": [1], "attn_scale": {"1": 1.5}}, "whole numbers from 0.; got '1'"),
         ({"attn": [1], "attn_scale": {1: float("nan")}}, "attn_scale of layer 1 is nan"),
         ({"mlp": [1], "mlp_scale": {1: float("inf")}}, "finite positive"),
         ({"mlp": [1], "mlp_scale": {1: 0.0}}, "finite positive"),
@@ -43,6 +48,11 @@ def test_plans_as_json(tmp_path):
     assert hash(SublayerPlan.from_dict(json.loads(json.dumps(plan.to_dict())))) == hash(plan)
     with pytest.raises(SkipError, match="unknown keys"):
         SublayerPlan.from_dict(plan.to_dict() | {"layers": []})
+    for scales in (None, [1.5], {"1": 1.5}):
+        with pytest.raises(SkipError):
+            SublayerPlan.from_dict(plan.to_dict() | {"attn_scale": scales})
+    with pytest.raises(SkipError, match="as a mapping of its settings; got list"):
+        SublayerPlan.from_dict([1])
     assert SublayerPlan().empty and not plan.empty
 
 
@@ -153,6 +163,30 @@ def test_an_unknown_model_is_probed(name):
         got = model.generate(ids, max_new_tokens=3, output_logits=True, return_dict_in_generate=True, do_sample=False)
     ref = zeroed.generate(ids, max_new_tokens=3, output_logits=True, return_dict_in_generate=True, do_sample=False)
     assert all(map(torch.equal, got.logits, ref.logits))
+
+
+@pytest.mark.parametrize(
+    ("head", "path"),
+    [("SequenceClassification", "model"), ("TokenClassification", "model"), ("QuestionAnswering", "transformer")],
+)
+def test_heads_that_are_not_causal_are_probed(head, path):
+    lm = llm_zoo.LM(head, "Llama", layers=f"{path}.layers")
+    build = getattr(transformers, f"LlamaFor{head}")
+    model, ids = llm_zoo.randomise(build(transformers.LlamaConfig(**llm_zoo._LLAMA))), llm_zoo.prompt()
+    zeroed = lm.zeroed(model, [1], [2])
+    with SublayerPlan(attn=[1], mlp=[2]).apply(model):
+        got = model(ids)[0]
+    assert torch.equal(got, zeroed(ids)[0])
+
+
+def test_a_model_that_does_not_run_is_refused_with_the_reason():
+    model = transformers.LlamaForSequenceClassification(
+        transformers.LlamaConfig(**llm_zoo._LLAMA | {"pad_token_id": None})
+    )
+    before = traces(model)
+    with pytest.raises(UnknownBlockError, match="no padding token"):
+        SublayerPlan(mlp=[0]).apply(model)
+    assert traces(model) == before
 
 
 class Strange(nn.Module):

@@ -75,6 +75,16 @@ def test_a_decode_plan_frees_the_prompts_keys():
     assert torch.equal(chunk, expected)
 
 
+def test_early_exit_makes_a_cache_of_the_first_layers_only():
+    model, plan = LLAMA.build(), SublayerPlan(attn=[1, 3], mlp=[2])
+    ids = IDS[:1]
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    expected = LLAMA.zeroed(model, plan.attn, plan.mlp).generate(ids, **settings)
+    with plan.apply(model):
+        got = model.generate(ids, assistant_early_exit=2, **settings)
+    assert torch.equal(got, expected)
+
+
 def test_a_prompt_of_one_token_is_a_prompt():
     model = LLAMA.build()
     for use_cache in (True, False):

@@ -192,6 +192,29 @@ def test_threads_with_their_own_plans():
     no_gates(model)
 
 
+def test_a_decode_plan_without_a_cache_is_noticed():
+    model, plan = LLAMA.build(), SublayerPlan(attn=[0], mlp=[1], phase="decode")
+    with pytest.raises(NoEffectError, match="all 4 passes ran without a cache"), plan.apply(model):
+        model.generate(IDS, max_new_tokens=4, do_sample=False, use_cache=False)
+    with plan.apply(model) as applied:  # a prompt alone is whole, as it should be
+        run(model)
+        model.generate(IDS, max_new_tokens=4, do_sample=False)
+    assert applied.stats.skips
+
+
+@pytest.mark.parametrize("mlp", [[2], [0, 2]], ids=["attention alone", "whole layers"])
+def test_attention_maps_keep_the_numbers_of_their_layers(mlp):
+    model = LLAMA.build()
+    model.set_attn_implementation("eager")
+    zeroed = LLAMA.zeroed(model, [0, 2], mlp)
+    with SublayerPlan(attn=[0, 2], mlp=mlp).apply(model):
+        got = model(IDS, output_attentions=True, output_hidden_states=True)
+    whole = zeroed(IDS, output_attentions=True, output_hidden_states=True)
+    assert [found is None for found in got.attentions] == [True, False, True, False]
+    assert all(torch.equal(got.attentions[i], whole.attentions[i]) for i in (1, 3))
+    assert all(map(torch.equal, got.hidden_states, whole.hidden_states))
+
+
 def test_a_plan_that_only_other_threads_missed_is_noticed():
     model, plan = LLAMA.build(), SublayerPlan(attn=[0], mlp=[1])
     plain = run(model)

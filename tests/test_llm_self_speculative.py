@@ -444,6 +444,28 @@ def test_a_model_with_sublayers_left_out_cannot_verify(llama):
         cache = llama.generate(prompt(1), max_new_tokens=4, return_dict_in_generate=True)[CACHE]
     with pytest.raises(SkipError, match="made with sublayers left out"):
         DRAFTS.generate(llama, prompt(1, 12), **{CACHE: cache}, max_new_tokens=4)
+    with AdaSkip(count=1).apply(llama), pytest.raises(SkipError, match="left out of this model already"):
+        DRAFTS.generate(llama, prompt(1), max_new_tokens=4, do_sample=False)
+
+
+def test_sublayers_left_out_of_another_model_do_not_matter(models):
+    settings = {"max_new_tokens": 8, "do_sample": False}
+    plain = models["llama"].generate(prompt(2), **settings)
+    with SETS["first"].apply(models["qwen3"]):
+        assert torch.equal(DRAFTS.generate(models["llama"], prompt(2), **settings), plain)
+
+
+def test_stop_strings_in_a_generation_config_are_refused_wherever_it_is(llama):
+    wrong = GenerationConfig(max_new_tokens=4, do_sample=False, stop_strings=["a"])
+    with pytest.raises(SkipError, match="stop_strings"):
+        DRAFTS.generate(llama, prompt(1), wrong, tokenizer=object())
+    kept = llama.generation_config
+    llama.generation_config = wrong
+    try:
+        with pytest.raises(SkipError, match="stop_strings"):
+            DRAFTS.generate(llama, prompt(1), tokenizer=object())
+    finally:
+        llama.generation_config = kept
 
 
 @pytest.mark.parametrize(
@@ -452,6 +474,9 @@ def test_a_model_with_sublayers_left_out_cannot_verify(llama):
         ({"draft_skip": 0}, "draft_skip"),
         ({"draft_skip": 1.0}, "draft_skip"),
         ({"max_draft": 0}, "max_draft"),
+        ({"draft_skip": "0.5"}, "draft_skip"),
+        ({"plan": {"attn": [1]}}, "plan as a SublayerPlan"),
+        ({"stats": {}}, "stats as a SublayerStats"),
         ({"plan": SublayerPlan()}, "leaves nothing out"),
         ({"plan": SETS["first"], "stats": SublayerStats((0.9,), (0.9,), (1.0,), (1.0,))}, "not both"),
     ],
@@ -469,7 +494,7 @@ def test_settings_for_another_model(llama):
         {"plan": SublayerPlan(attn=range(LAYERS))},
     ):
         with pytest.raises(SkipError):
-            SelfSpeculative(**wrong).generate(llama, prompt(1), max_new_tokens=8)
+            SelfSpeculative(**wrong).apply(llama)
     with pytest.raises(SkipError, match="generate"):
         SelfSpeculative().apply(torch.nn.Linear(2, 2))
 

@@ -110,6 +110,10 @@ def test_json_round_trip_and_its_refusals(tmp_path):
     data = json.loads((tmp_path / "stats.json").read_text())
     with pytest.raises(SkipError, match="unknown keys"):
         SublayerStats.from_dict(data | {"colour": 1})
+    with pytest.raises(SkipError, match=r"needs \['attn_scale', 'mlp_scale'\] too"):
+        SublayerStats.from_dict({k: v for k, v in data.items() if "scale" not in k})
+    with pytest.raises(SkipError, match="as a mapping of its settings; got list"):
+        SublayerStats.from_dict([data])
     with pytest.raises(SkipError, match="one value per layer"):
         SublayerStats.from_dict(data | {"mlp_scale": [1.0]})
     with pytest.raises(SkipError, match="list of numbers"):
@@ -210,6 +214,22 @@ def test_a_speed_up_beyond_the_limit_is_refused():
         measure_costs(torch.nn.Linear(1, 1), 8, phase="both")
     with pytest.raises(SkipError, match="above 0 ms"):
         SublayerCosts((0.0,), (1.0,), 1.0, 8)
+    for wrong in (("a",), None):
+        with pytest.raises(SkipError, match="attn_ms as a list of milliseconds"):
+            SublayerCosts(wrong, (1.0,), 1.0, 8)
+    for rest in (math.nan, -1.0, None):
+        with pytest.raises(SkipError, match="rest_ms of at least 0"):
+            SublayerCosts((1.0,), (1.0,), rest, 8)
+
+
+def test_times_of_decoding_are_measured_up_to_the_last_position():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=16, n_embd=16, n_layer=2, n_head=2)).train()
+    model.transformer.h[1].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    assert measure_costs(model, 16, "decode", repeats=2).tokens == 16
+    assert {name: module.training for name, module in model.named_modules()} == before
 
 
 @pytest.fixture(scope="module")

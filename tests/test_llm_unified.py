@@ -68,6 +68,12 @@ def test_bad_input(arguments, expected):
         unified_layers(*arguments)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_model_without_layers_between_is_not_told_to_ask_for_more(layers):
+    with pytest.raises(SkipError, match=f"always run: of {layers}"):
+        UnifiedSkip(speedup=4).plan(layers)
+
+
 def test_config_round_trip_and_refusals(tmp_path):
     skip = UnifiedSkip(speedup=1.5, mode="reference", phase="both")
     skip.save_json(tmp_path / "skip.json")

@@ -18,7 +18,9 @@ from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
 from skipguide.llm.choose import Sublayers, least_per_millisecond, most_similar
 from skipguide.llm.cost import SublayerCosts, last_token_only, measure_costs
+from skipguide.llm.engine import refuse_skipping
 from skipguide.llm.families import sublayer_map
+from skipguide.llm.passes import evaluating
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats
 from skipguide.llm.watch import watch
@@ -93,6 +95,9 @@ class AdaSkip(JsonConfig):
             raise SkipError(f'expected phase "prefill", "decode" or "both"; got {self.phase!r}')
         if self.part not in ("both", "attn", "mlp"):
             raise SkipError(f'expected part "both", "attn" or "mlp"; got {self.part!r}')
+        for name in ("online", "cost_aware", "reference_compat", "compensate"):
+            if type(getattr(self, name)) is not bool:
+                raise SkipError(f"expected {name} as True or False; got {getattr(self, name)!r}")
         if type(self.window) is not int or self.window < 1:
             raise SkipError(f"expected a window of at least 1 pass; got {self.window!r}")
         if self.reference_compat and (self.cost_aware or self.part != "both" or not self.compensate):
@@ -159,33 +164,35 @@ class AdaSkip(JsonConfig):
 
         Args:
             model: a causal language model of a known family.
-            batches: token ids [T] or [B, T], or tokenizer outputs with `input_ids` and `attention_mask`. Every row
-                counts as one request, padding as nothing.
+            batches: each of them token ids [T] or [B, T], or a tokenizer output with `input_ids` and `attention_mask`.
+                Every row counts as one request, padding as nothing.
 
         Raises:
-            SkipError: for no batches, and statistics that are not finite.
+            SkipError: for no batches, what is no batch, a model that sublayers are left out of, and statistics that
+                are not finite.
         """
+        given: Any = batches
+        if given is None or isinstance(given, (Mapping, str)):
+            raise SkipError(f"expected a list of batches of token ids; got {type(given).__name__}")
         found = sublayer_map(model)
+        refuse_skipping(found)
         device = next(model.parameters()).device
         meter = StatsMeter(found.num_layers, type(found.model).__name__)
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                for batch in tqdm(batches, desc="calibrating", leave=False):
-                    ids, mask = _ids_and_mask(batch, device)
-                    request = RequestMeter(found.num_layers)
-                    with watch(model, request.entering(mask)):
-                        model(input_ids=ids, attention_mask=mask, use_cache=False, **last_token_only(model))
-                    meter.add(request)
-        finally:
-            model.train(was_training)
+        with evaluating(model):
+            for batch in tqdm(batches, desc="calibrating", leave=False):
+                ids, mask = _ids_and_mask(batch, device)
+                request = RequestMeter(found.num_layers)
+                with watch(model, request.entering(mask)):
+                    model(input_ids=ids, attention_mask=mask, use_cache=False, **last_token_only(model))
+                meter.add(request)
         return meter.result()
 
     def apply(
         self, model: nn.Module, stats: SublayerStats | None = None, costs: SublayerCosts | None = None
     ) -> AppliedAdaSkip:
         """Leave the chosen sublayers out of `model.generate(...)` and plain forwards until `remove()`.
+
+        As every plan does, it holds in the thread or task where this is called; a first request is measured there too.
 
         Args:
             model: a causal language model of a known family.
@@ -214,8 +221,19 @@ def _ids_and_mask(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | 
         given, mask = batch["input_ids"], batch.get("attention_mask")
     else:
         given, mask = batch, None
-    ids = torch.as_tensor(given)
+    try:
+        ids = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise SkipError(
+            f"expected token ids [T] or [B, T] (tokenized, and padded where rows differ); got {batch!r}"
+        ) from None
     ids = ids[None] if ids.dim() == 1 else ids
     if ids.dim() != 2 or ids.is_floating_point() or ids.shape[1] < 1:
         raise SkipError(f"expected token ids [T] or [B, T]; got {tuple(ids.shape)} of {ids.dtype}")
-    return ids.to(device), None if mask is None else torch.as_tensor(mask).reshape(ids.shape).to(device)
+    if mask is None:
+        return ids.to(device), None
+    mask = torch.as_tensor(mask)
+    mask = mask[None] if mask.dim() == 1 else mask
+    if mask.shape != ids.shape:
+        raise SkipError(f"expected an attention_mask like the token ids, {tuple(ids.shape)}; got {tuple(mask.shape)}")
+    return ids.to(device), mask.to(device)

@@ -10,18 +10,19 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from skipguide.errors import SkipError
+from skipguide.errors import NoEffectError, SkipError
 from skipguide.gate import Call, gate_of
 from skipguide.kv import length
 from skipguide.llm import cache as kv
 from skipguide.llm.adaskip import AdaSkip
 from skipguide.llm.cost import SublayerCosts
-from skipguide.llm.engine import AppliedSublayers
+from skipguide.llm.engine import AppliedSublayers, check_plan, refuse_second
 from skipguide.llm.families import SublayerMap, sublayer_map
 from skipguide.llm.online import OnlineWindow
 from skipguide.llm.passes import Pass, PassReader
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats
+from skipguide.llm.sites import LMFrame, frame_on
 from skipguide.llm.stats import SublayerLedger
 from skipguide.llm.watch import watch
 
@@ -54,6 +55,9 @@ class AppliedAdaSkip:
         self._watching = ExitStack()
         self._calibration: _Calibration | None = None
         self._thresholds: list[float] = []
+        for given, kind in ((stats, SublayerStats), (costs, SublayerCosts)):
+            if given is not None and not isinstance(given, kind):
+                raise SkipError(f"expected {kind.__name__} (or None); got {type(given).__name__}")
         if settings.compensate and not self.map.scalable:
             raise SkipError(
                 f"a scale per sublayer is not defined for {type(self.map.model).__name__}, whose layers are not one "
@@ -62,8 +66,8 @@ class AppliedAdaSkip:
         if stats is not None:
             self._begin(stats)
         else:
-            if settings.count is not None and settings.count > 2 * len(self.map):
-                raise SkipError(f"count={settings.count}, but there are {2 * len(self.map)} sublayers")
+            refuse_second(gate_of(self.map.decoder))
+            self._check_number()
             self._calibration = _Calibration(self)
 
     @property
@@ -88,10 +92,16 @@ class AppliedAdaSkip:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        """End it."""
+        """End it.
+
+        Raises:
+            NoEffectError: if the model ran, but nothing of it could be measured or left out.
+        """
         try:
             if self._inner is not None:
                 self._inner.__exit__(kind, *exc)
+            elif kind is None and self._calibration is not None:
+                self._calibration.check_effect()
         finally:
             self.remove()
 
@@ -100,11 +110,25 @@ class AppliedAdaSkip:
         self._watching.close()
         if self._calibration is not None:
             self._calibration.stop()
+            self._calibration.frame.leave()
+            self._calibration.frame.close()
             self._calibration = None
         if self._inner is not None:
             self._inner.remove()
 
     # -- the plan -----------------------------------------------------------------------------------------------
+
+    def _check_number(self) -> None:
+        """Refuse now what no statistics could make possible; where times decide, they are not known yet."""
+        settings, layers = self.settings, len(self.map)
+        if settings.cost_aware and settings.count is None:
+            return
+        number = settings.number(layers)
+        available, kind = (2 * layers, "") if settings.part == "both" else (layers, f"{settings.part} ")
+        if number > available:
+            raise SkipError(f"{number} sublayers are to be left out, but there are {available} {kind}sublayers")
+        if number == available and settings.part != "mlp":
+            check_plan(SublayerPlan(range(layers)), self.map)
 
     def _begin(self, stats: SublayerStats) -> None:
         """Choose, and leave out from now on."""
@@ -118,7 +142,8 @@ class AppliedAdaSkip:
             self.costs = settings.measure(self.model, round(stats.tokens))
         plan = settings.plan(stats, self.costs)
         self._thresholds = self._online_thresholds(stats, plan)
-        self._inner = plan.apply(self.model)
+        frame = None if self._calibration is None else self._calibration.frame
+        self._inner = AppliedSublayers(plan, self.model, frame=frame)
         self.statistics = stats
         logger.info("AdaSkip leaves out attention %s and MLP %s", list(plan.attn), list(plan.mlp))
         if settings.online and settings.phase != "prefill" and settings.part != "attn" and not plan.empty:
@@ -146,12 +171,14 @@ class AppliedAdaSkip:
     def _before_pass(self, now: Pass) -> None:
         """Watch the first one-token passes of each sequence, then add what they showed."""
         self._watching.close()
+        if now.fresh and now.cache is not None:  # a cache that was reset serves another request
+            self._windows.pop(now.cache, None)
         if not now.decode or now.cache is None or self._inner is None:
             return
         window = self._windows.get(now.cache)
         if window is None:
             layers = len(self.map)
-            candidates = set(range(layers)) - set(self._inner.plan.mlp)
+            candidates = set(range(layers)) - {*self._inner.plan.mlp, *self._inner.extra}
             window = self._windows[now.cache] = OnlineWindow(self.settings.window, layers, candidates)
         self.window = window
         if window.similarity:
@@ -168,14 +195,21 @@ class AppliedAdaSkip:
 
     def _calibrated(self, stats: SublayerStats, cache: Any) -> None:
         """The first request's prompt was measured; `cache` is its cache when it goes on, full of the whole model."""
-        self._calibration = None
         self._begin(stats)
+        self._calibration = None
         if cache is not None and self._inner is not None:
             kv.set_mark(cache, kv.Mark(self._inner.plan, filled=True))
 
 
 class _Calibration:
-    """Measures the first request (or the first 20, as the published code does) at its own prefill."""
+    """Measures the first request (or the first 20, as the published code does) at its own prefill.
+
+    Attributes:
+        frame: of the plan to come, entered where AdaSkip was applied: there, and only there, requests are measured,
+            and whichever task of it runs the first one, the plan will hold in all.
+        passes: that were seen there.
+        elsewhere: those of other threads.
+    """
 
     def __init__(self, applied: AppliedAdaSkip) -> None:
         self.applied = applied
@@ -185,9 +219,30 @@ class _Calibration:
         self.meter = StatsMeter(len(applied.map), type(applied.map.model).__name__)
         self.request: RequestMeter | None = None
         self.running = False
+        self.passes = self.elsewhere = 0
         self.root = gate_of(decoder)
         self.root.install(inside=True)
         self.root.handlers += (self._on_pass,)
+        self.frame = LMFrame(self.root.key, {}, _nobody)
+        self.frame.enter()
+
+    def __del__(self) -> None:
+        """The model is gone; a frame that was never adopted goes with it."""
+        if not self.frame.acts:
+            self.frame.close()
+
+    def check_effect(self) -> None:
+        """Raise if the model ran, and nothing could be measured."""
+        if self.elsewhere and not self.passes:
+            raise NoEffectError(
+                f"AdaSkip was applied in one thread, and all {self.elsewhere} passes ran in others, with the whole "
+                f"model: measure with AdaSkip.calibrate(), and use AdaSkip.plan(stats).apply(model, everywhere=True)"
+            )
+        if self.passes and self.request is None and not self.meter.requests:
+            raise NoEffectError(
+                f"all {self.passes} passes ran with the whole model: no prompt had the two tokens or more that are "
+                f"needed to measure it. Give AdaSkip.apply the statistics of AdaSkip.calibrate()"
+            )
 
     def stop(self) -> None:
         """Take the listener away."""
@@ -198,6 +253,10 @@ class _Calibration:
     def _on_pass(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.running:  # the passes that measure the times of the sublayers
             return call(*args, **kwargs)
+        if frame_on(self.root) is not self.frame:
+            self.elsewhere += 1
+            return call(*args, **kwargs)
+        self.passes += 1
         tokens, cache = self.reader.tokens(args, kwargs), self.reader.cache(args, kwargs)
         fresh = cache is None or length(cache) == 0
         if fresh:
@@ -231,3 +290,7 @@ class _Calibration:
         finally:
             self.running = False
         self.stop()
+
+
+def _nobody() -> None:
+    """No gate of the plan stands yet, so none can be lost."""

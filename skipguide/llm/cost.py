@@ -24,6 +24,9 @@ from skipguide.blocks import find_blocks
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
 from skipguide.kv import as_argument, cache_of
+from skipguide.llm.engine import refuse_skipping
+from skipguide.llm.families import sublayer_map
+from skipguide.llm.passes import evaluating
 
 Mark = float | torch.cuda.Event
 
@@ -59,10 +62,17 @@ class SublayerCosts(JsonConfig):
     def __post_init__(self) -> None:
         """Refuse what is no measurement."""
         for name in ("attn_ms", "mlp_ms"):
-            values = tuple(float(value) for value in getattr(self, name))
+            try:
+                values = tuple(float(value) for value in getattr(self, name))
+            except (TypeError, ValueError):
+                raise SkipError(f"expected {name} as a list of milliseconds; got {getattr(self, name)!r}") from None
             object.__setattr__(self, name, values)
             if not values or len(values) != len(self.attn_ms) or not all(math.isfinite(v) and v > 0 for v in values):
                 raise SkipError(f"expected a time above 0 ms per layer in {name}; got {values}")
+
+        rest: Any = self.rest_ms
+        if not isinstance(rest, (int, float)) or not 0 <= rest < math.inf:
+            raise SkipError(f"expected rest_ms of at least 0 ms; got {rest!r}")
 
     @property
     def sublayers_ms(self) -> float:
@@ -104,13 +114,14 @@ def measure_costs(
         batch: rows.
 
     Raises:
-        SkipError: for a wrong argument.
+        SkipError: for a wrong argument, or a plan that leaves sublayers of the model out.
         UnknownBlockError: if the model's layers are not described.
     """
     if phase not in ("prefill", "decode"):
         raise SkipError(f'expected phase "prefill" or "decode"; got {phase!r}')
     if min(tokens, repeats, batch) < 1:
         raise SkipError(f"expected tokens, repeats and batch of at least 1; got {tokens}, {repeats}, {batch}")
+    refuse_skipping(sublayer_map(model))
     config: Any = model.config
     vocabulary = config.get_text_config().vocab_size
     device = next(model.parameters()).device
@@ -121,26 +132,21 @@ def measure_costs(
     }
     totals: list[float] = []
     per_pass: dict[tuple[int, str], list[float]] = defaultdict(list)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), ExitStack() as stack:
-            for block in blocks:
-                for part in ("attn", "mlp"):
-                    modules = [module for _, module, _ in block.sublayers(part)]
-                    modules += [module for _, module in block.servants(part)]
-                    for module in modules:
-                        stack.enter_context(clocks[block.index, part].on(module))
-            for run in _passes(model, ids, phase, repeats + 1):
-                clock = _Clock(device)
-                clock.start()
-                run()
-                clock.stop()
-                totals.append(clock.read())
-                for key, sublayer in clocks.items():
-                    per_pass[key].append(sublayer.read())
-    finally:
-        model.train(was_training)
+    with evaluating(model), ExitStack() as stack:
+        for block in blocks:
+            for part in ("attn", "mlp"):
+                modules = [module for _, module, _ in block.sublayers(part)]
+                modules += [module for _, module in block.servants(part)]
+                for module in modules:
+                    stack.enter_context(clocks[block.index, part].on(module))
+        for run in _passes(model, ids, phase, repeats + 1):
+            clock = _Clock(device)
+            clock.start()
+            run()
+            clock.stop()
+            totals.append(clock.read())
+            for key, sublayer in clocks.items():
+                per_pass[key].append(sublayer.read())
     # the least of all repeats: whatever else the machine does only ever adds
     times = {key: min(values[1:]) for key, values in per_pass.items()}
     rest = min(total - sum(values[n] for values in per_pass.values()) for n, total in enumerate(totals) if n)
@@ -164,6 +170,9 @@ def _passes(model: nn.Module, ids: Tensor, phase: str, count: int) -> Iterator[C
         for _ in range(count):
             yield partial(model, input_ids=ids, use_cache=False, **last)
         return
+    config: Any = model.config
+    if (limit := getattr(config.get_text_config(), "max_position_embeddings", None)) is not None:
+        ids = ids[:, : max(1, limit - count)]  # learned positions end there
     cache = as_argument(model, cache_of(model(input_ids=ids, use_cache=True)))
     for _ in range(count):
         yield lambda: model(input_ids=ids[:, -1:], use_cache=True, **cache)

@@ -10,13 +10,13 @@ from weakref import WeakMethod
 from torch import nn
 
 from skipguide.errors import NoEffectError, SkipError
-from skipguide.gate import Call, Gate, active_frames, gate_of
+from skipguide.gate import Call, Gate, gate_of
 from skipguide.llm import cache as kv
 from skipguide.llm.entry import DecoderAct, Run
 from skipguide.llm.families import SublayerMap, sublayer_map
 from skipguide.llm.passes import Pass, PassReader
 from skipguide.llm.plan import SublayerPlan, check_scales, sublayer_layers
-from skipguide.llm.sites import LMFrame, acts_at
+from skipguide.llm.sites import LMFrame, acts_at, frame_on
 from skipguide.llm.stats import SublayerLedger
 
 
@@ -30,20 +30,26 @@ class AppliedSublayers:
         listeners: called with the `Pass` before every pass of the model.
     """
 
-    def __init__(self, plan: SublayerPlan, model: nn.Module, *, cached: bool = True, everywhere: bool = False) -> None:
+    def __init__(
+        self,
+        plan: SublayerPlan,
+        model: nn.Module,
+        *,
+        cached: bool = True,
+        everywhere: bool = False,
+        frame: LMFrame | None = None,
+    ) -> None:
         self.plan = plan
         self.map = sublayer_map(model)
-        _check(plan, self.map, cached)
+        check_plan(plan, self.map, cached)
         self._root = gate_of(self.map.decoder)
-        if any(frame.live and getattr(frame, "key", None) == self._root.key for frame in active_frames()):
-            raise SkipError(
-                "a sublayer plan is applied to this model already: remove it first, or make one plan of the two"
-            )
-        self._run = Run(plan, self.map, cached, _weakly(self._lost))
+        refuse_second(self._root, frame)
+        self._run = Run(plan, self.map, cached, _weakly(self._lost), _weakly(self._stand_in_too))
         self.stats: SublayerLedger = self._run.stats
         self.listeners: list[Callable[[Pass], None]] = self._run.listeners
         self._acts: dict[int, Any] = {}
         self._gates: list[Gate] = []
+        self._extended: set[int] = set()
         self._elsewhere = 0
         self._everywhere = everywhere
         try:
@@ -55,8 +61,12 @@ class AppliedSublayers:
             raise
         # the model holds its plan: a handle that nobody keeps does not end it
         self._root.handlers += (self._outside,)
-        self._frame: LMFrame | None = self._new_frame()
-        self._frame.enter()
+        self._frame: LMFrame | None = frame
+        if frame is not None:  # entered already, where the plan was asked for
+            frame.adopt(self._acts, self._run.lost)
+        else:
+            self._frame = self._new_frame()
+            self._frame.enter()
 
     def __del__(self) -> None:
         """The model is gone, and with it the plan."""
@@ -71,6 +81,12 @@ class AppliedSublayers:
     def _stand_in(self, layer: int, extended: bool = False) -> None:
         for module, act in acts_at(layer, self.map, self.plan, extended):
             self._put(module, act)
+
+    def _stand_in_too(self, mlp: Iterable[int]) -> None:
+        for layer in mlp:
+            if layer not in self._extended:
+                self._extended.add(layer)
+                self._stand_in(layer, extended=True)
 
     def _put(self, module: nn.Module, act: Any) -> None:
         gate = gate_of(module)
@@ -108,13 +124,26 @@ class AppliedSublayers:
         """End the plan.
 
         Raises:
-            NoEffectError: if the model ran, but only in threads that the plan does not reach.
+            NoEffectError: if the model ran, but only in threads that the plan does not reach, or only without a KV
+                cache, where phase="decode" leaves nothing out.
         """
         self.remove()
-        if kind is None and self._elsewhere and not self.stats.passes:
+        if kind is None:
+            self._check_effect()
+
+    def _check_effect(self) -> None:
+        passes = self.stats.passes
+        if self._elsewhere and not passes:
             raise NoEffectError(
                 f"the plan was applied in one thread, and all {self._elsewhere} passes ran in others, with the whole "
-                f"model: use plan.apply(model, everywhere=True), or `with applied.running():` in those threads"
+                f"model: use plan.apply(model, everywhere=True) with applied.plan, or, in those threads, `with "
+                f"applied.running():` of what plan.apply() returns"
+            )
+        # a single pass is a prompt; more of them are a generation that never decodes
+        if self.plan.phase == "decode" and not self.plan.empty and 1 < self._run.uncached == passes:
+            raise NoEffectError(
+                f'phase="decode" leaves out in one-token passes on a KV cache, and all {passes} passes ran without a '
+                f'cache, with the whole model: use a cache, or phase="both"'
             )
 
     # -- threads ------------------------------------------------------------------------------------------------
@@ -133,9 +162,8 @@ class AppliedSublayers:
 
     def _outside(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A handler at the decoder: is this the pass of a thread in which no plan was applied?"""
-        for frame in active_frames():
-            if isinstance(frame, LMFrame) and frame.live and frame.key == self._root.key:
-                return call(*args, **kwargs)
+        if frame_on(self._root) is not None:
+            return call(*args, **kwargs)
         if self._everywhere:
             with self.running():
                 return call(*args, **kwargs)
@@ -175,7 +203,7 @@ class AppliedSublayers:
             raise SkipError("extend() adds to a sequence that is running: call it after a pass with a KV cache")
         for layer in layers:
             if layer not in self.plan.mlp and layer not in mark.extra:
-                self._stand_in(layer, extended=True)
+                self._stand_in_too([layer])
                 mark.extra[layer] = scales.get(layer)
 
     @property
@@ -205,18 +233,51 @@ class AppliedSublayers:
                 self._run.drafting -= 1
 
 
-def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
     """A bound method that does not keep its object alive."""
     weak = WeakMethod(method)
 
-    def call() -> None:
+    def call(*args: Any) -> None:
         if (alive := weak()) is not None:
-            alive()
+            alive(*args)
 
     return call
 
 
-def _check(plan: SublayerPlan, sites: SublayerMap, cached: bool) -> None:
+def refuse_second(root: Gate, own: LMFrame | None = None) -> None:
+    """Refuse a plan where another one holds, or waits for its statistics.
+
+    Args:
+        root: the gate of the model's decoder.
+        own: the frame of the plan itself, if it has one by now.
+    """
+    if (held := frame_on(root)) is not None and held is not own:
+        raise SkipError(
+            "a sublayer plan is applied to this model already: remove it first, or make one plan of the two"
+        )
+
+
+def refuse_skipping(sites: SublayerMap) -> None:
+    """Refuse to measure a model that sublayers are left out of.
+
+    Raises:
+        SkipError: if a plan is applied to it, not empty and enabled.
+    """
+    frame = frame_on(gate_of(sites.decoder))
+    act: Any = None if frame is None else frame.acts.get(frame.key)
+    if act is not None and act.run.enabled and not act.run.plan.empty:
+        raise SkipError(
+            "sublayers are left out of this model (AdaSkip, UnifiedSkip or a plan is applied), and only the whole "
+            "model can be measured: remove that first"
+        )
+
+
+def check_plan(plan: SublayerPlan, sites: SublayerMap, cached: bool = True) -> None:
+    """Refuse a plan that the model cannot run.
+
+    Raises:
+        SkipError: see `SublayerPlan.apply`.
+    """
     for layer in plan.attn:
         name = sites.site(layer, "attn").name
         if layer in sites.producers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -28,9 +28,18 @@ class Run:
         drafting: how many `drafting` blocks are open.
         last: the mark of the cache of the last pass.
         lost: raises if a gate was replaced.
+        extend: puts up what leaves out more feed-forwards than the plan names.
+        uncached: passes without a cache.
     """
 
-    def __init__(self, plan: SublayerPlan, sites: SublayerMap, cached: bool, lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        plan: SublayerPlan,
+        sites: SublayerMap,
+        cached: bool,
+        lost: Callable[[], None],
+        extend: Callable[[Iterable[int]], None],
+    ) -> None:
         self.plan = plan
         self.cached = cached
         self.layers = sites.num_layers
@@ -41,6 +50,8 @@ class Run:
         self.listeners: list[Callable[[Pass], None]] = []
         self.stats = SublayerLedger({(site.layer, site.part): site.name for site in sites.sites}, plan)
         self.lost = lost
+        self.extend = extend
+        self.uncached = 0
 
     # -- the cache ----------------------------------------------------------------------------------------------
 
@@ -125,6 +136,8 @@ class DecoderAct:
                     run.hide_in(cache, mark)
                 if decode:
                     frame.extra = mark.extra
+                    if mark.extra and not torch.compiler.is_compiling():
+                        run.extend(mark.extra)  # the sequence may have begun under another handle
             frame.attn_off = phase != "decode" if mark is None else mark.hidden
             frame.mlp_off = phase == "both" or decode == (phase == "decode")
         if torch.compiler.is_compiling():
@@ -138,11 +151,15 @@ class DecoderAct:
         out = self._inside(frame, call, args, kwargs)
         if frame.hits != run.stats.expected(frame):
             run.lost()
+        if frame.attn_off:
+            _place_attentions(out, run.plan.attn, run.layers)
         if mark is None and not run.drafting and (cache := self.reader.made(out)) is not None:
             run.last = mark = run.mark(cache, made=True)
             if phase != "decode":
                 run.hide_in(cache, mark)
-        if mark is not None and not mark.filled:
+        if mark is None:
+            run.uncached += not run.drafting
+        elif not mark.filled:
             mark.filled = True
         run.stats.enter(frame, cache, mark)
         return out
@@ -157,3 +174,11 @@ class DecoderAct:
         finally:
             frame.batch = 0
             frame.seen.clear()
+
+
+def _place_attentions(out: Any, left_out: Collection[int], layers: int) -> None:
+    """Put None where no attention ran: the maps are collected as they come, and would move to other layers' places."""
+    found = getattr(out, "attentions", None)
+    if left_out and isinstance(found, tuple) and len(found) == layers - len(left_out):
+        seen = iter(found)
+        out.attentions = tuple(None if layer in left_out else next(seen) for layer in range(layers))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,20 @@ from torch import Tensor, nn
 from skipguide.acts import Arguments
 from skipguide.errors import SkipError
 from skipguide.kv import cache_of
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, without gradients; afterwards every module is in the mode that it was in, which need not be one."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @dataclass(frozen=True)

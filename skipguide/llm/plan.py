@@ -79,7 +79,9 @@ class SublayerPlan(JsonConfig):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read what `to_dict` wrote; an unknown key or version is an error."""
-        return super().from_dict({k: dict(v) if k.endswith("_scale") else v for k, v in data.items()})
+        if isinstance(data, Mapping):
+            data = {k: _pairs(v) if k.endswith("_scale") else v for k, v in data.items()}
+        return super().from_dict(data)
 
     def apply(self, model: nn.Module, *, cached: bool = True, everywhere: bool = False) -> AppliedSublayers:
         """Leave the sublayers out from now on, in this thread or task, until `remove()` or the end of the `with`.
@@ -99,6 +101,14 @@ class SublayerPlan(JsonConfig):
         return AppliedSublayers(self, model, cached=cached, everywhere=everywhere)
 
 
+def _pairs(scales: Any) -> Any:
+    """A list of pairs as the mapping that it was; anything else is for the plan to refuse."""
+    try:
+        return dict(scales)
+    except (TypeError, ValueError):
+        return scales
+
+
 def sublayer_layers(layers: Iterable[int] | int) -> tuple[int, ...]:
     """Layer numbers, checked and in order."""
     return tuple(sorted(layer_tuple(layers)))
@@ -106,12 +116,17 @@ def sublayer_layers(layers: Iterable[int] | int) -> tuple[int, ...]:
 
 def check_scales(scales: Mapping[int, float], layers: tuple[int, ...], part: str) -> dict[int, float]:
     """The scales in order of their layers, each checked to be a finite positive number of a layer of `layers`."""
+    if not isinstance(scales, Mapping):
+        raise SkipError(f"expected {part}_scale as a mapping of layers to factors; got {scales!r}")
     out = {}
-    for layer in sorted(scales):
-        value = float(scales[layer])
+    for layer in sorted(layer_tuple(scales)):
+        try:
+            value = float(scales[layer])
+        except (TypeError, ValueError):
+            raise SkipError(f"{part}_scale of layer {layer} is {scales[layer]!r}: expected a number") from None
         if not math.isfinite(value) or value <= 0:
             raise SkipError(f"{part}_scale of layer {layer} is {value}: expected a finite positive factor")
         if layer not in layers:
             raise SkipError(f"{part}_scale names layer {layer}, whose {part} is not left out (these are: {layers})")
-        out[int(layer)] = value
+        out[layer] = value
     return out

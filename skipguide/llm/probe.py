@@ -15,6 +15,7 @@ from skipguide.blocks import Sublayer, argument_names
 from skipguide.errors import SkipError, UnknownBlockError
 from skipguide.families_llm import Layout
 from skipguide.kv import CACHE_NAMES, as_argument, cache_of
+from skipguide.llm.passes import evaluating
 
 _ATTN = ("self_attn", "attn", "attention", "self_attention")
 _MLP = ("mlp", "feed_forward", "ffn", "moe", "block_sparse_moe", "feedforward")
@@ -51,8 +52,11 @@ def probe(model: nn.Module) -> tuple[Layout, str]:
     if not set(CACHE_NAMES) & set(argument_names(decoder)):
         raise UnknownBlockError(f"{who} is not described, and its {path or 'forward'} takes no KV cache")
     seen = [_Seen() for _ in layers]
-    with _watched(layers, attn, mlp, seen):
-        _tokens(model)
+    try:
+        with _watched(layers, attn, mlp, seen):
+            _tokens(model)
+    except Exception as error:
+        raise UnknownBlockError(f"{who} is not described, and a pass over two rows failed with: {error}") from error
     if any(s.attn is None or s.mlp is None for s in seen):
         raise UnknownBlockError(f"{who} is not described, and does not call {attn} and {mlp} in each of its layers")
     parallel = _parallel(model, layers, attn, mlp, seen)
@@ -134,16 +138,9 @@ def _find(model: nn.Module) -> tuple[str, str, list[nn.Module]]:
 
 @contextmanager
 def _still(model: nn.Module) -> Iterator[None]:
-    """Eval mode, without gradients, and the flags as they were afterwards."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        with torch.no_grad(), torch.random.fork_rng():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    """Eval mode, without gradients; modes and random numbers are as they were afterwards."""
+    with evaluating(model), torch.random.fork_rng():
+        yield
 
 
 def _ids(model: nn.Module, padded: int) -> dict[str, Tensor]:
@@ -170,7 +167,7 @@ def _steps(model: nn.Module) -> list[Tensor]:
         mask = torch.cat([given["attention_mask"], torch.ones_like(given["attention_mask"][:, :1])], 1)
         cache = as_argument(model, cache_of(first))
         step = model(input_ids=given["input_ids"][:, :1], attention_mask=mask, **cache)
-    return [_tokens(model), first.logits, step.logits]
+    return [_tokens(model), first[0], step[0]]
 
 
 @contextmanager

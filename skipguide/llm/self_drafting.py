@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from skipguide.errors import SkipError
-from skipguide.gate import active_frames
+from skipguide.gate import gate_of
 from skipguide.kv import as_argument, cache_among
 from skipguide.llm import speculative_loop as loop
 from skipguide.llm.acceptance import Controller
 from skipguide.llm.cache import mark_of
 from skipguide.llm.cost import SublayerCosts
 from skipguide.llm.drafter import PromptMeter, StepClock, choose_drafter
-from skipguide.llm.engine import AppliedSublayers
-from skipguide.llm.families import PARTS, SublayerMap, sublayer_map
+from skipguide.llm.engine import AppliedSublayers, check_plan
+from skipguide.llm.families import SublayerMap, sublayer_map
 from skipguide.llm.plan import SublayerPlan
-from skipguide.llm.sites import LMFrame
+from skipguide.llm.sites import frame_on
 from skipguide.llm.speculation import SpeculationStats
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class AppliedSelfSpeculative:
         if kwargs.get("custom_generate") is not None or kwargs.get("assistant_model") is not None:
             raise SkipError("SelfSpeculative is applied to this model: call remove() before decoding in another way")
         if tokenizer is not None:
-            kwargs = _stop_strings(kwargs, tokenizer, self.model)
+            kwargs = _stop_strings(args, kwargs, tokenizer, self.model)
 
         def decoding(model: Any, input_ids: Tensor, **prepared: Any) -> Any:
             return decode(self.config, self.stats, model, input_ids, streamer=streamer, applied=self, **prepared)
@@ -113,9 +113,9 @@ def decode(
     Raises:
         SkipError: for a cache that cannot be taken back, and for ways of decoding that drafting does not cover.
     """
-    _check_request(model, generation_config, model_kwargs, synced_gpus)
     sites = sublayer_map(model)
     _check_config(config, sites)
+    _check_request(model, sites, generation_config, model_kwargs, synced_gpus)
     request = loop.Request(
         model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
     )
@@ -244,12 +244,12 @@ def _check_config(config: SelfSpeculative, sites: SublayerMap) -> None:
                 f"the {name} are of a model of {layers} layers; {type(sites.model).__name__} has {sites.num_layers}"
             )
     if config.plan is not None:
-        for part in PARTS:
-            for layer in getattr(config.plan, part):
-                sites.site(layer, part)
+        check_plan(config.plan, sites)
 
 
-def _check_request(model: Any, config: Any, model_kwargs: dict[str, Any], synced_gpus: bool) -> None:
+def _check_request(
+    model: Any, sites: SublayerMap, config: Any, model_kwargs: dict[str, Any], synced_gpus: bool
+) -> None:
     """Refuse what drafting does not cover, before anything runs."""
     wrong = {
         "an encoder-decoder model": model.config.is_encoder_decoder,
@@ -264,7 +264,7 @@ def _check_request(model: Any, config: Any, model_kwargs: dict[str, Any], synced
         raise SkipError(
             f"SelfSpeculative does not go with {'; '.join(found)}. Leave it out, or decode without drafting"
         )
-    if any(isinstance(frame, LMFrame) for frame in active_frames()):
+    if frame_on(gate_of(sites.decoder)) is not None:
         raise SkipError(
             "sublayers are left out of this model already (AdaSkip, UnifiedSkip or a plan is applied): the full model "
             "could not verify. End that first"
@@ -289,12 +289,14 @@ def _check_cache(cache: Any) -> None:
         )
 
 
-def _stop_strings(kwargs: dict[str, Any], tokenizer: Any, model: Any) -> dict[str, Any]:
+def _stop_strings(args: tuple[Any, ...], kwargs: dict[str, Any], tokenizer: Any, model: Any) -> dict[str, Any]:
     """`stop_strings` as a stopping criterion: transformers wants the tokenizer for it, and does not get it here."""
     given = kwargs.pop("stop_strings", None)
-    config = kwargs.get("generation_config")
-    if given is None and config is not None and config.stop_strings is not None:
-        raise SkipError("pass stop_strings to generate() itself, not inside a generation_config")
+    config = args[1] if len(args) > 1 else kwargs.get("generation_config")
+    if any(getattr(where, "stop_strings", None) for where in (config, getattr(model, "generation_config", None))):
+        raise SkipError(
+            "pass stop_strings to generate() itself, not inside a generation_config (of the call, or the model's own)"
+        )
     if given is None:
         return kwargs
     from transformers import StoppingCriteriaList, StopStringCriteria

@@ -68,8 +68,12 @@ class SelfSpeculative(JsonConfig):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drafted with."""
-        if not 0 < self.draft_skip < 1:
-            raise SkipError(f"expected draft_skip above 0 and below 1; got {self.draft_skip!r}")
+        for name, kind in _PARTS.items():
+            if not isinstance(value := getattr(self, name), (kind, type(None))):
+                raise SkipError(f"expected {name} as a {kind.__name__} or None; got {type(value).__name__}")
+        share: Any = self.draft_skip
+        if not isinstance(share, (int, float)) or not 0 < share < 1:
+            raise SkipError(f"expected draft_skip above 0 and below 1; got {share!r}")
         if type(self.max_draft) is not int or self.max_draft < 1:
             raise SkipError(f"expected max_draft as a whole number of at least 1; got {self.max_draft!r}")
         if self.plan is not None and self.plan.empty:

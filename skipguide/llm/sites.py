@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from skipguide.acts import Arguments
-from skipguide.gate import Call, Frame, Gate
+from skipguide.gate import Call, Frame, Gate, active_frames
 from skipguide.llm.families import Part, SublayerMap, SublayerSite
 from skipguide.llm.plan import SublayerPlan
 from skipguide.stats import Stats
@@ -41,10 +41,26 @@ class LMFrame(Frame):
         if not self.batch and gate.key != self.key:
             self._lost()
 
+    def adopt(self, acts: dict[int, Any], lost: Any) -> None:
+        """Begin to leave out, in every thread and task that this frame has reached."""
+        self.acts, self._lost = acts, lost
+
     def close(self) -> None:
         """End the plan in this frame; the acts may be shared with other threads."""
         self.acts = {}
         super().close()
+
+
+def frame_on(root: Gate) -> LMFrame | None:
+    """The sublayer plan that holds on a decoder in this thread or task, or None.
+
+    Args:
+        root: the decoder's gate.
+    """
+    for frame in active_frames():
+        if isinstance(frame, LMFrame) and frame.live and frame.key == root.key:
+            return frame
+    return None
 
 
 class AbsentSublayer:

@@ -127,6 +127,8 @@ class UnifiedSkip(JsonConfig):
             SkipError: if every layer would run: the plan would do nothing.
         """
         left_out = tuple(sorted({*range(num_layers)} - {*self.layers(num_layers)}))
+        if not left_out and num_layers < 3:
+            raise SkipError(f"the first and the last layer always run: of {num_layers} none can be left out")
         if not left_out:
             raise SkipError(
                 f"a speed-up of {self.speedup:g} leaves none of {num_layers} layers out: ask for at least "
