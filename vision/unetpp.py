@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
 from skipguide.vision.grid import Node, SkipGrid, Walk, check_images
+from skipguide.vision.saved import Saved
 
 Head = int | Literal["mean", "adaptive"] | None
 
@@ -39,7 +39,7 @@ class GridRun:
     rows_run: dict[Node, int]
 
 
-class UNetPlusPlus(SkipGrid, PyTorchModelHubMixin, library_name="skipguide", license="apache-2.0"):
+class UNetPlusPlus(SkipGrid, Saved, library_name="skipguide", license="apache-2.0"):
     """A UNet++ whose nodes run on demand (arXiv 1807.10165, section 3.1 to 3.3).
 
     Args:
@@ -207,11 +207,6 @@ class UNetPlusPlus(SkipGrid, PyTorchModelHubMixin, library_name="skipguide", lic
         if missing:
             raise SkipError(f"the checkpoint lacks {missing[:4]} ({len(missing)} keys in all)")
         return model.eval()
-
-    @classmethod
-    def _from_pretrained(cls, **settings: Any) -> Self:
-        # The saved weights replace timm's: nothing to download a second time.
-        return cast(Self, super()._from_pretrained(**(settings | {"pretrained": False})))
 
     def _head(self, walk: Walk, level: int) -> Tensor:
         node = (0, level)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
 from skipguide.vision.floorplan.graph import EDGE_TYPES, GraphBatch, GraphConv, LayoutGraph
 from skipguide.vision.floorplan.plan import CLASSES, ZONES
 from skipguide.vision.grid import SkipGrid, Walk, check_images, resize
+from skipguide.vision.saved import Saved
 
 
-class FloorPlanNet(SkipGrid, PyTorchModelHubMixin, library_name="skipguide", license="apache-2.0"):
+class FloorPlanNet(SkipGrid, Saved, library_name="skipguide", license="apache-2.0"):
     """Structure image and layout graph in, a class per pixel out (arXiv 2309.13881, section 3).
 
     The image is injected again at every decoder step. The graph enters at the bottleneck: as a map of low resolution
@@ -163,8 +163,3 @@ class FloorPlanNet(SkipGrid, PyTorchModelHubMixin, library_name="skipguide", lic
         scores = (query @ key.T) / key.shape[1] ** 0.5
         share = scores.masked_fill(~own[:, None], float("-inf")).softmax(-1)
         return (share @ value).mT.reshape(bottom.shape)
-
-    @classmethod
-    def _from_pretrained(cls, **settings: Any) -> Self:
-        # The saved weights replace timm's: nothing to download a second time.
-        return cast(Self, super()._from_pretrained(**(settings | {"pretrained": False})))

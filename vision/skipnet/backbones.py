@@ -119,6 +119,17 @@ def build_backbone(name: str, num_classes: int = 10, pretrained: bool | str | No
     )
 
 
+def unweighted(name: str, pretrained: bool | str | None) -> str:
+    """The name under which `build_backbone` gives the same network without weights.
+
+    Example:
+        >>> unweighted("resnet152", "timm"), unweighted("resnet38", None)
+        ('timm/resnet152', 'resnet38')
+    """
+    library = _library(pretrained).partition(":")[0]
+    return f"{library}/{name.removeprefix('imagenet_')}" if library and "/" not in name else name
+
+
 def _library(pretrained: bool | str | None) -> str:
     if pretrained is None or pretrained is False:
         return ""

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, Self, overload
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
 from skipguide.router import Router
-from skipguide.vision.skipnet.backbones import CifarResNet, build_backbone, probe
+from skipguide.vision.saved import Saved
+from skipguide.vision.skipnet.backbones import CifarResNet, build_backbone, probe, unweighted
 from skipguide.vision.skipnet.gates import build_gates
 from skipguide.vision.skipnet.routing import Costs, Decisions, Routing
 
 
-class SkipNet(nn.Module, PyTorchModelHubMixin):
+class SkipNet(nn.Module, Saved):
     """A residual network with a gate before every block but the first.
 
     In eval mode a block runs for the images whose gate keeps it, and for no others; with all gates open the output is
@@ -180,6 +180,18 @@ class SkipNet(nn.Module, PyTorchModelHubMixin):
                 f"{sorted(unexpected)[:5]}"
             )
         return net.eval()
+
+    @classmethod
+    def _from_pretrained(cls, **settings: Any) -> Self:
+        backbone = settings.get("backbone")
+        if backbone is None:
+            raise SkipError(
+                "these are weights of a network that was given as a module, which a config does not describe: pass a "
+                "fresh one, SkipNet.from_pretrained(path, backbone=module)"
+            )
+        if isinstance(backbone, str):
+            settings["backbone"] = unweighted(backbone, settings.get("pretrained"))
+        return super()._from_pretrained(**settings)
 
     def _check(self, images: Any) -> None:
         if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or 0 in images.shape:
