@@ -253,6 +253,11 @@ class Gate:
             raise LostGateError("the gated module no longer exists; apply the plan to the model in use")
         return module
 
+    @property
+    def outermost(self) -> bool:
+        """Whether the gate is called first, with no wrapper around it."""
+        return self.module.__dict__.get(self.slot) is self
+
     def reachable(self) -> bool:
         """Whether the gate stands where it was installed, or in the chain of a wrapper that shows what it wraps."""
         module = self.module

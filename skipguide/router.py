@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from skipguide.acts import Arguments
 from skipguide.blocks import Block, find_blocks
+from skipguide.chain import Chain, find_chains
 from skipguide.errors import SkipError
 from skipguide.gate import Call, Frame, Gate, active_frames, gate_of, install_all
 from skipguide.rows import run_rows
@@ -36,7 +37,8 @@ class Router:
       that learns needs.
 
     The gates stand on the model while a `running` block is active, and leave no trace after it; `install()` keeps them
-    there between blocks. Threads that route the same model do not see each other.
+    there between blocks. Threads that route the same model do not see each other. `x` is given to look at: in a
+    `nn.Sequential` of blocks the rows that run are written into it afterwards, so what is kept of it is a copy.
 
     Raises:
         SkipError: for blocks with several streams, or a decision of another shape or dtype.
@@ -70,7 +72,9 @@ class Router:
                     f"{', '.join(block.spec.streams)}"
                 )
         self._root = gate_of(self.model)
-        self._gates: list[Gate] = [self._root, *(gate_of(block.module) for block in self.blocks)]
+        self._chains = find_chains(self.model, [block.module for block in self.blocks])
+        modules = [*self._chains, *(block.module for block in self.blocks)]
+        self._gates: list[Gate] = [self._root, *(gate_of(module) for module in modules)]
         self._shortcuts: list[nn.Module | None] = [block.shortcut for block in self.blocks]
         self._shared = [gate_of(module) for module in self._shortcuts if module is not None]
         self._arguments = [Arguments(block.module) for block in self.blocks]
@@ -92,8 +96,13 @@ class Router:
         frame = Frame(self._root, stats)
         frame.names = self._names
         frame.acts[self._root.key] = _Enter(self)
+        chains: dict[int, Chain] = {}
+        for container, blocks in self._chains.items():
+            frame.acts[id(container)] = chain = Chain(blocks)
+            chains |= {id(block): chain for block in blocks}
         for place, block in enumerate(self.blocks):
-            act = _Rows(place, block, self._arguments[place], self._shortcuts[place], decide)
+            chain = chains.get(id(block.module)) or Chain(())
+            act = _Rows(place, block, self._arguments[place], self._shortcuts[place], decide, chain)
             frame.acts[id(block.module)] = act
             if act.once is not None:
                 frame.acts[id(act.shortcut)] = act.once
@@ -121,7 +130,7 @@ class _Enter:
         frame.stats.passes += 1
         try:
             out = call(*args, **kwargs)
-            for gate, block in zip(self.router._gates[1:], self.router.blocks, strict=True):
+            for gate, block in zip(self.router._gates[-len(self.router.blocks) :], self.router.blocks, strict=True):
                 if gate.key not in frame.seen and not gate.reachable():
                     raise gate.lost(block.name)
         finally:
@@ -145,10 +154,16 @@ class _Once:
 class _Rows:
     """At a block: asks, and runs what the answer needs."""
 
-    __slots__ = ("arguments", "block", "decide", "once", "place", "shortcut", "stream")
+    __slots__ = ("arguments", "block", "chain", "decide", "once", "place", "shortcut", "stream")
 
     def __init__(
-        self, place: int, block: Block, arguments: Arguments, shortcut: nn.Module | None, decide: Decide
+        self,
+        place: int,
+        block: Block,
+        arguments: Arguments,
+        shortcut: nn.Module | None,
+        decide: Decide,
+        chain: Chain,
     ) -> None:
         self.place = place
         self.block = block
@@ -156,11 +171,13 @@ class _Rows:
         self.shortcut = shortcut
         self.once = None if shortcut is None else _Once()
         self.decide = decide
+        self.chain = chain
         self.stream = block.spec.streams[0]
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = self.arguments.get(self.stream, args, kwargs)
         decision = self.decide(self.place, x)
+        own = self.chain.take(x)
         if decision is None:
             return call(*args, **kwargs)
         rows = x.shape[0]
@@ -176,16 +193,23 @@ class _Rows:
             return call(*args, **kwargs)
         if not numbers:
             frame.stats.skipped(self.block.name)
-            return x if self.shortcut is None else self.shortcut(x)
+            if self.shortcut is not None:
+                return self.shortcut(x)
+            return self.chain.keep(x) if own else x
+        index: Tensor | list[int] = numbers
         if len(args) == 1 and not kwargs:  # the stream alone
-            return run_rows(lambda part: _on_rows(frame, numbers, call, (part,), kwargs), x, numbers, self.shortcut)
-        index = torch.tensor(numbers, device=x.device)
-        moved, named = self.arguments.rows(args, kwargs, index, rows, self.block.spec.shared)
 
-        def run(part: Tensor) -> Tensor:
-            return _on_rows(frame, numbers, call, *self.arguments.put({self.stream: part}, moved, named))
+            def run(part: Tensor) -> Tensor:
+                return _on_rows(frame, numbers, call, (part,), kwargs)
 
-        return run_rows(run, x, index, self.shortcut)
+        else:
+            index = torch.tensor(numbers, device=x.device)
+            moved, named = self.arguments.rows(args, kwargs, index, rows, self.block.spec.shared)
+
+            def run(part: Tensor) -> Tensor:
+                return _on_rows(frame, numbers, call, *self.arguments.put({self.stream: part}, moved, named))
+
+        return self.chain.keep(run_rows(run, x, index, self.shortcut, own))
 
     def _blend(self, weight: Tensor, x: Tensor, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         passed = x
@@ -204,8 +228,10 @@ class _Rows:
 def _on_rows(frame: Frame, numbers: list[int], call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Call while the frames know that only these rows are left, so that ledgers and row plans stay true."""
     before = frame.rows
-    left = tuple(numbers if before is None else [before[n] for n in numbers])
-    frames = [other for other in active_frames() if other.rows == before]
+    left = tuple(numbers) if before is None else tuple([before[n] for n in numbers])
+    frames = active_frames()
+    if len(frames) > 1:
+        frames = tuple([other for other in frames if other.rows == before])
     try:
         for other in frames:
             other.rows = left
