@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -310,6 +311,70 @@ def test_half_precision_weights_become_fp32_masters():
     assert {p.dtype for p in t.parameters().values()} == {torch.float32}
     assert {p.dtype for p in t.merge().parameters()} == {torch.bfloat16}
     assert torch.bfloat16 == next(model.parameters()).dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_half_precision_models_predict_and_train(name, dtype):
+    model = MODELS[name]()
+    want = tuner(model).logits(images(4))
+    t = tuner(copy.deepcopy(model).to(dtype))
+    torch.testing.assert_close(t.logits(images(4)), want, atol=0.1, rtol=0.05)
+    assert len(t.predict(images(1)[0])) == 4
+    for precision in ("auto", "bf16"):
+        _, report = run(tuner(copy.deepcopy(model).to(dtype)), precision=precision)
+        assert all(map(math.isfinite, report.losses))
+    narrow = tuner(copy.deepcopy(model).to(dtype), trainable=lambda name: "fc2" in name)
+    run(narrow)
+    assert {p.requires_grad for p in narrow.model.parameters()} == {True, False}
+    assert 0 <= narrow.evaluate(pairs()).accuracy <= 1
+
+
+def test_scale_and_bias_are_scalars_that_work_on_any_device():
+    towers = find_towers(siglip())
+    assert towers.scale().shape == towers.bias().shape == ()
+
+
+def test_a_stopped_run_leaves_no_old_classifier(monkeypatch):
+    from skipguide.vision.skip_tuning import fit as module
+
+    t = tuner()
+    t.predict(images(1)[0])
+    batches = module.batches
+
+    def stop(labels, config, epoch, accelerator):
+        if epoch:
+            raise KeyboardInterrupt
+        return batches(labels, config, epoch, accelerator)
+
+    monkeypatch.setattr(module, "batches", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(t)
+    found = t.classifier()
+    t._classifiers.clear()
+    assert torch.equal(found, t.classifier())
+
+
+def test_a_run_with_other_prompts_does_not_go_on(tmp_path):
+    run(checkpoint_dir=tmp_path)
+    other = SkipTuner(clip(), words, NAMES, 1, None, templates="my {}")
+    with pytest.raises(SkipError, match="templates differ"):
+        run(other, checkpoint_dir=tmp_path)
+
+
+def test_data_that_cannot_be_meant():
+    t = tuner()
+    for ask, message in (
+        (lambda: t.predict([]), "at least one image"),
+        (lambda: t.predict(torch.rand(2, 3, 16, 16)), r"\[3, H, W\] of one image"),
+        (lambda: t.evaluate((images(2), ["pink moon"] * 2), ["purple rain"]), "'purple rain'; the data has none"),
+        (lambda: t.evaluate((images(2), [0.5, 1.0])), "whole numbers"),
+    ):
+        with pytest.raises(SkipError, match=message):
+            ask()
+    assert t.evaluate((images(2), [0.0, 1.0])).count == 2
+    braces = SkipTuner(clip(), words, NAMES, templates="a {} {x}")
+    assert braces.texts(["cat"]) == ["a cat {x}"]
 
 
 def test_two_processes_agree(tmp_path):

@@ -104,7 +104,9 @@ class ImagePrefixes:
         """Prefix features [N, L, width] of some images."""
         tuner = self.tuner
         pixels = torch.stack([self.pixels(i, view) for i in places]).to(tuner.device)
-        with autocast(tuner.device, self.compute):
+        # A frozen prefix that is in half precision already stays in its own: autocast to the other half type fails.
+        own = next(tuner.pretrained.parameters()).dtype
+        with autocast(tuner.device, self.compute if own == torch.float32 else torch.float32):
             hidden = tuner.towers.image.prefix(tuner.cast(pixels), tuner.image_layer)
         return hidden.to(self.dtype)
 
@@ -197,7 +199,9 @@ def check_exact(tuner: SkipTuner, prefixes: ImagePrefixes, texts: TextPrefix) ->
     some = sorted({0, min(1, len(prefixes.examples) - 1)})
     pixels = torch.stack([prefixes.pixels(i, 0) for i in some]).to(tuner.device)
     wide = torch.zeros(len(some), dtype=torch.long, device=tuner.device)
-    low = next(tuner.pretrained.parameters()).dtype != torch.float32 or prefixes.compute != torch.float32
+    own = next(tuner.pretrained.parameters()).dtype
+    compute = prefixes.compute if own == torch.float32 else own
+    low = compute != torch.float32
     hidden = tuner.towers.image.prefix(tuner.cast(pixels), tuner.image_layer)
     pairs = [
         (
@@ -208,7 +212,7 @@ def check_exact(tuner: SkipTuner, prefixes: ImagePrefixes, texts: TextPrefix) ->
         (tuner.towers.text.full, tokens[:2], tuner.towers.text.suffix(texts.hidden[:2], where[:2], tuner.text_layer)),
     ]
     for full, inputs, resumed in pairs:
-        with autocast(tuner.device, torch.float32 if not low else torch.bfloat16):
+        with autocast(tuner.device, compute):
             whole = full(inputs).float()
         error = ((resumed.float() - whole).abs().max() / whole.abs().max().clamp(min=1e-12)).item()
         worst = max(worst, error)
@@ -249,6 +253,7 @@ def run(tuner: SkipTuner, examples: Examples, config: TuneConfig, options: RunOp
     module = step if accelerator is None or accelerator.num_processes == 1 else accelerator.prepare(step)
     steps, kept = 0, 0
     held = 0
+    tuner._changed()  # before the first step: a run may be stopped
     epochs = tqdm(range(start, config.epochs), "epochs", disable=not (options.progress and main), leave=False)
     for epoch in epochs:
         set_rates(optimizer, config, epoch)
@@ -282,7 +287,6 @@ def run(tuner: SkipTuner, examples: Examples, config: TuneConfig, options: RunOp
         epochs.set_postfix(loss=f"{losses[-1]:.3f}")
         if checkpoint is not None and main:
             checkpoint.save(optimizer, epoch + 1, losses)
-    tuner._changed()
     check_finite(tuner)
     return TuneReport(
         seconds=time.perf_counter() - began,
@@ -382,6 +386,8 @@ class Checkpoint:
             "names": list(tuner.names),
             "classnames": list(tuner.classnames),
             "class_skip": None if tuner.class_skip is None else tuner.class_skip.to_dict(),
+            "templates": list(tuner.templates),
+            "preprocessing": tuner.prepare.name,
             "labels": list(examples.labels),
         }
 

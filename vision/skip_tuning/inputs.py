@@ -140,7 +140,12 @@ def read_examples(source: Any, classnames: Sequence[str] | None = None) -> Examp
         found = _from_sequence(source, classnames)
     if not len(found):
         raise SkipError("expected images; the data is empty")
-    return found if classnames is None or list(classnames) == found.names else found.relabelled(classnames)
+    if classnames is None or list(classnames) == found.names:
+        return found
+    kept = found.relabelled(classnames)
+    if not len(kept):
+        raise SkipError(f"expected images of {_some(classnames)}; the data has none: check the names or the labels")
+    return kept
 
 
 def _from_sequence(source: Any, classnames: Sequence[str] | None) -> Examples:
@@ -176,6 +181,8 @@ def _from_sequence(source: Any, classnames: Sequence[str] | None) -> Examples:
         if unknown := sorted({label for label in labels if plain(label) not in place}):
             raise SkipError(f"expected labels among the class names; got {_some(unknown)}")
         labels = [place[plain(label)] for label in labels]
+    if odd := [label for label in labels if int(label) != label]:
+        raise SkipError(f"expected labels as whole numbers or class names; got {odd[0]!r}")
     labels = [int(label) for label in labels]
     names = names or classnames or [str(i) for i in range(max(labels, default=-1) + 1)]
     if labels and not 0 <= min(labels) <= max(labels) < len(names):
@@ -203,6 +210,8 @@ class Preparer:
     def pixels(self, item: Any) -> Tensor:
         """Pixels [3, H, W] of one image."""
         if isinstance(item, Tensor):
+            if item.ndim != 3:
+                raise SkipError(f"expected prepared pixels [3, H, W] of one image; got {list(item.shape)}")
             return item
         if self.image is None:
             raise SkipError(

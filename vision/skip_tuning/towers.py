@@ -104,12 +104,12 @@ class Towers:
 
     def scale(self) -> Tensor:
         """What cosines are multiplied with, a scalar without gradient."""
-        return self.model.get_parameter("logit_scale").detach().exp()
+        return self.model.get_parameter("logit_scale").detach().exp().reshape(())
 
     def bias(self) -> float | Tensor:
-        """What is added to the logits (SigLIP), or 0."""
+        """What is added to the logits (SigLIP), a scalar, or 0."""
         bias = getattr(self.model, "logit_bias", None)
-        return 0.0 if bias is None else bias.detach()
+        return 0.0 if bias is None else bias.detach().reshape(())
 
     def trained(self, image_layer: int, text_layer: int) -> list[str]:
         """Names of the parameters from the given blocks on, in the model's order."""

@@ -86,13 +86,9 @@ class SkipTuner:
         if not self.names:
             raise SkipError("expected parameters to train; `trainable` refused all of them")
         # Frozen tensors are shared with the given model unless the work happens on another device.
-        own = set(self.names)
+        suffix = set(given.trained(self.image_layer, self.text_layer))
         self.offload = self.device != at
-        frozen = (
-            set()
-            if self.offload
-            else {n for n, _ in model.named_parameters()} - set(given.trained(self.image_layer, self.text_layer))
-        )
+        frozen = set() if self.offload else {n for n, _ in model.named_parameters()} - suffix
         shared: dict[int, Any] = {
             id(p): nn.Parameter(p.data, requires_grad=False) for n, p in model.named_parameters() if n in frozen
         }
@@ -100,10 +96,10 @@ class SkipTuner:
         self.model.requires_grad_(False)
         self.model.eval()
         parameters = dict(self.model.named_parameters())
-        for name in self.names:  # fp32 master weights
+        for name in suffix:  # fp32 master weights, and beside them what `trainable` leaves out
             parameters[name].data = parameters[name].data.to(self.device, torch.float32)
-            parameters[name].requires_grad_(True)
-        self._frozen = [] if not self.offload else [p for n, p in parameters.items() if n not in own]
+            parameters[name].requires_grad_(name in self.names)
+        self._frozen = [] if not self.offload else [p for n, p in parameters.items() if n not in suffix]
         self.towers = find_towers(self.model)
         self.prepare = find_preparer(
             processor_or_tokenizer, fixed_length=None if self.towers.text.causal else self.towers.context
@@ -133,7 +129,7 @@ class SkipTuner:
         self._classifiers.clear()
 
     def _changed(self) -> None:
-        """The weights were trained: forget what was computed with the old ones."""
+        """The weights are going to be trained: forget what was computed with the old ones."""
         self._tuned = None
         self._classifiers.clear()
 
@@ -151,7 +147,7 @@ class SkipTuner:
     def texts(self, classnames: Sequence[str] | None = None, template: str | None = None) -> list[str]:
         """The prompts of some classes."""
         names = self.classnames if classnames is None else _check_names(classnames)
-        return [(template or self.templates[0]).format(plain(name)) for name in names]
+        return [(template or self.templates[0]).replace("{}", plain(name)) for name in names]
 
     def tokens(self, classnames: Sequence[str] | None = None, template: str | None = None) -> tuple[Tensor, Tensor]:
         """Token ids [C, L] of the prompts, cut behind the last end of a text, and the pooled positions [C]."""
@@ -189,7 +185,7 @@ class SkipTuner:
                 tokens, where = self.tokens(names, template)
                 parts = []
                 for some, at in zip(tokens.split(256), where.split(256), strict=True):
-                    hidden = self.towers.text.prefix(some, self.text_layer)
+                    hidden = self.towers.text.prefix(some, self.text_layer).float()
                     parts.append(self.towers.text.suffix(hidden, at, self.text_layer))
                 total = total + F.normalize(torch.cat(parts).float(), dim=-1)
             assert isinstance(total, Tensor)
@@ -233,6 +229,8 @@ class SkipTuner:
             raise SkipError(f"expected topk of at least 1; got {topk}")
         names = self.classnames if classnames is None else list(classnames)
         many = isinstance(image, list | tuple)
+        if many and not image:
+            raise SkipError("expected at least one image; got an empty list")
         shares = self.logits(image if many else [image], classnames).softmax(1)
         best = shares.topk(min(topk, len(names)), dim=1)
         answers = [
