@@ -587,6 +587,12 @@ def test_settings_round_trip(keep):
     assert LayerMask.from_dict(odd.to_dict()) == odd and odd != mask
     with pytest.raises(SkipError, match="unknown keys"):
         LayerMask.from_dict(mask.to_dict() | {"more": 1})
+    damaged = [{"keep": "AAAA"}, {"keep": "%"}, {"keep": None}, {"shape": "abc"}, {"shape": [1, 1, 9, 9]}]
+    for change in damaged:
+        with pytest.raises(SkipError, match="it is damaged"):
+            LayerMask.from_dict(mask.to_dict() | change)
+    with pytest.raises(SkipError, match="it is damaged"):
+        LayerMask.from_dict({k: v for k, v in mask.to_dict().items() if k != "fill"})
 
 
 def state(model):
@@ -672,6 +678,32 @@ def test_other_resolutions_and_keyword_calls(model, keep):
     with LayerMask(keep).apply(model):
         assert torch.equal(model(x=x), model(x))
     assert len(_TRACES[model]) >= 3
+
+
+@torch.no_grad()
+def test_images_are_found_among_keywords(model, keep):
+    class Labelled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, labels=None, pixel_values=None):
+            return self.model(pixel_values)
+
+    x = torch.randn(3, 3, 64, 64)
+    batch = {"labels": torch.arange(3), "pixel_values": x}
+    with LayerMask(keep).apply(Labelled().eval()) as applied:
+        assert torch.equal(applied.model(**batch), applied.model(pixel_values=x))
+        with pytest.raises(SkipError, match=r"images \[N, C, H, W\]"):
+            applied.model(labels=batch["labels"])
+
+
+def test_paints_of_other_channels_name_what_they_need(keep):
+    grey = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    x = torch.randn(2, 1, 64, 64)
+    with LayerMask(keep[:1], "black").apply(grey), pytest.raises(SkipError, match=r"masked_forward\(\.\.\., scale="):
+        grey(x)
+    assert masked_forward(grey, "black", scale=((0.5,), (0.5,)))(keep[:1], x).isfinite().all()
 
 
 # --- bad input: said at once, and nothing is changed

@@ -123,6 +123,29 @@ def test_bad_masks_and_segments_are_refused(tiny, star, parts):
 # --- attributions
 
 
+def test_decisions_and_targets_that_are_none_are_refused(tiny, star, parts):
+    forward = masked_forward(tiny.model)
+    shown = torch.ones(2, 16, dtype=torch.bool)
+    for ask, message in (
+        (lambda: many_masks(forward, star, 0.3 * shown, parts), "of 0 and 1"),
+        (lambda: segment_masks(0.3 * shown, parts), "of 0 and 1"),
+        (lambda: many_masks(forward, star, torch.ones(2, 32, 32).bool()), "image's size"),
+        (lambda: many_masks(forward, star, shown, parts.float()), "whole numbers"),
+        (lambda: many_masks(forward, star, shown, parts, batch=-1), "batch"),
+        (lambda: occlusion(forward, star, parts, 99), "0 to 9"),
+        (lambda: lime(forward, star, parts, -1, samples=2), "0 to 9"),
+        (lambda: lime(forward, star, parts, 0, samples=2, width=0.0), "width"),
+        (lambda: rise(forward, star, 10, samples=2), "0 to 9"),
+        (lambda: rise(forward, star, 0, samples=0), "samples"),
+        (lambda: rise(forward, star, 0, samples=2, cells=0), "cells"),
+    ):
+        with pytest.raises(SkipError, match=message), torch.no_grad():
+            ask()
+    with torch.no_grad():
+        numbers = many_masks(forward, star, shown.float(), parts.int())
+        assert torch.equal(numbers, many_masks(forward, star, shown, parts))
+
+
 def test_linear_fit_finds_a_linear_model():
     g = torch.Generator().manual_seed(0)
     shown = (torch.rand(400, 12, generator=g) < 0.5).double()

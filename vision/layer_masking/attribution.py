@@ -22,7 +22,13 @@ SENTINEL = -1e4
 
 
 def score(logits: Tensor, target: int) -> Tensor:
-    """The probability of a class, `[M]`."""
+    """The probability of a class, `[M]`.
+
+    Raises:
+        SkipError: for a class that the model does not have.
+    """
+    if not 0 <= target < logits.shape[1]:
+        raise SkipError(f"expected a class from 0 to {logits.shape[1] - 1} as target; got {target}")
     return logits.float().softmax(1)[:, target]
 
 
@@ -76,10 +82,10 @@ def lime(
         `[S]`.
 
     Raises:
-        SkipError: for fewer than two samples.
+        SkipError: for fewer than two samples, or a width or ridge that is not positive.
     """
-    if samples < 2:
-        raise SkipError(f"expected at least 2 samples; got {samples}")
+    if samples < 2 or not width > 0 or not ridge > 0:
+        raise SkipError(f"expected at least 2 samples, and width and ridge above 0; got {samples}, {width}, {ridge}")
     count = int(segments.max()) + 1
     g = torch.Generator().manual_seed(seed)
     shown = torch.rand(samples, count, generator=g) < 0.5
@@ -126,7 +132,12 @@ def rise(
 
     Returns:
         `[H, W]`.
+
+    Raises:
+        SkipError: without samples or cells, or for a probability outside 0..1.
     """
+    if samples < 1 or cells < 1 or not 0 < shown < 1:
+        raise SkipError(f"expected samples and cells from 1 on, and shown between 0 and 1; got {samples, cells, shown}")
     height, width = image.shape[-2:]
     g = torch.Generator().manual_seed(seed)
     coarse = (torch.rand(samples, 1, cells + 1, cells + 1, generator=g) < shown).float()

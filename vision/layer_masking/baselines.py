@@ -41,7 +41,8 @@ def painted(images: Tensor, keep: Tensor, fill: str, scale: PixelScale = IMAGENE
     elif fill in ("black", "noise"):
         if len(scale[0]) != images.shape[1]:
             raise SkipError(
-                f"expected a scale of {images.shape[1]} channels; got {len(scale[0])}: pass scale=(mean, std)"
+                f"{fill!r} needs the mean and std of {images.shape[1]} channels; got {len(scale[0])}: pass "
+                "masked_forward(..., scale=(mean, std))"
             )
         mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in scale)
         colour = images.new_zeros(())

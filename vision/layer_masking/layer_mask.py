@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -77,14 +78,25 @@ class LayerMask:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
+        """Read what `to_dict` wrote.
+
+        Raises:
+            SkipError: for something else, or a damaged mask.
+        """
         check_keys(data, {"shape", "keep", "fill", "crop"}, "a LayerMask")
-        packed = torch.frombuffer(bytearray(base64.b64decode(data["keep"])), dtype=torch.uint8)
-        bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
-        count = 1
-        for size in data["shape"]:
-            count *= size
-        return cls(bits.flatten()[:count].bool().view(data["shape"]), data["fill"], data["crop"])
+        try:
+            shape, fill, crop = [int(size) for size in data["shape"]], data["fill"], data["crop"]
+            packed = torch.frombuffer(bytearray(base64.b64decode(data["keep"])), dtype=torch.uint8)
+            bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
+            if len(packed) != -(-math.prod(shape) // 8):
+                raise ValueError(f"{len(packed)} bytes")
+            keep = bits.flatten()[: math.prod(shape)].bool().view(shape)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise SkipError(
+                f"expected the packed mask that LayerMask.to_dict wrote, of shape {data.get('shape')}; it is damaged "
+                f"({error})"
+            ) from error
+        return cls(keep, fill, crop)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LayerMask):
@@ -127,7 +139,8 @@ class AppliedMask:
         """One call of the model."""
         name = None
         if not args:
-            name = next((key for key, value in kwargs.items() if isinstance(value, Tensor)), None)
+            given = [key for key, value in kwargs.items() if isinstance(value, Tensor)]
+            name = next((key for key in given if kwargs[key].ndim == 4), given[0] if given else None)
             if name is None:
                 raise SkipError("expected the model to be called with images")
         images, rest = (args[0], args[1:]) if args else (kwargs[name], ())  # type: ignore[index]

@@ -69,11 +69,16 @@ def many_masks(
     decisions = masks if segments is not None else check_keep(masks, soft=True).flatten(1)
     if decisions.ndim != 2 or decisions.shape[0] == 0:
         raise SkipError(f"expected at least one mask, [M, S]; got {tuple(decisions.shape)}")
+    if segments is None and tuple(masks.shape[-2:]) != tuple(image.shape[-2:]):
+        raise SkipError(f"expected masks of the image's size {tuple(image.shape[-2:])}; got {tuple(masks.shape[-2:])}")
+    if batch is not None and batch < 1:
+        raise SkipError(f"expected a batch of at least 1; got {batch}")
     if segments is not None:
-        segment_masks(decisions[:1], segments)  # refuses segments without a decision
+        segment_masks(decisions, segments[:1, :1])  # refuses decisions that are none
+        segment_masks(decisions[:1], segments)  # and segments without a decision
     decisions = decisions.to(image.device).bool()
     rows, places = torch.unique(decisions, dim=0, return_inverse=True)
-    segments = None if segments is None else segments.to(image.device)
+    segments = None if segments is None else segments.to(image.device).long()
     order = _by_box(rows, segments, image.shape[-2:])
     rows = rows[order]
     # batches of the first pass are small: what an image takes is not known yet

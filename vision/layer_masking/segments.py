@@ -65,11 +65,17 @@ def segment_masks(shown: Tensor, segments: Tensor) -> Tensor:
         bool `[M, 1, H, W]`.
 
     Raises:
-        SkipError: if a segment has no decision.
+        SkipError: if a segment has no decision, or one that is neither yes nor no.
     """
+    if segments.is_floating_point() or segments.is_complex():
+        raise SkipError(f"expected segments as whole numbers; got {segments.dtype}")
     if shown.ndim != 2 or segments.ndim != 2 or int(segments.max()) >= shown.shape[1] or int(segments.min()) < 0:
         raise SkipError(
             f"expected decisions [M, S] and segments [H, W] numbered below S; got {tuple(shown.shape)} and "
             f"{tuple(segments.shape)} up to {int(segments.max())}"
         )
-    return shown.to(segments.device).bool()[:, segments][:, None]
+    if shown.dtype != torch.bool and not bool(((shown == 0) | (shown == 1)).all()):
+        raise SkipError(
+            f"expected decisions that are all 0 or 1; got {shown.dtype} with others: threshold them (> 0.5)"
+        )
+    return shown.to(segments.device).bool()[:, segments.long()][:, None]
