@@ -2,9 +2,12 @@
 
 import asyncio
 import copy
+import gc
 import json
 import math
 import threading
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from skipguide.errors import NoEffectError, SkipError
+from skipguide.gate import active_frames
 from skipguide.llm import AdaSkip, SublayerPlan, SublayerStats, watch
 from skipguide.llm.cost import SublayerCosts, measure_costs
 from skipguide.llm.online import OnlineWindow
@@ -363,6 +367,18 @@ def test_a_cache_that_was_reset_has_an_online_stage_again(golden, model, stats):
         assert added and applied.extra == pytest.approx(added) and applied.window is not window
 
 
+def test_a_model_is_let_go_with_its_handle_while_it_is_watched(golden, model):
+    frames = active_frames()
+    mine = copy.deepcopy(model)
+    applied = AdaSkip(count=2).apply(mine)
+    generate(mine, golden["prompt"], 4)
+    assert applied.window.seen == 3 and active_frames()[-1].live
+    gone = weakref.ref(mine)
+    del mine, applied
+    gc.collect()
+    assert gone() is None and active_frames() == frames
+
+
 def test_batches_of_left_padded_prompts(golden, model, stats):
     prompts = [golden["prompt"], golden["prompt2"]]
     ids = torch.tensor([[0] * (40 - len(p)) + p for p in prompts])
@@ -484,6 +500,11 @@ def test_wrong_use_leaves_the_model_alone(golden, model, stats):
     with pytest.raises(SkipError, match="expected SublayerStats"):
         AdaSkip(count=1).apply(model, stats.to_dict())
     assert {name: set(m.__dict__) for name, m in model.named_modules()} == before
+
+
+def test_statistics_of_another_class_of_model_are_used_with_a_warning(model, stats, caplog):
+    with AdaSkip(count=1).apply(model, replace(stats, model="Qwen3ForCausalLM")):
+        assert "measured on a Qwen3ForCausalLM, and are used on a LlamaForCausalLM" in caplog.text
 
 
 def test_only_the_whole_model_is_measured(golden, model, stats):

@@ -201,8 +201,9 @@ class AdaSkip(JsonConfig):
             costs: times for `cost_aware`; None measures them at the statistics' mean prompt length.
 
         Raises:
-            SkipError: for statistics of another model, and whatever the model cannot leave out (all of its attention;
-                attention whose keys later layers read; scales in a model with parallel sublayers). It is as it was.
+            SkipError: for statistics of another number of layers, and whatever the model cannot leave out (all of its
+                attention; attention whose keys later layers read; scales in a model with parallel sublayers). It is as
+                it was.
         """
         from skipguide.llm.adaskip_applied import AppliedAdaSkip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -52,7 +53,6 @@ class AppliedAdaSkip:
         self.window: OnlineWindow | None = None
         self._inner: AppliedSublayers | None = None
         self._windows: WeakKeyDictionary[Any, OnlineWindow] = WeakKeyDictionary()
-        self._watching = ExitStack()
         self._calibration: _Calibration | None = None
         self._thresholds: list[float] = []
         for given, kind in ((stats, SublayerStats), (costs, SublayerCosts)):
@@ -107,7 +107,6 @@ class AppliedAdaSkip:
 
     def remove(self) -> None:
         """End it; nothing is left on the model. A second call does nothing."""
-        self._watching.close()
         if self._calibration is not None:
             self._calibration.stop()
             self._calibration.frame.leave()
@@ -137,6 +136,8 @@ class AppliedAdaSkip:
                 f"the statistics are of {stats.num_layers} layers ({stats.model or 'unknown model'}); "
                 f"{type(self.map.model).__name__} has {len(self.map)}"
             )
+        if stats.model and stats.model != (model := type(self.map.model).__name__):
+            logger.warning("the statistics were measured on a %s, and are used on a %s", stats.model, model)
         settings = self.settings
         if settings.cost_aware and self.costs is None:
             self.costs = settings.measure(self.model, round(stats.tokens))
@@ -168,13 +169,12 @@ class AppliedAdaSkip:
 
     # -- the online stage ---------------------------------------------------------------------------------------
 
-    def _before_pass(self, now: Pass) -> None:
-        """Watch the first one-token passes of each sequence, then add what they showed."""
-        self._watching.close()
+    def _before_pass(self, now: Pass) -> Callable[[], None] | None:
+        """Watch the first one-token passes of each sequence, then add what they showed; how to stop watching."""
         if now.fresh and now.cache is not None:  # a cache that was reset serves another request
             self._windows.pop(now.cache, None)
         if not now.decode or now.cache is None or self._inner is None:
-            return
+            return None
         window = self._windows.get(now.cache)
         if window is None:
             layers = len(self.map)
@@ -182,14 +182,16 @@ class AppliedAdaSkip:
             window = self._windows[now.cache] = OnlineWindow(self.settings.window, layers, candidates)
         self.window = window
         if window.similarity:
-            return
+            return None
         if not window.full:
             window.seen += 1
-            self._watching.enter_context(watch(self.model, window.enter))
-            return
+            watching = ExitStack()
+            watching.enter_context(watch(self.model, window.enter))
+            return watching.close
         found = window.decide(self._thresholds)
         if found:
             self._inner.extend(found, found if self.settings.compensate else None)
+        return None
 
     # -- called by the calibration --------------------------------------------------------------------------------
 

@@ -171,8 +171,9 @@ def _passes(model: nn.Module, ids: Tensor, phase: str, count: int) -> Iterator[C
             yield partial(model, input_ids=ids, use_cache=False, **last)
         return
     config: Any = model.config
-    if (limit := getattr(config.get_text_config(), "max_position_embeddings", None)) is not None:
-        ids = ids[:, : max(1, limit - count)]  # learned positions end there
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
+    if ids.shape[1] <= limit < ids.shape[1] + count:  # learned positions would end before the last step
+        ids = ids[:, : max(1, limit - count)]
     cache = as_argument(model, cache_of(model(input_ids=ids, use_cache=True)))
     for _ in range(count):
         yield lambda: model(input_ids=ids[:, -1:], use_cache=True, **cache)

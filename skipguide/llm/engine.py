@@ -12,9 +12,9 @@ from torch import nn
 from skipguide.errors import NoEffectError, SkipError
 from skipguide.gate import Call, Gate, gate_of
 from skipguide.llm import cache as kv
-from skipguide.llm.entry import DecoderAct, Run
+from skipguide.llm.entry import DecoderAct, Listener, Run
 from skipguide.llm.families import SublayerMap, sublayer_map
-from skipguide.llm.passes import Pass, PassReader
+from skipguide.llm.passes import PassReader
 from skipguide.llm.plan import SublayerPlan, check_scales, sublayer_layers
 from skipguide.llm.sites import LMFrame, acts_at, frame_on
 from skipguide.llm.stats import SublayerLedger
@@ -27,7 +27,7 @@ class AppliedSublayers:
         plan: the plan.
         map: the model's sublayers.
         stats: the ledger: runs and skips per sublayer, skipped fraction, bytes of keys and values held and saved.
-        listeners: called with the `Pass` before every pass of the model.
+        listeners: called with the `Pass` before every pass of the model; what one returns is called after the pass.
     """
 
     def __init__(
@@ -44,9 +44,11 @@ class AppliedSublayers:
         check_plan(plan, self.map, cached)
         self._root = gate_of(self.map.decoder)
         refuse_second(self._root, frame)
-        self._run = Run(plan, self.map, cached, _weakly(self._lost), _weakly(self._stand_in_too))
+        self.listeners: list[Listener] = []
+        self._run = Run(
+            plan, self.map, cached, _weakly(self._lost), _weakly(self._stand_in_too), _weakly(self._listening)
+        )
         self.stats: SublayerLedger = self._run.stats
-        self.listeners: list[Callable[[Pass], None]] = self._run.listeners
         self._acts: dict[int, Any] = {}
         self._gates: list[Gate] = []
         self._extended: set[int] = set()
@@ -87,6 +89,9 @@ class AppliedSublayers:
             if layer not in self._extended:
                 self._extended.add(layer)
                 self._stand_in(layer, extended=True)
+
+    def _listening(self) -> list[Listener]:
+        return self.listeners
 
     def _put(self, module: nn.Module, act: Any) -> None:
         gate = gate_of(module)
@@ -233,13 +238,12 @@ class AppliedSublayers:
                 self._run.drafting -= 1
 
 
-def _weakly(method: Callable[..., None]) -> Callable[..., None]:
-    """A bound method that does not keep its object alive."""
+def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A bound method that does not keep its object alive; when that is gone, nothing happens."""
     weak = WeakMethod(method)
 
-    def call(*args: Any) -> None:
-        if (alive := weak()) is not None:
-            alive(*args)
+    def call(*args: Any) -> Any:
+        return None if (alive := weak()) is None else alive(*args)
 
     return call
 

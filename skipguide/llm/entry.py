@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.sites import LMFrame
 from skipguide.llm.stats import SublayerLedger
 
+Listener = Callable[[Pass], Callable[[], None] | None]
 _NOTHING: dict[int, float | None] = {}
 
 
@@ -29,6 +30,7 @@ class Run:
         last: the mark of the cache of the last pass.
         lost: raises if a gate was replaced.
         extend: puts up what leaves out more feed-forwards than the plan names.
+        listeners: those that are called before a pass.
         uncached: passes without a cache.
     """
 
@@ -39,6 +41,7 @@ class Run:
         cached: bool,
         lost: Callable[[], None],
         extend: Callable[[Iterable[int]], None],
+        listeners: Callable[[], Sequence[Listener] | None],
     ) -> None:
         self.plan = plan
         self.cached = cached
@@ -47,7 +50,7 @@ class Run:
         self.enabled = True
         self.drafting = 0
         self.last: kv.Mark | None = None
-        self.listeners: list[Callable[[Pass], None]] = []
+        self.listeners = listeners
         self.stats = SublayerLedger({(site.layer, site.part): site.name for site in sites.sites}, plan)
         self.lost = lost
         self.extend = extend
@@ -143,12 +146,16 @@ class DecoderAct:
         if torch.compiler.is_compiling():
             return call(*args, **kwargs)
         run.last = mark
-        if run.listeners:
+        after: list[Callable[[], None]] = []
+        if listeners := run.listeners():
             now = self.reader.describe(args, kwargs, cache, decode, fresh=mark is None or not mark.filled)
-            for listener in run.listeners:
-                listener(now)
+            after = [done for listener in listeners if callable(done := listener(now))]
         frame.hits = 0
-        out = self._inside(frame, call, args, kwargs)
+        try:
+            out = self._inside(frame, call, args, kwargs)
+        finally:
+            for done in after:
+                done()
         if frame.hits != run.stats.expected(frame):
             run.lost()
         if frame.attn_off:
