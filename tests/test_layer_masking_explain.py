@@ -127,8 +127,8 @@ def test_decisions_and_targets_that_are_none_are_refused(tiny, star, parts):
     forward = masked_forward(tiny.model)
     shown = torch.ones(2, 16, dtype=torch.bool)
     for ask, message in (
-        (lambda: many_masks(forward, star, 0.3 * shown, parts), "of 0 and 1"),
-        (lambda: segment_masks(0.3 * shown, parts), "of 0 and 1"),
+        (lambda: many_masks(forward, star, 0.3 * shown, parts), "all 0 or 1"),
+        (lambda: segment_masks(0.3 * shown, parts), "all 0 or 1"),
         (lambda: many_masks(forward, star, torch.ones(2, 32, 32).bool()), "image's size"),
         (lambda: many_masks(forward, star, shown, parts.float()), "whole numbers"),
         (lambda: many_masks(forward, star, shown, parts, batch=-1), "batch"),

@@ -248,6 +248,35 @@ def test_bad_training_is_refused(tmp_path):
 # -- evaluation -----------------------------------------------------------------------------------------------------
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    few = TrainConfig("fixed", steps=2, batch_size=4, save_every=1)
+    first = torch.tensor([True, False, True])
+    train(tiny(), data(), few, out=tmp_path / "run", decisions=first)
+    with pytest.raises(SkipError, match="other decisions"):
+        train(tiny(), data(), few, out=tmp_path / "run", decisions=~first)
+    other = SkipNet(TINY, gate="ff2")
+    with pytest.raises(SkipError, match="another network"):
+        train(other, data(), few, out=tmp_path / "run", decisions=first)
+    (tmp_path / "run" / "state.pt").write_bytes(b"half")
+    with pytest.raises(SkipError, match="is damaged"):
+        train(tiny(), data(), few, out=tmp_path / "run", decisions=first)
+    net = tiny()
+    net.save_pretrained(tmp_path / "model")
+    with pytest.raises(SkipError, match="belongs to something else"):
+        train(net, data(), few, out=tmp_path / "model", decisions=first)
+    assert same(state(SkipNet.from_pretrained(tmp_path / "model")), state(net))
+    (tmp_path / "run" / "state.pt").unlink()  # stopped before its first state: the settings may change
+    train(tiny(), data(), TrainConfig("budget", steps=1, batch_size=4), out=tmp_path / "run")
+
+
+def test_controls_are_measured_in_eval_mode():
+    found = data()
+    with pytest.raises(SkipError, match=r"net\.eval"):
+        best_subset(tiny().train(), *found.tensors, 1)
+    with pytest.raises(SkipError, match="batch_size"):
+        evaluate(tiny().eval(), *found.tensors, batch_size=0)
+
+
 def test_evaluation_counts_what_ran():
     net, found = tiny(), make_wires(30, 10, 4, 3)
     with torch.no_grad():

@@ -98,6 +98,8 @@ def evaluate(
     """
     if net.training:
         raise SkipError("evaluation needs the network in eval mode: call net.eval()")
+    if batch_size < 1:
+        raise SkipError(f"expected a batch_size of at least 1; got {batch_size}")
     if len(images) != len(labels) or not len(images):
         raise SkipError(f"expected as many labels as images, at least one; got {len(labels)} and {len(images)}")
     random = torch.Generator(images.device).manual_seed(seed)
@@ -152,6 +154,8 @@ def best_subset(net: SkipNet, images: Tensor, labels: Tensor, blocks: int, rates
     Returns:
         bool `[G]`.
     """
+    if net.training:
+        raise SkipError("a subset is chosen with the network in eval mode: call net.eval()")
     count = len(net.gates)
     if not 0 <= blocks <= count:
         raise SkipError(f"expected between 0 and {count} blocks; got {blocks}")

@@ -138,7 +138,7 @@ def train(
         data: of images `[C, H, W]` and labels.
         config: the stage.
         out: folder for `state.pt`, `config.json`, `history.csv`; None keeps nothing. With a state of the same
-            config there, training goes on from it, to the same weights as without the interruption.
+            config (and decisions) there, training goes on from it, to the same weights as without the interruption.
         augment: `(images, labels, generator) -> (images, labels)` for a batch.
         decisions: bool `[G]`, the blocks of "fixed".
         resume: False starts again; a folder with a state is refused then.
@@ -149,7 +149,8 @@ def train(
         The history: step, loss, cross_entropy, accuracy and computation (share of the gated blocks) of each step.
 
     Raises:
-        SkipError: for a stage without what it needs, a state of another config, or a loss that is not finite.
+        SkipError: for a stage without what it needs, a state of another config or network, a damaged one, a folder with
+            a `config.json` of something else, or a loss that is not finite.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from tqdm import tqdm
@@ -162,7 +163,8 @@ def train(
     accelerator = accelerator or Accelerator(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
     )
-    state = _State(net, config, None if out is None else Path(out), resume, accelerator.is_main_process)
+    blocks = None if decisions is None else decisions.tolist()
+    state = _State(net, config, blocks, None if out is None else Path(out), resume, accelerator.is_main_process)
     if state.step == 0 and config.sharpen != 1:
         net.gates.sharpen(config.sharpen)
     before = {name: net.__dict__[name] for name in _PREPARED if name in net.__dict__}
@@ -288,8 +290,10 @@ class _Order:
 class _State:
     """The step, the history and what is on disk."""
 
-    def __init__(self, net: SkipNet, config: TrainConfig, out: Path | None, resume: bool, main: bool) -> None:
-        self.net, self.config, self.out, self.main = net, config, out, main
+    def __init__(
+        self, net: SkipNet, config: TrainConfig, decisions: Any, out: Path | None, resume: bool, main: bool
+    ) -> None:
+        self.net, self.config, self.decisions, self.out, self.main = net, config, decisions, out, main
         self.step = 0
         self.history: list[dict[str, float]] = []
         decay: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
@@ -307,15 +311,29 @@ class _State:
                 raise SkipError(f"{path} exists; pass resume=True to go on from it, or another folder")
             self._load(path)
         elif main:
+            notes = out / "config.json"
+            if notes.exists():  # of a run that was stopped before its first state, or of a saved model
+                try:
+                    TrainConfig.load_json(notes)
+                except SkipError as error:
+                    raise SkipError(f"{notes} belongs to something else ({error}); take another folder") from error
             out.mkdir(parents=True, exist_ok=True)
-            config.save_json(out / "config.json", overwrite=True)
+            config.save_json(notes, overwrite=True)
 
     def _load(self, path: Path) -> None:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise SkipError(f"{path} is damaged ({error}); delete it, or take another folder") from error
         if found["config"] != self.config.to_dict():
             differ = sorted(k for k, v in self.config.to_dict().items() if found["config"].get(k) != v)
             raise SkipError(f"{path} is of a run with other settings ({', '.join(differ)}); take another folder")
-        self.net.load_state_dict(found["net"])
+        if found.get("decisions", self.decisions) != self.decisions:
+            raise SkipError(f"{path} is of a run with other decisions, {found['decisions']}; take another folder")
+        try:
+            self.net.load_state_dict(found["net"])
+        except RuntimeError as error:
+            raise SkipError(f"{path} is of another network; take another folder: {error}") from error
         self.optimizer.load_state_dict(found["optimizer"])
         self.step, self.history = found["step"], found["history"]
         logger.info("going on from step %d of %s", self.step, path)
@@ -331,6 +349,7 @@ class _State:
             return
         state = {
             "config": self.config.to_dict(),
+            "decisions": self.decisions,
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
