@@ -179,6 +179,25 @@ def test_heads_that_are_not_causal_are_probed(head, path):
     assert torch.equal(got, zeroed(ids)[0])
 
 
+def test_a_model_that_sees_is_probed_at_its_language():
+    """The vision tower has more layers of the same shape."""
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4}
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**llm_zoo._LLAMA),
+        vision_config=transformers.CLIPVisionConfig(**vision, image_size=32, patch_size=16, projection_dim=16),
+        image_token_index=60,
+    )
+    model = llm_zoo.randomise(transformers.LlavaForConditionalGeneration(config))
+    plan, lm = SublayerPlan(attn=[0, 2], mlp=[1, 2]), llm_zoo.LM("llava", "Llava", layers="model.language_model.layers")
+    inputs = {"input_ids": torch.tensor([[3, 60, 60, 60, 60, 7, 9]]), "pixel_values": torch.ones(1, 3, 32, 32)}
+    settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    with plan.apply(model):
+        got = model.generate(**inputs, **settings, output_logits=True, return_dict_in_generate=True)
+    zeroed = lm.zeroed(model, plan.attn, plan.mlp)
+    expected = zeroed.generate(**inputs, **settings, output_logits=True, return_dict_in_generate=True)
+    assert sublayer_map(model).num_layers == 4 and all(map(torch.equal, got.logits, expected.logits))
+
+
 def test_a_model_that_does_not_run_is_refused_with_the_reason():
     model = transformers.LlamaForSequenceClassification(
         transformers.LlamaConfig(**llm_zoo._LLAMA | {"pad_token_id": None})

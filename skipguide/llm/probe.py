@@ -36,9 +36,9 @@ class _Seen:
 def probe(model: nn.Module) -> tuple[Layout, str]:
     """The layout of a causal language model that is not described, and the path of its decoder.
 
-    The layers are the largest list of modules that each have an attention and a feed-forward of a usual name. A pass
-    over eight random tokens must show that a layer without both is the identity. The layout that is returned is for
-    `prove`, which runs it.
+    The layers are the largest list of modules that each have an attention and a feed-forward of a usual name, in a
+    module that takes a KV cache. A pass over eight random tokens must show that a layer without both is the identity.
+    The layout that is returned is for `prove`, which runs it.
 
     Raises:
         UnknownBlockError: with what was looked for and not found.
@@ -48,8 +48,7 @@ def probe(model: nn.Module) -> tuple[Layout, str]:
     attn, mlp = (
         next(name for name in names if isinstance(getattr(layers[0], name, None), nn.Module)) for names in (_ATTN, _MLP)
     )
-    decoder = model.get_submodule(path)
-    if not set(CACHE_NAMES) & set(argument_names(decoder)):
+    if not _takes_cache(model.get_submodule(path)):
         raise UnknownBlockError(f"{who} is not described, and its {path or 'forward'} takes no KV cache")
     seen = [_Seen() for _ in layers]
     try:
@@ -128,9 +127,15 @@ def _find(model: nn.Module) -> tuple[str, str, list[nn.Module]]:
             f"{type(model).__name__} is not described, and no list of its modules has layers with an attention "
             f"({', '.join(_ATTN)}) and a feed-forward ({', '.join(_MLP)}). Lists in it: {found}"
         )
-    name, layers = max(fitting, key=lambda item: len(item[1]))
+    # the images of a model that reads them too go through layers of their own, often more of them
+    cached = [item for item in fitting if _takes_cache(model.get_submodule(item[0].rpartition(".")[0]))]
+    name, layers = max(cached or fitting, key=lambda item: len(item[1]))
     path, _, stack = name.rpartition(".")
     return path, stack, layers
+
+
+def _takes_cache(decoder: nn.Module) -> bool:
+    return bool(set(CACHE_NAMES) & set(argument_names(decoder)))
 
 
 # -- running it -------------------------------------------------------------------------------------------------------
