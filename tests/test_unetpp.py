@@ -143,6 +143,17 @@ def test_reads_the_widespread_checkpoint_layout(golden):
     again = UNetPlusPlus.from_reference_checkpoint(state)
     with torch.no_grad():
         assert same(again(tensors["input"], head=4), model(tensors["input"], head=4))
+    for change, message in (
+        ({"module.att.weight": torch.zeros(1)}, "att.weight.* too"),
+        ({"module.conv0_1.conv9.weight": torch.zeros(1)}, "conv9.* too"),
+        ({"module.conv1_1.conv1.weight": torch.zeros(2, 2, 3, 3)}, "shapes do not fit"),
+    ):
+        with pytest.raises(SkipError, match=message):
+            UNetPlusPlus.from_reference_checkpoint(state | change)
+    with pytest.raises(SkipError, match=r"lacks 'head\.4\.bias'"):
+        UNetPlusPlus.from_reference_checkpoint({k: v for k, v in state.items() if k != "module.final4.bias"})
+    with pytest.raises(SkipError, match="got NoneType"):
+        UNetPlusPlus.from_reference_checkpoint(None)
     del state["module.conv0_1.conv1.bias"]
     with pytest.raises(SkipError, match="lacks"):
         UNetPlusPlus.from_reference_checkpoint(state)

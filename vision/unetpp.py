@@ -7,7 +7,7 @@ authors have applied for a patent on the architecture in the United States.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -183,9 +183,11 @@ class UNetPlusPlus(SkipGrid, Saved, library_name="skipguide", license="apache-2.
             state: its state dict; widths, classes and deep supervision are read off the shapes.
 
         Raises:
-            SkipError: if keys are missing.
+            SkipError: if it is none, or keys are missing, unknown or of other shapes.
         """
-        renamed = {}
+        if not isinstance(state, Mapping):
+            raise SkipError(f"expected a state dict; got {type(state).__name__}")
+        renamed, unknown = {}, []
         for key, value in state.items():
             name, _, rest = key.removeprefix("module.").partition(".")
             if name.startswith("conv") and "_" in name:
@@ -193,17 +195,27 @@ class UNetPlusPlus(SkipGrid, Saved, library_name="skipguide", license="apache-2.
                 renamed[f"node.{i}.{j}.{rest}"] = value
             elif name.startswith("final"):
                 renamed[f"head.{name.removeprefix('final') or 4}.{rest}"] = value
+            else:
+                unknown.append(key)
         firsts = [key for key in renamed if key.endswith(".0.conv1.weight") and key.startswith("node.")]
         if not firsts or not any(key.startswith("head.") for key in renamed):
             raise SkipError(f"expected keys like conv0_0.conv1.weight and final.weight; got {sorted(state)[:4]}")
         depth = len(firsts) - 1
-        model = cls(
-            classes=len(renamed[f"head.{depth}.bias"]),
-            deep_supervision="head.1.weight" in renamed,
-            in_channels=renamed["node.0.0.conv1.weight"].shape[1],
-            widths=[len(renamed[f"node.{i}.0.conv1.bias"]) for i in range(depth + 1)],
-        )
-        missing = [k for k in model.load_state_dict(renamed, strict=False).missing_keys if "num_batches" not in k]
+        try:
+            model = cls(
+                classes=len(renamed[f"head.{depth}.bias"]),
+                deep_supervision="head.1.weight" in renamed,
+                in_channels=renamed["node.0.0.conv1.weight"].shape[1],
+                widths=[len(renamed[f"node.{i}.0.conv1.bias"]) for i in range(depth + 1)],
+            )
+            loaded = model.load_state_dict(renamed, strict=False)
+        except KeyError as error:
+            raise SkipError(f"the checkpoint of depth {depth} lacks {error}") from error
+        except RuntimeError as error:
+            raise SkipError(f"the checkpoint's shapes do not fit together: {error}") from error
+        if unknown := [*unknown, *loaded.unexpected_keys]:
+            raise SkipError(f"the checkpoint has {unknown[:4]} too ({len(unknown)} keys in all), which no UNet++ has")
+        missing = [k for k in loaded.missing_keys if "num_batches" not in k]
         if missing:
             raise SkipError(f"the checkpoint lacks {missing[:4]} ({len(missing)} keys in all)")
         return model.eval()
