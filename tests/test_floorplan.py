@@ -374,7 +374,14 @@ def test_preprocess_channels():
     assert image[:, 0, 0].tolist() == [1, 1, 1]  # outside
     assert image[:, 2, 2].tolist() == [pytest.approx(128 / 255), 0, 0]  # wall
     assert image[:, 3, 3].tolist() == [0, 0, 1]  # inside
-    for bad in (np.zeros((0, 4)), np.zeros(3), np.full((3, 3), -1), np.full((3, 3), np.nan), np.full((3, 3), 300)):
+    for bad in (
+        np.zeros((0, 4)),
+        np.zeros(3),
+        np.full((3, 3), -1),
+        np.full((3, 3), np.nan),
+        np.full((3, 3), 300),
+        1 - np.eye(3),
+    ):
         with pytest.raises(SkipError, match="expected"):
             preprocess(bad)
     with pytest.raises(SkipError, match="gap"):
@@ -418,6 +425,8 @@ def test_folder_round_trip(tmp_path):
 def test_missing_and_damaged_files(tmp_path):
     with pytest.raises(SkipError, match="found none"):
         MSDFolder(tmp_path)
+    with pytest.raises(SkipError, match="size of at least 1"):
+        MSDFolder(tmp_path, size=0)
     plan = generate_plan(0)
     write_plan(plan, tmp_path)
     with pytest.raises(SkipError, match="name and a target"):
@@ -493,7 +502,7 @@ def test_submission(tmp_path):
     assert np.asarray(image).tolist() == [[0, 9], [13, 8]]
     logits = torch.nn.functional.one_hot(classes, 11).permute(2, 0, 1).float()
     assert np.asarray(Image.open(save_submission(logits, tmp_path, "43"))).tolist() == [[0, 9], [13, 8]]
-    for bad in (torch.tensor([[11]]), torch.rand(3, 3), torch.zeros(3, dtype=torch.long)):
+    for bad in (torch.tensor([[11]]), torch.rand(3, 3), torch.zeros(3, dtype=torch.long), classes[None]):
         with pytest.raises(SkipError, match="expected classes"):
             save_submission(bad, tmp_path, "44")
 
@@ -578,6 +587,8 @@ def test_picture_has_rooms_names_and_legend():
     draw_plan(torch.full((3, 3), IGNORE))
     with pytest.raises(SkipError, match="expected classes"):
         draw_plan(torch.rand(3, 3))
+    with pytest.raises(SkipError, match="expected classes"):
+        draw_plan(plan.target[None])  # classes of a batch are no logits
 
 
 @pytest.mark.parametrize("name", ["", ".graph", ".net", ".regions", ".msd", ".generate"])

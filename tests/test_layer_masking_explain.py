@@ -357,6 +357,11 @@ def test_explanation_of_another_class(tiny, star):
         explain(tiny, star, method="guess")
 
 
+def test_an_image_without_an_answer_is_not_explained(tiny, star):
+    with pytest.raises(SkipError, match="answers NaN"):
+        explain(tiny, star * float("nan"), samples=4)
+
+
 # --- the notebook and the committed results
 
 

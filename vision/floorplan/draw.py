@@ -51,7 +51,7 @@ def draw_plan(
     from PIL import Image
 
     found = classes.detach().cpu()
-    found = found.argmax(0) if found.ndim == 3 else found
+    found = found.argmax(0) if found.ndim == 3 and found.is_floating_point() else found
     if found.ndim != 2 or found.numel() == 0 or found.is_floating_point():
         raise SkipError(f"expected classes [H, W] or logits [classes, H, W]; got {tuple(classes.shape)}")
     values = found.numpy()

@@ -42,7 +42,7 @@ def preprocess(structure: NDArray[Any], gap: int = 0) -> Tensor:
         Floats `[3, H, W]` in 0..1: outside with the walls at one half, outside, and the structure as it came.
 
     Raises:
-        SkipError: for another shape, an empty array, or values outside 0..255.
+        SkipError: for another shape, an empty array, values outside 0..255, or a mask of 0 and 1.
 
     Example:
         >>> walls = np.full((5, 5), 255); walls[1:4, 1:4] = 0; walls[2, 2] = 255
@@ -55,6 +55,10 @@ def preprocess(structure: NDArray[Any], gap: int = 0) -> Tensor:
         raise SkipError(f"expected a structure [H, W] or [H, W, C]; got {np.shape(structure)}")
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
         raise SkipError(f"expected structure values 0 (wall) to 255; got {values.min()} to {values.max()}")
+    if 0 < values.max() < 128:
+        raise SkipError(
+            f"expected 255 where there is no wall; got values up to {values.max()}, which are walls all over"
+        )
     if gap < 0:
         raise SkipError(f"expected a gap of at least 0; got {gap}")
     walls = values < 128
@@ -122,10 +126,12 @@ class MSDFolder(torch.utils.data.Dataset[Plan]):
         gap: see `preprocess`.
 
     Raises:
-        SkipError: if files are missing.
+        SkipError: if files are missing, or for a size below 1.
     """
 
     def __init__(self, root: str | Path, size: int | None = None, gap: int = 0) -> None:
+        if size is not None and size < 1:
+            raise SkipError(f"expected a size of at least 1 pixel; got {size}")
         self.root, self.size, self.gap = Path(root), size, gap
         ids = {kind: _ids(self.root / kind, suffix) for kind, suffix in (("struct_in", "npy"), ("graph_in", "pickle"))}
         if not ids["struct_in"]:
@@ -178,7 +184,7 @@ def submission_image(classes: Tensor) -> Image:
     from PIL import Image
 
     found = classes.detach().cpu()
-    found = found.argmax(0) if found.ndim == 3 else found
+    found = found.argmax(0) if found.ndim == 3 and found.is_floating_point() else found
     if found.ndim != 2 or found.is_floating_point() or not 0 <= int(found.min()) <= int(found.max()) < len(CLASSES):
         raise SkipError(f"expected classes 0..{len(CLASSES) - 1} [H, W] or logits; got {tuple(classes.shape)}")
     return Image.fromarray(torch.where(found == BACKGROUND, MSD_BACKGROUND, found).numpy().astype(np.uint8))

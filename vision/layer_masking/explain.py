@@ -91,7 +91,7 @@ def explain(
         progress: show a bar.
 
     Raises:
-        SkipError: for settings that are not known.
+        SkipError: for settings that are not known, or an image without an answer.
     """
     if method not in METHODS:
         raise SkipError(f"expected method {', '.join(METHODS)}; got {method!r}")
@@ -105,6 +105,8 @@ def explain(
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise SkipError(f"expected a classifier with logits [N, classes]; got {type(logits).__name__}")
     probabilities = logits.float().softmax(1)[0]
+    if not bool(torch.isfinite(probabilities).all()):
+        raise SkipError("the model answers NaN to the whole image: check the image and the weights")
     target = int(probabilities.argmax()) if target is None else target
     if not 0 <= target < len(probabilities):
         raise SkipError(f"expected a class below {len(probabilities)}; got {target}")
