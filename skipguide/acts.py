@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.blocks import Block, Sublayer, argument_names, unwrap
+from skipguide.blocks import Block, Sublayer, argument_names, takes_any_name, unwrap
 from skipguide.errors import SkipError
 from skipguide.gate import Act, Call, Frame, active_frames
 from skipguide.kv import CACHE_NAMES, hide
@@ -23,6 +23,19 @@ class Arguments:
     def __init__(self, module: nn.Module) -> None:
         self.names = argument_names(unwrap(module))
         self.places = {name: place for place, name in enumerate(self.names)}
+
+    def expect(self, module: nn.Module, name: str, wanted: Sequence[str]) -> None:
+        """Refuse a description that reads arguments which `module` has not: in a pass they would be None.
+
+        Raises:
+            SkipError: naming them, and what there is.
+        """
+        unknown = [each for each in wanted if each and each not in self.places]
+        if unknown and not takes_any_name(unwrap(module)):
+            raise SkipError(
+                f"{name} ({type(module).__name__}) is described with the arguments {', '.join(unknown)}, but its "
+                f"forward takes {', '.join(self.names)}: name them in its BlockSpec (streams) or Sublayer (outputs)"
+            )
 
     def get(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value of argument `name` (of the first one, if `name` is empty), or None."""
@@ -91,6 +104,7 @@ class PassThrough:
         self.arguments = Arguments(block.module)
         self.returns = block.spec.returns or block.spec.streams
         self.adds = block.spec.adds
+        self.arguments.expect(block.module, block.name, (*self.returns, *self.adds))
         self.nothings = (None,) * block.spec.nothings
         self.shortcut = block.shortcut
         self.name = block.name
@@ -120,6 +134,8 @@ class AddNothing:
         self.nothings = (None,) * sublayer.nothings
         self.inside = sublayer.inside
         self.width: int | None = getattr(module, sublayer.width) if sublayer.width else None
+        if self.width is None:
+            self.arguments.expect(module, name, self.outputs)
         self.name = name
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -310,10 +326,23 @@ class Inject:
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Replace the streams and run (or skip) the block with them."""
         streams = self.prefix.streams
+        if not streams:
+            raise self.prefix.unfilled()
+        if not torch.compiler.is_compiling():
+            self._check_rows(streams, args, kwargs)
         if self.padded:
             streams = {k: v[:, : self.arguments.get(k, args, kwargs).shape[1]] for k, v in streams.items()}
         args, kwargs = self.arguments.put(streams, args, kwargs)
         return call(*args, **kwargs)
+
+    def _check_rows(self, streams: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for name, captured in streams.items():
+            given = self.arguments.get(name, args, kwargs)
+            if isinstance(given, Tensor) and given.shape[:1] != captured.shape[:1]:
+                raise SkipError(
+                    f"block {self.prefix.layer} is resumed with {given.shape[0]} rows of {name}, and "
+                    f"{captured.shape[0]} were captured: run the same batch, or take prefix.select(rows, batch)"
+                )
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

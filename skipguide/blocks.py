@@ -137,6 +137,12 @@ def argument_names(module: nn.Module) -> tuple[str, ...]:
     return tuple(inspect.signature(type(module).forward).parameters)[1:]
 
 
+def takes_any_name(module: nn.Module) -> bool:
+    """Whether a module's forward takes keyword arguments of any name."""
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    return any(each.kind is each.VAR_KEYWORD for each in parameters)
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """One residual block of a model: where it is, what it is, and how to talk to it."""
@@ -293,11 +299,17 @@ def register_blocks(model_class: type[nn.Module] | str, spec: ModelSpec | BlockS
     Args:
         model_class: the class, or its name; subclasses are covered.
         spec: one stack, several in execution order, or a whole `ModelSpec`.
+
+    Raises:
+        SkipError: if `spec` is nothing of the kind, or `model_class` no class (of a model: `type(model)`).
     """
-    if isinstance(spec, BlockSpec):
-        spec = ModelSpec((spec,))
-    elif not isinstance(spec, ModelSpec):
-        spec = ModelSpec(tuple(spec))
+    stacks: Any = (spec,) if isinstance(spec, BlockSpec) else spec.stacks if isinstance(spec, ModelSpec) else spec
+    if not isinstance(stacks, (tuple, list)) or not stacks or not all(isinstance(s, BlockSpec) for s in stacks):
+        raise SkipError(f"register_blocks expects a BlockSpec, several, or a ModelSpec; got {spec!r}")
+    if not isinstance(model_class, (type, str)):
+        raise SkipError(f"register_blocks expects a class or its name; got a {type(model_class).__name__}")
+    if not isinstance(spec, ModelSpec):
+        spec = ModelSpec(tuple(stacks))
     _REGISTERED[model_class if isinstance(model_class, str) else model_class.__name__] = spec
 
 

@@ -54,11 +54,16 @@ def check(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> CheckRep
         >>> check(model.eval()).blocks
         3
     """
+    blocks = find_blocks(model)
     if inputs is None:
         from skipguide.samples import sample_inputs
 
         inputs = sample_inputs(unwrap(model))
-    blocks = find_blocks(model)
+    if not isinstance(inputs, Mapping):
+        raise SkipError(
+            f"expected inputs as a mapping of the keyword arguments of one call, dict(hidden_states=...); got "
+            f"{type(inputs).__name__}"
+        )
     before = _residue(model)
 
     def run() -> Tensor:

@@ -27,6 +27,18 @@ def write_json(path: str | Path, data: Mapping[str, Any], *, overwrite: bool = F
         partial.write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
+def read_json(path: str | Path) -> Any:
+    """The JSON in a file.
+
+    Raises:
+        SkipError: if it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of bytes that are no text
+        raise SkipError(f"expected JSON in {path}; got something else: {error}") from error
+
+
 def check_keys(found: Mapping[str, Any], expected: set[str], what: str) -> None:
     """Refuse data with a version or keys that are not known here."""
     if not isinstance(found, Mapping):
@@ -41,6 +53,8 @@ def _plain(value: Any) -> Any:
     """Settings inside settings as plain data too."""
     if isinstance(value, JsonConfig):
         return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -71,4 +85,4 @@ class JsonConfig:
     @classmethod
     def load_json(cls, path: str | Path) -> Self:
         """Read settings that `save_json` wrote."""
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        return cls.from_dict(read_json(path))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from skipguide.config import VERSION, check_keys, write_json
+from skipguide.config import VERSION, check_keys, read_json, write_json
 from skipguide.errors import SkipError
 
 Part = Literal["block", "attn", "cross_attn", "mlp", "attn_identity"]
@@ -33,14 +33,18 @@ class Schedule:
     every: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse windows that no step can fall into."""
-        if not (math.isfinite(self.start) and math.isfinite(self.stop) and 0.0 <= self.start < self.stop <= 1.0):
+        """Refuse windows that no step can fall into, and keep numbers of any library as Python's."""
+        window: tuple[Any, ...] = (self.start, self.stop)
+        finite = all(isinstance(value, Real) and math.isfinite(value) for value in window)
+        if not (finite and 0.0 <= self.start < self.stop <= 1.0):
             raise SkipError(
                 f"start and stop are fractions of the steps with 0 <= start < stop <= 1; got start={self.start}, "
                 f"stop={self.stop}"
             )
         if type(self.every) is not int or self.every < 1:
             raise SkipError(f"every must be a whole number of at least 1; got {self.every!r}")
+        object.__setattr__(self, "start", float(self.start))
+        object.__setattr__(self, "stop", float(self.stop))
 
     def contains(self, fraction: float) -> bool:
         """Whether the fraction of the steps done before a step lies in the window."""
@@ -60,7 +64,8 @@ class Schedule:
 def layer_tuple(layers: Iterable[int] | int) -> tuple[int, ...]:
     """Layer numbers as a tuple, each checked to be a whole number and named once."""
     try:
-        items = (layers,) if isinstance(layers, int) else tuple(layers)
+        found = _native(layers)
+        items = (found,) if isinstance(found, int) else tuple(_native(item) for item in found)
     except TypeError:
         raise SkipError(f"expected block numbers, one or several; got {layers!r}") from None
     for item in items:
@@ -70,6 +75,11 @@ def layer_tuple(layers: Iterable[int] | int) -> tuple[int, ...]:
     if len(set(numbers)) != len(numbers):
         raise SkipError(f"layers names a block twice: {numbers}")
     return numbers
+
+
+def _native(value: Any) -> Any:
+    """Numbers of NumPy and torch as Python's own, so that 1.5 is not cut to 1 and a mask is no list of numbers."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,9 @@ class SkipPlan:
             raise SkipError(f"unknown part {self.part!r}; expected one of {', '.join(PARTS)}")
         if self.rows is not None:
             object.__setattr__(self, "rows", layer_tuple(self.rows))
-        Schedule(self.start, self.stop)
+        window = Schedule(self.start, self.stop)
+        object.__setattr__(self, "start", window.start)
+        object.__setattr__(self, "stop", window.stop)
 
     @property
     def schedule(self) -> Schedule:
@@ -162,6 +174,8 @@ class SkipPlan:
         known = {"layers", "part", "stack", "rows", "start", "stop"}
         if not data.get("terms"):
             raise SkipError("expected a plan with at least one term (an empty plan has one without layers); got none")
+        if not (isinstance(data["terms"], (list, tuple)) and all(isinstance(term, Mapping) for term in data["terms"])):
+            raise SkipError(f"expected a plan's terms as a list of mappings; got {data['terms']!r}")
         for term in data["terms"]:
             if unknown := set(term) - known:
                 raise SkipError(f"unknown keys in a plan's term: {sorted(unknown)}; expected {sorted(known)}")
@@ -174,4 +188,4 @@ class SkipPlan:
     @classmethod
     def load_json(cls, path: str | Path) -> SkipPlan:
         """Read a plan that `save_json` wrote."""
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        return cls.from_dict(read_json(path))

@@ -36,9 +36,7 @@ class Prefix:
             batch: the model's batch size when the prefix was captured.
         """
         if not self.streams:
-            raise SkipError(
-                f"nothing was captured at block {self.layer}: run the model once inside capture(model, {self.layer})"
-            )
+            raise self.unfilled()
 
         def rows_of(value: Any) -> Any:
             if isinstance(value, (tuple, list)):
@@ -51,6 +49,12 @@ class Prefix:
 
         streams = {name: rows_of(tensor) for name, tensor in self.streams.items()}
         return Prefix(self.layer, streams, {name: rows_of(value) for name, value in self.kept.items()})
+
+    def unfilled(self) -> SkipError:
+        """The error for a prefix that no pass has filled yet."""
+        return SkipError(
+            f"nothing was captured at block {self.layer}: run the model once inside capture(model, prefix)"
+        )
 
     def fill(self, other: Prefix) -> None:
         """Take over what another prefix of the same layer holds."""
@@ -98,7 +102,5 @@ def resume(model: nn.Module, prefix: Prefix) -> AbstractContextManager[Skipper]:
     from skipguide.skipper import Skipper
 
     if not prefix.streams:
-        raise SkipError(
-            f"nothing was captured at block {prefix.layer}: run the model once inside capture(model, prefix)"
-        )
+        raise prefix.unfilled()
     return Skipper(model, SkipPlan(), resume=prefix)

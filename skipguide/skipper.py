@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -72,6 +73,8 @@ class Skipper:
         resume: Prefix | None = None,
         share: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
+        if not isinstance(plan, SkipPlan):
+            raise SkipError(f"expected a SkipPlan, such as SkipPlan([3, 5]); got {type(plan).__name__}")
         self.model = model
         self.plan = plan
         self.map = find_blocks(model)
@@ -135,11 +138,21 @@ class Skipper:
 
     @property
     def progress(self) -> float | None:
-        """Fraction of the sampling steps done; needed by plans with a window."""
+        """Fraction of the sampling steps done, 0 to 1; needed by plans with a window.
+
+        Raises:
+            SkipError: on setting, for anything that is no such fraction.
+        """
         return self._progress
 
     @progress.setter
     def progress(self, value: float) -> None:
+        try:
+            value = float(value)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not 0 <= value <= 1:  # NaN neither: no window would contain it
+            raise SkipError("progress is the fraction of the steps done, 0 to 1: set it to step / steps")
         self._progress = value
         for window in self._windows:
             window.open = window.schedule.contains(value)

@@ -36,7 +36,8 @@ class Stats:
     def skipped_fraction(self) -> float:
         """Share of the model's blocks that was left out; a sublayer is its share of its block's sublayers."""
         skipped = sum(self.weights.get(name, 1.0) * n for name, n in self.skips.items())
-        total = sum(self.calls.values()) + sum(n for name, n in self.skips.items() if name not in self.weights)
+        came = (*self.calls.items(), *self.skips.items())
+        total = sum(n for name, n in came if name not in self.weights)  # blocks: a sublayer came with its block
         return skipped / total if total else 0.0
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
+from skipguide.plan import layer_tuple
 
 Over = Literal["step", "sigma"]
 Between = Literal["hold", "linear"]
@@ -65,7 +66,7 @@ class Timetable(JsonConfig):
                     f"values must be all finite numbers, or all sequences of block numbers (which between='linear' "
                     f"cannot mix); got {self.points!r}"
                 )
-            points = [(where, tuple(value)) for where, value in points]
+            points = [(where, layer_tuple(value)) for where, value in points]
         object.__setattr__(self, "points", tuple(points))
 
     @property

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -82,6 +83,10 @@ def test_windows_that_are_none(window):
     ({"layers": [1], "part": "attention"}, "unknown part 'attention'; expected one of block, attn"),
     ({"layers": [1], "rows": [0, 0]}, "twice"),
     ({"layers": [1], "rows": [False]}, "whole numbers"),
+    ({"layers": [1], "rows": torch.tensor([False, True])}, "whole numbers"),
+    ({"layers": torch.tensor([1.5])}, "whole numbers"),
+    ({"layers": [1], "start": None}, "start and stop are fractions"),
+    ({"layers": [1], "stop": "1"}, "start and stop are fractions"),
 ])  # fmt: skip
 def test_bad_plans_are_refused_when_they_are_made(bad, says):
     with pytest.raises(SkipError, match=says):
@@ -93,6 +98,8 @@ def test_bad_plans_are_refused_when_they_are_made(bad, says):
 
 def test_layers_may_be_one_number_or_a_tensor_of_them():
     assert SkipPlan(3) == SkipPlan([3]) == SkipPlan(torch.tensor([3])) == SkipPlan(range(3, 4))
+    assert SkipPlan(3) == SkipPlan(np.int64(3)) == SkipPlan(torch.tensor(3)) == SkipPlan([np.int8(3)])
+    assert json.loads(json.dumps(SkipPlan(3, start=np.float32(0.5)).to_dict()))["terms"][0]["start"] == 0.5
 
 
 @pytest.mark.parametrize(("data", "says"), [
@@ -101,6 +108,8 @@ def test_layers_may_be_one_number_or_a_tensor_of_them():
     ({"version": 1, "terms": [], "colour": 1}, "unknown keys in a plan: .'colour'"),
     ({"version": 1, "terms": [{"layer": [1]}]}, "unknown keys in a plan's term: .'layer'"),
     ({"version": 1, "terms": []}, "at least one term"),
+    ({"version": 1, "terms": [5]}, "list of mappings"),
+    ({"version": 1, "terms": {"layers": [1]}}, "list of mappings"),
 ])  # fmt: skip
 def test_bad_files_are_refused(data, says):
     with pytest.raises(SkipError, match=says):
@@ -195,6 +204,28 @@ def test_windows_follow_the_progress():
             expected = plain if step < 2 else first if step < 5 else second
             assert torch.equal(family.run(model, inputs), expected), step
         assert skipper.progress == 0.9
+        for nothing in (math.nan, -0.1, 1.1, None, "half"):
+            with pytest.raises(SkipError, match="0 to 1"):
+                skipper.progress = nothing
+        assert skipper.progress == 0.9
+
+
+def test_the_share_left_out_does_not_depend_on_what_a_closed_window_ran():
+    """A sublayer that runs because its window is closed is a part of its block, not a further block."""
+    family = BY_NAME["ltx"]
+    model, inputs = family.build(), family.inputs(1)
+    with Skipper(model, SkipPlan([1], "attn", start=0.5)) as skipper:
+        for skipper.progress in (0.0, 0.5):
+            family.run(model, inputs)
+    with Skipper(model, SkipPlan([1], "attn")) as always:
+        family.run(model, inputs)
+    assert skipper.stats.skipped_fraction == pytest.approx(always.stats.skipped_fraction / 2)
+
+
+@pytest.mark.parametrize("plan", [None, [1], 1])
+def test_what_is_no_plan_is_refused(plan):
+    with pytest.raises(SkipError, match="expected a SkipPlan"):
+        Skipper(BY_NAME["ltx"].build(), plan)
 
 
 @settings(max_examples=15, deadline=None)

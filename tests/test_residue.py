@@ -169,6 +169,18 @@ def test_capture_and_resume(family):
     watch.same()
 
 
+def test_a_prefix_has_to_fit_the_pass_that_resumes():
+    family = BY_NAME["ltx"]
+    model, prefix = family.build(), Prefix(2)
+    with pytest.raises(SkipError, match="nothing was captured at block 2"), Skipper(model, SkipPlan(), resume=prefix):
+        family.run(model, family.inputs(2))
+    with capture(model, prefix):
+        family.run(model, family.inputs(2))
+    with pytest.raises(SkipError, match="1 rows of hidden_states, and 2 were captured"), resume(model, prefix):
+        family.run(model, family.inputs(1))
+    assert all("forward" not in module.__dict__ for module in model.modules())
+
+
 # -- several plans ----------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from skipguide import SkipError, Skipper, SkipPlan, UnknownBlockError, blocks, check, find_blocks
+from skipguide import BlockSpec, SkipError, Skipper, SkipPlan, UnknownBlockError, blocks, check, find_blocks
+from skipguide.blocks import Sublayer, register_blocks
 from skipguide.pipelines import PipelineSpec, SpatiotemporalSkipGuidance, register_pipeline, registry
 
 THEIRS = Path(__file__).parent / "third_party"
@@ -80,3 +81,25 @@ def test_only_descriptions_are_registered(theirs):
         register_pipeline(theirs.TheirPipeline, "batched")
     register_pipeline("TheirPipeline", PipelineSpec("named", scales=((),)))
     assert registry.pipeline_spec(parts(theirs)[0]).cfg == "named"
+    for spec in (None, 5, "layers", ["layers"], []):
+        with pytest.raises(SkipError, match="expects a BlockSpec"):
+            register_blocks(theirs.TheirDenoiser, spec)
+    with pytest.raises(SkipError, match="expects a class or its name; got a TheirDenoiser"):
+        register_blocks(theirs.TheirDenoiser(), BlockSpec("layers"))
+
+
+def test_a_description_that_names_other_arguments_is_refused_at_once(theirs):
+    model = theirs.TheirDenoiser()
+    think = (Sublayer("think", outputs=("nothing",)),)
+    block, sublayer = BlockSpec("layers", ("nothing",)), BlockSpec("layers", ("tokens",), mlp=think)
+    for spec, part in ((block, "block"), (sublayer, "mlp")):
+        register_blocks(theirs.TheirDenoiser, spec)
+        with pytest.raises(SkipError, match="described with the arguments nothing, but its forward takes"):
+            Skipper(model, SkipPlan([1], part))
+
+
+def test_checks_are_of_a_model_and_a_call(theirs):
+    with pytest.raises(SkipError, match=r"expected a torch\.nn\.Module"):
+        check(parts(theirs)[0])
+    with pytest.raises(SkipError, match="expected inputs as a mapping"):
+        check(parts(theirs)[0].transformer, torch.randn(2, 4, 8))
