@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from skipguide.errors import SkipError
 from skipguide.pipelines.interceptor import Interceptor
 from skipguide.pipelines.ledger import GuidanceStats
 from skipguide.pipelines.recipe import Recipe
@@ -64,7 +65,13 @@ class AppliedGuidance:
             self._installed.pop().remove()
 
     def __enter__(self) -> AppliedGuidance:
-        """Return the handle."""
+        """Return the handle.
+
+        Raises:
+            SkipError: if the guidance was removed before: the block would silently run without it.
+        """
+        if not self._installed:
+            raise SkipError("this guidance was removed: call apply(pipe) again for a new handle")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:

@@ -130,7 +130,7 @@ def calibrate(
 
     Args:
         pipe: a stock diffusers pipeline that is described in `skipguide.pipelines.registry`.
-        prompts: one run each; None leaves the prompt to `call`.
+        prompts: one run each; None leaves the prompt to `call`. A single text is one prompt.
         denoiser: which of the pipeline's; None is the first.
         parts: parts to leave out; None is every part that a layer has.
         levels: how many steps of a run are looked at, evenly spaced.
@@ -141,6 +141,8 @@ def calibrate(
         SkipError: for an unknown pipeline, a part that no layer has, guidance in force, or predictions that
             are no numbers.
     """
+    prompts = [prompts] if isinstance(prompts, str) else prompts  # not its letters
+    parts = [parts] if isinstance(parts, str) else parts
     spec = pipeline_spec(pipe)
     name = denoiser or next((n for n in spec.denoisers if getattr(pipe, n, None) is not None), spec.denoisers[0])
     model: nn.Module = getattr(pipe, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from skipguide.errors import SkipError
 from skipguide.pipelines.ledger import GuidanceCost
 from skipguide.pipelines.recipe import Recipe
 from skipguide.pipelines.route import route
@@ -19,8 +20,11 @@ def foretell(recipe: Recipe, *, guidance: bool, steps: int | None) -> GuidanceCo
         steps: number of steps; None averages over a fine grid, so that a window counts as its share.
 
     Raises:
-        SkipError: for timetables over sigma: the noise levels are the scheduler's, known only when it runs.
+        SkipError: for timetables over sigma: the noise levels are the scheduler's, known only when it runs; and for
+            a number of steps that is none.
     """
+    if steps is not None and (type(steps) is not int or steps < 1):
+        raise SkipError(f"steps is a whole number of at least 1, or None; got {steps!r}")
     blocks, settings = len(recipe.blocks), recipe.settings
     branches = 2 if guidance else 1
     count = FINE if steps is None else steps

@@ -40,7 +40,7 @@ def check_layers(layers: Any, part: Part) -> Any:
         return None
     if is_number(layers) and not isinstance(layers, int):
         raise SkipError(f"layers are block numbers (whole numbers from 0); got {layers!r}")
-    checked = SkipPlan((layers,) if isinstance(layers, int) else tuple(layers), part=part).layers
+    checked = SkipPlan(layers, part=part).layers
     if not checked:
         raise SkipError("layers is empty, so nothing would be skipped: name at least one block, or None for the preset")
     return tuple(checked)

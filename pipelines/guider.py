@@ -36,7 +36,7 @@ class SkipGuider(BaseGuidance):
 
     Args:
         layers: blocks to skip, in execution order over all stacks (or within `stack`), a `Timetable` of them, or
-            `"stochastic"`; None takes the model's preset.
+            `"stochastic"`; None takes the layers of the model's preset, but neither its scale nor its part.
         scale: s, a number or a `Timetable` over the steps; 0 is CFG alone.
         guidance_scale: w of CFG; 1 is no CFG.
         part: as in `SpatiotemporalSkipGuidance`.
@@ -243,6 +243,7 @@ class SkipGuider(BaseGuidance):
         found = next((driver for driver in self._drivers if driver.model is denoiser), None)
         if found is None:
             found = Driver(self.settings, self._live, denoiser, self.stats)
+            found.recipe.refuse_idle(self._num_inference_steps)
         self._drivers = [*(driver for driver in self._drivers if driver is not found), found]
         return found
 

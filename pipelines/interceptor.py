@@ -108,6 +108,7 @@ class Interceptor:
             self._shape = tuple(getattr(kwargs.get("hidden_states"), "shape", ())[1:])
             if run.timesteps is not self._met:  # a cache can come and go between runs
                 self._met = run.timesteps
+                self.recipe.refuse_idle(run.steps)
                 self.passes.meet(admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.recipe))
             sigma = run.sigma(self.pipe) if self.recipe.needs_sigma else None
             self.moment = self.recipe.at(run.step, run.steps, sigma)

@@ -101,6 +101,24 @@ class Recipe:
         """All blocks that some step may skip, in execution order."""
         return tuple(sorted(self._all))
 
+    def refuse_idle(self, steps: int) -> None:
+        """Refuse a number of steps of which none has skip guidance: that would silently be the plain pipeline.
+
+        Timetables over sigma are not looked at: the noise levels of later steps are not known yet.
+
+        Raises:
+            SkipError: if the windows and timetables leave no step.
+        """
+        if not self.groups or self.needs_sigma:
+            return
+        settings, moments = self.settings, (self.at(step, steps) for step in range(steps))
+        if not any(moment.terms and (moment.cfg or settings.formula != "uncond") for moment in moments):
+            raise SkipError(
+                f"none of the {steps} steps of this run has skip guidance, with start={settings.start:g}, "
+                f"stop={settings.stop:g}, cfg_interval={settings.cfg_interval} and scale={settings.scale}: widen them, "
+                f"take more steps, or scale=0 for the plain pipeline"
+            )
+
     def at(self, step: int, steps: int, sigma: float | None = None) -> Moment:
         """What holds at step `step` (from 0) of `steps`."""
         fraction = step / max(steps, 1)

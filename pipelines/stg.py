@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from typing import Any, Literal, Self, get_args
 
 from skipguide.blocks import find_blocks
@@ -42,9 +43,11 @@ class SpatiotemporalSkipGuidance(JsonConfig):
 
     Args:
         layers: blocks to skip, in execution order over all stacks (or within `stack`); a mapping gives each denoiser
-            its own; a `Timetable` of them changes with the step. None takes the model's preset. `"auto"` takes the
-            layer that a calibration run scores best (`score`; cached per model). `"stochastic"` draws a new set at
-            every step (`drop`, `seed`; first and last block stay), after S2-Guidance, arXiv 2508.12880.
+            its own; a `Timetable` of them changes with the step. None takes the layers of the model's preset and
+            nothing else of it: `scale` and `part` are what is said here, 1 and whole blocks by default, and the
+            preset's own are `find_preset(pipe.transformer).scale` and `.part` (the command line takes them). `"auto"`
+            takes the layer that a calibration run scores best (`score`; cached per model). `"stochastic"` draws a new
+            set at every step (`drop`, `seed`; first and last block stay), after S2-Guidance, arXiv 2508.12880.
         scale: s, a number or a `Timetable`. 0 leaves the pipeline as it is, to the bit.
         part: `"block"` (the paper's STG-R), `"attn_identity"` (STG-A), `"attn"`, `"cross_attn"` or `"mlp"`.
         formula: `"stg"` as above; `"uncond"` skips the layers in the unconditional pass itself, so there is no third
@@ -55,7 +58,8 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         rescale: 0 to 1, brings the standard deviation of the result towards that of c (0.7 in the authors' code).
         rescale_over: `"sample"` or, as the authors' code does, the whole `"batch"`.
         start: first step with skip guidance, as a fraction of the steps (inclusive).
-        stop: end of the skip guidance, as a fraction of the steps (exclusive; 1.0 is the end).
+        stop: end of the skip guidance, as a fraction of the steps (exclusive; 1.0 is the end). A run with so few steps
+            that none of them lies in the window is refused.
         every: compute the skipped pass on every k-th step only and reuse the last difference in between: cheaper and
             approximate; `stats.reuse_error` says how far the reused differences were off when renewed.
         prefix_reuse: run the skipped pass from the first skipped layer on only (exact at equal batch; equal to
@@ -88,7 +92,7 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         True
     """
 
-    layers: Sequence[int] | Mapping[str, Sequence[int]] | Timetable | str | None = None
+    layers: Sequence[int] | Mapping[str, Sequence[int] | Timetable | str | None] | Timetable | str | None = None
     scale: float | Timetable = 1.0
     part: Part = "block"
     formula: Formula = "stg"
@@ -113,13 +117,15 @@ class SpatiotemporalSkipGuidance(JsonConfig):
     def __post_init__(self) -> None:
         """Check everything that does not need a model, and bring it into normal form."""
         if isinstance(self.layers, Mapping) and "points" not in self.layers:
-            layers: Any = {name: list(check_layers(own, self.part)) for name, own in self.layers.items()}
+            layers: Any = {name: check_layers(own, self.part) for name, own in self.layers.items()}
         else:
             layers = check_layers(self.layers, self.part)
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "scale", check_scale(self.scale))
         if self.groups is not None:
             given: Any = self.groups  # from JSON: plain data
+            if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+                raise SkipError(f"groups is a list of SkipGroup; got {type(given).__name__}")
             made = tuple(g if isinstance(g, SkipGroup) else SkipGroup.from_dict(g) for g in given)
             object.__setattr__(self, "groups", made)
             if self.layers is not None or self.stack is not None or not made:
@@ -133,7 +139,13 @@ class SpatiotemporalSkipGuidance(JsonConfig):
             raise SkipError(f"unknown rescale_over {self.rescale_over!r}; expected one of {', '.join(get_args(Over))}")
         if self.tail not in TAILS:
             raise SkipError(f"unknown tail {self.tail!r}; expected one of {', '.join(TAILS)}")
-        Schedule(self.start, self.stop, self.every)
+        window = Schedule(self.start, self.stop, self.every)
+        object.__setattr__(self, "start", window.start)
+        object.__setattr__(self, "stop", window.stop)
+        try:
+            object.__setattr__(self, "seed", index(self.seed))
+        except TypeError:
+            raise SkipError(f"seed is a whole number; got {self.seed!r}") from None
         if not (is_number(self.drop) and 0 < self.drop < 1):
             raise SkipError(f"drop is a share of the blocks, above 0 and below 1; got {self.drop!r}")
         if not (self.apg is None or is_number(self.apg)) or not (
@@ -147,9 +159,13 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         interval: Any = self.cfg_interval if self.cfg_interval is not None or self.formula != "segmented" else SEGMENT
         if interval is None:
             return
-        if isinstance(interval, (str, bytes)) or len(interval) != 2:
-            raise SkipError(f"cfg_interval is a pair (start, stop) of fractions of the steps; got {interval!r}")
-        window = Schedule(float(interval[0]), float(interval[1]))
+        try:
+            start, stop = interval
+        except (TypeError, ValueError):
+            raise SkipError(
+                f"cfg_interval is a pair (start, stop) of fractions of the steps; got {interval!r}"
+            ) from None
+        window = Schedule(start, stop)
         if self.formula == "segmented" and (window.start, window.stop) == (0.0, 1.0):
             raise SkipError("formula='segmented' has skip guidance outside cfg_interval, which leaves no step for it")
         object.__setattr__(self, "cfg_interval", (window.start, window.stop))
@@ -237,6 +253,11 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         names = [name for name in spec.denoisers if getattr(pipe, name, None) is not None]
         if not names:
             raise SkipError(f"this {type(pipe).__name__} has no denoiser: {' and '.join(spec.denoisers)} are None")
+        if isinstance(self.layers, Mapping) and (unknown := sorted(set(self.layers) - set(spec.denoisers))):
+            raise SkipError(
+                f"layers names {', '.join(unknown)}, but the denoisers of {type(pipe).__name__} are "
+                f"{' and '.join(spec.denoisers)}"
+            )
         return names
 
     def _recipe(self, pipe: Any, denoiser: str) -> Recipe:

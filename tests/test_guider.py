@@ -80,6 +80,13 @@ def test_modular_pipeline_equals_guidance_on_the_classic_one(wan, settings):
     assert [getattr(guider.stats, name) for name in counted] == [getattr(stats, name) for name in counted]
 
 
+@pytest.mark.parametrize("settings", [{"start": 0.9}, {"scale": Timetable([(0.0, 0.0), (0.9, 2.0)])}])
+def test_a_run_in_which_no_step_is_guided_is_refused(wan, settings):
+    with pytest.raises(SkipError, match=f"none of the {STEPS} steps"):
+        by_guider(wan[0], SkipGuider([LAYER], **settings))
+    no_gates(wan[0].transformer)
+
+
 @pytest.mark.parametrize("settings", [{}, {"rescale": 0.7}, {"formula": "wan"}, {"every": 2}])
 def test_without_cfg(wan, settings):
     """y = c + s (c - k): two passes, the second from the skipped layer on, and no negative prompt."""
@@ -98,7 +105,7 @@ def test_nothing_to_do_is_cfg_to_the_bit(wan):
 
     wan[0].update_components(guider=ClassifierFreeGuidance(guidance_scale=5.0))
     plain = modular.run(wan[0])
-    for idle in ({"scale": 0.0}, {"layers": None, "scale": 0}, {"start": 0.9}):
+    for idle in ({"scale": 0.0}, {"layers": None, "scale": 0}):
         assert torch.equal(by_guider(wan[0], SkipGuider(**{"layers": [LAYER]} | idle), 1), plain), idle
     disabled = SkipGuider([LAYER])
     disabled.disable()

@@ -151,6 +151,21 @@ def test_calibration_on_a_pipeline(name):
     assert scores.select("block")[2].effect == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_text_is_one_prompt_and_a_part_is_one_part():
+    case, seen = BY_PIPE["wan"], []
+    pipe = case.build()
+
+    class Listening(type(pipe)):
+        def __call__(self, prompt=None, **call):
+            seen.append(prompt)
+            return super().__call__(**call)
+
+    pipe.__class__ = Listening
+    call = {k: v for k, v in case.call_kwargs(1).items() if k != "generator"} | {"num_inference_steps": 1}
+    scores = calibrate(pipe, "a tram", parts="attn_identity", levels=1, call=call)
+    assert seen == ["a tram"] and {row.part for row in scores.rows} == {"attn_identity"}
+
+
 def test_calibration_refuses():
     case = BY_PIPE["wan"]
     pipe = case.build()

@@ -7,11 +7,13 @@ taken out, the formula in float64, delivered through the branch weights that the
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from skipguide import NoEffectError, SkipError, find_blocks
+from skipguide import NoEffectError, SkipError, SkipPlan, Timetable, find_blocks
 from skipguide.guidance import rescale
+from skipguide.pipelines import SkipGroup
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from zoo.pipes import BY_PIPE, MODELS, PIPES, understand_prompts
 
@@ -232,6 +234,16 @@ def test_each_denoiser_can_have_its_own_layers():
         Stg({"transformer": [1]}).apply(pipe)
 
 
+def test_each_denoiser_can_have_layers_of_its_own_kind():
+    case = BY_PIPE["wan22"]
+    pipe, table = case.build(), Timetable([(0.0, (1,)), (0.5, (2,))])
+    with Stg({"transformer": table, "transformer_2": [1, 2]}).apply(pipe) as applied:
+        case.run(pipe)
+    assert applied.layers == {"transformer": (1, 2), "transformer_2": (1, 2)}
+    with pytest.raises(SkipError, match="no preset"):
+        Stg({"transformer": None, "transformer_2": [1]}).apply(pipe)
+
+
 @named(PIPES)
 def test_scale_zero_is_bit_equal_and_free(case):
     pipe = case.build()
@@ -336,11 +348,68 @@ def test_sd3s_own_skip_guidance_does_not_amplify_ours():
         ({"layers": [1], "start": -0.1}, "start"),
         ({"layers": [1], "every": 0}, "every"),
         ({"layers": [1], "formula": "uncond", "scale": 2.0}, "no third pass"),
+        ({"layers": torch.tensor([1.5])}, "whole numbers"),
+        ({"layers": torch.tensor([False, True])}, "whole numbers"),
+        ({"layers": float("nan")}, "whole numbers|one or several"),
+        ({"layers": {"transformer": []}}, "empty"),
+        ({"layers": [1], "start": None}, "start"),
+        ({"layers": [1], "stop": "1"}, "start"),
+        ({"layers": [1], "cfg_interval": 0.5}, "pair"),
+        ({"layers": [1], "cfg_interval": ("a", "b")}, "fractions"),
+        ({"groups": SkipGroup([1])}, "list of SkipGroup"),
+        ({"groups": [1]}, "mapping"),
+        ({"layers": "stochastic", "seed": torch.Generator()}, "seed"),
     ],
 )
 def test_settings_that_mean_nothing(settings, words):
     with pytest.raises(SkipError, match=words):
         Stg(**settings)
+
+
+def test_numbers_of_other_libraries_are_saved_as_pythons(tmp_path):
+    table = Timetable([(0, np.array([1, 2])), (np.float32(0.5), torch.tensor([3]))])
+    for layers in (np.int64(2), torch.tensor([1, 2]), table, {"transformer": table, "transformer_2": "stochastic"}):
+        stg = Stg(layers, start=np.float32(0.25), cfg_interval=np.array([0.0, 0.5]), seed=np.int64(3))
+        stg.save_json(tmp_path / "stg.json", overwrite=True)
+        assert Stg.load_json(tmp_path / "stg.json") == stg
+
+
+def test_a_file_that_is_no_json_is_refused(tmp_path):
+    (tmp_path / "stg.json").write_text("{")
+    for kind in (Stg, SkipPlan):
+        with pytest.raises(SkipError, match=r"expected JSON in .*stg.json"):
+            kind.load_json(tmp_path / "stg.json")
+
+
+@named([BY_PIPE[n] for n in ("ltx", "wan", "hunyuan")])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"start": 0.4, "stop": 0.6},
+        {"scale": Timetable([(0.0, 0.0), (0.9, 2.0)])},
+        {"formula": "segmented", "cfg_interval": (0.0, 0.9)},
+        {"formula": "uncond", "start": 0.5, "cfg_interval": (0.0, 0.5)},
+    ],
+)
+def test_a_run_in_which_no_step_is_guided_is_refused(case, settings):
+    pipe = case.build()
+    with pytest.raises(SkipError, match="none of the 3 steps"), Stg([1], **settings).apply(pipe):
+        case.run(pipe)
+
+
+def test_a_handle_is_for_one_block():
+    case = BY_PIPE["ltx"]
+    pipe = case.build()
+    with Stg([1]).apply(pipe) as applied:
+        case.run(pipe)
+    with pytest.raises(SkipError, match="was removed"), applied:
+        case.run(pipe)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5])
+def test_a_cost_is_of_some_steps(steps):
+    with pytest.raises(SkipError, match="steps is a whole number"):
+        Stg([1]).cost(BY_PIPE["ltx"].build(), steps=steps)
 
 
 def test_refused_at_apply():
@@ -354,6 +423,8 @@ def test_refused_at_apply():
         Stg([1], part="cross_attn").apply(BY_PIPE["mochi"].build())
     with pytest.raises(SkipError, match="not described"):
         Stg([1]).apply(object())
+    with pytest.raises(SkipError, match=r"names transfromer_2, but the denoisers of LTXPipeline are transformer"):
+        Stg({"transformer": [1], "transfromer_2": [1]}).apply(pipe)
     with pytest.raises(SkipError, match="no denoiser"):
         Stg([1]).apply(type("LTXPipeline", (), {"transformer": None})())
     with Stg([1]).apply(pipe), pytest.raises(SkipError, match="already applied"):
