@@ -275,6 +275,21 @@ def test_tasks_of_the_place_where_adaskip_was_applied_share_it(golden, model):
         assert asyncio.run(serve(applied)) == 2 + 3 + 3
 
 
+def test_requests_that_take_turns_while_the_first_is_measured(golden, model):
+    """The second prompt ends the measurement; the first sequence goes on under the plan all the same."""
+    first, second = (torch.tensor([golden[name]]) for name in ("prompt", "prompt2"))
+    with AdaSkip(count=4, online=False).apply(model) as applied, torch.no_grad():
+        cache = model(first, use_cache=True)[CACHE]
+        model(second, use_cache=True)
+        step = model(first[:, :1], **{CACHE: cache}).logits
+        assert lengths(cache, 8) == [None if i in applied.plan.attn else first.shape[1] + 1 for i in range(8)]
+    with AdaSkip(count=4, online=False, phase="decode").apply(model, applied.statistics), torch.no_grad():
+        cache = model(first, use_cache=True)[CACHE]
+        assert torch.equal(step, model(first[:, :1], **{CACHE: cache}).logits)
+    with AdaSkip(count=4).apply(model):  # the processor of guidance has a cache of its own
+        generate(model, golden["prompt"], 4, guidance_scale=1.5)
+
+
 def test_prompts_that_are_too_short_to_be_measured_are_no_silent_nothing(golden, model):
     with pytest.raises(NoEffectError, match="two tokens or more"), AdaSkip(count=4).apply(model):
         generate(model, golden["prompt"][:1], 4)

@@ -12,6 +12,7 @@ from torch import nn
 
 from skipguide import SkipError, UnknownBlockError, find_blocks
 from skipguide.llm import SublayerPlan, sublayer_map, watch
+from skipguide.llm.cost import measure_costs
 
 LLAMA = llm_zoo.BY_NAME["llama"]
 
@@ -163,6 +164,7 @@ def test_an_unknown_model_is_probed(name):
         got = model.generate(ids, max_new_tokens=3, output_logits=True, return_dict_in_generate=True, do_sample=False)
     ref = zeroed.generate(ids, max_new_tokens=3, output_logits=True, return_dict_in_generate=True, do_sample=False)
     assert all(map(torch.equal, got.logits, ref.logits))
+    assert len(measure_costs(model, 8, repeats=1).mlp_ms) == 4
 
 
 @pytest.mark.parametrize(

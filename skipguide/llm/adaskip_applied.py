@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
@@ -195,12 +195,13 @@ class AppliedAdaSkip:
 
     # -- called by the calibration --------------------------------------------------------------------------------
 
-    def _calibrated(self, stats: SublayerStats, cache: Any) -> None:
-        """The first request's prompt was measured; `cache` is its cache when it goes on, full of the whole model."""
+    def _calibrated(self, stats: SublayerStats, caches: Iterable[Any]) -> None:
+        """The first request's prompt was measured; `caches` are full of the whole model, and go on under the plan."""
         self._begin(stats)
         self._calibration = None
-        if cache is not None and self._inner is not None:
-            kv.set_mark(cache, kv.Mark(self._inner.plan, filled=True))
+        for cache in caches:
+            if self._inner is not None:
+                kv.set_mark(cache, kv.Mark(self._inner.plan, filled=True))
 
 
 class _Calibration:
@@ -221,6 +222,7 @@ class _Calibration:
         self.meter = StatsMeter(len(applied.map), type(applied.map.model).__name__)
         self.request: RequestMeter | None = None
         self.running = False
+        self.caches: WeakSet[Any] = WeakSet()  # whoever is measured first need not be decoded first
         self.passes = self.elsewhere = 0
         self.root = gate_of(decoder)
         self.root.install(inside=True)
@@ -268,7 +270,9 @@ class _Calibration:
         # the published code skips from the next request on; here the request that was measured is decoded so already
         if enough and (decode or fresh) and not (decode and self.applied.settings.reference_compat):
             self._end_request()
-            self._finish(cache if decode else None)
+            if decode:
+                self.caches.add(cache)
+            self._finish()
             return call(*args, **kwargs)
         if decode or tokens == 1:
             return call(*args, **kwargs)
@@ -276,19 +280,22 @@ class _Calibration:
         if self.request is None:
             self.request = RequestMeter(len(self.applied.map))
         with watch(self.applied.model, self.request.entering(mask)):
-            return call(*args, **kwargs)
+            out = call(*args, **kwargs)
+        if (cache := cache if cache is not None else self.reader.made(out)) is not None:
+            self.caches.add(cache)
+        return out
 
     def _end_request(self) -> None:
         if self.request is not None:
             self.meter.add(self.request)
             self.request = None
 
-    def _finish(self, cache: Any) -> None:
+    def _finish(self) -> None:
         self.running = True
         try:
             stats = self.meter.result()
             with torch.no_grad():
-                self.applied._calibrated(stats, cache)
+                self.applied._calibrated(stats, self.caches)
         finally:
             self.running = False
         self.stop()

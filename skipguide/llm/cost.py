@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.blocks import find_blocks
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
 from skipguide.kv import as_argument, cache_of
@@ -121,24 +120,19 @@ def measure_costs(
         raise SkipError(f'expected phase "prefill" or "decode"; got {phase!r}')
     if min(tokens, repeats, batch) < 1:
         raise SkipError(f"expected tokens, repeats and batch of at least 1; got {tokens}, {repeats}, {batch}")
-    refuse_skipping(sublayer_map(model))
+    found = sublayer_map(model)
+    refuse_skipping(found)
     config: Any = model.config
     vocabulary = config.get_text_config().vocab_size
     device = next(model.parameters()).device
     ids = torch.randint(0, vocabulary, (batch, tokens), generator=torch.Generator().manual_seed(0)).to(device)
-    blocks = find_blocks(model)
-    clocks: dict[tuple[int, str], _Clock] = {
-        (block.index, part): _Clock(device) for block in blocks for part in ("attn", "mlp")
-    }
+    clocks: dict[tuple[int, str], _Clock] = {(site.layer, site.part): _Clock(device) for site in found.sites}
     totals: list[float] = []
     per_pass: dict[tuple[int, str], list[float]] = defaultdict(list)
     with evaluating(model), ExitStack() as stack:
-        for block in blocks:
-            for part in ("attn", "mlp"):
-                modules = [module for _, module, _ in block.sublayers(part)]
-                modules += [module for _, module in block.servants(part)]
-                for module in modules:
-                    stack.enter_context(clocks[block.index, part].on(module))
+        for site in found.sites:
+            for module in (site.module, *site.serves):
+                stack.enter_context(clocks[site.layer, site.part].on(module))
         for run in _passes(model, ids, phase, repeats + 1):
             clock = _Clock(device)
             clock.start()
@@ -152,14 +146,13 @@ def measure_costs(
     rest = min(total - sum(values[n] for values in per_pass.values()) for n, total in enumerate(totals) if n)
     alike: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     shape_of = {}
-    for block in blocks:
-        for part in ("attn", "mlp"):
-            module = block.sublayers(part)[0][1]
-            shape = (part, *(tuple(p.shape) for p in module.parameters()), getattr(module, "sliding_window", None))
-            shape_of[block.index, part] = shape
-            alike[shape].append(times[block.index, part])
+    for site in found.sites:
+        window = getattr(site.module, "sliding_window", None)
+        shape = (site.part, *(tuple(p.shape) for p in site.module.parameters()), window)
+        shape_of[site.layer, site.part] = shape
+        alike[shape].append(times[site.layer, site.part])
     smooth = {key: statistics.median(alike[shape]) for key, shape in shape_of.items()}
-    attn, mlp = ([smooth[block.index, part] for block in blocks] for part in ("attn", "mlp"))
+    attn, mlp = ([smooth[i, part] for i in range(len(found))] for part in ("attn", "mlp"))
     return SublayerCosts(tuple(attn), tuple(mlp), max(0.0, rest), tokens, phase, str(device))
 
 
