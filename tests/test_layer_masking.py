@@ -4,9 +4,11 @@ import copy
 import json
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -663,6 +665,42 @@ def test_threads_have_their_own_masks(model, images):
     for ours, answers in zip(wanted, found, strict=True):
         for answer in answers:
             torch.testing.assert_close(answer, ours, rtol=1e-5, atol=1e-5)
+
+
+def vit(kind=timm.models.vision_transformer.VisionTransformer):
+    torch.manual_seed(0)
+    return kind(img_size=64, patch_size=16, embed_dim=16, depth=2, num_heads=2, num_classes=4).eval()
+
+
+@torch.no_grad()
+def test_threads_drop_their_own_tokens(images):
+    forward = masked_forward(vit())
+    masks = [torch.zeros(1, 64, 64, dtype=torch.bool) for _ in range(4)]
+    for number, mask in enumerate(masks):
+        mask[:, : 16 * number + 9, 16 * number :] = True
+    wanted = [forward(mask, images) for mask in masks]
+    start = threading.Barrier(4)
+
+    def work(number):
+        with torch.no_grad():
+            start.wait()
+            return [forward(masks[number], images) for _ in range(20)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for ours, answers in zip(wanted, pool.map(work, range(4)), strict=True):
+            for answer in answers:
+                torch.testing.assert_close(answer, ours, rtol=1e-5, atol=1e-5)
+    assert not [name for name, module in forward.model.named_modules() if "forward" in module.__dict__]
+
+
+@torch.no_grad()
+def test_a_transformer_that_goes_round_the_place_where_tokens_are_dropped(images, keep):
+    class Round(timm.models.vision_transformer.VisionTransformer):
+        def forward(self, x):
+            return self.forward_head(self.blocks(self.patch_embed(x)))
+
+    with pytest.raises(SkipError, match="nothing was masked"):
+        masked_forward(vit(Round))(keep, images)
 
 
 @torch.no_grad()

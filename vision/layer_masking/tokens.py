@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,7 +17,17 @@ from skipguide.errors import SkipError
 from skipguide.gate import Call, gate_of
 from skipguide.vision.layer_masking.fill import fill, fill_weights
 
-_KEPT: ContextVar[Tensor | None] = ContextVar("skipguide_kept_tokens", default=None)
+
+class _Dropping:
+    """The patches `[N, kept]` of one pass, and whether it got to the place where the others are left out."""
+
+    def __init__(self, order: Tensor) -> None:
+        self.order, self.done = order, False
+
+
+# Threads share the gate and with it each other's handlers: each looks for the pass that it belongs to.
+_PASS: ContextVar[_Dropping | None] = ContextVar("skipguide_dropping", default=None)
+_LOCK = Lock()
 
 
 @dataclass(frozen=True)
@@ -95,8 +106,13 @@ def run_tokens(
     for count in sorted(set(counts)):
         rows = torch.tensor([r for r, c in enumerate(counts) if c == count], device=images.device)
         order = kept[rows].int().argsort(dim=1, descending=True, stable=True)[:, :count]
-        with _dropping(tokens, order.sort(1).values):
+        with _dropping(tokens, order.sort(1).values) as dropping:
             part = call(images[rows], *args, **kwargs)
+        if not dropping.done:
+            raise SkipError(
+                f"{type(tokens.model).__name__} did not pass its tokens through its {type(tokens.site).__name__}: "
+                "nothing was masked. Use a model with the forward of its class"
+            )
         if not isinstance(part, Tensor):
             raise SkipError(f"expected the transformer to answer with one tensor; got {type(part).__name__}")
         parts.append((rows, part))
@@ -107,14 +123,15 @@ def run_tokens(
 
 
 @contextmanager
-def _dropping(tokens: Tokens, order: Tensor) -> Iterator[None]:
+def _dropping(tokens: Tokens, order: Tensor) -> Iterator[_Dropping]:
     """Inside, the tokens' site lets through the prefix and the patches of `order` `[N, kept]`."""
+    mine = _Dropping(order)
 
     def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        kept = _KEPT.get()
         x = args[0] if args else None
-        if kept is None or not isinstance(x, Tensor):
+        if _PASS.get() is not mine or not isinstance(x, Tensor):
             return call(*args, **kwargs)
+        kept, mine.done = mine.order, True
         if kept.shape[0] != x.shape[0] or int(kept.max() if kept.numel() else 0) >= x.shape[1] - tokens.prefix:
             raise SkipError(f"expected tokens for {kept.shape[0]} images; got {tuple(x.shape)}")
         patches = x[:, tokens.prefix :]
@@ -122,12 +139,14 @@ def _dropping(tokens: Tokens, order: Tensor) -> Iterator[None]:
         return call(torch.cat([x[:, : tokens.prefix], patches], 1), *args[1:], **kwargs)
 
     gate = gate_of(tokens.site)
-    gate.install()
-    gate.handlers += (handler,)
-    token = _KEPT.set(order)
+    with _LOCK:
+        gate.install()
+        gate.handlers += (handler,)
+    token = _PASS.set(mine)
     try:
-        yield
+        yield mine
     finally:
-        _KEPT.reset(token)
-        gate.handlers = tuple(h for h in gate.handlers if h is not handler)
-        gate.remove()
+        _PASS.reset(token)
+        with _LOCK:
+            gate.handlers = tuple(h for h in gate.handlers if h is not handler)
+            gate.remove()
