@@ -34,6 +34,16 @@ def is_called_by(pipe: Any, model: nn.Module) -> bool:
     return True
 
 
+def is_running(pipe: Any) -> bool:
+    """Whether this is inside a call of the pipeline: in a callback of it, say."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__" and frame.f_locals.get("self") is pipe:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def read(pipe: Any, name: str) -> Any:
     """What the running call of a pipeline knows by a name; None if it does not know it.
 

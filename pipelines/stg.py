@@ -14,6 +14,7 @@ from skipguide.gate import gate_of
 from skipguide.guidance import Over
 from skipguide.pipelines.applied import AppliedGuidance
 from skipguide.pipelines.caches import admit_cache
+from skipguide.pipelines.caller import is_running
 from skipguide.pipelines.cost import foretell
 from skipguide.pipelines.groups import SkipGroup, check_layers, check_scale, is_number
 from skipguide.pipelines.interceptor import Interceptor
@@ -230,6 +231,11 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         names = self._denoisers(pipe, spec)
         self._refuse_conflicts(pipe, spec, names)
         recipes = {name: self._recipe(pipe, name) for name in names}
+        if is_running(pipe) and not all(recipe.constant and recipe.window is None for recipe in recipes.values()):
+            raise SkipError(
+                "this guidance goes by the step, and steps are counted from the beginning of a call, which has passed: "
+                "apply it before calling the pipeline, with start=... for the step to begin at"
+            )
         for name, recipe in recipes.items():
             cache = admit_cache(pipe, name, getattr(pipe, name), self, recipe)
             if group is not None:

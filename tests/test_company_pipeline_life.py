@@ -11,10 +11,10 @@ import torch
 from test_residue import traces
 from test_stg import SCALES, Reference
 
-from skipguide import SkipError
+from skipguide import SkipError, Timetable
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from skipguide.pipelines.registry import PIPELINES
-from zoo.pipes import BY_PIPE
+from zoo.pipes import BY_PIPE, STEPS
 
 pair = pytest.mark.parametrize("case", [BY_PIPE["ltx"], BY_PIPE["wan"]], ids=repr)
 
@@ -286,6 +286,34 @@ def test_one_pipeline_runs_in_the_other_ones_callback(name):
     assert torch.equal(out, alone[0])
     assert len(seen) == 3
     assert all(torch.equal(each, alone[1]) for each in seen)
+
+
+@pytest.mark.parametrize("name", ["ltx", "wan"])
+def test_guidance_that_begins_in_a_callback(name):
+    """The same at every step, it begins there; what goes by the step would take the next one for the first."""
+    case = BY_PIPE[name]
+    pipe = case.build()
+    with Stg([1], start=1 / STEPS).apply(pipe):
+        expected = case.run(pipe)
+
+    def beginning(stg):
+        handles = []
+
+        def at_step_end(pipe, step, timestep, tensors):
+            if step == 0:
+                handles.append(stg.apply(pipe))
+            return tensors
+
+        try:
+            return case.run(pipe, callback_on_step_end=at_step_end)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    assert torch.equal(beginning(Stg([1])), expected)
+    for stg in (Stg([1], start=0.5), Stg([1], every=2), Stg([1], scale=Timetable([(0.0, 1.0)])), Stg([1], stop=0.5)):
+        with pytest.raises(SkipError, match="before calling the pipeline"):
+            beginning(stg)
 
 
 def test_a_second_guidance_on_the_same_pipeline_is_refused():
