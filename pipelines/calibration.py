@@ -145,7 +145,9 @@ def calibrate(
     parts = [parts] if isinstance(parts, str) else parts
     spec = pipeline_spec(pipe)
     name = denoiser or next((n for n in spec.denoisers if getattr(pipe, n, None) is not None), spec.denoisers[0])
-    model: nn.Module = getattr(pipe, name)
+    model: Any = getattr(pipe, name, None)
+    if name not in spec.denoisers or model is None:
+        raise SkipError(f"this {type(pipe).__name__} has no denoiser {name!r}: expected {' or '.join(spec.denoisers)}")
     if gate_of(model).handlers:
         raise SkipError(f"guidance is applied to pipe.{name}: calibrate before, or call remove() on its handle first")
     blocks = find_blocks(model)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from skipguide.errors import SkipError
+
+Cfg = Literal["batched", "two_calls", "named", "guider", "single"]
+Layout = Literal["bcfhw", "bfchw", "bfhwc", "bchw", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,12 @@ class PipelineSpec:
         cond_first: one call has the rows [cond, uncond].
         variances: the second half of a prediction's channels are variances, which the pipeline does not use.
         chunked: the pipeline goes through its steps once per chunk of the video, without a new table of timesteps.
+
+    Raises:
+        SkipError: for a way of calling or a layout that does not exist, or denoisers without scales.
     """
 
-    cfg: Literal["batched", "two_calls", "named", "guider", "single"]
+    cfg: Cfg
     denoisers: tuple[str, ...] = ("transformer",)
     scales: tuple[tuple[str, ...], ...] = (("_guidance_scale",),)
     switch: str = ""
@@ -46,12 +54,23 @@ class PipelineSpec:
     rescale: str = ""
     kept: tuple[Literal["w", "cfg"], ...] = ()
     passive: tuple[str, ...] = ()
-    layout: Literal["bcfhw", "bfchw", "bfhwc", "bchw", "tokens"] = "bcfhw"
+    layout: Layout = "bcfhw"
     offset: float = 0.0
     joined: tuple[str, ...] = ()
     cond_first: bool = False
     variances: bool = False
     chunked: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what would be taken for something else when the pipeline runs."""
+        for name, kind in (("cfg", Cfg), ("layout", Layout)):
+            if (value := getattr(self, name)) not in get_args(kind):
+                raise SkipError(f"unknown {name} {value!r}; expected one of {', '.join(get_args(kind))}")
+        if isinstance(self.denoisers, str) or len(self.scales) != len(self.denoisers):
+            raise SkipError(
+                f"denoisers are a tuple of attribute names, and scales has a tuple for each of them; got "
+                f"{self.denoisers!r} and {self.scales!r}"
+            )
 
     def is_passive(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether a denoiser call with these arguments is an extra pass of the pipeline's own."""

@@ -30,7 +30,7 @@ def register_pipeline(pipeline_class: type | str, spec: PipelineSpec) -> None:
         spec: how it calls its denoiser.
 
     Raises:
-        SkipError: if `spec` is no `PipelineSpec`.
+        SkipError: if `spec` is no `PipelineSpec`, or `pipeline_class` no class (of a pipeline: `type(pipe)`).
 
     Example:
         >>> class MyPipeline: ...
@@ -40,6 +40,8 @@ def register_pipeline(pipeline_class: type | str, spec: PipelineSpec) -> None:
     """
     if not isinstance(spec, PipelineSpec):
         raise SkipError(f"register_pipeline expects a PipelineSpec; got {type(spec).__name__}")
+    if not isinstance(pipeline_class, (type, str)):
+        raise SkipError(f"register_pipeline expects a class or its name; got a {type(pipeline_class).__name__}")
     _REGISTERED[pipeline_class if isinstance(pipeline_class, str) else pipeline_class.__name__] = spec
 
 

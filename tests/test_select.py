@@ -176,6 +176,9 @@ def test_calibration_refuses():
         calibrate(pipe, [None], call=call)
     with pytest.raises(SkipError, match="not described"):
         calibrate(object())
+    for name in ("unet", "transformer_2", "vae"):
+        with pytest.raises(SkipError, match=f"has no denoiser '{name}': expected transformer or transformer_2"):
+            calibrate(pipe, [None], denoiser=name, call=call)
     with torch.no_grad():
         pipe.transformer.proj_out.weight.fill_(float("nan"))
     with pytest.raises(SkipError, match="finite"):

@@ -81,11 +81,27 @@ def test_only_descriptions_are_registered(theirs):
         register_pipeline(theirs.TheirPipeline, "batched")
     register_pipeline("TheirPipeline", PipelineSpec("named", scales=((),)))
     assert registry.pipeline_spec(parts(theirs)[0]).cfg == "named"
+    with pytest.raises(SkipError, match="expects a class or its name; got a TheirPipeline"):
+        register_pipeline(parts(theirs)[0], PipelineSpec("named", scales=((),)))
     for spec in (None, 5, "layers", ["layers"], []):
         with pytest.raises(SkipError, match="expects a BlockSpec"):
             register_blocks(theirs.TheirDenoiser, spec)
     with pytest.raises(SkipError, match="expects a class or its name; got a TheirDenoiser"):
         register_blocks(theirs.TheirDenoiser(), BlockSpec("layers"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"cfg": "both"}, "unknown cfg 'both'; expected one of batched, two_calls"),
+        ({"layout": "bhwc"}, "unknown layout"),
+        ({"denoisers": "transformer"}, "a tuple of attribute names"),
+        ({"denoisers": ("transformer", "transformer_2")}, "scales has a tuple for each"),
+    ],
+)
+def test_a_pipeline_is_called_in_a_way_that_exists(wrong, words):
+    with pytest.raises(SkipError, match=words):
+        PipelineSpec(**{"cfg": "batched"} | wrong)
 
 
 def test_a_description_that_names_other_arguments_is_refused_at_once(theirs):
