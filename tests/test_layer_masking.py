@@ -484,6 +484,40 @@ def test_rows_put_side_by_side_keep_their_masks(images, keep):
             assert torch.equal(model(images), model(images.masked_fill(~masks, float("nan"))))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("written", [False, True], ids=["joined", "written into the whole"])
+def test_rows_taken_apart_keep_their_masks(images, keep, written):
+    """`split` of rows, views of the whole into which a router may write."""
+
+    class Apart(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.block = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x, dense=False):
+            x = F.relu(self.stem(x))
+            runs = torch.tensor([True, False, True]).view(-1, 1, 1, 1)
+            if dense:
+                x = torch.where(runs, F.relu(self.block(x)), x)
+            else:
+                first, rest, last = x.split_with_sizes([1, 1, 1])
+                ran = F.relu(self.block(torch.cat([first, last]))).split(1)
+                if written:
+                    first.copy_(ran[0])
+                    last.copy_(ran[1])
+                else:
+                    x = torch.cat([ran[0], rest, ran[1]])
+            return self.block(x).mean((2, 3))
+
+    torch.manual_seed(0)
+    model = Apart().eval()
+    for masks in (keep, keep[:1]):
+        with LayerMask(masks).apply(model):
+            for _ in range(2):
+                torch.testing.assert_close(model(images), model(images, dense=True), rtol=1e-5, atol=1e-6)
+            assert torch.equal(model(images), model(images.masked_fill(~masks, float("nan"))))
+
+
 # --- what masks are made of, against torch's own poolings
 
 

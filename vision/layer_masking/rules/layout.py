@@ -11,7 +11,7 @@ from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.geometry import Leave, Pointwise
 from skipguide.vision.layer_masking.rules.arguments import Arguments, argument, axes_of
 from skipguide.vision.layer_masking.rules.pointwise import pointwise
-from skipguide.vision.layer_masking.rules.rows import join_rows
+from skipguide.vision.layer_masking.rules.rows import join_rows, split_rows
 from skipguide.vision.layer_masking.spot import cast, laid, number_of, spot_at, spot_of
 
 if TYPE_CHECKING:
@@ -70,12 +70,14 @@ def cat(
 def split(
     run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
 ) -> Any:
-    """Groups of channels."""
+    """Groups of channels, or of rows."""
     x = args[0] if args else kwargs.get("input", kwargs.get("tensor"))
     spot = spot_at(x)
     axis = axes_of(kwargs.get("dim", argument(args, 2, 0)), x.ndim)[0]
-    if axis in spot.dims or axis == -x.ndim:
-        raise SkipError(f"layer masking knows {name} of channels; got dimension {axis}")
+    if axis in spot.dims:
+        raise SkipError(f"layer masking knows {name} of channels and of rows; got dimension {axis}")
+    if axis == -x.ndim:
+        return split_rows(run, func, name, args, kwargs, x)
     run.emit(Pointwise(name, (number_of(x),)))
     parts = func(*args, **kwargs)
     for part in parts:
