@@ -66,7 +66,8 @@ class PipelineSpec:
         for name, kind in (("cfg", Cfg), ("layout", Layout)):
             if (value := getattr(self, name)) not in get_args(kind):
                 raise SkipError(f"unknown {name} {value!r}; expected one of {', '.join(get_args(kind))}")
-        if isinstance(self.denoisers, str) or len(self.scales) != len(self.denoisers):
+        denoisers: Any = self.denoisers
+        if isinstance(denoisers, str) or len(self.scales) != len(denoisers):
             raise SkipError(
                 f"denoisers are a tuple of attribute names, and scales has a tuple for each of them; got "
                 f"{self.denoisers!r} and {self.scales!r}"
