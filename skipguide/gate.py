@@ -7,7 +7,8 @@ of the module, and decides whether the module runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from threading import RLock
@@ -100,6 +101,17 @@ _ACTIVE: ContextVar[tuple[Frame, ...]] = ContextVar("skipguide_active_frames", d
 def _set_stack(stack: tuple[Frame, ...]) -> None:
     _ENTERED.set(stack)
     _ACTIVE.set(tuple(dict.fromkeys(stack)))
+
+
+@contextmanager
+def without(frame: Frame) -> Iterator[None]:
+    """This thread or task without one of its frames, for a while; the plan goes on everywhere else."""
+    before = _ENTERED.get()
+    _set_stack(tuple(other for other in before if other is not frame))
+    try:
+        yield
+    finally:
+        _set_stack(before)
 
 
 def active_frames() -> tuple[Frame, ...]:

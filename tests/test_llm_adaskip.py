@@ -275,6 +275,23 @@ def test_tasks_of_the_place_where_adaskip_was_applied_share_it(golden, model):
         assert asyncio.run(serve(applied)) == 2 + 3 + 3
 
 
+def test_tasks_at_once_are_measured_one_by_one_and_decode_as_if_alone(golden, model):
+    prompts = [golden["prompt"], golden["prompt2"], golden["prompt"][:20]]
+    settings = AdaSkip(count=4, phase="decode", window=3)
+
+    async def serve():
+        return await asyncio.gather(*(asyncio.to_thread(generate, model, prompt, 12) for prompt in prompts))
+
+    with settings.apply(model) as applied:
+        asyncio.run(serve())
+        together = asyncio.run(serve())
+        assert applied.statistics.requests == 1
+    for prompt, (tokens, _, _) in zip(prompts, together, strict=True):
+        with settings.apply(model, applied.statistics):
+            alone, _, _ = generate(model, prompt, 12)
+        assert torch.equal(tokens, alone)
+
+
 def test_requests_that_take_turns_while_the_first_is_measured(golden, model):
     """The second prompt ends the measurement; the first sequence goes on under the plan all the same."""
     first, second = (torch.tensor([golden[name]]) for name in ("prompt", "prompt2"))

@@ -4,6 +4,7 @@ import copy
 import gc
 import threading
 import weakref
+from contextvars import copy_context
 
 import llm_zoo
 import pytest
@@ -189,6 +190,32 @@ def test_threads_with_their_own_plans():
     for thread in threads:
         thread.join(120)
     assert not wrong
+    no_gates(model)
+
+
+def test_tasks_in_threads_of_their_own_do_not_disturb_each_other():
+    """`asyncio.to_thread` and the thread pools of servers run in copies of one context."""
+    model, plan = LLAMA.build(), SublayerPlan(attn=[2], mlp=[3], phase="decode")
+    whole, inside, go_on, found = model(IDS).logits, threading.Event(), threading.Event(), []
+
+    def hold(*_):
+        if threading.current_thread().name == "prompt":
+            inside.set()
+            assert go_on.wait(60)
+
+    hook = model.model.layers[0].register_forward_pre_hook(hold)
+    with plan.apply(model) as applied:
+        cache = model(IDS, use_cache=True)[CACHE]
+        contexts = [copy_context(), copy_context()]
+        prompt = threading.Thread(target=lambda: found.append(contexts[0].run(model, IDS).logits), name="prompt")
+        prompt.start()
+        assert inside.wait(60)
+        in_thread(lambda: contexts[1].run(model, IDS[:, :1], **{CACHE: cache}))  # decodes in the middle of the prompt
+        go_on.set()
+        prompt.join(60)
+    hook.remove()
+    assert torch.equal(found[0], whole) and applied.stats.passes == 3
+    assert applied.stats.skips == {"model.layers.2.self_attn": 1, "model.layers.3.mlp": 1}
     no_gates(model)
 
 

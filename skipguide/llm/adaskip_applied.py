@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from threading import RLock, get_ident
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -173,12 +174,12 @@ class AppliedAdaSkip:
         """Watch the first one-token passes of each sequence, then add what they showed; how to stop watching."""
         if now.fresh and now.cache is not None:  # a cache that was reset serves another request
             self._windows.pop(now.cache, None)
-        if not now.decode or now.cache is None or self._inner is None:
+        if not now.decode or (mark := kv.mark_of(now.cache)) is None or self._inner is None:
             return None
         window = self._windows.get(now.cache)
         if window is None:
             layers = len(self.map)
-            candidates = set(range(layers)) - {*self._inner.plan.mlp, *self._inner.extra}
+            candidates = set(range(layers)) - {*self._inner.plan.mlp, *mark.extra}
             window = self._windows[now.cache] = OnlineWindow(self.settings.window, layers, candidates)
         self.window = window
         if window.similarity:
@@ -189,8 +190,7 @@ class AppliedAdaSkip:
             watching.enter_context(watch(self.model, window.enter))
             return watching.close
         found = window.decide(self._thresholds)
-        if found:
-            self._inner.extend(found, found if self.settings.compensate else None)
+        self._inner.extend_in(mark, found, found if self.settings.compensate else {})
         return None
 
     # -- called by the calibration --------------------------------------------------------------------------------
@@ -221,7 +221,8 @@ class _Calibration:
         self.reader = PassReader(decoder)
         self.meter = StatsMeter(len(applied.map), type(applied.map.model).__name__)
         self.request: RequestMeter | None = None
-        self.running = False
+        self.running = 0
+        self.lock = RLock()
         self.caches: WeakSet[Any] = WeakSet()  # whoever is measured first need not be decoded first
         self.passes = self.elsewhere = 0
         self.root = gate_of(decoder)
@@ -255,11 +256,17 @@ class _Calibration:
             self.root.remove()
 
     def _on_pass(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.running:  # the passes that measure the times of the sublayers
+        if self.running == get_ident():  # the passes that measure the times of the sublayers
             return call(*args, **kwargs)
         if frame_on(self.root) is not self.frame:
             self.elsewhere += 1
             return call(*args, **kwargs)
+        with self.lock:  # tasks in threads of their own wait until one of them has measured
+            if (inner := self.applied._inner) is not None:
+                return inner._outside(call, args, kwargs)
+            return self._measure(call, args, kwargs)
+
+    def _measure(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.passes += 1
         tokens, cache = self.reader.tokens(args, kwargs), self.reader.cache(args, kwargs)
         fresh = cache is None or length(cache) == 0
@@ -272,8 +279,8 @@ class _Calibration:
             self._end_request()
             if decode:
                 self.caches.add(cache)
-            self._finish()
-            return call(*args, **kwargs)
+            inner = self._finish()
+            return inner._outside(call, args, kwargs)
         if decode or tokens == 1:
             return call(*args, **kwargs)
         mask = self.reader.describe(args, kwargs, cache, decode=False, fresh=fresh).mask
@@ -290,15 +297,17 @@ class _Calibration:
             self.meter.add(self.request)
             self.request = None
 
-    def _finish(self) -> None:
-        self.running = True
+    def _finish(self) -> AppliedSublayers:
+        self.running = get_ident()
         try:
             stats = self.meter.result()
             with torch.no_grad():
                 self.applied._calibrated(stats, self.caches)
         finally:
-            self.running = False
+            self.running = 0
         self.stop()
+        assert self.applied._inner is not None
+        return self.applied._inner
 
 
 def _nobody() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from threading import get_ident
 from typing import Any
 from weakref import WeakMethod
 
+import torch
 from torch import nn
 
 from skipguide.errors import NoEffectError, SkipError
-from skipguide.gate import Call, Gate, gate_of
+from skipguide.gate import Call, Gate, gate_of, without
 from skipguide.llm import cache as kv
 from skipguide.llm.entry import DecoderAct, Listener, Run
 from skipguide.llm.families import SublayerMap, sublayer_map
@@ -87,8 +89,8 @@ class AppliedSublayers:
     def _stand_in_too(self, mlp: Iterable[int]) -> None:
         for layer in mlp:
             if layer not in self._extended:
-                self._extended.add(layer)
                 self._stand_in(layer, extended=True)
+                self._extended.add(layer)
 
     def _listening(self) -> list[Listener]:
         return self.listeners
@@ -167,8 +169,12 @@ class AppliedSublayers:
 
     def _outside(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A handler at the decoder: is this the pass of a thread in which no plan was applied?"""
-        if frame_on(self._root) is not None:
-            return call(*args, **kwargs)
+        if (frame := frame_on(self._root)) is not None:
+            if torch.compiler.is_compiling() or frame.acts is not self._acts or frame.thread == get_ident():
+                return call(*args, **kwargs)
+            # asyncio.to_thread and thread pools of servers hand the context on: two passes at once need two frames
+            with without(frame), self.running():
+                return call(*args, **kwargs)
         if self._everywhere:
             with self.running():
                 return call(*args, **kwargs)
@@ -206,10 +212,14 @@ class AppliedSublayers:
         _check_scale(bool(scales), self.map)
         if (mark := self._run.last) is None or self._frame is None:
             raise SkipError("extend() adds to a sequence that is running: call it after a pass with a KV cache")
-        for layer in layers:
+        self.extend_in(mark, layers, scales)
+
+    def extend_in(self, mark: kv.Mark, mlp: Iterable[int], mlp_scale: Mapping[int, float]) -> None:
+        """The same, unchecked, for the sequence of a mark: with several threads, the last pass can be another's."""
+        for layer in mlp:
             if layer not in self.plan.mlp and layer not in mark.extra:
                 self._stand_in_too([layer])
-                mark.extra[layer] = scales.get(layer)
+                mark.extra[layer] = mlp_scale.get(layer)
 
     @property
     def extra(self) -> dict[int, float | None]:

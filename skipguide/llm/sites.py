@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -23,9 +24,10 @@ class LMFrame(Frame):
         extra: further feed-forwards that are -> factor.
         hits: how many sublayers were left out in this pass.
         key: of the decoder's gate.
+        thread: where it was entered. A task in another thread has it by a copy of the context.
     """
 
-    __slots__ = ("_lost", "attn_off", "extra", "hits", "key", "mlp_off")
+    __slots__ = ("_lost", "attn_off", "extra", "hits", "key", "mlp_off", "thread")
 
     def __init__(self, key: int, acts: dict[int, Any], lost: Any) -> None:
         super().__init__(None, Stats())  # type: ignore[arg-type]
@@ -35,6 +37,7 @@ class LMFrame(Frame):
         self.extra: dict[int, float | None] = {}
         self.hits = 0
         self._lost = lost
+        self.thread = get_ident()
 
     def saw(self, gate: Gate) -> None:
         """A gate was called; outside a pass of the decoder, the decoder's own gate must be there at least."""
