@@ -616,5 +616,5 @@ def test_committed_times_and_their_bar():
 
 
 def test_the_limit_between_whole_rows():
-    assert skipnet_time.between({0: 0.0, 1: 0.2, 2: 0.3}, 1.5) == pytest.approx(0.25)
-    assert skipnet_time.between({0: 0.0, 1: 0.2, 2: 0.3}, 2.00000001) == 0.3
+    assert skipnet_time.between({0: 0.0, 2: 0.2, 6: 0.6}, 3) == pytest.approx(0.3)
+    assert skipnet_time.between({0: 0.0, 2: 0.2, 6: 0.6}, 6) == 0.6

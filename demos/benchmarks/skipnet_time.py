@@ -1,30 +1,36 @@
 """Time against the share of rows that run: does skipping save what it should?
 
-    python -m demos.benchmarks.skipnet_time                  # seven minutes on one CPU core
+    python -m demos.benchmarks.skipnet_time                  # nine minutes on one CPU core
     python -m demos.benchmarks.skipnet_time --quick --out /tmp/skipnet_time.json
 
 Writes skipnet_time.json and skipnet_time.md. Every share is compared with the plain network in the same round
-(interleaved, process seconds, each after one call that is not timed). "rows" is a stack of basic blocks of 64 channels,
-decisions given, at 16 and at 56 pixels (the middle of a CIFAR ResNet, the first stage of an ImageNet ResNet); "SkipNet"
-is the same stack with its recurrent gates computed (and overruled), by what share of its gated blocks runs. The limit
-beside "rows" is the plain network on as many rows: what is above it is the cost of routing, the rest is what small
-batches cost by themselves.
+(interleaved, process seconds, each after one call that is not timed). The blocks are basic blocks of 64 channels, at 16
+and at 56 pixels (the middle of a CIFAR ResNet, the first stage of an ImageNet ResNet). Decisions are given:
+
+- "independent": a stack of blocks; the rows that run are drawn from all rows of all blocks, a new draw for every call;
+- "even": the same stack with as many rows in every block. Nothing is cheaper than its share there, since no block is
+  left out and none has all rows: the hardest decisions of a share.
+
+"SkipNet" is a network of such blocks with its recurrent gates computed (and overruled), by what share of its gated
+blocks runs. The limit in brackets is the plain network on as many rows: what is above it is the cost of routing, the
+rest is what small batches cost by themselves.
 
 The C library's allocator is told to keep freed memory (MALLOC_MMAP_THRESHOLD_, for every variant alike): by default it
 returns every activation to the system and faults it in again, which costs more than the gather.
 
-The rows that run are spread evenly over the blocks. At batch 1 the share is one of blocks.
+At batch 1 the share is one of blocks.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +38,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 from tqdm import tqdm
 
 from demos.benchmarks.measure import Ratio, interleaved, keep_existing, machine, write_json, write_text
+from skipguide import BlockSpec, register_blocks
 from skipguide.router import Router
 from skipguide.vision import SkipNet
 from skipguide.vision.skipnet import CifarResNet
@@ -56,55 +64,92 @@ def spread(share: float, batch: int, blocks: int, seed: int = 0) -> Tensor:
     return out
 
 
-class Case:
-    """One network at one batch size: the plain call, and calls at every share."""
+def scatter(share: float, batch: int, blocks: int, seed: int = 0) -> Tensor:
+    """Decisions bool `[batch, blocks]` of which that share is True, wherever chance puts it."""
+    random = torch.Generator().manual_seed(seed)
+    places = torch.randperm(batch * blocks, generator=random)
+    return (places < round(share * batch * blocks)).view(batch, blocks)
 
-    def __init__(self, model: nn.Module, x: Tensor, net: SkipNet | None = None) -> None:
-        self.model, self.x, self.net = model, x, net
+
+DRAWS: dict[str, Callable[[float, int, int, int], Tensor]] = {"even": spread, "independent": scatter}
+
+
+class Blocks(nn.Module):
+    """A stack of basic blocks and nothing else: `[B, channels, H, W]` in and out."""
+
+    def __init__(self, count: int, channels: int = 64) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(BasicBlock(channels, channels) for _ in range(count)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.blocks(x)
+        return out
+
+
+register_blocks(Blocks, BlockSpec("blocks", streams=("x",)))
+
+
+class Rows:
+    """A network at one batch size: the plain call, and calls that route rows as drawn."""
+
+    def __init__(self, model: Blocks, x: Tensor, draw: str, calls: int) -> None:
+        self.plain_model: nn.Module = model
+        self.model, self.x, self.draw, self.calls = model, x, DRAWS[draw], calls
         self.call: Callable[[], object] = partial(model, x)
 
+    def decisions(self, share: float) -> list[Tensor]:
+        """Bool `[batch, blocks]`, for every call of a timing."""
+        return [self.draw(share, len(self.x), len(self.model.blocks), seed) for seed in range(self.calls)]
+
     @contextmanager
-    def plain(self) -> Iterator[None]:
-        self.call = partial(self.model, self.x)
+    def plain(self, count: int | None = None) -> Iterator[None]:
+        """The plain network, on some rows only where a count is given."""
+        self.call = partial(self.plain_model, self.x if count is None else self.x[:count].clone())
         yield
 
     @contextmanager
-    def fewer(self, count: int) -> Iterator[None]:
-        """The plain network on some rows only."""
-        self.call = partial(self.model, self.x[:count].clone())
-        yield
+    def at(self, decisions: Sequence[Tensor]) -> Iterator[None]:
+        """The calls obey one set of decisions after the other."""
+        draws = cycle([list(keep.unbind(1)) for keep in decisions])
+        columns: list[Tensor] = []
 
-    @contextmanager
-    def rows(self, keep: Tensor) -> Iterator[None]:
-        columns = list(keep.unbind(1))
-        with Router(self.model).running(lambda place, x: columns[place]):
+        def decide(place: int, x: Tensor) -> Tensor:
+            nonlocal columns
+            if place == 0:
+                columns = next(draws)
+            return columns[place]
+
+        with Router(self.model).running(decide):
             self.call = partial(self.model, self.x)
             yield
 
+
+class Gated(Rows):
+    """A SkipNet, its gates computed and overruled; the plain network is its backbone."""
+
+    def __init__(self, net: SkipNet, x: Tensor) -> None:
+        self.net, self.plain_model, self.x = net, net.backbone, x
+        self.call = partial(net.backbone, x)
+
+    def decisions(self, share: float) -> list[Tensor]:
+        return [spread(share, len(self.x), len(self.net.gates))]
+
     @contextmanager
-    def gated(self, keep: Tensor) -> Iterator[None]:
-        assert self.net is not None
-        self.call = partial(self.net, self.x, return_routing=True, decisions=keep)
+    def at(self, decisions: Sequence[Tensor]) -> Iterator[None]:
+        self.call = partial(self.net, self.x, return_routing=True, decisions=decisions[0])
         yield
 
 
-def measure(case: Case, shares: Sequence[float], rounds: int, calls: int, bar: tqdm[Any]) -> list[dict[str, Any]]:
+def measure(
+    case: Rows, shares: Sequence[float], rounds: int, calls: int, limits: bool, bar: tqdm[Any]
+) -> list[dict[str, Any]]:
     """Median ratio to the plain network for every share."""
     batch = len(case.x)
+    decisions = {share: case.decisions(share) for share in shares}
     variants: dict[str, Callable[[], AbstractContextManager[object]]] = {"plain": case.plain}
-    actual: dict[str, float] = {}
-    counts: set[int] = set()  # rows whose plain network is the limit
-    for share in shares:
-        if case.net is None:
-            keep = spread(share, batch, len(Router(case.model).blocks))
-            variants[str(share)] = partial(case.rows, keep)
-            counts |= set(keep.sum(0).tolist())
-        else:
-            keep = spread(share, batch, len(case.net.gates))
-            variants[str(share)] = partial(case.gated, keep)
-        actual[str(share)] = float(keep.float().mean())
-    counts -= {0, batch}
-    variants |= {f"{count} rows": partial(case.fewer, count) for count in sorted(counts)}
+    variants |= {str(share): partial(case.at, chosen) for share, chosen in decisions.items()}
+    counts = sorted({1, *range(batch // 8, batch, max(batch // 8, 1))} - {0, batch}) if limits else []
+    variants |= {f"{count} rows": partial(case.plain, count) for count in counts}
 
     def run() -> None:
         with torch.inference_mode():
@@ -128,36 +173,42 @@ def measure(case: Case, shares: Sequence[float], rounds: int, calls: int, bar: t
         return Ratio.of([found[name][1] for found in clocks], plain).to_dict()
 
     of_rows = {0: 0.0, batch: 1.0} | {count: ratio(f"{count} rows")["median"] for count in counts}
-    return [
-        {
-            "share": round(actual[str(share)], 4),
-            "time": ratio(str(share)),
-            **({"limit": round(between(of_rows, actual[str(share)] * batch), 4)} if case.net is None else {}),
-            "plain_ms": round(1000 * sorted(plain)[len(plain) // 2] / calls, 3),
-        }
-        for share in shares
-    ]
+
+    def row(share: float) -> dict[str, Any]:
+        every = torch.cat(decisions[share], 1)
+        out = {"share": round(float(every.float().mean()), 4), "time": ratio(str(share))}
+        if limits:
+            out["limit"] = round(statistics.mean(between(of_rows, count) for count in every.sum(0).tolist()), 4)
+        return out | {"plain_ms": round(1000 * statistics.median(plain) / calls, 3)}
+
+    return [row(share) for share in shares]
 
 
-def between(times: Mapping[int, float], rows: float) -> float:
-    """The time of a number of rows that need not be whole, because blocks have one more or less."""
-    rows = round(rows, 4)
-    low, high = math.floor(rows), math.ceil(rows)
-    return times[low] if low == high else times[low] + (rows - low) * (times[high] - times[low])
+def between(times: Mapping[int, float], rows: int) -> float:
+    """The time of a number of rows, from the numbers that were measured around it."""
+    low = max(count for count in times if count <= rows)
+    high = min(count for count in times if count >= rows)
+    return times[low] if low == high else times[low] + (rows - low) / (high - low) * (times[high] - times[low])
 
 
-def stack(blocks: int) -> CifarResNet:
-    torch.manual_seed(0)
-    return CifarResNet([blocks], [64], in_channels=1).eval()  # the stem is under 1 % of one block
-
-
-# case, pixels, blocks, gates computed, batch -> (rounds, calls per timing)
-CASES: tuple[tuple[str, int, int, bool, dict[int, tuple[int, int]]], ...] = (
-    ("rows, 16 px", 16, 12, False, {1: (15, 8), 8: (21, 4), 64: (5, 1)}),
-    ("rows, 56 px", 56, 4, False, {1: (9, 4), 8: (7, 1), 64: (3, 1)}),
-    ("SkipNet, 16 px", 16, 12, True, {1: (7, 8), 8: (7, 4)}),
-    ("SkipNet, 56 px", 56, 4, True, {1: (7, 4), 8: (5, 1)}),
+# case, pixels, blocks, decisions ("gates": a SkipNet), batch -> (rounds, calls per timing)
+CASES: tuple[tuple[str, int, int, str, dict[int, tuple[int, int]]], ...] = (
+    ("independent, 16 px", 16, 12, "independent", {1: (15, 8), 8: (21, 4), 64: (5, 1)}),
+    ("independent, 56 px", 56, 4, "independent", {1: (9, 4), 8: (7, 2), 64: (3, 1)}),
+    ("even, 16 px", 16, 12, "even", {8: (21, 4), 64: (5, 1)}),
+    ("even, 56 px", 56, 4, "even", {8: (7, 1), 64: (3, 1)}),
+    ("SkipNet, 16 px", 16, 12, "gates", {1: (7, 8), 8: (7, 4)}),
+    ("SkipNet, 56 px", 56, 4, "gates", {1: (7, 4), 8: (5, 1)}),
 )
+
+
+def build(pixels: int, blocks: int, draw: str, batch: int, calls: int) -> Rows:
+    """The network of a case and its input."""
+    torch.manual_seed(0)
+    if draw == "gates":
+        net = SkipNet(CifarResNet([blocks], [64], in_channels=1), image_size=(1, pixels, pixels)).eval()
+        return Gated(net, torch.randn(batch, 1, pixels, pixels))
+    return Rows(Blocks(blocks).eval(), torch.randn(batch, 64, pixels, pixels), draw, calls)
 
 
 def compute(quick: bool) -> dict[str, Any]:
@@ -165,13 +216,11 @@ def compute(quick: bool) -> dict[str, Any]:
     cases: dict[str, Any] = {}
     todo = [(*case[:4], batch, *times) for case in CASES for batch, times in case[4].items()]
     if quick:
-        todo = [(name, pixels, 3, gated, batch, 3, 1) for name, pixels, _, gated, batch, *_ in todo if batch < 64]
+        todo = [(name, pixels, min(n, 3), draw, batch, 3, 1) for name, pixels, n, draw, batch, *_ in todo if batch < 64]
     with tqdm(total=sum(item[5] for item in todo), desc="rounds") as bar:
-        for name, pixels, blocks, gated, batch, rounds, calls in todo:
-            torch.manual_seed(1)
-            model = stack(blocks)
-            net = SkipNet(model, image_size=(1, pixels, pixels)).eval() if gated else None
-            found = measure(Case(model, torch.randn(batch, 1, pixels, pixels), net), SHARES, rounds, calls, bar)
+        for name, pixels, blocks, draw, batch, rounds, calls in todo:
+            case = build(pixels, blocks, draw, batch, calls)
+            found = measure(case, SHARES, rounds, calls, draw != "gates", bar)
             cases.setdefault(name, {})[str(batch)] = found
     allocator = {name: os.environ.get(name) for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")}
     return {"cases": cases, "allocator": allocator, "machine": machine()}
@@ -181,7 +230,7 @@ def misses(result: dict[str, Any]) -> list[str]:
     """Where the bar is missed in the cases without gates; empty if nowhere."""
     broken = []
     for name, batches in result["cases"].items():
-        if not name.startswith("rows"):
+        if name.startswith("SkipNet"):
             continue
         for batch, found in batches.items():
             for row in found:

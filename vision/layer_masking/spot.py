@@ -18,7 +18,7 @@ TAG = "_skipguide_spot"
 class Spot:
     """What is known of a tensor: which activation it is (None: no positions), and where its positions are."""
 
-    __slots__ = ("dims", "number", "padded", "positive", "rows_of", "run")
+    __slots__ = ("dims", "number", "padded", "positive", "run")
 
     def __init__(
         self,
@@ -29,7 +29,6 @@ class Spot:
         padded: bool = False,
     ) -> None:
         self.run, self.number, self.dims, self.positive, self.padded = run, number, dims, positive, padded
-        self.rows_of: tuple[Tensor, slice] | None = None  # the activation whose rows a view holds, and which rows
 
 
 def spot_of(value: object) -> Spot | None:

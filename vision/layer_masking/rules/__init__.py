@@ -23,7 +23,7 @@ from skipguide.vision.layer_masking.rules.reductions import (
     mean,
     reduction,
 )
-from skipguide.vision.layer_masking.rules.rows import choose, copy, getitem, index_select, scatter
+from skipguide.vision.layer_masking.rules.rows import choose, getitem, index_select, scatter
 from skipguide.vision.layer_masking.rules.windows import conv2d, pad, pooling
 
 if TYPE_CHECKING:
@@ -52,7 +52,6 @@ RULES: dict[str, Rule] = {
     "getitem": getitem,
     "index_select": index_select,
     "where": choose,
-    "copy": copy,
 }
 
 

@@ -98,35 +98,15 @@ def scatter(
 def split_rows(
     run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], x: Tensor
 ) -> tuple[Tensor, ...]:
-    """Stretches of rows, which are views: what is written into them is in the whole activation too."""
+    """Stretches of rows."""
     spot, mask, start = spot_at(x), run.mask(number_of(x)), 0
     parts: tuple[Tensor, ...] = func(*args, **kwargs)
     for part in parts:
         rows = slice(start, start + part.shape[0])
         run.emit_rows(mask if mask.shape[0] == 1 else mask[rows], f"{name} takes rows")
-        spot_at(run.tag(part, spot, positive=spot.positive)).rows_of = (x, rows)
+        run.tag(part, spot, positive=spot.positive)
         start = rows.stop
     return parts
-
-
-def copy(
-    run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
-) -> Tensor:
-    """Rows written into a stretch of an activation's rows: they keep the mask they came with."""
-    into, source = args[0], args[1] if len(args) > 1 else kwargs["src"]
-    held = spot_at(into).rows_of if len(placed) == 2 else None
-    if held is None or into.shape != source.shape or spot_at(into).dims != spot_at(source).dims:
-        raise SkipError(f"layer masking knows {name} of activations into rows of another; got {tuple(into.shape)}")
-    whole, rows = held
-    func(*args, **kwargs)
-    mine, positive = run.mask(number_of(source)), spot_at(source).positive
-    run.emit_rows(mine, f"{name} puts rows")
-    spot_at(run.tag(into, spot_at(into), positive=positive)).rows_of = held
-    mask = run.mask(number_of(whole)).expand(whole.shape[0], -1, -1, -1).clone()
-    mask[rows] = mine
-    run.emit_rows(mask, f"{name} puts rows")
-    run.tag(whole, spot_at(whole), positive=positive and spot_at(whole).positive)
-    return into
 
 
 def join_rows(
