@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from skipguide.gate import Call, Frame, active_frames, gate_of
+from skipguide.gate import Call, Frame, Gate, active_frames
 
 
 class Chain:
@@ -23,10 +23,10 @@ class Chain:
         own: what the router made for the block before, and may overwrite.
     """
 
-    __slots__ = ("blocks", "own", "runs")
+    __slots__ = ("gates", "own", "runs")
 
-    def __init__(self, blocks: tuple[nn.Module, ...]) -> None:
-        self.blocks = blocks
+    def __init__(self, gates: tuple[Gate, ...]) -> None:
+        self.gates = gates
         self.own: Tensor | None = None
         self.runs = False
 
@@ -58,8 +58,7 @@ class Chain:
             and not torch._C._len_torch_function_stack()
             and not hooks._global_forward_hooks
             and not hooks._global_forward_pre_hooks
-            and not any(block._forward_hooks or block._forward_pre_hooks for block in self.blocks)
-            and all(gate_of(block).outermost for block in self.blocks)
+            and all(gate.outermost for gate in self.gates)
         )
 
 

@@ -267,8 +267,9 @@ class Gate:
 
     @property
     def outermost(self) -> bool:
-        """Whether the gate is called first, with no wrapper around it."""
-        return self.module.__dict__.get(self.slot) is self
+        """Whether the gate is all that sees the module's input and output: no wrapper around it, no hook."""
+        module = self.module
+        return module.__dict__.get(self.slot) is self and not module._forward_hooks and not module._forward_pre_hooks
 
     def reachable(self) -> bool:
         """Whether the gate stands where it was installed, or in the chain of a wrapper that shows what it wraps."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,7 +73,8 @@ class Router:
                     f"{', '.join(block.spec.streams)}"
                 )
         self._root = gate_of(self.model)
-        self._chains = find_chains(self.model, [block.module for block in self.blocks])
+        found_chains = find_chains(self.model, [block.module for block in self.blocks])
+        self._chains = {container: tuple(map(gate_of, blocks)) for container, blocks in found_chains.items()}
         modules = [*self._chains, *(block.module for block in self.blocks)]
         self._gates: list[Gate] = [self._root, *(gate_of(module) for module in modules)]
         self._shortcuts: list[nn.Module | None] = [block.shortcut for block in self.blocks]
@@ -97,9 +99,9 @@ class Router:
         frame.names = self._names
         frame.acts[self._root.key] = _Enter(self)
         chains: dict[int, Chain] = {}
-        for container, blocks in self._chains.items():
-            frame.acts[id(container)] = chain = Chain(blocks)
-            chains |= {id(block): chain for block in blocks}
+        for container, gates in self._chains.items():
+            frame.acts[id(container)] = chain = Chain(gates)
+            chains |= {gate.key: chain for gate in gates}
         for place, block in enumerate(self.blocks):
             chain = chains.get(id(block.module)) or Chain(())
             act = _Rows(place, block, self._arguments[place], self._shortcuts[place], decide, chain)
@@ -175,7 +177,8 @@ class _Rows:
         self.stream = block.spec.streams[0]
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        x = self.arguments.get(self.stream, args, kwargs)
+        alone = len(args) == 1 and not kwargs  # the stream, and nothing else
+        x = args[0] if alone else self.arguments.get(self.stream, args, kwargs)
         decision = self.decide(self.place, x)
         own = self.chain.take(x)
         if decision is None:
@@ -196,18 +199,14 @@ class _Rows:
             if self.shortcut is not None:
                 return self.shortcut(x)
             return self.chain.keep(x) if own else x
-        index: Tensor | list[int] = numbers
-        if len(args) == 1 and not kwargs:  # the stream alone
+        if alone:
+            return self.chain.keep(run_rows(partial(_on_rows, frame, numbers, call), x, numbers, self.shortcut, own))
+        index = torch.tensor(numbers, device=x.device)
+        moved, named = self.arguments.rows(args, kwargs, index, rows, self.block.spec.shared)
 
-            def run(part: Tensor) -> Tensor:
-                return _on_rows(frame, numbers, call, (part,), kwargs)
-
-        else:
-            index = torch.tensor(numbers, device=x.device)
-            moved, named = self.arguments.rows(args, kwargs, index, rows, self.block.spec.shared)
-
-            def run(part: Tensor) -> Tensor:
-                return _on_rows(frame, numbers, call, *self.arguments.put({self.stream: part}, moved, named))
+        def run(part: Tensor) -> Tensor:
+            some, others = self.arguments.put({self.stream: part}, moved, named)
+            return _on_rows(frame, numbers, call, *some, **others)
 
         return self.chain.keep(run_rows(run, x, index, self.shortcut, own))
 
@@ -225,7 +224,7 @@ class _Rows:
         return torch.lerp(passed.to(ran.dtype), ran, weight)
 
 
-def _on_rows(frame: Frame, numbers: list[int], call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _on_rows(frame: Frame, numbers: list[int], call: Call, *args: Any, **kwargs: Any) -> Tensor:
     """Call while the frames know that only these rows are left, so that ledgers and row plans stay true."""
     before = frame.rows
     left = tuple(numbers) if before is None else tuple([before[n] for n in numbers])

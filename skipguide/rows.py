@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -40,8 +41,11 @@ def run_rows(
         return block(x)
     if count == 0:
         return x if shortcut is None else shortcut(x)
-    if x.device.type == "cpu" and x.numel() * x.element_size() >= rows * _WORTH_A_SLICE:
-        return _in_slices(block, x, index.tolist() if isinstance(index, Tensor) else index, shortcut, own)
+    if x.is_cpu and x.nbytes >= rows * _WORTH_A_SLICE:
+        numbers = index.tolist() if isinstance(index, Tensor) else index
+        if own and shortcut is None:
+            return _in_place(block, x, numbers)
+        return _in_slices(block, x, numbers, shortcut)
     if not isinstance(index, Tensor):
         index = torch.tensor(index, device=x.device)
     ran = block(x.index_select(0, index))
@@ -57,34 +61,44 @@ def run_rows(
     return ran.index_select(0, places).index_copy_(0, left, rest)
 
 
-def _in_slices(block: Branch, x: Tensor, numbers: list[int], shortcut: Branch | None, own: bool) -> Tensor:
+def _in_slices(block: Branch, x: Tensor, numbers: list[int], shortcut: Branch | None) -> Tensor:
     """The same by slices on the CPU: every row is copied once, in half of the time, and channels-last stays so."""
-    sizes, first = _stretches(numbers, x.shape[0])
-    runs, rest = slice(first, None, 2), slice(1 - first, None, 2)
+    stretches = _stretches(numbers)
+    ends = [0, *(end for stretch in stretches for end in stretch), x.shape[0]]
+    sizes = [stop - start for start, stop in pairwise(ends)]  # those that rest and those that run, by turns
+    first, last = int(sizes[0] == 0), len(sizes) - (sizes[-1] == 0)
+    sizes = sizes[first:last]
+    runs, rest = slice(1 - first, None, 2), slice(first, None, 2)
     pieces = list(x.split_with_sizes(sizes))
     ran = block(torch.cat(pieces[runs]))
     if shortcut is not None:
         pieces[rest] = shortcut(torch.cat(pieces[rest])).split_with_sizes(sizes[rest])
-    if pieces[1 - first].dtype != ran.dtype:  # autocast may let the block return another
+    if pieces[first].dtype != ran.dtype:  # autocast may let the block return another
         pieces[rest] = [piece.to(ran.dtype) for piece in pieces[rest]]
-    into, pieces[runs] = pieces[runs], ran.split_with_sizes(sizes[runs])
-    if own and shortcut is None and ran.dtype == x.dtype:
-        for old, new in zip(into, pieces[runs], strict=True):
-            old.copy_(new)
-        return x
+    pieces[runs] = ran.split_with_sizes(sizes[runs])
     return torch.cat(pieces)
 
 
-def _stretches(numbers: list[int], rows: int) -> tuple[list[int], int]:
-    """Lengths of the stretches of rows that run and that rest, by turns, and whether (1) a resting one comes first."""
-    sizes: list[int] = []
-    end = 0
+def _in_place(block: Branch, x: Tensor, numbers: list[int]) -> Tensor:
+    """The same where x is ours: only the rows that run are copied."""
+    stretches = _stretches(numbers)
+    pieces = [x[start:stop] for start, stop in stretches]
+    ran = block(torch.cat(pieces))
+    if ran.dtype != x.dtype:
+        x = x.to(ran.dtype)
+        pieces = [x[start:stop] for start, stop in stretches]
+    for piece, new in zip(pieces, ran.split_with_sizes([stop - start for start, stop in stretches]), strict=True):
+        piece.copy_(new)
+    return x
+
+
+def _stretches(numbers: list[int]) -> list[tuple[int, int]]:
+    """Where the rows that run begin and end, neighbours together."""
+    found: list[tuple[int, int]] = []
+    start = end = numbers[0]
     for row in numbers:
-        if row > end or not sizes:
-            sizes += (row - end, 1)
-        else:
-            sizes[-1] += 1
+        if row != end:
+            found.append((start, end))
+            start = row
         end = row + 1
-    sizes.append(rows - end)
-    first = int(sizes[0] > 0)
-    return sizes[1 - first : len(sizes) - (sizes[-1] == 0)], first
+    return [*found, (start, end)]

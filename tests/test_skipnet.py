@@ -613,8 +613,3 @@ def test_committed_times_and_their_bar():
     for row in rows:
         time, limit, share = row["time"]["median"], row["limit"], row["share"]
         assert time <= limit + 0.06 and (time <= share + skipnet_time.BAR or limit > share + 0.05)
-
-
-def test_the_limit_between_whole_rows():
-    assert skipnet_time.between({0: 0.0, 2: 0.2, 6: 0.6}, 3) == pytest.approx(0.3)
-    assert skipnet_time.between({0: 0.0, 2: 0.2, 6: 0.6}, 6) == 0.6
