@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry, attention_backend
-from test_residue import traces
+from residue import traces
 
 from skipguide import SkipError, Skipper, SkipPlan
 from skipguide.attention import on_torch_attention

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_residue import no_gates
+from residue import no_gates
 
 from skipguide import LostGateError, find_blocks
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers.hooks import HookRegistry, apply_group_offloading
 from diffusers.hooks.group_offloading import LazyPrefetchGroupOffloadingHook, ModuleGroup
-from test_residue import no_gates, traces
+from residue import no_gates, traces
 
 from skipguide import Skipper, SkipPlan, find_blocks
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import diffusers
 import pytest
 import torch
-from test_residue import traces
+from residue import traces
 from test_stg import SCALES, Reference
 
 from skipguide import SkipError, Timetable

@@ -6,7 +6,7 @@ over one step: where activations are quantised too, the last bit of one step dec
 
 import pytest
 import torch
-from test_residue import no_gates
+from residue import no_gates
 from test_stg import SCALES, Reference
 
 from skipguide import find_blocks

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from test_residue import no_gates, traces
+from residue import no_gates, traces
 
 from skipguide import SkipError, find_blocks
 from skipguide.guidance import rescale

@@ -6,8 +6,8 @@ import threading
 import pytest
 import test_guider
 import torch
+from residue import no_gates, traces
 from test_guider import LAYER, by_guider, step
-from test_residue import no_gates, traces
 
 from skipguide import NoEffectError, SkipError
 from skipguide.pipelines import SkipGuider

@@ -3,8 +3,8 @@
 import diffusers
 import pytest
 import torch
+from residue import traces
 from test_guider import close
-from test_residue import traces
 
 from skipguide.pipelines import SkipGuider
 from zoo import BY_NAME, modular, randomise

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from llm_zoo import CACHE
-from test_residue import no_gates, traces
+from residue import no_gates, traces
 from torch import nn
 
 from skipguide import SkipError, UnknownBlockError, find_blocks

@@ -10,7 +10,7 @@ import llm_zoo
 import pytest
 import torch
 from llm_zoo import CACHE
-from test_residue import no_gates, traces
+from residue import no_gates, traces
 
 from skipguide import LostGateError, NoEffectError, SkipError
 from skipguide.gate import Gate, active_frames

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from test_residue import Watch
+from residue import Watch
 
 from skipguide import Skipper, SkipPlan
 from skipguide.gate import active_frames
