@@ -14,7 +14,7 @@ from torch import Tensor
 
 from demos.training import rows_of_step
 from skipguide.errors import SkipError
-from skipguide.pictures import as_rgb
+from skipguide.frames import as_rgb
 from skipguide.vision.nuclei import generate_nuclei
 from skipguide.vision.segmentation import inside_of
 

@@ -165,7 +165,7 @@ def run_predict(args: argparse.Namespace) -> None:
     """Print the best classes of every image."""
     from PIL import Image
 
-    from skipguide.pictures import as_rgb
+    from skipguide.frames import as_rgb
 
     names = [name.strip() for name in args.classes.split(",")] if args.classes else None
     tuner = _tuner(args, names)

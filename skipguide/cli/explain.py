@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         raise SkipError(f"no file {args.image}: expected a picture")
 
     device = choose_device(args.device)
-    from skipguide.pictures import as_rgb
+    from skipguide.frames import as_rgb
     from skipguide.vision.layer_masking.classifiers import load_classifier
     from skipguide.vision.layer_masking.explain import draw, explain
 

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
-    from skipguide.pictures import banner, stacked
+    from skipguide.sheets import banner, stacked
     from skipguide.vision.floorplan import FloorPlanNet, submission_image
 
     net, device = learned.load(FloorPlanNet, args.model, BUNDLED, args.device)
@@ -128,7 +128,8 @@ def _picture(plan: Plan, found: Any, record: dict[str, Any]) -> Image:
     """Walls, graph, prediction and truth side by side."""
     from PIL import Image
 
-    from skipguide.pictures import PAPER, as_images, comfortable_zoom, in_a_row, label
+    from skipguide.frames import as_images, comfortable_zoom
+    from skipguide.sheets import PAPER, in_a_row, label
     from skipguide.vision.floorplan import draw_graph, draw_plan
 
     walls = as_images(plan.image[2].repeat(3, 1, 1)[None])[0]

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
         raise SkipError(f"{args.model} takes {model.in_channels} channels; this command feeds RGB pictures")
     heads = _heads(args.head, model)
     results = [_segment(model, picture, truth, heads, args) for _, picture, truth in subjects]
-    from skipguide.pictures import contact_sheet
+    from skipguide.sheets import contact_sheet
 
     columns, rows, captions = _sheet(subjects, results, model)
     weights = sum(p.numel() for p in model.parameters())
@@ -102,12 +102,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _subjects(args: argparse.Namespace) -> list[tuple[str, Image, Tensor | None]]:
     if not args.images:
-        from skipguide.pictures import as_images
+        from skipguide.frames import as_images
         from skipguide.vision.nuclei import generate_nuclei
 
         nuclei, inside = generate_nuclei(args.seed, args.size)
         return [(f"made-up nuclei, seed {args.seed}", as_images(nuclei[None])[0], inside[0] > 0.5)]
-    from skipguide.pictures import as_rgb
+    from skipguide.frames import as_rgb
     from skipguide.vision.segmentation import inside_of
 
     found: list[tuple[str, Image, Tensor | None]] = []
