@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from skipguide import SkipError, pictures
+from skipguide import SkipError, pictures, sheets
 
 
 def clip(frames=4, width=20, height=12, grey=None):
@@ -81,6 +81,18 @@ def test_bfloat16_and_single_images():
 def test_other_frames_are_refused(frames, message):
     with pytest.raises(SkipError, match=message):
         pictures.as_images(frames)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("deep.png", np.uint16), ("floats.tif", np.float32)])
+def test_generate_refuses_a_first_picture_beyond_a_byte(tmp_path, name, dtype):
+    from diffusers import WanImageToVideoPipeline
+
+    from skipguide.cli import build_parser, sampling
+
+    Image.fromarray(np.full((4, 5), 300, dtype)).save(tmp_path / name)
+    args = build_parser().parse_args(["generate", "p", "--image", str(tmp_path / name)])
+    with pytest.raises(SkipError, match=rf"{name} has pixels of mode .* with values 300.* bring it to 8 bits first"):
+        sampling.call_arguments(WanImageToVideoPipeline, args, {})
 
 
 def test_difference():
@@ -180,8 +192,8 @@ def test_a_long_caption_goes_on_in_the_next_line():
     long = pictures.contact_sheet(rows, captions=[["one", words], ["one"]])
     lines = len(pictures.wrap(words, 90, 12))
     assert lines > 1 and long.width == short.width
-    assert long.height - short.height == (lines - 1) * pictures._line_height(12)
-    second = np.asarray(long)[8 + 12 + 1 + pictures._line_height(12) :, 106:][: pictures._line_height(12)]
+    assert long.height - short.height == (lines - 1) * sheets._line_height(12)
+    second = np.asarray(long)[8 + 12 + 1 + sheets._line_height(12) :, 106:][: sheets._line_height(12)]
     assert (second != second[0, -1]).any(), "the words of the second line are there"
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from skipguide.cli.arguments import GUIDANCE_FLAGS, given
 from skipguide.cli.models import Source, denoisers
 from skipguide.errors import SkipError
-from skipguide.pictures import as_images
+from skipguide.frames import as_images, as_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,7 +82,8 @@ def _open(path: Any) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        return Image.open(path).convert("RGB")
+        with Image.open(path) as opened:
+            return as_rgb(opened, path)
     except (OSError, UnidentifiedImageError) as error:
         raise SkipError(f"cannot read the picture {path}: {error}") from error
 
