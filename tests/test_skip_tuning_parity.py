@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from skipguide.vision.skip_tuning import ClassSkip, SkipTuner, TuneConfig
 from skipguide.vision.skip_tuning.classes import rank
-from skipguide.vision.skip_tuning.fit import make_optimizer
+from skipguide.vision.skip_tuning.optimizer import make_optimizer
 from skipguide.vision.skip_tuning.samplers import class_batches, random_batches
 from skipguide.vision.skip_tuning.schedule import learning_rate
 from skipguide.vision.skip_tuning.step import StepModule

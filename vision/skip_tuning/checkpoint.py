@@ -1,0 +1,69 @@
+"""The checkpoint: a killed run goes on after its last whole epoch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from skipguide.errors import SkipError
+from skipguide.files import replacing
+from skipguide.vision.skip_tuning.config import TuneConfig
+from skipguide.vision.skip_tuning.inputs import Examples
+from skipguide.vision.skip_tuning.options import RunOptions
+
+if TYPE_CHECKING:
+    from skipguide.vision.skip_tuning.tuner import SkipTuner
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoint:
+    """The state after the last whole epoch, in one file that is replaced at once."""
+
+    def __init__(self, tuner: SkipTuner, config: TuneConfig, examples: Examples, options: RunOptions) -> None:
+        self.tuner = tuner
+        self.file = Path(str(options.checkpoint_dir)) / "checkpoint.pt"
+        self.about = {
+            "config": config.to_dict(),
+            "model": tuner.fingerprint,
+            "names": list(tuner.names),
+            "classnames": list(tuner.classnames),
+            "class_skip": None if tuner.class_skip is None else tuner.class_skip.to_dict(),
+            "templates": list(tuner.templates),
+            "preprocessing": tuner.prepare.name,
+            "labels": list(examples.labels),
+        }
+
+    def save(self, optimizer: torch.optim.Optimizer, epoch: int, losses: list[float]) -> None:
+        """Write the state after `epoch` epochs."""
+        state = {
+            "about": self.about,
+            "epoch": epoch,
+            "losses": losses,
+            "weights": {name: p.detach().cpu() for name, p in self.tuner.parameters().items()},
+            "optimizer": optimizer.state_dict(),
+        }
+        with replacing(self.file) as (partial,):
+            torch.save(state, partial)
+
+    def load(self, optimizer: torch.optim.Optimizer) -> tuple[int, list[float]]:
+        """Go on from the file if it is there: the epoch to start with, and the losses so far."""
+        if not self.file.exists():
+            return 0, []
+        try:
+            state = torch.load(self.file, map_location=self.tuner.device, weights_only=True)
+        except Exception as error:
+            raise SkipError(f"expected a checkpoint in {self.file}; it is damaged ({error}): delete it") from error
+        differs = [key for key in self.about if state["about"].get(key) != self.about[key]]
+        if differs:
+            raise SkipError(
+                f"expected a checkpoint of this run in {self.file}; its {', '.join(differs)} differ: delete it, or "
+                "choose another checkpoint_dir"
+            )
+        self.tuner._load(state["weights"])
+        optimizer.load_state_dict(state["optimizer"])
+        log.info("going on after epoch %d of %s", state["epoch"], self.file)
+        return state["epoch"], list(state["losses"])
