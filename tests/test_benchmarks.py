@@ -10,9 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from skipguide.pipelines import SpatiotemporalSkipGuidance
+
 ROOT = Path(__file__).resolve().parents[1]
 measure = importlib.import_module("demos.benchmarks.measure")
-stg_cost = importlib.import_module("demos.benchmarks.stg_cost")
+stg_bars = importlib.import_module("demos.benchmarks.stg_cost_bars")
+stg_blocks = importlib.import_module("demos.benchmarks.stg_cost_blocks")
+stg_subject = importlib.import_module("demos.benchmarks.stg_cost_subject")
+stg_table = importlib.import_module("demos.benchmarks.stg_cost_table")
 stg_models = importlib.import_module("demos.benchmarks.stg_models")
 
 RESULT = ROOT / "demos" / "benchmarks" / "stg_cost.json"
@@ -84,7 +89,7 @@ def test_files_are_written_at_once_and_kept(tmp_path, capsys):
 
 
 def test_analytic_blocks_of_ltx():
-    blocks = {name: stg_cost.analytic_blocks(name, 28, 2, 19) for name in stg_cost.VARIANTS}
+    blocks = {name: stg_blocks.analytic_blocks(name, 28, 2, 19) for name in stg_blocks.VARIANTS}
     assert blocks == {
         "plain": 56,
         "scale_0": 56,
@@ -94,25 +99,25 @@ def test_analytic_blocks_of_ltx():
         "ours": 64,
         "ours_deep": 64,
     }
-    assert stg_cost.analytic_limit(28, 2, 19) == 64 / 84
-    assert stg_cost.analytic_limit(60, 1, 2) == (60 + 57) / 120
+    assert stg_blocks.analytic_limit(28, 2, 19) == 64 / 84
+    assert stg_blocks.analytic_limit(60, 1, 2) == (60 + 57) / 120
 
 
 def test_deep_layer_lies_beyond_the_preset():
-    assert stg_cost.deep_layer(30, 8) == 20
-    assert stg_cost.deep_layer(28, 19) == 23
+    assert stg_blocks.deep_layer(30, 8) == 20
+    assert stg_blocks.deep_layer(28, 19) == 23
 
 
 def test_cost_says_the_same_beforehand():
     pipe = stg_models.BY_NAME["ltx"].build("quick")
-    cost = stg_cost.SpatiotemporalSkipGuidance(layers=[19]).cost(pipe)
-    assert cost.blocks_per_step == stg_cost.analytic_blocks("ours", 28, 2, 19)
-    assert cost.ratio_to_naive == stg_cost.analytic_limit(28, 2, 19)
+    cost = SpatiotemporalSkipGuidance(layers=[19]).cost(pipe)
+    assert cost.blocks_per_step == stg_blocks.analytic_blocks("ours", 28, 2, 19)
+    assert cost.ratio_to_naive == stg_blocks.analytic_limit(28, 2, 19)
 
 
 def test_views_of_one_storage_count_once():
     joint = torch.zeros(10, 4)
-    assert stg_cost.storage_bytes([joint[:3], joint[3:]]) == 160
+    assert stg_subject.storage_bytes([joint[:3], joint[3:]]) == 160
 
 
 # one model, everything but the time
@@ -123,13 +128,13 @@ def test_views_of_one_storage_count_once():
 @pytest.mark.parametrize("name", ["mochi", "hunyuan"])
 def test_all_ways_give_the_same_latents_and_the_blocks_on_paper(name):
     with torch.no_grad():
-        subject = stg_cost.Subject.build(stg_models.BY_NAME[name], "quick", 2, "cpu", torch.float32)
+        subject = stg_subject.Subject.build(stg_models.BY_NAME[name], "quick", 2, "cpu", torch.float32)
         found = subject.inspect(lambda variant: None)
-    assert tuple(found) == stg_cost.VARIANTS
+    assert tuple(found) == stg_blocks.VARIANTS
     assert all(row["blocks_run"] == row["blocks_counted"] == row["blocks_analytic"] for row in found.values())
     assert found["scale_0"]["difference"] == 0
     assert max(row.get("difference", 0) for row in found.values()) < 1e-4
-    allowed = found["ours"]["captured_bytes"] + stg_cost.PREDICTIONS_HELD * found["ours"]["prediction_bytes"]
+    allowed = found["ours"]["captured_bytes"] + stg_bars.PREDICTIONS_HELD * found["ours"]["prediction_bytes"]
     assert found["ours"]["peak_over_plain"] <= allowed
 
 
@@ -156,27 +161,27 @@ def test_committed_bars_hold(result):
     assert {"blocks_equal_analytic", "scale_0_overhead", "ours_time", "ours_memory", "ours_deep_memory"} <= held
     assert result["bars"]["ours_time"]["models"] == 5
     missed = [name for name in result["bars"] if name not in held]
-    assert all(name in stg_cost.table(result) for name in missed)
+    assert all(name in stg_table.table(result) for name in missed)
 
 
 def test_committed_bars_follow_from_the_measurements(result):
     for entry in result["models"]:
-        assert stg_cost.bars(entry) == entry["bars"], entry["name"]
-    assert stg_cost.overall(result["models"]) == result["bars"]
+        assert stg_bars.bars(entry) == entry["bars"], entry["name"]
+    assert stg_bars.overall(result["models"]) == result["bars"]
 
 
 def test_committed_models_are_deep_enough(result):
     assert tuple(entry["name"] for entry in result["models"]) == MODELS
     for entry in result["models"]:
         assert entry["blocks"] >= 24
-        assert set(entry["variants"]) == set(stg_cost.VARIANTS)
+        assert set(entry["variants"]) == set(stg_blocks.VARIANTS)
         for name in ("ours", "ours_deep"):
             row = entry["variants"][name]
-            assert row["limit_to_naive"] == stg_cost.analytic_limit(entry["blocks"], entry["branches"], row["layer"])
+            assert row["limit_to_naive"] == stg_blocks.analytic_limit(entry["blocks"], entry["branches"], row["layer"])
 
 
 def test_committed_table_follows_from_the_json(result):
-    assert RESULT.with_suffix(".md").read_text(encoding="utf-8") == stg_cost.table(result)
+    assert RESULT.with_suffix(".md").read_text(encoding="utf-8") == stg_table.table(result)
 
 
 # the batched tail, and every=k
