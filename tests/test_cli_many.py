@@ -7,10 +7,10 @@ import threading
 import time
 from pathlib import Path
 
+import cli_stub
 import pytest
-import test_cli
 import torch
-from test_cli import StubPipeline, files, one_line
+from cli_stub import StubPipeline, files, one_line
 
 from skipguide import SkipError
 from skipguide import files as skip_files
@@ -19,7 +19,7 @@ from skipguide.cli.claims import Claims, remove_leftovers
 from skipguide.cli.clip_folder import Clip, ClipFolder
 from skipguide.cli.prompts import read_prompts
 
-stub = test_cli.stub
+stub = cli_stub.stub
 PROMPTS = ["a red bar", '{"prompt": "a red bar", "seed": 5, "scale": 3}', "", "a blue bar", "a green bar"]
 NAMES = ["00001-a-red-bar.gif", "00002-a-red-bar.gif", "00003-a-blue-bar.gif", "00004-a-green-bar.gif"]
 COMMAND = ("generate", "--prompts", "prompts.txt", "-o", "clips", "--layers", "1", "--frames", "2", "--zoom", "1")

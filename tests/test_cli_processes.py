@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_cli import files
+from cli_stub import files
 from test_cli_many import check_whole, contents, manifest
 
 from zoo.saved import save_tiny_latte

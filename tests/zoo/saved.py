@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -55,3 +56,9 @@ def save_tiny_latte(folder: Path) -> str:
     defaults = {"height": 16, "width": 16, "video_length": 4, "num_inference_steps": 2, "guidance_scale": 3.0}
     (folder / "generation.json").write_text(json.dumps(defaults))
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder with a Latte pipeline of 6 blocks that makes 4 frames of 16x16."""
+    return save_tiny_latte(tmp_path_factory.mktemp("tiny"))
