@@ -165,7 +165,7 @@ def test_clips_are_those_of_the_stock_pipeline_called_with_the_prompt():
 
 
 def test_a_run_resumes_and_reports(tmp_path, capsys):
-    words = ["--out", str(tmp_path), "--prompts", "5", "--each", "2", "--seeds", "1", "--steps", "1", "--workers", "0"]
+    words = ["--out", str(tmp_path), "--prompts", "5", "--each", "2", "--seeds", "1", "--steps", "2", "--workers", "0"]
     command.main([*words, "--only", "cfg-3", "random-1"])
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.seed0.*")}
     assert len(kept) == 4
@@ -177,9 +177,9 @@ def test_a_run_resumes_and_reports(tmp_path, capsys):
     for name in ("results.json", "results.csv", "quality_cost.png", "quality_diversity.png", "segmented-1.png"):
         assert (tmp_path / name).stat().st_size > 100
     settings = [catalogue()[name] for name in ("cfg-3", "segmented-1", "random-1")]
-    result = summarise(tmp_path, settings, Plan(5, 2, 1, 9, 1))
+    result = summarise(tmp_path, settings, Plan(5, 2, 1, 9, 2))
     by_name = {found["name"]: found for found in result["rows"]}
-    assert [round(by_name[s.name]["cost"], 3) for s in settings] == [1.0, 1.0, 1.083]
+    assert [round(by_name[s.name]["cost"], 3) for s in settings] == [1.0, 0.792, 1.083]
     assert all(math.isfinite(by_name["cfg-3"][name]["mean"]) for name in MEASURES if name != "still")
     assert result["floor"]["frechet"] < by_name["cfg-3"]["frechet"]["mean"]
     with pytest.raises(ValueError, match="cannot be mixed"):
