@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -22,26 +23,18 @@ def is_called_by(pipe: Any, model: nn.Module) -> bool:
         pipe: the pipeline that guidance is applied to.
         model: its denoiser.
     """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "__call__":
-            who = frame.f_locals.get("self")
-            if who is pipe:
-                return True
-            if _drives(who, model):
-                return False
-        frame = frame.f_back
+    for known in _calls():
+        who = known.get("self")
+        if who is pipe:
+            return True
+        if _drives(who, model):
+            return False
     return True
 
 
 def is_running(pipe: Any) -> bool:
     """Whether this is inside a call of the pipeline: in a callback of it, say."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "__call__" and frame.f_locals.get("self") is pipe:
-            return True
-        frame = frame.f_back
-    return False
+    return any(known.get("self") is pipe for known in _calls())
 
 
 def read(pipe: Any, name: str) -> Any:
@@ -55,13 +48,19 @@ def read(pipe: Any, name: str) -> Any:
         return not read(pipe, name[1:])
     if not name.startswith("call."):
         return getattr(pipe, name, None)
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        known = frame.f_locals
-        if frame.f_code.co_name == "__call__" and known.get("self") is pipe:
+    for known in _calls():
+        if known.get("self") is pipe:
             return known.get(name.removeprefix("call."))
-        frame = frame.f_back
     return None
+
+
+def _calls() -> Iterator[Mapping[str, Any]]:
+    """The variables of every `__call__` on the stack, innermost first."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "__call__":
+            yield frame.f_locals
+        frame = frame.f_back
 
 
 def _drives(who: Any, model: nn.Module) -> bool:

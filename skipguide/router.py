@@ -75,8 +75,8 @@ class Router:
         self._root = gate_of(self.model)
         found_chains = find_chains(self.model, [block.module for block in self.blocks])
         self._chains = {container: tuple(map(gate_of, blocks)) for container, blocks in found_chains.items()}
-        modules = [*self._chains, *(block.module for block in self.blocks)]
-        self._gates: list[Gate] = [self._root, *(gate_of(module) for module in modules)]
+        self._block_gates = [gate_of(block.module) for block in self.blocks]
+        self._gates: list[Gate] = [self._root, *map(gate_of, self._chains), *self._block_gates]
         self._shortcuts: list[nn.Module | None] = [block.shortcut for block in self.blocks]
         self._shared = [gate_of(module) for module in self._shortcuts if module is not None]
         self._arguments = [Arguments(block.module) for block in self.blocks]
@@ -132,7 +132,7 @@ class _Enter:
         frame.stats.passes += 1
         try:
             out = call(*args, **kwargs)
-            for gate, block in zip(self.router._gates[-len(self.router.blocks) :], self.router.blocks, strict=True):
+            for gate, block in zip(self.router._block_gates, self.router.blocks, strict=True):
                 if gate.key not in frame.seen and not gate.reachable():
                     raise gate.lost(block.name)
         finally:

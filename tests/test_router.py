@@ -90,6 +90,14 @@ def test_large_rows_go_by_slices_and_keep_their_layout(counts, projected, layout
     assert half.dtype is (torch.bfloat16 if counts else torch.float32), "as the block returns it"
 
 
+@torch.no_grad()
+def test_no_blocks_to_route_is_the_model():
+    model, x = resnet(), torch.randn(2, 3, 40, 40)
+    wanted = model(x)
+    with Router(model, []).running(lambda place, rows: pytest.fail("nothing is asked")):
+        assert torch.equal(model(x), wanted)
+
+
 def test_decisions_per_row_equal_the_blocks_taken_out():
     model, x = resnet(), torch.randn(6, 3, 40, 40)
     keep = torch.rand(6, 5, generator=torch.Generator().manual_seed(1)) < 0.5

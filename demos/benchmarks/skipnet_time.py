@@ -1,6 +1,6 @@
 """Time against the share of rows that run: does skipping save what it should?
 
-    python -m demos.benchmarks.skipnet_time                  # nine minutes on one CPU core
+    python -m demos.benchmarks.skipnet_time                  # eleven minutes on one CPU core
     python -m demos.benchmarks.skipnet_time --quick --out /tmp/skipnet_time.json
 
 Writes skipnet_time.json and skipnet_time.md. Every share is compared with the plain network in the same round
