@@ -192,7 +192,7 @@ class Bypass(nn.Module):
 
 
 def test_committed_times_and_their_bar():
-    """It holds but for one case, where the plain blocks on only those rows take more than their share."""
+    """With even decisions it holds everywhere: the committed result says so, and its text is what the result says."""
     path = Path(skipnet_time.__file__).with_suffix(".json")
     result = json.loads(path.read_text(encoding="utf-8"))
     assert path.with_suffix(".md").read_text(encoding="utf-8") == skipnet_time.text(result)
@@ -200,7 +200,7 @@ def test_committed_times_and_their_bar():
         "even, 16 px": {"1", "8", "64"},
         "even, 56 px": {"1", "8", "64"},
     }
-    assert [line.split(": ")[0] for line in skipnet_time.misses(result)] == ["even, 16 px, batch 8, share 0.25"]
+    assert skipnet_time.misses(result) == []
     rows = [row for found in result["cases"].values() for batch in found.values() for row in batch if "limit" in row]
     assert {row["share"] for row in rows} >= {0.0, 0.25, 0.5, 0.75, 1.0}
     for row in rows:
