@@ -1,0 +1,85 @@
+"""AdaSkip in threads, tasks and turns: the first request is measured once, where AdaSkip was applied."""
+
+import asyncio
+import threading
+
+import adaskip_golden
+import pytest
+import torch
+from adaskip_golden import generate, lengths
+from llm_zoo import CACHE
+
+from skipguide.errors import NoEffectError
+from skipguide.llm import AdaSkip
+
+golden, model = adaskip_golden.golden, adaskip_golden.model
+
+
+def test_the_first_request_is_measured_where_adaskip_was_applied(golden, model):
+    def elsewhere():
+        thread = threading.Thread(target=generate, args=(model, golden["prompt"], 3))
+        thread.start()
+        thread.join(120)
+
+    with AdaSkip(count=4).apply(model) as applied:
+        elsewhere()
+        assert applied.plan is None
+        generate(model, golden["prompt"], 3)
+        generate(model, golden["prompt"], 3)
+        assert applied.plan is not None and applied.stats.passes == 2 + 3
+    with pytest.raises(NoEffectError, match="all 3 passes ran in others"), AdaSkip(count=4).apply(model):
+        elsewhere()
+
+
+def test_tasks_of_the_place_where_adaskip_was_applied_share_it(golden, model):
+    """Every one of them runs in a copy of that context: what the first one measured holds in the next, and outside."""
+
+    async def serve(applied):
+        for _ in range(2):
+            await asyncio.to_thread(generate, model, golden["prompt"], 3)
+        generate(model, golden["prompt"], 3)
+        return applied.stats.passes
+
+    with AdaSkip(count=4).apply(model) as applied:
+        assert asyncio.run(serve(applied)) == 2 + 3 + 3
+
+
+def test_tasks_at_once_are_measured_one_by_one_and_decode_as_if_alone(golden, model):
+    prompts = [golden["prompt"], golden["prompt2"], golden["prompt"][:20]]
+    settings = AdaSkip(count=4, phase="decode", window=3)
+
+    async def serve():
+        return await asyncio.gather(*(asyncio.to_thread(generate, model, prompt, 12) for prompt in prompts))
+
+    with settings.apply(model) as applied:
+        asyncio.run(serve())
+        together = asyncio.run(serve())
+        assert applied.statistics.requests == 1
+    for prompt, (tokens, _, _) in zip(prompts, together, strict=True):
+        with settings.apply(model, applied.statistics):
+            alone, _, _ = generate(model, prompt, 12)
+        assert torch.equal(tokens, alone)
+
+
+def test_requests_that_take_turns_while_the_first_is_measured(golden, model):
+    """The second prompt ends the measurement; the first sequence goes on under the plan all the same."""
+    first, second = (torch.tensor([golden[name]]) for name in ("prompt", "prompt2"))
+    with AdaSkip(count=4, online=False).apply(model) as applied, torch.no_grad():
+        cache = model(first, use_cache=True)[CACHE]
+        model(second, use_cache=True)
+        step = model(first[:, :1], **{CACHE: cache}).logits
+        assert lengths(cache, 8) == [None if i in applied.plan.attn else first.shape[1] + 1 for i in range(8)]
+    with AdaSkip(count=4, online=False, phase="decode").apply(model, applied.statistics), torch.no_grad():
+        cache = model(first, use_cache=True)[CACHE]
+        assert torch.equal(step, model(first[:, :1], **{CACHE: cache}).logits)
+    with AdaSkip(count=4).apply(model):  # the processor of guidance has a cache of its own
+        generate(model, golden["prompt"], 4, guidance_scale=1.5)
+
+
+def test_prompts_that_are_too_short_to_be_measured_are_no_silent_nothing(golden, model):
+    with pytest.raises(NoEffectError, match="two tokens or more"), AdaSkip(count=4).apply(model):
+        generate(model, golden["prompt"][:1], 4)
+    with AdaSkip(count=4).apply(model) as applied:
+        generate(model, golden["prompt"][:1], 4)
+        generate(model, golden["prompt"], 4)
+        assert applied.plan is not None
