@@ -1,0 +1,58 @@
+"""Wrong arguments and input of the layer are refused and named."""
+
+import pytest
+import torch
+from contraction import Cell
+
+from skipguide.errors import SkipError
+from skipguide.vision import SkipDEQ
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"f": 3}, "called as f"),
+        ({"init": "zero"}, "skip_reg"),
+        ({"solver": "newton"}, "expected a solver"),
+        ({"tol": -1}, "tolerance"),
+        ({"budget": -1}, "budget"),
+        ({"budget": 1.5}, "budget"),
+        ({"backward_budget": 0}, "backward_budget"),
+        ({"backward_tol": 2.0}, "tolerance"),
+        ({"gradient": "exact"}, "implicit"),
+        ({"phantom_steps": 0}, "phantom_steps"),
+        ({"phantom_damping": 0.0}, "phantom_damping"),
+        ({"memory": 0}, "memory"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(SkipError, match=message):
+        SkipDEQ(**({"f": torch.add} | arguments))
+
+
+def test_bad_input():
+    cell = Cell()
+    deq = SkipDEQ(cell, state_shape=(4,))
+    with pytest.raises(SkipError, match="finite x"):
+        deq(torch.full((1, 3), torch.nan).double())
+    with pytest.raises(SkipError, match="floats"):
+        deq(torch.zeros(1, 3, dtype=torch.long))
+    with pytest.raises(SkipError, match="got list"):
+        deq([1.0])
+    with pytest.raises(SkipError, match="expected the same"):
+        SkipDEQ(lambda z, x: z[:, :1])(torch.zeros(1, 3))
+    with pytest.raises(SkipError, match="one row for each"):
+        SkipDEQ(cell, lambda x: x[:1])(torch.zeros(2, 3).double())
+    with pytest.raises(SkipError, match="guess has NaN"):
+        SkipDEQ(cell, lambda x: x / 0)(torch.zeros(2, 3).double())
+    with pytest.raises(SkipError, match="starting point"):
+        SkipDEQ(lambda z, x: z / 0)(torch.zeros(2, 3))
+    with pytest.raises(SkipError, match="one step"):
+        deq.unroll(torch.zeros(1, 3).double(), 0)
+
+
+@pytest.mark.parametrize("shape", [4, (0,), ("4",), "4"], ids=str)
+def test_state_shape_is_checked_early(shape):
+    with pytest.raises(SkipError, match="state_shape"):
+        SkipDEQ(Cell(), state_shape=shape)
