@@ -1,0 +1,61 @@
+"""Evaluation of SkipNet counts what ran; its controls have the compute that they are given."""
+
+import pytest
+import torch
+from torch import nn
+from wired_skipnet import data, tiny
+
+from skipguide import SkipError
+from skipguide.vision.skipnet.evaluate import best_subset, evaluate, fixed_gates, random_gates
+from skipguide.vision.skipnet.wires import make_wires
+
+
+def test_controls_are_measured_in_eval_mode():
+    found = data()
+    with pytest.raises(SkipError, match=r"net\.eval"):
+        best_subset(tiny().train(), *found.tensors, 1)
+    with pytest.raises(SkipError, match="batch_size"):
+        evaluate(tiny().eval(), *found.tensors, batch_size=0)
+
+
+def test_evaluation_counts_what_ran():
+    net, found = tiny(), make_wires(30, 10, 4, 3)
+    with torch.no_grad():
+        net.gates.sharpen(30.0)
+    hard = evaluate(net, found.images, found.labels, batch_size=7)
+    whole = net(found.images, return_routing=True)
+    assert torch.equal(hard.gates, whole.gates > 0.5) and hard.block_rows == int(whole.gates.sum())
+    assert torch.equal(hard.correct, whole.logits.argmax(1) == found.labels)
+    assert hard.macs_fraction == pytest.approx(whole.macs_fraction)
+    rows = hard.per_class(found.labels)
+    assert sum(row["images"] for row in rows) == 30
+    assert sum(row["images"] * row["accuracy"] for row in rows) == pytest.approx(30 * hard.accuracy)
+    assert sum(row["images"] * row["blocks"] for row in rows) == pytest.approx(30 * hard.mean_blocks)
+
+
+def test_controls_have_the_compute_they_are_given():
+    net, found = tiny(), make_wires(60, 10, 4, 3)
+    rates = torch.tensor([1.0, 0.5, 0.0])
+    drawn = evaluate(net, found.images, found.labels, decide=random_gates(rates, 1)).gates.double().mean(0)
+    assert drawn[0] == 1 and drawn[2] == 0 and abs(float(drawn[1]) - 0.5) < 0.2
+    subset = best_subset(net, found.images, found.labels, 1, rates)
+    assert int(subset.sum()) == 1
+    fixed = evaluate(net, found.images, found.labels, decide=fixed_gates(subset))
+    assert bool((fixed.gates == subset).all()) and fixed.mean_blocks == 2
+    # the best single block of all three
+    losses = {}
+    for place in range(3):
+        one = torch.zeros(3, dtype=torch.bool)
+        one[place] = True
+        with torch.no_grad():
+            logits = net(found.images, return_routing=True, decisions=one).logits
+        losses[place] = float(nn.functional.cross_entropy(logits, found.labels))
+    often = losses[0]
+    assert losses[int(subset.nonzero())] <= often
+    for wrong in (-1, 4):
+        with pytest.raises(SkipError, match="between"):
+            best_subset(net, found.images, found.labels, wrong)
+    with pytest.raises(SkipError, match="eval"):
+        evaluate(tiny().train(), found.images, found.labels)
+    with pytest.raises(SkipError, match="labels"):
+        evaluate(net, found.images, found.labels[:3])
