@@ -24,8 +24,8 @@ def test_rewards_and_their_gradient():
     """gamma, baseline, detach and the gradient of the surrogate, by hand."""
     actions, ce = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]), torch.tensor([0.5, 2.0], requires_grad=True)
     terms = Reinforce(alpha=0.3, gamma=0.5, baseline="none", weight=1.0)
-    # r = 0.1 for a skip; the final reward arrives with the last decision
-    last = [0.1 - 0.5, 0.0 - 2.0]
+    # r = 0.1 for a skip; the final reward comes a step after the last decision and is discounted too, as published
+    last = [0.1 + 0.5 * -0.5, 0.0 + 0.5 * -2.0]
     second = [0.1 + 0.5 * last[0], 0.0 + 0.5 * last[1]]
     first = [0.0 + 0.5 * second[0], 0.1 + 0.5 * second[1]]
     wanted = torch.tensor([first, second, last]).T

@@ -97,7 +97,7 @@ class Reinforce(JsonConfig):
 
 
 def cumulative_rewards(actions: Tensor, cross_entropy: Tensor, terms: Reinforce) -> Tensor:
-    """What follows every decision: `R_g = sum over j >= g of gamma^(j-g) r_j`, the last with the final reward.
+    """What follows every decision: `R_g = r_g + gamma R_(g+1)`, where the final reward follows the last one.
 
     Args:
         actions: `[B, G]`, 1 runs, 0 skips; a skip is rewarded with `alpha / G`.
@@ -121,10 +121,10 @@ def cumulative_rewards(actions: Tensor, cross_entropy: Tensor, terms: Reinforce)
     rewards = (1 - actions.to(final.dtype)) * terms.alpha / actions.shape[1]
     if terms.gamma == 1:
         return rewards.flip(1).cumsum(1).flip(1) + final[:, None]
+    # as published, the final reward comes a step after the last decision: it is discounted for that one too
     returns, following = [], final
     for place in reversed(range(actions.shape[1])):
-        # the final reward arrives with the last decision, undiscounted
-        following = rewards[:, place] + (following if place == actions.shape[1] - 1 else terms.gamma * following)
+        following = rewards[:, place] + terms.gamma * following
         returns.append(following)
     return torch.stack(returns[::-1], 1)
 
