@@ -113,7 +113,7 @@ class PassThrough:
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the streams in the block's output order."""
         if self.counted and not torch.compiler.is_compiling():
-            frame.stats.skipped(self.name)
+            frame.stats.skipped(self.name, frame.present)
         streams = tuple(self.arguments.get(name, args, kwargs) for name in self.returns)
         if self.shortcut is not None:
             streams = (self.shortcut(streams[0]), *streams[1:])
@@ -141,7 +141,7 @@ class AddNothing:
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return zeros shaped like the sublayer's outputs (or the residual, where the sublayer would have added it)."""
         if not torch.compiler.is_compiling():
-            frame.stats.skipped(self.name)
+            frame.stats.skipped(self.name, frame.present)
         if self.width is not None:
             like = first_tensor(args, kwargs)
             return like.new_zeros((*like.shape[:-1], self.width))

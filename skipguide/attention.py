@@ -41,7 +41,7 @@ class ValuesPass:
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return to_out(to_v(x))."""
         if not torch.compiler.is_compiling():
-            frame.stats.skipped(self.name)
+            frame.stats.skipped(self.name, frame.present)
         given: Tensor = self.arguments.get("hidden_states", args, kwargs)
         values, out = (getattr(self.attention, name) for name in self.projections)
         hidden = values(given)

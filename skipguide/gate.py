@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
@@ -42,12 +42,13 @@ class Frame:
         seen: the gates that were called in this pass.
         groups: offloaded groups of several blocks, in the running pass.
         live: whether somebody is inside the plan's `with` block. A task that outlives the block sees that it ended.
+        busy: the thread in which a pass of the model runs on this frame; 0 when none does.
     """
 
-    __slots__ = ("acts", "batch", "entered", "groups", "live", "names", "root", "rows", "seen", "stats")
+    __slots__ = ("acts", "batch", "busy", "entered", "groups", "live", "names", "root", "rows", "seen", "stats")
 
-    def __init__(self, root: Gate, stats: Stats) -> None:
-        self.root: Gate | None = root
+    def __init__(self, root: Gate | None, stats: Stats) -> None:
+        self.root = root
         self.stats = stats
         self.acts: dict[int, Act] = {}
         self.names: dict[int, str] = {}
@@ -57,6 +58,12 @@ class Frame:
         self.groups: SharedGroups | None = None
         self.entered = 0
         self.live = False
+        self.busy = 0
+
+    @property
+    def present(self) -> int:
+        """How many batch rows reach the module now running."""
+        return self.batch if self.rows is None else len(self.rows)
 
     def enter(self) -> None:
         """Put the frame on the stack of this thread or task."""
@@ -72,6 +79,40 @@ class Frame:
             stack.remove(self)
             stack.reverse()
         _set_stack(tuple(stack))
+
+    @contextmanager
+    def passing(self) -> Iterator[Frame]:
+        """A pass of the model: this frame, or another of its plan while a pass in another thread runs on it.
+
+        asyncio.to_thread and thread pools of servers hand the context on, with the frames that were entered.
+        """
+        here = get_ident()
+        with _LOCK:
+            free = self.busy in (0, here)
+            if free:
+                self.busy = here
+        if not free:
+            with self._replaced() as other:
+                yield other
+            return
+        try:
+            yield self
+        finally:
+            self.batch = 0
+            self.seen.clear()
+            self.busy = 0
+
+    @contextmanager
+    def _replaced(self) -> Iterator[Frame]:
+        """Another frame of the plan on the stack of this thread or task, in this one's place."""
+        other = Frame(self.root, self.stats)
+        other.acts, other.names, other.live = self.acts, self.names, self.live
+        before = _ENTERED.get()
+        _set_stack(tuple(other if frame is self else frame for frame in before))
+        try:
+            yield other
+        finally:
+            _set_stack(before)
 
     def _count(self, change: int) -> None:
         with _LOCK:
@@ -168,7 +209,7 @@ class Gate:
             for frame in frames:
                 name = frame.names.get(self.key)
                 if name is not None and frame.live:
-                    frame.stats.ran(name, frame.batch if frame.rows is None else len(frame.rows))
+                    frame.stats.ran(name, frame.present)
                     if frame.groups is not None:
                         frame.groups.runs(self.module)
         return self.inner(*args, **kwargs)

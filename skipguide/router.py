@@ -14,7 +14,7 @@ from skipguide.acts import Arguments
 from skipguide.blocks import Block, find_blocks
 from skipguide.chain import Chain, find_chains
 from skipguide.errors import SkipError
-from skipguide.gate import Call, Frame, Gate, active_frames, gate_of, install_all
+from skipguide.gate import Act, Call, Frame, Gate, active_frames, gate_of, install_all
 from skipguide.rows import run_rows
 from skipguide.skipper import batch_size
 from skipguide.stats import Stats
@@ -97,17 +97,7 @@ class Router:
         stats = Stats()
         frame = Frame(self._root, stats)
         frame.names = self._names
-        frame.acts[self._root.key] = _Enter(self)
-        chains: dict[int, Chain] = {}
-        for container, gates in self._chains.items():
-            frame.acts[id(container)] = chain = Chain(gates)
-            chains |= {gate.key: chain for gate in gates}
-        for place, block in enumerate(self.blocks):
-            chain = chains.get(id(block.module)) or Chain(())
-            act = _Rows(place, block, self._arguments[place], self._shortcuts[place], decide, chain)
-            frame.acts[id(block.module)] = act
-            if act.once is not None:
-                frame.acts[id(act.shortcut)] = act.once
+        frame.acts = self._acts(decide)
         self.install()
         try:
             frame.enter()
@@ -118,26 +108,41 @@ class Router:
         finally:
             self.remove()
 
+    def _acts(self, decide: Decide) -> dict[int, Act]:
+        """The acts by module, for one pass at a time: they note what the pass may overwrite and has computed."""
+        acts: dict[int, Act] = {self._root.key: _Enter(self, decide)}
+        chains: dict[int, Chain] = {}
+        for container, gates in self._chains.items():
+            acts[id(container)] = chain = Chain(gates)
+            chains |= {gate.key: chain for gate in gates}
+        for place, block in enumerate(self.blocks):
+            chain = chains.get(id(block.module)) or Chain(())
+            act = _Rows(place, block, self._arguments[place], self._shortcuts[place], decide, chain)
+            acts[id(block.module)] = act
+            if act.once is not None:
+                acts[id(act.shortcut)] = act.once
+        return acts
+
 
 class _Enter:
     """At the model itself: notes the batch, and notices afterwards when a gate was lost."""
 
-    __slots__ = ("router",)
+    __slots__ = ("decide", "router")
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, decide: Decide) -> None:
         self.router = router
+        self.decide = decide
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        frame.batch = batch_size(args, kwargs)
-        frame.stats.passes += 1
-        try:
+        with frame.passing() as now:
+            if now is not frame:
+                now.acts = self.router._acts(self.decide)
+            now.batch = batch_size(args, kwargs)
+            now.stats.passes += 1
             out = call(*args, **kwargs)
             for gate, block in zip(self.router._block_gates, self.router.blocks, strict=True):
-                if gate.key not in frame.seen and not gate.reachable():
+                if gate.key not in now.seen and not gate.reachable():
                     raise gate.lost(block.name)
-        finally:
-            frame.batch = 0
-            frame.seen.clear()
         return out
 
 
@@ -195,10 +200,11 @@ class _Rows:
         if len(numbers) == rows:
             return call(*args, **kwargs)
         if not numbers:
-            frame.stats.skipped(self.block.name)
+            frame.stats.skipped(self.block.name, rows)
             if self.shortcut is not None:
                 return self.shortcut(x)
             return self.chain.keep(x) if own else x
+        frame.stats.skipped(self.block.name, rows - len(numbers))
         if alone:
             return self.chain.keep(run_rows(partial(_on_rows, frame, numbers, call), x, numbers, self.shortcut, own))
         index = torch.tensor(numbers, device=x.device)

@@ -287,30 +287,34 @@ class _Entry:
         self.gates = {name: gate_of(module) for name, module in modules.items()}
 
     def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        frame.batch = batch_size(args, kwargs)
         if torch.compiler.is_compiling():
+            frame.batch = batch_size(args, kwargs)
             return call(*args, **kwargs)
-        frame.stats.passes += 1
-        for gate in self.gates.values():
-            gate.settle()
-        frame.groups = SharedGroups.among(self.modules.values())
-        try:
-            out = call(*args, **kwargs)
-            for name, gate in self.gates.items():
-                if (now := self.model.get_submodule(name)) is not self.modules[name]:
-                    raise LostGateError(
-                        f"{name} is now another module ({type(now).__module__}.{type(now).__qualname__}) than the one "
-                        f"the plan was applied to: apply plans after adapters are added, and remove them before"
-                    )
-                if gate.key not in frame.seen and not gate.reachable():
-                    raise gate.lost(name)
-        finally:
-            frame.batch = 0
-            frame.seen.clear()
-            if frame.groups is not None:
-                frame.groups.release()
-                frame.groups = None
+        with frame.passing() as now:
+            now.batch = batch_size(args, kwargs)
+            now.stats.passes += 1
+            for gate in self.gates.values():
+                gate.settle()
+            now.groups = SharedGroups.among(self.modules.values())
+            try:
+                out = call(*args, **kwargs)
+            finally:
+                if now.groups is not None:
+                    now.groups.release()
+                    now.groups = None
+            self._check(now)
         return out
+
+    def _check(self, frame: Frame) -> None:
+        """Notice that a module was exchanged, or that its gate was lost: the skip did not happen."""
+        for name, gate in self.gates.items():
+            if (now := self.model.get_submodule(name)) is not self.modules[name]:
+                raise LostGateError(
+                    f"{name} is now another module ({type(now).__module__}.{type(now).__qualname__}) than the one "
+                    f"the plan was applied to: apply plans after adapters are added, and remove them before"
+                )
+            if gate.key not in frame.seen and not gate.reachable():
+                raise gate.lost(name)
 
 
 def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

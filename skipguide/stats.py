@@ -11,15 +11,17 @@ class Stats:
     """What ran while a plan was active.
 
     Attributes:
-        calls: block or sublayer name -> times it was run.
+        calls: block or sublayer name -> times it was run, for any rows.
         rows: the same, counted in batch rows.
-        skips: name -> times it was left out (for all rows).
+        skips: name -> times it was left out, for any rows.
+        skipped_rows: the same, counted in batch rows.
         passes: forward passes of the model.
     """
 
     calls: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     skips: dict[str, int] = field(default_factory=dict)
+    skipped_rows: dict[str, int] = field(default_factory=dict)
     passes: int = 0
     weights: dict[str, float] = field(default_factory=dict, repr=False)
 
@@ -28,15 +30,19 @@ class Stats:
         self.calls[name] = self.calls.get(name, 0) + 1
         self.rows[name] = self.rows.get(name, 0) + rows
 
-    def skipped(self, name: str) -> None:
-        """Enter that `name` was left out for every row."""
+    def skipped(self, name: str, rows: int) -> None:
+        """Enter that `name` was left out for `rows` batch rows."""
         self.skips[name] = self.skips.get(name, 0) + 1
+        self.skipped_rows[name] = self.skipped_rows.get(name, 0) + rows
 
     @property
     def skipped_fraction(self) -> float:
-        """Share of the model's blocks that was left out; a sublayer is its share of its block's sublayers."""
-        skipped = sum(self.weights.get(name, 1.0) * n for name, n in self.skips.items())
-        came = (*self.calls.items(), *self.skips.items())
+        """Share of the model's blocks that was left out, row by row; a sublayer is its share of its block's."""
+        ran, left = self.rows, self.skipped_rows
+        if not any((*ran.values(), *left.values())):  # blocks that were called without their model: no batch is known
+            ran, left = self.calls, self.skips
+        skipped = sum(self.weights.get(name, 1.0) * n for name, n in left.items())
+        came = (*ran.items(), *left.items())
         total = sum(n for name, n in came if name not in self.weights)  # blocks: a sublayer came with its block
         return skipped / total if total else 0.0
 
@@ -47,5 +53,6 @@ class Stats:
             "calls": dict(self.calls),
             "rows": dict(self.rows),
             "skips": dict(self.skips),
+            "skipped_rows": dict(self.skipped_rows),
             "skipped_fraction": self.skipped_fraction,
         }

@@ -1,5 +1,6 @@
 """The router: rows that a decision leaves out are not computed, and no trace stays."""
 
+import contextvars
 import copy
 import threading
 
@@ -188,6 +189,36 @@ def test_threads_do_not_see_each_other():
     for thread in threads:
         thread.join()
     assert torch.equal(out["open"], plain) and not torch.equal(out["shut"], plain)
+
+
+def test_threads_with_a_copied_context_do_not_see_each_other():
+    """Both are inside every block at once, where each has projected its own input already."""
+    model, x = resnet(), {n: torch.randn(n, 3, 32, 32) for n in (1, 3)}
+    barrier, found = threading.Barrier(2, timeout=30), {}
+
+    def meet(module, args):
+        barrier.wait()
+
+    hooks = [block.module.conv2.register_forward_pre_hook(meet) for block in find_blocks(model)]
+
+    def work(n):
+        found[n] = model(x[n])
+
+    def halves(place, rows):
+        return torch.full((len(rows),), 0.5)
+
+    with Router(model).running(halves) as stats:
+        threads = [threading.Thread(target=contextvars.copy_context().run, args=(work, n)) for n in x]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert stats.passes == 2 and set(stats.rows.values()) == {4}
+    for hook in hooks:
+        hook.remove()
+    for n in x:
+        with Router(model).running(halves):
+            assert torch.equal(found[n], model(x[n]))
 
 
 def test_models_with_several_streams_are_refused():

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import sys
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -145,6 +146,29 @@ def test_a_call_on_its_way_through_a_gate_that_is_removed():
         fetched = watch.model.forward
     with torch.no_grad():
         assert torch.equal(fetched(**watch.inputs, return_dict=False)[0], watch.plain)
+    watch.same()
+
+
+def test_a_storm_of_passes_on_one_entered_plan():
+    """The storm: a server's pool with the plan's context, batches of one to three rows, a plan for the last row."""
+    watch = Watch(BY_NAME["ltx"], batch=3)
+    plan = SkipPlan([1], rows=[-1]) | SkipPlan([2], "mlp")
+    batches = [
+        {k: v[-n:] if getattr(v, "shape", (0,))[0] == 3 else v for k, v in watch.inputs.items()} for n in (1, 2, 3)
+    ]
+    with torch.no_grad(), Skipper(watch.model, plan) as skipper:
+        references = [watch.model(**batch, return_dict=False)[0] for batch in batches]
+        once = {name: dict(getattr(skipper.stats, name)) for name in ("calls", "rows", "skips", "skipped_rows")}
+        contexts = [contextvars.copy_context() for _ in range(3)]
+
+        def work(n):
+            for _ in range(10):
+                assert torch.equal(watch.model(**batches[n], return_dict=False)[0], references[n])
+
+        run_all(*(partial(contexts[n].run, torch.no_grad()(partial(work, n))) for n in range(3)))
+    assert skipper.stats.passes == 33
+    for name, counted in once.items():
+        assert getattr(skipper.stats, name) == {key: 11 * value for key, value in counted.items()}, name
     watch.same()
 
 

@@ -30,7 +30,7 @@ class LMFrame(Frame):
     __slots__ = ("_lost", "attn_off", "extra", "hits", "key", "mlp_off", "thread")
 
     def __init__(self, key: int, acts: dict[int, Any], lost: Any) -> None:
-        super().__init__(None, Stats())  # type: ignore[arg-type]
+        super().__init__(None, Stats())
         self.key = key
         self.acts = acts
         self.attn_off = self.mlp_off = False
