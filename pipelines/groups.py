@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +9,10 @@ from typing import Any
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
 from skipguide.plan import Part, SkipPlan
+from skipguide.scalars import number
 from skipguide.timetable import Timetable
 
 CHOSEN = ("auto", "stochastic")
-
-
-def is_number(value: Any) -> bool:
-    """Whether a setting is a finite number (a bool is not)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_layers(layers: Any, part: Part) -> Any:
@@ -38,8 +33,6 @@ def check_layers(layers: Any, part: Part) -> Any:
         return layers
     if layers is None:
         return None
-    if is_number(layers) and not isinstance(layers, int):
-        raise SkipError(f"layers are block numbers (whole numbers from 0); got {layers!r}")
     checked = SkipPlan(layers, part=part).layers
     if not checked:
         raise SkipError("layers is empty, so nothing would be skipped: name at least one block, or None for the preset")
@@ -50,10 +43,17 @@ def check_scale(scale: Any) -> Any:
     """A scale in its normal form: a finite number, or a timetable of numbers."""
     if isinstance(scale, Mapping):
         scale = Timetable.from_dict(scale)
-    values = scale.values if isinstance(scale, Timetable) else (scale,)
-    if not all(is_number(value) for value in values):
+    values = [number(value) for value in (scale.values if isinstance(scale, Timetable) else (scale,))]
+    if any(value is None for value in values):
         raise SkipError(f"scale must be a finite number, or a timetable of them; got {scale!r}")
-    return scale
+    return scale if isinstance(scale, Timetable) else values[0]
+
+
+def check_stack(stack: Any) -> str | None:
+    """The name of a stack, or None."""
+    if stack is not None and not isinstance(stack, str):
+        raise SkipError(f"stack is the name of one stack of blocks, or None; got {stack!r}")
+    return stack
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class SkipGroup(JsonConfig):
         object.__setattr__(self, "layers", check_layers(self.layers, self.part))
         object.__setattr__(self, "scale", check_scale(self.scale))
         SkipPlan((), part=self.part)
+        check_stack(self.stack)
 
     @property
     def idle(self) -> bool:

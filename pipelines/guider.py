@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from skipguide import guidance
 from skipguide.errors import SkipError
-from skipguide.pipelines.groups import SkipGroup, is_number
+from skipguide.pipelines.groups import SkipGroup
 from skipguide.pipelines.guider_driver import Driver
 from skipguide.pipelines.guider_passes import Pass, live_groups, passes_of
 from skipguide.pipelines.ledger import GuidanceStats
 from skipguide.pipelines.passes import check_effect
 from skipguide.pipelines.recipe import Term
 from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
+from skipguide.scalars import flag, number
 from skipguide.timetable import Timetable
 
 _OWN = ("guidance_scale", "guidance_rescale", "use_original_formulation", "enabled")
@@ -105,18 +106,25 @@ class SkipGuider(BaseGuidance):
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__", *_OWN)}
         self.settings = SpatiotemporalSkipGuidance(**given)
         self._live = live_groups(self.settings)
-        if not is_number(guidance_scale) or not (is_number(guidance_rescale) and 0 <= guidance_rescale <= 1):
+        w, amount = number(guidance_scale), number(guidance_rescale)
+        if w is None or amount is None or not 0 <= amount <= 1:
             raise SkipError(
                 f"guidance_scale is a finite number and guidance_rescale one of 0 to 1; got {guidance_scale!r}, "
                 f"{guidance_rescale!r}"
             )
-        super().__init__(start, stop, enabled)
-        self.guidance_scale = guidance_scale
-        self.guidance_rescale = guidance_rescale
-        self.use_original_formulation = use_original_formulation
+        original, on = flag(use_original_formulation), flag(enabled)
+        if original is None or on is None:
+            raise SkipError(
+                f"use_original_formulation and enabled are True or False; got {use_original_formulation!r}, {enabled!r}"
+            )
+        super().__init__(self.settings.start, self.settings.stop, on)
+        self.guidance_scale = w
+        self.guidance_rescale = amount
+        self.use_original_formulation = original
         plain = json.loads(json.dumps(self.settings.to_dict()))
         # diffusers takes positional arguments for defaults, and forgets them in from_config: nothing is a default here
-        self.register_to_config(**{name: plain[name] for name in given}, _use_default_values=[])
+        own = {"guidance_scale": w, "guidance_rescale": amount, "use_original_formulation": original, "enabled": on}
+        self.register_to_config(**{name: plain[name] for name in given}, **own, _use_default_values=[])
         self._check_cfg()
         self.stats = GuidanceStats(delivery="guider")
         self._forget()

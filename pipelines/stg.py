@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import index
 from typing import Any, Literal, Self, get_args
 
 from skipguide.blocks import find_blocks
@@ -16,7 +15,7 @@ from skipguide.pipelines.applied import AppliedGuidance
 from skipguide.pipelines.caches import admit_cache
 from skipguide.pipelines.caller import is_running
 from skipguide.pipelines.cost import foretell
-from skipguide.pipelines.groups import SkipGroup, check_layers, check_scale, is_number
+from skipguide.pipelines.groups import SkipGroup, check_layers, check_scale, check_stack
 from skipguide.pipelines.interceptor import Interceptor
 from skipguide.pipelines.ledger import GuidanceCost
 from skipguide.pipelines.presets import find_preset, named_settings
@@ -25,6 +24,7 @@ from skipguide.pipelines.registry import PipelineSpec, pipeline_spec
 from skipguide.pipelines.split import group_of, refuse_cache
 from skipguide.pipelines.tail import TAILS, Tail
 from skipguide.plan import Part, Schedule
+from skipguide.scalars import flag, number, whole
 from skipguide.select import DEFAULT_SCORE, check_score
 from skipguide.timetable import Timetable
 
@@ -118,11 +118,16 @@ class SpatiotemporalSkipGuidance(JsonConfig):
     def __post_init__(self) -> None:
         """Check everything that does not need a model, and bring it into normal form."""
         if isinstance(self.layers, Mapping) and "points" not in self.layers:
+            if not self.layers or not all(isinstance(name, str) for name in self.layers):
+                raise SkipError(
+                    f"a mapping of layers names denoisers of the pipeline, such as 'transformer'; got {self.layers!r}"
+                )
             layers: Any = {name: check_layers(own, self.part) for name, own in self.layers.items()}
         else:
             layers = check_layers(self.layers, self.part)
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "scale", check_scale(self.scale))
+        check_stack(self.stack)
         if self.groups is not None:
             given: Any = self.groups  # from JSON: plain data
             if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
@@ -134,8 +139,7 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         if self.formula not in get_args(Formula):
             raise SkipError(f"unknown formula {self.formula!r}; expected one of {', '.join(get_args(Formula))}")
         self._check_interval()
-        if not (is_number(self.rescale) and 0 <= self.rescale <= 1):
-            raise SkipError(f"rescale must lie in 0 to 1; got {self.rescale!r}")
+        self._check_numbers()
         if self.rescale_over not in get_args(Over):
             raise SkipError(f"unknown rescale_over {self.rescale_over!r}; expected one of {', '.join(get_args(Over))}")
         if self.tail not in TAILS:
@@ -143,18 +147,29 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         window = Schedule(self.start, self.stop, self.every)
         object.__setattr__(self, "start", window.start)
         object.__setattr__(self, "stop", window.stop)
-        try:
-            object.__setattr__(self, "seed", index(self.seed))
-        except TypeError:
-            raise SkipError(f"seed is a whole number; got {self.seed!r}") from None
-        if not (is_number(self.drop) and 0 < self.drop < 1):
-            raise SkipError(f"drop is a share of the blocks, above 0 and below 1; got {self.drop!r}")
-        if not (self.apg is None or is_number(self.apg)) or not (
-            self.apg_norm is None or (is_number(self.apg_norm) and self.apg_norm > 0)
-        ):
-            raise SkipError(f"apg is a number and apg_norm a positive one; got {self.apg!r}, {self.apg_norm!r}")
+        object.__setattr__(self, "every", window.every)
         check_score(self.score)
         self._check_together()
+
+    def _check_numbers(self) -> None:
+        """The numbers and flags that stand for themselves, in range and as Python's own."""
+        rescale, drop, seed = number(self.rescale), number(self.drop), whole(self.seed)
+        apg, apg_norm = number(self.apg), number(self.apg_norm)
+        if rescale is None or not 0 <= rescale <= 1:
+            raise SkipError(f"rescale must lie in 0 to 1; got {self.rescale!r}")
+        if drop is None or not 0 < drop < 1:
+            raise SkipError(f"drop is a share of the blocks, above 0 and below 1; got {self.drop!r}")
+        if seed is None:
+            raise SkipError(f"seed is a whole number; got {self.seed!r}")
+        if (apg is None) != (self.apg is None) or (self.apg_norm is not None and not (apg_norm and apg_norm > 0)):
+            raise SkipError(f"apg is a number and apg_norm a positive one; got {self.apg!r}, {self.apg_norm!r}")
+        found = {"rescale": rescale, "drop": drop, "seed": seed, "apg": apg, "apg_norm": apg_norm}
+        for name in ("prefix_reuse", "zero_star", "prefer_cheap"):
+            found[name] = flag(getattr(self, name))
+            if found[name] is None:
+                raise SkipError(f"{name} is True or False; got {getattr(self, name)!r}")
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
 
     def _check_interval(self) -> None:
         interval: Any = self.cfg_interval if self.cfg_interval is not None or self.formula != "segmented" else SEGMENT

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from skipguide.config import VERSION, check_keys, read_json, write_json
 from skipguide.errors import SkipError
+from skipguide.scalars import native, number, whole
 
 Part = Literal["block", "attn", "cross_attn", "mlp", "attn_identity"]
 PARTS: tuple[str, ...] = get_args(Part)
+SLACK = 1e-6  # of a fraction: step 3 of 10 is at 0.3 whatever the last bits are, and if 0.3 was a float32
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,21 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Refuse windows that no step can fall into, and keep numbers of any library as Python's."""
-        window: tuple[Any, ...] = (self.start, self.stop)
-        finite = all(isinstance(value, Real) and math.isfinite(value) for value in window)
-        if not (finite and 0.0 <= self.start < self.stop <= 1.0):
+        start, stop, every = number(self.start), number(self.stop), whole(self.every)
+        if start is None or stop is None or not 0 <= start < stop <= 1:
             raise SkipError(
-                f"start and stop are fractions of the steps with 0 <= start < stop <= 1; got start={self.start}, "
-                f"stop={self.stop}"
+                f"start and stop are fractions of the steps with 0 <= start < stop <= 1; got start={self.start!r}, "
+                f"stop={self.stop!r}"
             )
-        if type(self.every) is not int or self.every < 1:
+        if every is None or every < 1:
             raise SkipError(f"every must be a whole number of at least 1; got {self.every!r}")
-        object.__setattr__(self, "start", float(self.start))
-        object.__setattr__(self, "stop", float(self.stop))
+        object.__setattr__(self, "start", float(start))
+        object.__setattr__(self, "stop", float(stop))
+        object.__setattr__(self, "every", every)
 
     def contains(self, fraction: float) -> bool:
         """Whether the fraction of the steps done before a step lies in the window."""
-        # the small terms keep step 3 of 10 at 0.3 whatever the last bit of the division is
-        return fraction >= self.start - 1e-9 and (fraction < self.stop - 1e-9 or self.stop == 1.0)
+        return fraction >= self.start - SLACK and (fraction < self.stop - SLACK or self.stop == 1.0)
 
     def active(self, step: int, steps: int) -> bool:
         """Whether step `step` (from 0) of `steps` lies in the window."""
@@ -57,15 +57,17 @@ class Schedule:
 
     def fresh(self, step: int, steps: int) -> bool:
         """Whether `step` is one of the active steps that compute anew (every k-th from the window's start)."""
-        first = math.ceil(self.start * steps - 1e-9)
+        first = math.ceil((self.start - SLACK) * steps)
         return self.active(step, steps) and (step - first) % self.every == 0
 
 
 def layer_tuple(layers: Iterable[int] | int) -> tuple[int, ...]:
     """Layer numbers as a tuple, each checked to be a whole number and named once."""
     try:
-        found = _native(layers)
-        items = (found,) if isinstance(found, int) else tuple(_native(item) for item in found)
+        found = native(layers)
+        if isinstance(found, (bytes, bytearray)):  # a list of numbers to Python, a text to everybody else
+            raise TypeError
+        items = (found,) if isinstance(found, int) else tuple(native(item) for item in found)
     except TypeError:
         raise SkipError(f"expected block numbers, one or several; got {layers!r}") from None
     for item in items:
@@ -75,11 +77,6 @@ def layer_tuple(layers: Iterable[int] | int) -> tuple[int, ...]:
     if len(set(numbers)) != len(numbers):
         raise SkipError(f"layers names a block twice: {numbers}")
     return numbers
-
-
-def _native(value: Any) -> Any:
-    """Numbers of NumPy and torch as Python's own, so that 1.5 is not cut to 1 and a mask is no list of numbers."""
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 @dataclass(frozen=True)

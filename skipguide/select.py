@@ -106,7 +106,7 @@ DEFAULT_SCORE = "apart"
 
 def check_score(name: str) -> None:
     """Refuse a score that does not exist."""
-    if name not in SCORES:
+    if name not in tuple(SCORES):  # a tuple: what cannot be hashed is an unknown score too
         raise SkipError(f"unknown score {name!r}; expected one of {', '.join(SCORES)}")
 
 

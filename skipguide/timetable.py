@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -10,6 +9,7 @@ from typing import Any, Literal, get_args
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
 from skipguide.plan import layer_tuple
+from skipguide.scalars import number
 
 Over = Literal["step", "sigma"]
 Between = Literal["hold", "linear"]
@@ -50,17 +50,21 @@ class Timetable(JsonConfig):
                 f"{self.over!r}, {self.between!r}"
             )
         try:
-            points = [(float(where), value) for where, value in self.points]
+            pairs = [(number(where), value) for where, value in self.points]
         except (TypeError, ValueError):
             raise SkipError(f"expected points as pairs (where, value); got {self.points!r}") from None
-        if not points or not all(math.isfinite(where) for where, _ in points):
+        points = [(float(where), value) for where, value in pairs if where is not None]
+        if not points or len(points) < len(pairs):
             raise SkipError(f"a timetable needs at least one point, at finite places; got {self.points!r}")
         if len({where for where, _ in points}) != len(points):
             raise SkipError(f"a timetable names a place twice: {self.points!r}")
         if self.over == "step" and not all(0 <= where <= 1 for where, _ in points):
             raise SkipError(f"over='step' counts fractions of the steps, 0 to 1; got {self.points!r}")
         points.sort(key=lambda point: point[0], reverse=self.over == "sigma")
-        if not all(_is_number(value) for _, value in points):
+        plain = [number(value) for _, value in points]
+        if all(value is not None for value in plain):
+            points = [(where, value) for (where, _), value in zip(points, plain, strict=True)]
+        else:
             if self.between == "linear" or any(isinstance(value, (int, float, str)) for _, value in points):
                 raise SkipError(
                     f"values must be all finite numbers, or all sequences of block numbers (which between='linear' "
@@ -96,7 +100,3 @@ class Timetable(JsonConfig):
             return value
         share = (here - places[after - 1]) / (places[after] - places[after - 1])
         return value + min(max(share, 0.0), 1.0) * (self.points[after][1] - value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
