@@ -6,6 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.register_assert_rewrite("cli_stub", "residue")  # helpers with asserts, told as in a test
+pytest.register_assert_rewrite("cli_stub", "residue", "stg_reference")  # helpers with asserts, told as in a test
 torch.set_num_threads(1)
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # demos is not installed; last, so that it shadows nothing

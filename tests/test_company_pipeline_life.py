@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 from residue import traces
-from test_stg import SCALES, Reference
+from stg_reference import SCALES, Reference
 
 from skipguide import SkipError, Timetable
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg

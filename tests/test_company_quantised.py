@@ -1,13 +1,13 @@
 """Quantised Linears next to skip guidance: torchao and bitsandbytes, where they are installed.
 
-The reference is plain code around the same quantised model (see test_stg), so only the skipping is compared, and
+The reference is plain code around the same quantised model (see stg_reference), so only the skipping is compared, and
 over one step: where activations are quantised too, the last bit of one step decides a whole level in the next.
 """
 
 import pytest
 import torch
 from residue import no_gates
-from test_stg import SCALES, Reference
+from stg_reference import SCALES, Reference
 
 from skipguide import find_blocks
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_stg import LAYER, Reference, close
+from stg_reference import LAYER, Reference, close
 
 from skipguide import SkipError, find_blocks
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_stg import WITH_CFG, close, guided, named
+from stg_reference import WITH_CFG, close, guided, named
 from torch import nn
 
 from skipguide import SkipError, SkipPlan, find_blocks
