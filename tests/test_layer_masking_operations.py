@@ -29,6 +29,24 @@ class Functional(nn.Module):
         return self.fc(torch.cat((y.mean(dim=(-1, -2)), torch.flatten(F.adaptive_max_pool2d(y, 1), 1)), 1))
 
 
+class Rows(nn.Module):
+    """A stem for every row and a block for some of them; `dense` gives the same without taking rows apart."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.block = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+
+def check_rows(model, images, masks):
+    """Under masks, rows give what the dense form gives, also with a plan; what is hidden has no influence."""
+    with LayerMask(masks).apply(model.eval()) as applied:
+        for _ in range(2):
+            torch.testing.assert_close(model(images), model(images, dense=True), rtol=1e-5, atol=1e-6)
+        assert torch.equal(model(images), model(images.masked_fill(~masks, float("nan"))))
+    return applied.stats
+
+
 @torch.no_grad()
 def test_functions_are_seen_too(images, keep):
     torch.manual_seed(0)
@@ -47,11 +65,7 @@ def test_functions_are_seen_too(images, keep):
 def test_a_model_that_decides_by_value(images, keep):
     """Rows gathered and scattered again carry their masks; such a model gets no plan, and is exact."""
 
-    class Rows(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.block = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-
+    class ByValue(Rows):
         def forward(self, x, dense=False):
             x = F.relu(self.stem(x))
             run = x.mean((1, 2, 3)) > x.mean((1, 2, 3)).median()
@@ -67,26 +81,16 @@ def test_a_model_that_decides_by_value(images, keep):
                     x = out
             return x.mean((2, 3))
 
-    torch.manual_seed(0)
-    model = Rows().eval()
-    for some in (images, images[[0, 1, 2, 0, 1]]):
-        masks = keep[: len(some)] if len(some) == 3 else keep[[0, 1, 2, 1, 0]]
-        with LayerMask(masks).apply(model) as applied:
-            for _ in range(2):
-                torch.testing.assert_close(model(some), model(some, dense=True), rtol=1e-5, atol=1e-6)
-            assert applied.stats.planned <= 2  # at most the dense form
-            assert torch.equal(model(some), model(some.masked_fill(~masks, float("nan"))))
+    model = ByValue()
+    for some, masks in ((images, keep), (images[[0, 1, 2, 0, 1]], keep[[0, 1, 2, 1, 0]])):
+        assert check_rows(model, some, masks).planned <= 2  # at most the dense form
 
 
 @torch.no_grad()
 def test_rows_put_side_by_side_keep_their_masks(images, keep):
     """`cat` of rows, as a network with several heads or a router writes it."""
 
-    class Joined(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.block = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-
+    class Joined(Rows):
         def forward(self, x, dense=False):
             x = F.relu(self.stem(x))
             runs = torch.tensor([True, False, True]).view(-1, 1, 1, 1)
@@ -96,23 +100,14 @@ def test_rows_put_side_by_side_keep_their_masks(images, keep):
             ran = F.relu(ran + self.block(ran))
             return torch.cat([ran[:1], x[1:2], ran[1:]]).mean((2, 3))
 
-    torch.manual_seed(0)
-    model = Joined().eval()
+    model = Joined()
     for masks in (keep, keep[:1]):
-        with LayerMask(masks).apply(model):
-            for _ in range(2):
-                torch.testing.assert_close(model(images), model(images, dense=True), rtol=1e-5, atol=1e-6)
-            assert torch.equal(model(images), model(images.masked_fill(~masks, float("nan"))))
+        check_rows(model, images, masks)
 
 
 @torch.no_grad()
 def test_rows_taken_apart_keep_their_masks(images, keep):
-
-    class Apart(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.block = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-
+    class Apart(Rows):
         def forward(self, x, dense=False):
             x = F.relu(self.stem(x))
             runs = torch.tensor([True, False, True]).view(-1, 1, 1, 1)
@@ -124,10 +119,6 @@ def test_rows_taken_apart_keep_their_masks(images, keep):
                 x = torch.cat([ran[0], rest, ran[1]])
             return self.block(x).mean((2, 3))
 
-    torch.manual_seed(0)
-    model = Apart().eval()
+    model = Apart()
     for masks in (keep, keep[:1]):
-        with LayerMask(masks).apply(model):
-            for _ in range(2):
-                torch.testing.assert_close(model(images), model(images, dense=True), rtol=1e-5, atol=1e-6)
-            assert torch.equal(model(images), model(images.masked_fill(~masks, float("nan"))))
+        check_rows(model, images, masks)
