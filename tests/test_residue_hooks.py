@@ -89,8 +89,7 @@ def test_gate_then_hook_then_gate_off_then_hook_off(family, other):
     assert torch.equal(watch.run(), hooked)
     other[1](module)
     assert sorted(module.__dict__) == left
-    no_gates(watch.model)
-    assert torch.equal(watch.run(), watch.plain)
+    watch.ungated()
 
 
 @families
@@ -119,8 +118,7 @@ def test_hook_then_gate_then_hook_off_is_noticed(family, other):
         other[1](module)
         watch.run()
     assert sorted(module.__dict__) == left
-    no_gates(watch.model)
-    assert torch.equal(watch.run(), watch.plain)
+    watch.ungated()
     with Skipper(watch.model, SkipPlan([1])) as skipper:
         watch.run()
     assert skipper.stats.skips
@@ -136,8 +134,7 @@ def test_a_second_plan_on_a_lost_gate_is_refused_at_once(family):
         accelerate_unhook(module)
         with pytest.raises(LostGateError, match="accelerate"), second:
             raise AssertionError("not reached")
-    no_gates(watch.model)
-    assert torch.equal(watch.run(), watch.plain)
+    watch.ungated()
 
 
 def test_the_models_own_gate_lives_through_an_offload_cycle():
@@ -155,8 +152,7 @@ def test_the_models_own_gate_lives_through_an_offload_cycle():
     assert skipper.stats.passes == 3
     assert torch.equal(watch.run(), 2 * watch.plain)
     accelerate_unhook(watch.model)
-    no_gates(watch.model)
-    assert torch.equal(watch.run(), watch.plain)
+    watch.ungated()
 
 
 def test_losing_the_models_own_gate_is_noticed():
@@ -165,8 +161,7 @@ def test_losing_the_models_own_gate_is_noticed():
     with pytest.raises(LostGateError, match="WanTransformer3DModel"), Skipper(watch.model, SkipPlan([1])):
         diffusers_unhook(watch.model)
         watch.run()
-    no_gates(watch.model)
-    assert torch.equal(watch.run(), watch.plain)
+    watch.ungated()
 
 
 @families
@@ -183,8 +178,7 @@ def test_two_hooks_and_a_gate_in_the_middle(family):
     diffusers_unhook(module)
     assert torch.equal(watch.run(), hooked)
     accelerate_unhook(module)
-    no_gates(watch.model)
-    assert torch.equal(watch.run(), watch.plain)
+    watch.ungated()
 
 
 @families
@@ -259,5 +253,4 @@ def test_first_block_cache(gate_first):
     with watch.model.cache_context("uncond"):
         assert torch.equal(watch.run(), watch.plain)
     watch.model.disable_cache()
-    no_gates(watch.model)
-    assert torch.equal(watch.run(), watch.plain)
+    watch.ungated()
