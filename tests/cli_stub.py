@@ -115,6 +115,20 @@ def stub(monkeypatch, tmp_path):
     return state
 
 
+def interrupt_after(draws, monkeypatch):
+    """Ctrl-C at the draw after so many; the list that is returned holds how many are left."""
+    draw, left = StubPipeline.draw, [draws]
+
+    def interrupted(self, *args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return draw(self, *args)
+
+    monkeypatch.setattr(StubPipeline, "draw", interrupted)
+    return left
+
+
 def files(folder):
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 

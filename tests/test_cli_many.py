@@ -10,7 +10,7 @@ from pathlib import Path
 import cli_stub
 import pytest
 import torch
-from cli_stub import StubPipeline, files, one_line
+from cli_stub import files, interrupt_after, one_line
 
 from skipguide import SkipError
 from skipguide import files as skip_files
@@ -204,15 +204,7 @@ def test_a_file_of_the_users_own_is_not_replaced(stub, capsys, with_notes):
 
 
 def test_ctrl_c_leaves_a_manifest_and_goes_on(stub, capsys, monkeypatch):
-    draw, left = StubPipeline.draw, [2]
-
-    def interrupted(self, *args):
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return draw(self, *args)
-
-    monkeypatch.setattr(StubPipeline, "draw", interrupted)
+    left = interrupt_after(2, monkeypatch)
     write_prompts()
     assert main(COMMAND) == 130
     assert "interrupted: 2 of 4 clips are in clips; run the same command to go on" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import csv
 import json
 
 import cli_stub
-from cli_stub import BLOCKS, StubPipeline, files, one_line
+from cli_stub import BLOCKS, files, interrupt_after, one_line
 from PIL import Image
 
 from skipguide.cli import main
@@ -54,15 +54,7 @@ def test_sweep_has_one_scale_where_there_is_no_third_pass(stub):
 
 
 def test_an_interrupted_sweep_goes_on(stub, capsys, monkeypatch):
-    draw, left = StubPipeline.draw, [4]
-
-    def interrupted(self, *args):
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return draw(self, *args)
-
-    monkeypatch.setattr(StubPipeline, "draw", interrupted)
+    left = interrupt_after(4, monkeypatch)
     assert main(SWEEP) == 130
     error = capsys.readouterr().err
     assert "4 cells are kept in" in error.splitlines()[-1]
