@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from skipguide.blocks import find_blocks, unwrap
 from skipguide.config import write_json
 from skipguide.errors import SkipError
-from skipguide.gate import Call, gate_of
+from skipguide.gate import gate_of
 from skipguide.pipelines.contexts import ContextNames
 from skipguide.pipelines.grid import grid_of
 from skipguide.pipelines.ledger import GuidanceStats
@@ -26,6 +26,7 @@ from skipguide.pipelines.run import Run
 from skipguide.plan import SkipPlan
 from skipguide.select import DEFAULT_SCORE, LayerScore, LayerScores, average, fingerprint, measure_skip
 from skipguide.skipper import batch_size
+from skipguide.stack import Call
 
 PROMPTS = ("a red ball rolling over grass", "a woman walking along a street in the rain, filmed by hand")
 STEPS, LEVELS = 8, 4

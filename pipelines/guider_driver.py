@@ -12,7 +12,7 @@ from torch import nn
 
 from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
-from skipguide.gate import Call, gate_of
+from skipguide.gate import gate_of
 from skipguide.pipelines.caches import cache_on
 from skipguide.pipelines.groups import SkipGroup
 from skipguide.pipelines.guider_passes import Pass
@@ -22,6 +22,7 @@ from skipguide.pipelines.passes import Passes, Path
 from skipguide.pipelines.presets import find_preset
 from skipguide.pipelines.recipe import Recipe, Term
 from skipguide.skipper import batch_size
+from skipguide.stack import Call
 
 if TYPE_CHECKING:
     from skipguide.pipelines.stg import SpatiotemporalSkipGuidance

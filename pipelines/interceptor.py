@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from skipguide import guidance
 from skipguide.errors import SkipError
-from skipguide.gate import Call, gate_of
+from skipguide.gate import gate_of
 from skipguide.pipelines.caches import admit_cache
 from skipguide.pipelines.caller import is_called_by
 from skipguide.pipelines.contexts import ContextNames
@@ -25,6 +25,7 @@ from skipguide.pipelines.registry import PipelineSpec
 from skipguide.pipelines.run import Run
 from skipguide.pipelines.split import SplitPasses
 from skipguide.skipper import batch_size
+from skipguide.stack import Call
 
 if TYPE_CHECKING:
     from skipguide.pipelines.stg import SpatiotemporalSkipGuidance

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from skipguide.gate import Call
+from skipguide.stack import Call
 
 
 class Joined:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.acts import Arguments
+from skipguide.arguments import Arguments
 from skipguide.blocks import unwrap
 from skipguide.errors import NoEffectError, SkipError
-from skipguide.gate import Call, gate_of
+from skipguide.gate import gate_of
 from skipguide.pipelines.caches import answers_for_blocks
 from skipguide.pipelines.ledger import GuidanceStats
 from skipguide.pipelines.route import PLAIN, Leg, route
@@ -22,6 +22,7 @@ from skipguide.pipelines.tail import Tail, fits, in_rows, index_of, part_of, sou
 from skipguide.plan import SkipPlan
 from skipguide.resume import Prefix
 from skipguide.skipper import Skipper, batch_size
+from skipguide.stack import Call
 
 KEPT = 16  # paths that stay ready; a set of blocks that is drawn anew at every step makes one per step
 

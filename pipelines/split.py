@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, distributed, nn
 
 from skipguide.errors import SkipError
-from skipguide.gate import Call
 from skipguide.pipelines.ledger import GuidanceStats
 from skipguide.pipelines.passes import Passes, Path, first, with_first
 from skipguide.plan import SkipPlan
 from skipguide.skipper import Skipper, batch_size
+from skipguide.stack import Call
 
 Job = str
 APART = 1e-3  # relative: latents further apart than this are not the same latents on other hardware

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from skipguide.acts import Arguments
+from skipguide.arguments import Arguments
 from skipguide.blocks import Block, unwrap
 from skipguide.errors import SkipError
-from skipguide.gate import Call, Frame
+from skipguide.stack import Call, Frame
 
 _PROJECTIONS = (("to_v", "to_out"), ("to_value", "out_layer"))
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from skipguide.gate import Call, Frame, Gate, active_frames
+from skipguide.gate import Gate
+from skipguide.stack import Call, Frame, active_frames
 
 
 class Chain:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.acts import Arguments
+from skipguide.arguments import Arguments
 from skipguide.blocks import Block, find_blocks, unwrap
 from skipguide.errors import NoEffectError, SkipError
 from skipguide.plan import SkipPlan

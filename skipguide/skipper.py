@@ -21,15 +21,16 @@ from skipguide.acts import (
     PassThrough,
     Replay,
     WithoutKeys,
-    first_tensor,
 )
+from skipguide.arguments import first_tensor
 from skipguide.attention import JointValuesPass, ValuesPass
 from skipguide.blocks import Block, BlockMap, find_blocks
 from skipguide.errors import LostGateError, SkipError
-from skipguide.gate import Act, Call, Frame, Gate, gate_of, install_all
+from skipguide.gate import Gate, gate_of, install_all
 from skipguide.offload import SharedGroups
 from skipguide.plan import Schedule, SkipPlan
 from skipguide.resume import Prefix
+from skipguide.stack import Act, Call, Frame
 from skipguide.stats import Stats
 
 

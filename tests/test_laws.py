@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from skipguide import Prefix, Skipper, SkipPlan, capture, check, find_blocks, resume
-from skipguide.acts import Arguments
+from skipguide.arguments import Arguments
 from zoo import FAMILIES
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=repr)

@@ -11,8 +11,8 @@ from adaskip_golden import generate, padded
 from llm_zoo import CACHE
 from transformers import DynamicCache, StaticCache
 
-from skipguide.gate import active_frames
 from skipguide.llm import AdaSkip, SublayerPlan
+from skipguide.stack import active_frames
 
 golden, model, stats = adaskip_golden.golden, adaskip_golden.model, adaskip_golden.stats
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import DynamicCache, StaticCache, cache_utils
 
 from skipguide import Prefix, SkipError, capture, kv, resume
-from skipguide.acts import Arguments
+from skipguide.arguments import Arguments
 from skipguide.llm import SublayerPlan
 
 LLAMA, GEMMA2 = llm_zoo.BY_NAME["llama"], llm_zoo.BY_NAME["gemma2"]

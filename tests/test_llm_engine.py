@@ -13,8 +13,9 @@ from llm_zoo import CACHE
 from residue import no_gates, traces
 
 from skipguide import LostGateError, NoEffectError, SkipError
-from skipguide.gate import Gate, active_frames
+from skipguide.gate import Gate
 from skipguide.llm import SublayerPlan, sublayer_map, watch
+from skipguide.stack import active_frames
 
 LLAMA = llm_zoo.BY_NAME["llama"]
 IDS = llm_zoo.prompt()

@@ -11,7 +11,8 @@ import torch
 from residue import PLANS, Watch, families, no_gates
 
 from skipguide import SkipError, Skipper, SkipPlan, find_blocks
-from skipguide.gate import active_frames, gate_of
+from skipguide.gate import gate_of
+from skipguide.stack import active_frames
 from zoo import BY_NAME
 
 

@@ -11,7 +11,7 @@ import torch
 from residue import Watch
 
 from skipguide import Skipper, SkipPlan
-from skipguide.gate import active_frames
+from skipguide.stack import active_frames
 from zoo import BY_NAME
 
 PLANS = (SkipPlan([1]), SkipPlan([2], "mlp"), SkipPlan([0], "attn_identity") | SkipPlan([3], rows=[1]), None)

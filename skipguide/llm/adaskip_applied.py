@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from skipguide.errors import NoEffectError, SkipError
-from skipguide.gate import Call, gate_of
+from skipguide.gate import gate_of
 from skipguide.kv import length
 from skipguide.llm import cache as kv
 from skipguide.llm.adaskip import AdaSkip
@@ -27,6 +27,7 @@ from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats
 from skipguide.llm.sites import LMFrame, frame_on
 from skipguide.llm.stats import SublayerLedger
 from skipguide.llm.watch import watch
+from skipguide.stack import Call
 
 logger = logging.getLogger(__name__)
 REFERENCE_REQUESTS = 20

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from skipguide.errors import SkipError
-from skipguide.gate import Call, Frame
 from skipguide.kv import check_kind, hide, length
 from skipguide.llm import cache as kv
 from skipguide.llm.families import SublayerMap
@@ -16,6 +15,7 @@ from skipguide.llm.passes import Pass, PassReader
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.sites import LMFrame
 from skipguide.llm.stats import SublayerLedger
+from skipguide.stack import Call, Frame
 
 Listener = Callable[[Pass], Callable[[], None] | None]
 _NOTHING: dict[int, float | None] = {}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.acts import Arguments
+from skipguide.arguments import Arguments
 from skipguide.errors import SkipError
 from skipguide.kv import cache_of
 

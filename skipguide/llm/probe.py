@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.acts import Arguments
+from skipguide.arguments import Arguments
 from skipguide.blocks import Sublayer, argument_names
 from skipguide.errors import SkipError, UnknownBlockError
 from skipguide.families_llm import Layout

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.acts import Arguments
+from skipguide.arguments import Arguments
 from skipguide.errors import SkipError
-from skipguide.gate import Call, Frame, Gate, gate_of
+from skipguide.gate import Gate, gate_of
 from skipguide.llm.families import Part, sublayer_map
 from skipguide.llm.passes import Pass, PassReader
+from skipguide.stack import Call, Frame
 from skipguide.stats import Stats
 
 OnSublayer = Callable[[int, Part, Tensor, Tensor], None]

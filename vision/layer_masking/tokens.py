@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
-from skipguide.gate import Call, gate_of
+from skipguide.gate import gate_of
+from skipguide.stack import Call
 from skipguide.vision.layer_masking.fill import fill, fill_weights
 
 
