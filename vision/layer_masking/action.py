@@ -108,7 +108,7 @@ def _prepared(
     # the partial convolution as published divides by its zero padding too, whatever is hidden
     if rounds < 0 and not (how == "partial" and convolves):
         if isinstance(op, Window) and op.kind == "avg" and not direct:
-            action.scale = _average(op, mask, box, dtype)
+            action.scale = _average(op, mask, box, dtype, direct)
         return action
     if rounds > 0 and isinstance(op, Window) and region is not None:
         # a position at the region's edge is filled from outside of it: from visible ones, and from filled ones
@@ -122,7 +122,7 @@ def _prepared(
         if rectangle is not None and meet(rectangle, source) == meet(rectangle, work) == rectangle:
             action.frame = rectangle
     if isinstance(op, Window) and op.kind == "avg":
-        action.scale = _average(op, mask, box, dtype)
+        action.scale = _average(op, mask, box, dtype, direct)
     elif isinstance(op, Window) and op.kind == "max" and not op.positive:
         action.after = shapes.part(after, box, dtype)
     elif how == "partial" and isinstance(op, Window) and convolves:
@@ -140,15 +140,16 @@ def _shifted(op: Pad, box: Box) -> Box:
     return box[0] - top, box[1] - top, box[2] - left, box[3] - left
 
 
-def _average(op: Window, mask: Tensor, box: Box, dtype: torch.dtype) -> Tensor:
+def _average(op: Window, mask: Tensor, box: Box, dtype: torch.dtype, direct: bool) -> Tensor:
     """What the mean over the hidden-as-0 window is multiplied with, for the mean over the visible positions.
 
     A window without anything hidden keeps the operation's own divisor, so the image's border stays as it was trained.
     """
-    plain, seen = op.average(torch.ones_like(mask[:1], dtype=torch.float32)), op.average(mask.float())
-    if box == whole(seen):
+    plain = op.average(torch.ones_like(mask[:1], dtype=torch.float32))
+    if direct:
+        seen = op.average(mask.float())
         return torch.where(seen > 0, plain / seen.clamp_min(1e-12), 0.0).to(dtype).contiguous()
-    # cut out, the pooling divides by the whole window, whatever the operation's own divisor is
+    # cut out of its input, the pooling divides by the whole window, whatever the operation's own divisor is
     pads = (op.padding[0], op.padding[2])
     count = F.avg_pool2d(mask.float(), op.kernel, op.stride, pads, op.ceil, True, divisor_override=1)
     scale = torch.where(count > 0, plain * (op.kernel[0] * op.kernel[1]) / count.clamp_min(0.5), 0.0)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
-from skipguide.gate import Call
+from skipguide.stack import Call
 from skipguide.vision.layer_masking.baselines import BASELINES, PixelScale, painted, pixel_scale
 from skipguide.vision.layer_masking.plan import Plan, Trace, make_plan
+from skipguide.vision.layer_masking.rules.arguments import pair_of
 from skipguide.vision.layer_masking.run import ChangedError, MaskedRun
 from skipguide.vision.layer_masking.tokens import run_tokens, tokens_of
 
@@ -68,7 +69,7 @@ class Masker:
         stats.rows += images.shape[0]
         stats.visible = float(keep.float().mean())
         stats.computed = 1.0
-        if stats.visible == 1.0 or bool(keep.all()):
+        if bool(keep.all()):  # the share above rounds to 1 where one pixel of many is hidden
             stats.plain += 1
             return call(images, *args, **kwargs)
         if self.fill in BASELINES:
@@ -124,7 +125,13 @@ class Masker:
         return plan
 
     def _widest(self) -> int:
-        return max((max(p.shape[-2:]) for p in self.model.parameters() if p.ndim == 4), default=1)
+        """Positions from the first to the last that the widest convolution reads."""
+        spans = [1]
+        for module in self.model.modules():
+            apart = pair_of(module.dilation) if isinstance(getattr(module, "dilation", None), (int, tuple)) else (1, 1)
+            own = (*module.parameters(recurse=False), *module.buffers(recurse=False))  # a blur's filter is a buffer
+            spans += [(k - 1) * d + 1 for t in own if t.ndim == 4 for k, d in zip(t.shape[-2:], apart, strict=True)]
+        return max(spans)
 
     def _parameters(self) -> frozenset[int]:
         tensors = (*self.model.parameters(), *self.model.buffers())

@@ -13,7 +13,7 @@ from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.action import Action
 from skipguide.vision.layer_masking.fill import fill, fill_frame
 from skipguide.vision.layer_masking.geometry import Pad, Window
-from skipguide.vision.layer_masking.masks import Box, move
+from skipguide.vision.layer_masking.masks import Box, meet, move
 from skipguide.vision.layer_masking.rules.arguments import Arguments, Rule, map_at, pair_of
 from skipguide.vision.layer_masking.spot import cast, number_of
 
@@ -40,6 +40,11 @@ def conv2d(
         vertical, horizontal = (0, 0) if padding == "valid" else pair_of(padding)
         pads = (vertical, vertical, horizontal, horizontal)
     op = Window(name, (number_of(x),), "conv", kernel, stride, pads, dilation, padded=spot.padded)
+    if spot.padded and max(op.span) > run.widest:  # the padding before filled for the model's own convolutions
+        raise SkipError(
+            f"layer masking does not know {name} over {op.span} positions after a padding of its own: expected at most "
+            f"{run.widest}, the widest that the model's weights and their modules' `dilation` say"
+        )
     action = run.emit(op)
     groups = given.get("groups", 1)
     source = run.boxes[op.inputs[0]]
@@ -123,6 +128,9 @@ def run_window(
     low = torch.finfo(x.dtype).min if op.kind == "max" and not op.positive else 0.0
     if action.part is None:
         out = plain(x) if region is None else bare(move(x, source, region, low))
+        if low != 0 and region is not None and meet(region, source) != region:
+            # a window that nobody reads may hold nothing but `low`, and a convolution makes infinity of it
+            out = out.masked_fill(out == low, 0.0)
     elif action.frame is not None:
         assert region is not None
         seen = action.frame
