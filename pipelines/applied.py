@@ -63,6 +63,8 @@ class AppliedGuidance:
         """End the guidance; nothing of it is left on the pipeline. A second call does nothing."""
         while self._installed:
             self._installed.pop().remove()
+        # who keeps the handle for its stats does not keep the pipeline's weights
+        self._interceptors, self._pipe = [], None
 
     def __enter__(self) -> AppliedGuidance:
         """Return the handle.

@@ -56,9 +56,9 @@ class Delivery:
             )
 
     def mode(self) -> str:
-        """`solve` where somebody rescales or the formula needs w, `shift` everywhere else."""
-        if self.settings.rescale or self.settings.formula == "wan" or self._pipeline_rescales():
-            self.stats.delivery = "solve"
+        """`solve` where somebody rescales or the formula needs w, `shift` everywhere else; each call says it anew."""
+        solve = self.settings.rescale or self.settings.formula == "wan" or self._pipeline_rescales()
+        self.stats.delivery = "solve" if solve else "shift"
         return self.stats.delivery
 
     def refuse_rescaling(self) -> None:
@@ -123,22 +123,32 @@ class Delivery:
 
     def both(self, u: Tensor, c: Tensor, delta: Tensor, run: Run) -> tuple[Tensor, Tensor]:
         """Both branches of one call, for the pipeline's CFG to arrive at ours plus the delta, rescaled."""
-        if self.joined is not None or not isinstance(w := self.need_w(), Tensor):
-            return self.solved(u, c, delta, run), c
-        # a scale per frame may be 1 at some, where u has no weight; CFG of two equal branches is that branch
-        y = self.rescaled(guidance.cfg(u.float(), c.float(), w) + delta, c.float()).to(u.dtype)
-        return y, y
+        # CFG of two equal branches is that branch, whatever w is, to the last bit; but c has to stay where the pipeline
+        # looks at it apart (its own rescaling or further passes). A scale per frame may be 1 at some of them, where
+        # solving for u is no way at all
+        per_frame = self.joined is None and isinstance(self.need_w(), Tensor)
+        if per_frame or not (self._pipeline_rescales() or self.spec.passive):
+            y = self._result(u, c, delta, run).to(u.dtype)
+            return y, y
+        return self.solved(u, c, delta, run), c
 
     def solved(self, u: Tensor, c: Tensor, delta: Tensor, run: Run) -> Tensor:
         """The unconditional branch for which the pipeline's CFG is ours plus the delta, rescaled."""
+        return guidance.solve_uncond(self._result(u, c, delta, run), c.float(), self.need_w()).to(u.dtype)
+
+    def _result(self, u: Tensor, c: Tensor, delta: Tensor, run: Run) -> Tensor:
+        """What the pipeline's CFG is to arrive at, in float32.
+
+        Raises:
+            SkipError: if the pipeline will use another w than it has now.
+        """
         w = self.need_w()
         if self.spec.dynamic and w != run.w:
             raise SkipError(
                 f"{type(self.pipe).__name__} changes w after the forward (use_dynamic_cfg), so rescale and "
                 f"formula='wan' cannot be delivered exactly: use rescale=0 and formula='stg', or turn dynamic CFG off"
             )
-        y = guidance.cfg(u.float(), c.float(), w) + delta
-        return guidance.solve_uncond(self.rescaled(y, c.float()), c.float(), w).to(u.dtype)
+        return self.rescaled(guidance.cfg(u.float(), c.float(), w) + delta, c.float())
 
     def rescaled(self, y: Tensor, c: Tensor) -> Tensor:
         """With the deviation brought towards that of c, if the settings say so."""

@@ -273,7 +273,8 @@ class SpatiotemporalSkipGuidance(JsonConfig):
     def _denoisers(self, pipe: Any, spec: PipelineSpec) -> list[str]:
         names = [name for name in spec.denoisers if getattr(pipe, name, None) is not None]
         if not names:
-            raise SkipError(f"this {type(pipe).__name__} has no denoiser: {' and '.join(spec.denoisers)} are None")
+            missing = " and ".join(f"pipe.{name} is None" for name in spec.denoisers)
+            raise SkipError(f"this {type(pipe).__name__} has no denoiser: {missing}")
         if isinstance(self.layers, Mapping) and (unknown := sorted(set(self.layers) - set(spec.denoisers))):
             raise SkipError(
                 f"layers names {', '.join(unknown)}, but the denoisers of {type(pipe).__name__} are "

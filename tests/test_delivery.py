@@ -1,0 +1,66 @@
+"""How guidance reaches the pipeline: as exactly as float32 allows, said anew by every call, and with nothing held."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from skipguide.guidance import rescale
+from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
+from zoo.pipes import BY_PIPE, MODELS
+
+
+def by_hand(case, pipe, w, formula, amount):
+    """Both branches are the result: CFG of two equal branches is that branch."""
+    plain, weak = pipe.transformer.forward, MODELS[case.family].identity_block(pipe.transformer, 1)
+
+    def forward(*args, **kwargs):
+        u, c = plain(*args, **kwargs)[0].chunk(2)
+        weak_u, weak_c = weak(*args, **kwargs)[0].chunk(2)
+        cfg = u + w * (c - u)
+        y = cfg + (cfg - weak_u if formula == "wan" else c - weak_c)
+        y = rescale(y, c, amount) if amount else y
+        return (torch.cat([y, y]),)
+
+    pipe.transformer.forward = forward
+
+
+@pytest.mark.parametrize(("formula", "amount"), [("wan", 0.0), ("stg", 0.7), ("wan", 0.7)])
+def test_a_scale_just_above_one_is_as_exact_as_any(formula, amount):
+    """Solved for, u' is a difference over 1 - w: at w = 1.0001 that would cost four digits."""
+    case, w = BY_PIPE["ltx"], 1.0001
+    pipe = case.build()
+    with Stg([1], formula=formula, rescale=amount).apply(pipe) as applied:
+        guided = case.run(pipe, guidance_scale=w)
+    assert applied.delivery == "solve"
+    by_hand(case, pipe, w, formula, amount)
+    expected = case.run(pipe, guidance_scale=w)
+    torch.testing.assert_close(guided, expected, atol=5e-6 * expected.abs().max().item(), rtol=0)
+
+
+def test_each_call_says_its_own_delivery():
+    case = BY_PIPE["ltx"]
+    pipe = case.build()
+    with Stg([1]).apply(pipe) as applied:
+        first = case.run(pipe)
+        seen = [applied.delivery]
+        case.run(pipe, guidance_rescale=0.7)
+        seen.append(applied.delivery)
+        again = case.run(pipe)
+        seen.append(applied.delivery)
+    assert seen == ["shift", "solve", "shift"]
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("name", ["ltx", "wan"])
+def test_a_handle_kept_for_its_stats_does_not_keep_the_model(name):
+    case = BY_PIPE[name]
+    pipe = case.build()
+    model = weakref.ref(pipe.transformer)
+    with Stg([1]).apply(pipe) as applied:
+        case.run(pipe)
+    del pipe
+    gc.collect()
+    assert model() is None
+    assert applied.stats.passes and applied.layers == {"transformer": (1,)}
