@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 from residue import traces
-from stg_reference import SCALES, Reference
+from stg_reference import SCALES, Reference, close
 
 from skipguide import SkipError, Timetable
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
@@ -22,10 +22,6 @@ pair = pytest.mark.parametrize("case", [BY_PIPE["ltx"], BY_PIPE["wan"]], ids=rep
 def guided(case, pipe, layers=(1,), settings=None, **call):
     with Stg(list(layers), **(settings or {})).apply(pipe):
         return case.run(pipe, **call)
-
-
-def close(out, expected):
-    torch.testing.assert_close(out, expected, atol=2e-5 * max(expected.abs().max().item(), 1.0), rtol=0)
 
 
 # -- callbacks --------------------------------------------------------------------------------------------------------

@@ -44,13 +44,13 @@ def test_wrong_settings(wrong, expected):
 
 
 def test_settings_for_another_model(llama):
-    for wrong in (
-        {"stats": SublayerStats((0.9,), (0.9,), (1.0,), (1.0,))},
-        {"costs": SublayerCosts((1.0,), (1.0,), 0.0, 8)},
-        {"plan": SublayerPlan(attn=(99,))},
-        {"plan": SublayerPlan(attn=range(LAYERS))},
+    for wrong, expected in (
+        ({"stats": SublayerStats((0.9,), (0.9,), (1.0,), (1.0,))}, "statistics are of a model of 1 layers"),
+        ({"costs": SublayerCosts((1.0,), (1.0,), 0.0, 8)}, "costs are of a model of 1 layers"),
+        ({"plan": SublayerPlan(attn=(99,))}, "layer 99 is out of range"),
+        ({"plan": SublayerPlan(attn=range(LAYERS))}, "every attention"),
     ):
-        with pytest.raises(SkipError):
+        with pytest.raises(SkipError, match=expected):
             SelfSpeculative(**wrong).apply(llama)
     with pytest.raises(SkipError, match="generate"):
         SelfSpeculative().apply(torch.nn.Linear(2, 2))
