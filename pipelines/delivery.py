@@ -99,8 +99,8 @@ class Delivery:
         w = self.w()
         if w is None:
             raise SkipError(
-                f"{type(self.pipe).__name__} keeps its true_cfg_scale to itself, so rescale and formula='wan' cannot "
-                f"be delivered with true CFG on: use rescale=0 and formula='stg', or turn true CFG off"
+                f"{type(self.pipe).__name__} keeps its CFG scale to itself, so rescale and formula='wan' cannot be "
+                f"delivered with CFG on: use rescale=0 and formula='stg', or turn CFG off"
             )
         if self.joined is None:
             return w
@@ -143,12 +143,17 @@ class Delivery:
             SkipError: if the pipeline will use another w than it has now.
         """
         w = self.need_w()
-        if self.spec.dynamic and w != run.w:
+        if self.spec.dynamic and self._changes_w(w, run):
             raise SkipError(
                 f"{type(self.pipe).__name__} changes w after the forward (use_dynamic_cfg), so rescale and "
                 f"formula='wan' cannot be delivered exactly: use rescale=0 and formula='stg', or turn dynamic CFG off"
             )
         return self.rescaled(guidance.cfg(u.float(), c.float(), w) + delta, c.float())
+
+    def _changes_w(self, w: float | Tensor, run: Run) -> bool:
+        """Whether this call changes w after the forward; where it does not say, whether it has done so."""
+        said = read(self.pipe, "call.use_dynamic_cfg")  # from the first step on, while w is still what it was
+        return bool(w != run.w) if said is None else bool(said)
 
     def rescaled(self, y: Tensor, c: Tensor) -> Tensor:
         """With the deviation brought towards that of c, if the settings say so."""

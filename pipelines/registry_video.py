@@ -14,7 +14,6 @@ _LTX = PipelineSpec("batched", rescale="_guidance_rescale", layout="tokens")
 _COG = PipelineSpec("batched", dynamic=True, kept=("cfg",), layout="bfchw")
 _UNET = ("unet",)
 _ANIMATEDIFF = PipelineSpec("batched", denoisers=_UNET, kept=("w",))
-_NAMED = PipelineSpec("named", scales=((),))
 _TRUE_CFG = PipelineSpec("two_calls", scales=(("call.true_cfg_scale",),), switch="call.do_true_cfg")
 _GUIDER = PipelineSpec("guider", scales=((),))
 _BATCHED = PipelineSpec("batched", kept=("w",))
@@ -40,7 +39,7 @@ VIDEO_PIPELINES: dict[str, PipelineSpec] = {
     "CogVideoXPipeline": _COG,
     "CogVideoXImageToVideoPipeline": _COG,
     "MochiPipeline": PipelineSpec("batched"),
-    "HunyuanVideoPipeline": _NAMED,
+    "HunyuanVideoPipeline": _TRUE_CFG,
     "HunyuanVideo15Pipeline": _GUIDER,
     "HunyuanVideo15ImageToVideoPipeline": _GUIDER,
     "MotifVideoPipeline": _GUIDER,

@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from stg_reference import close, expected, guided
 
 from skipguide.guidance import rescale
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
@@ -64,3 +65,26 @@ def test_a_handle_kept_for_its_stats_does_not_keep_the_model(name):
     gc.collect()
     assert model() is None
     assert applied.stats.passes and applied.layers == {"transformer": (1,)}
+
+
+@pytest.mark.parametrize("how", [{"rescale": 0.7}, {"formula": "wan"}, {"formula": "uncond"}], ids=str)
+def test_a_true_cfg_scale_is_read_from_the_running_call(how):
+    """HunyuanVideo and Flux keep it in a local variable."""
+    for name in ("hunyuan_true_cfg", "flux_true_cfg"):
+        case = BY_PIPE[name]
+        out, stats = guided(case, Stg([1], **how))
+        close(out, expected(case, **how))
+        assert stats.delivery == ("shift" if how == {"formula": "uncond"} else "solve")
+
+
+def test_a_scale_that_a_callback_changes_is_no_dynamic_cfg():
+    case = BY_PIPE["cogvideox"]
+    pipe = case.build()
+
+    def louder(pipe, step, timestep, values):
+        pipe._guidance_scale = 9.0
+        return {}
+
+    with Stg([1], rescale=0.7).apply(pipe):
+        guided_with = case.run(pipe, callback_on_step_end=louder)
+        assert not torch.equal(guided_with, case.run(pipe))

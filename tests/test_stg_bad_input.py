@@ -87,12 +87,10 @@ def test_uncond_formula_needs_cfg(case):
         case.run(pipe, cfg=False)
 
 
-def test_solve_needs_a_visible_scale():
-    case = BY_PIPE["hunyuan_true_cfg"]
-    pipe = case.build()
-    with pytest.raises(SkipError, match="true_cfg_scale"), Stg([1], rescale=0.7).apply(pipe):
-        case.run(pipe)
+@pytest.mark.parametrize("window", [{}, {"stop": 0.1}])
+def test_solve_needs_a_scale_that_stays(window):
+    """Said at the first step, where w is not changed yet, even if that is the only one with guidance."""
     dynamic = BY_PIPE["cogvideox_dynamic"]
     pipe = dynamic.build()
-    with pytest.raises(SkipError, match="use_dynamic_cfg"), Stg([1], rescale=0.7).apply(pipe):
+    with pytest.raises(SkipError, match="use_dynamic_cfg"), Stg([1], rescale=0.7, **window).apply(pipe):
         dynamic.run(pipe)
