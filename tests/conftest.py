@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.register_assert_rewrite("cli_stub", "residue", "stg_reference")  # helpers with asserts, told as in a test
+# helpers with asserts, told as in a test
+pytest.register_assert_rewrite("cli_stub", "residue", "stg_reference", "two_processes")
 torch.set_num_threads(1)
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # demos is not installed; last, so that it shadows nothing

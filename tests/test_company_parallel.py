@@ -6,13 +6,13 @@ Gloo and two forked CPU processes; diffusers asks for an accelerator's number on
 import io
 import multiprocessing
 import os
-import socket
 import traceback
 
 import pytest
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig
+from two_processes import free_port
 
 from skipguide import SkipError, Skipper, SkipPlan
 from skipguide.pipelines import SkipGroup
@@ -33,12 +33,6 @@ SETTINGS = {
     "flux first block": ("flux", {"layers": [0]}),
     "flux later": ("flux", {"layers": [1, 4], "part": "attn"}),
 }
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def parallel(pipe):

@@ -3,14 +3,11 @@
 import copy
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from tuning import MODELS, NAMES, clip, images, pairs, run, same, state, tuner, words
+from two_processes import run_in_two
 
 from skipguide.errors import SkipError
 from skipguide.vision.skip_tuning import ClassSkip, SkipTuner
@@ -141,26 +138,12 @@ def test_a_run_with_other_prompts_does_not_go_on(tmp_path):
 def test_two_processes_agree(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(
-        f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}\n"
-        "import torch, tuning as here\n"
+        "import sys, torch, tuning as here\n"
         "t, report = here.run(batch_size=2)\n"
         "torch.save(t.parameters(), sys.argv[1] + torch.distributed.get_rank().__str__())\n"
         "torch.distributed.destroy_process_group()\n"
     )
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29655", "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / "rank")],
-            env=os.environ | shared | {"RANK": str(r), "LOCAL_RANK": str(r), "OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).parents[1],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(2)
-    ]
-    for job in jobs:
-        _, complaint = job.communicate(timeout=400)
-        assert job.returncode == 0, complaint
+    run_in_two(script, tmp_path / "rank")
     zero, one = (torch.load(tmp_path / f"rank{r}", weights_only=False) for r in range(2))
     assert all(torch.equal(zero[name], one[name]) for name in zero)
     start = dict(clip().named_parameters())

@@ -1,14 +1,11 @@
 """Training of SkipNet: resumed to the bit, frozen where it says so, the same in two processes."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import Dataset
+from two_processes import run_in_two
 from wired_skipnet import data, same, state, tiny
 
 from skipguide.vision.skipnet.train import TrainConfig, train
@@ -161,21 +158,7 @@ torch.save(total, f"{sys.argv[1]}/total{accelerator.process_index}.pt")
 @pytest.mark.slow
 def test_two_processes_agree(tmp_path):
     (tmp_path / "run.py").write_text(SCRIPT)
-    root = Path(__file__).parent.parent
-    env = dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS="1")
-    env |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "ACCELERATE_USE_CPU": "true"}
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "run.py"), str(tmp_path)],
-            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [job.communicate(timeout=300)[0] for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0], said
+    run_in_two(tmp_path / "run.py", tmp_path)
     totals = [torch.load(tmp_path / f"total{rank}.pt") for rank in range(2)]
     assert torch.equal(*totals)
     assert json.loads((tmp_path / "budget" / "config.json").read_text())["stage"] == "budget"
