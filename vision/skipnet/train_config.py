@@ -78,7 +78,9 @@ class TrainConfig(JsonConfig):
             or not (self.lr > 0 and self.gate_lr > 0)
             or not 0 <= self.warmup < 1
         ):
-            raise SkipError(f"expected positive steps, batch_size, save_every and lr, and warmup in [0, 1); got {self}")
+            raise SkipError(
+                f"expected positive steps, batch_size, save_every, lr and gate_lr, and warmup in [0, 1); got {self}"
+            )
         _ = self.terms, budget_loss(torch.ones(1, 1), self.budget_target)
 
     @property
