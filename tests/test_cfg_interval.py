@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from stg_reference import close
 
 from skipguide import SkipError, find_blocks
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
@@ -52,10 +53,6 @@ def by_hand(case, **how):
     pipe = case.build()
     ByHand(pipe, case, **how)
     return run(case, pipe)
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, atol=2e-5 * max(1.0, b.abs().max().item()), rtol=0)
 
 
 @cases

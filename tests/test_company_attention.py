@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry, attention_backend
 from residue import traces
+from stg_reference import close
 
 from skipguide import SkipError, Skipper, SkipPlan
 from skipguide.attention import on_torch_attention
@@ -17,10 +18,6 @@ from zoo.pipes import BY_PIPE
 
 PARTS = ("block", "attn", "mlp", "attn_identity")
 BACKENDS = ("native", "_native_math", "flex")
-
-
-def close(out, expected):
-    torch.testing.assert_close(out, expected, atol=2e-5 * max(expected.abs().max().item(), 1.0), rtol=0)
 
 
 @pytest.fixture(autouse=True)

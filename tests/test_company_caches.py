@@ -10,6 +10,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.hooks import apply_first_block_cache
+from stg_reference import close
 
 from skipguide import SkipError, find_blocks
 from skipguide.pipelines import SkipGroup
@@ -74,10 +75,6 @@ class Reference:
             self.delta = self.scale * (c - self.weak(**given)[0])
         shift = torch.cat([self.delta] * 2) if self.mode == "batched" else self.delta
         return (out[0] + shift, *out[1:])
-
-
-def close(out, expected):
-    torch.testing.assert_close(out, expected, atol=2e-5 * max(expected.abs().max().item(), 1.0), rtol=0)
 
 
 @cases

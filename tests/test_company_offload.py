@@ -9,6 +9,7 @@ import torch
 from diffusers.hooks import HookRegistry, apply_group_offloading
 from diffusers.hooks.group_offloading import LazyPrefetchGroupOffloadingHook, ModuleGroup
 from residue import no_gates, traces
+from stg_reference import close
 
 from skipguide import Skipper, SkipPlan, find_blocks
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
@@ -20,10 +21,6 @@ from zoo.pipes import BY_PIPE, STEPS
 LAYER = 2
 CPU = torch.device("cpu")
 cases = pytest.mark.parametrize("case", [BY_PIPE[name] for name in ("ltx", "wan", "flux")], ids=repr)
-
-
-def close(out, expected):
-    torch.testing.assert_close(out, expected, atol=2e-5 * max(expected.abs().max().item(), 1.0), rtol=0)
 
 
 def guided(case, pipe, **call):

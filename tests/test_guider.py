@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from residue import no_gates, traces
+from stg_reference import close
 
 from skipguide import SkipError, find_blocks
 from skipguide.guidance import rescale
@@ -41,11 +42,6 @@ def by_stg(pipe, stg, w, prompts=2, **call):
     with stg.apply(pipe) as applied:
         out = case.run(pipe, prompts, w != 1, guidance_scale=w, latents=modular.latents(prompts), **call)
     return out, applied.stats
-
-
-def close(out, reference):
-    size = reference.abs().max().item()
-    torch.testing.assert_close(out, reference, atol=2e-5 * max(size, 1.0), rtol=0)
 
 
 SETTINGS = {

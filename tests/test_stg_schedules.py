@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from stg_reference import close
 
 from skipguide import SkipError, SkipPlan, Timetable, find_blocks
 from skipguide.guidance import apg, zero_star_scale
@@ -62,10 +63,6 @@ def guided(case, stg):
         out = run(case, pipe)
     assert [(name, sorted(m.__dict__)) for name, m in pipe.transformer.named_modules()] == before
     return out, applied
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, atol=2e-5 * max(1.0, b.abs().max().item()), rtol=0)
 
 
 @CASES
