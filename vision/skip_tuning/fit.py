@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from skipguide.errors import SkipError
@@ -75,17 +76,14 @@ def run(tuner: SkipTuner, examples: Examples, config: TuneConfig, options: RunOp
             with autocast(tuner.device, dtype):
                 loss, _ = module(hidden if dtype != torch.float32 else hidden.float(), labels)
             (loss if scaler is None else scaler.scale(loss)).backward()
+            value = loss.item()
+            check_step(tuner, value, epoch, steps, scaled=scaler is not None)
             if scaler is None:
                 optimizer.step()
             else:
                 scaler.step(optimizer)
                 scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise SkipError(
-                    f"expected a finite loss; epoch {epoch} has {value} after {steps} steps: lower lr_text and lr_image"
-                )
             total, count, steps, kept = total + value, count + 1, steps + 1, kept + len(step.kept)
         losses = [*losses, total / max(1, count)]
         epochs.set_postfix(loss=f"{losses[-1]:.3f}")
@@ -122,6 +120,23 @@ def batches(labels: list[int], config: TuneConfig, epoch: int, accelerator: Any)
     if not share:
         raise SkipError(f"expected a batch for each of {accelerator.num_processes} processes; got {len(every)}")
     return every[accelerator.process_index :: accelerator.num_processes][:share]
+
+
+def check_step(tuner: SkipTuner, loss: float, epoch: int, steps: int, *, scaled: bool) -> None:
+    """Raise a `SkipError` for a loss or gradients that are not finite, with the weights as they are.
+
+    After `backward`: there every process gets the others' gradients, so that none goes on and waits for one that
+    stopped. A gradient scaler looks at scaled gradients itself, and leaves such steps out.
+    """
+    gradients = [p.grad for p in tuner.parameters().values() if p.grad is not None]
+    if math.isfinite(loss) and (scaled or math.isfinite(float(get_total_norm(gradients, float("inf"))))):
+        return
+    for parameter in tuner.parameters().values():
+        parameter.grad = None
+    has = "finite gradients; epoch {} has others" if math.isfinite(loss) else f"a finite loss; epoch {{}} has {loss}"
+    raise SkipError(
+        f"expected {has.format(epoch)} after {steps} steps, whose weights are kept: lower lr_text and lr_image"
+    )
 
 
 def check_finite(tuner: SkipTuner) -> None:

@@ -212,6 +212,8 @@ class Preparer:
         if isinstance(item, Tensor):
             if item.ndim != 3:
                 raise SkipError(f"expected prepared pixels [3, H, W] of one image; got {list(item.shape)}")
+            if not bool(torch.isfinite(item).all()):
+                raise SkipError("expected finite pixels; an image has NaN or infinity: clean or drop it first")
             return item
         if self.image is None:
             raise SkipError(
