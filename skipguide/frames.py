@@ -40,7 +40,7 @@ def as_images(frames: Any) -> list[Image]:
 
 
 def as_rgb(picture: Image, name: object = "the picture") -> Image:
-    """A picture as RGB.
+    """A picture as RGB, the way up that people see it.
 
     Args:
         picture: of any mode.
@@ -49,6 +49,7 @@ def as_rgb(picture: Image, name: object = "the picture") -> Image:
     Raises:
         SkipError: for values beyond a byte, or floats: Pillow would cut them off at 255 without a word.
     """
+    picture = upright(picture)
     if picture.mode == "F" or picture.mode.startswith("I"):
         low, high = picture.getextrema()
         if picture.mode == "F" or not 0 <= low <= high <= 255:  # type: ignore[operator]
@@ -57,6 +58,16 @@ def as_rgb(picture: Image, name: object = "the picture") -> Image:
                 "8 bits first"
             )
     return picture.convert("RGB")
+
+
+def upright(picture: Image) -> Image:
+    """A picture turned as its camera noted in it (EXIF), which is how every viewer shows it."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(picture)
+    except SyntaxError:  # Pillow's word for notes that are damaged; the pixels are whole
+        return picture
 
 
 def _as_bytes(frames: Any) -> Any:

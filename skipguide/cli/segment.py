@@ -126,10 +126,12 @@ def _subjects(args: argparse.Namespace) -> list[tuple[str, Image, Tensor | None]
 def _open(path: Path) -> Image:
     from PIL import Image, UnidentifiedImageError
 
+    from skipguide.frames import upright
+
     try:
         with Image.open(path) as picture:
             picture.load()
-            return picture
+            return upright(picture)  # before its size is compared with another's
     except (OSError, UnidentifiedImageError) as error:
         raise SkipError(f"{path} is not a readable picture: {error}") from error
 
