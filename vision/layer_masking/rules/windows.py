@@ -49,12 +49,14 @@ def conv2d(
     groups = given.get("groups", 1)
     source = run.boxes[op.inputs[0]]
     assert source is not None
+    late = None if action.scale is None else bias  # a partial convolution weighs what it saw, not its bias
+    first = bias if late is None else None
     out = run_window(
         op, action, x, source,
-        lambda v: func(v, weight, bias, stride, padding, dilation, groups),
-        lambda v: func(v, weight, bias, stride, 0, dilation, groups),
+        lambda v: func(v, weight, first, stride, padding, dilation, groups),
+        lambda v: func(v, weight, first, stride, 0, dilation, groups),
     )  # fmt: skip
-    return run.tag(out, spot)
+    return run.tag(out if late is None else out + late.view(-1, 1, 1), spot)
 
 
 def pooling(kind: str) -> Rule:
