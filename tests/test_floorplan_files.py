@@ -36,17 +36,17 @@ def test_preprocess_channels():
     assert image[:, 0, 0].tolist() == [1, 1, 1]  # outside
     assert image[:, 2, 2].tolist() == [pytest.approx(128 / 255), 0, 0]  # wall
     assert image[:, 3, 3].tolist() == [0, 0, 1]  # inside
-    for bad in (
-        np.zeros((0, 4)),
-        np.zeros(3),
-        np.full((3, 3), -1),
-        np.full((3, 3), np.nan),
-        np.full((3, 3), 300),
-        1 - np.eye(3),
+    for bad, message in (
+        (np.zeros((0, 4)), r"structure \[H, W\] or \[H, W, C\]; got \(0, 4\)"),
+        (np.zeros(3), r"structure \[H, W\] or \[H, W, C\]; got \(3,\)"),
+        (np.full((3, 3), -1), r"0 \(wall\) to 255; got -1.* to -1"),
+        (np.full((3, 3), np.nan), r"0 \(wall\) to 255; got nan to nan"),
+        (np.full((3, 3), 300), r"0 \(wall\) to 255; got 300.* to 300"),
+        (1 - np.eye(3), r"255 where there is no wall; got values up to 1"),
     ):
-        with pytest.raises(SkipError, match="expected"):
+        with pytest.raises(SkipError, match=message):
             preprocess(bad)
-    with pytest.raises(SkipError, match="gap"):
+    with pytest.raises(SkipError, match="gap of at least 0; got -1"):
         preprocess(walls, gap=-1)
 
 

@@ -21,8 +21,10 @@ def test_bad_graphs():
         LayoutGraph([0, 1], [[0], [1]], [0, 1])
     with pytest.raises(SkipError, match=r"edges \[2, E\]"):
         LayoutGraph([0, 1], [[0, 1]])
-    with pytest.raises(SkipError, match="negative"):
+    with pytest.raises(SkipError, match="count from 0; got a negative one"):
         LayoutGraph([-1])
+    with pytest.raises(SkipError, match="count from 0; got a negative one"):
+        LayoutGraph([0, 1], [[0], [1]], [-1])
     with pytest.raises(SkipError, match="at least one layout graph"):
         GraphBatch.of([])
     with pytest.raises(SkipError, match="from_networkx"):
@@ -30,16 +32,16 @@ def test_bad_graphs():
     conv = GraphConv(2, 2, edge_types=2)
     x, edges = torch.rand(3, 2), torch.tensor([[0], [1]])
     for arguments, message in (
-        ((torch.rand(3, 4), edges, torch.tensor([0])), "node features"),
-        ((torch.rand(0, 2), edges, torch.tensor([0])), "at least one node"),
-        ((x, torch.tensor([[0], [3]]), torch.tensor([0])), "nodes up to 3"),
-        ((x, edges.float(), torch.tensor([0])), "int64"),
+        ((torch.rand(3, 4), edges, torch.tensor([0])), r"node features \[R, 2\] .*got \(3, 4\)"),
+        ((torch.rand(0, 2), edges, torch.tensor([0])), r"at least one node; got \(0, 2\)"),
+        ((x, torch.tensor([[0], [3]]), torch.tensor([0])), "nodes up to 3, from 0 on; there are 3"),
+        ((x, edges.float(), torch.tensor([0])), r"int64; got torch.float32 \(2, 1\)"),
         ((x, edges), "pass edge_type"),
-        ((x, edges, torch.tensor([2])), "edge types"),
-        ((x, edges, torch.tensor([0.0])), "edge types as whole numbers"),
-        ((x, edges, [0]), "edge_type as a tensor"),
-        ((x, [[0], [1]], torch.tensor([0])), "edge_index as a tensor"),
-        ((x, -edges, torch.tensor([0])), "from -1 on"),
+        ((x, edges, torch.tensor([2])), r"edge types 0\.\.1; got \[2\]"),
+        ((x, edges, torch.tensor([0.0])), "edge types as whole numbers; got torch.float32"),
+        ((x, edges, [0]), "edge_type as a tensor; got list"),
+        ((x, [[0], [1]], torch.tensor([0])), "edge_index as a tensor; got list"),
+        ((x, -edges, torch.tensor([0])), "nodes up to 0, from -1 on"),
     ):
         with pytest.raises(SkipError, match=message):
             conv(*arguments)

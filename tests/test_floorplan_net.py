@@ -67,11 +67,25 @@ def test_controls_change_the_net():
         assert sum(p.numel() for p in FloorPlanNet().parameters()) < 12_000_000  # published: 280 million
 
 
-@torch.no_grad()
-def test_skips_off_hides_the_encoder_from_the_decoder():
-    net = FloorPlanNet(skips=False, reinject=False, **TINY).eval()
-    assert net(torch.rand(1, 3, 16, 16), [PAIR]).shape == (1, 11, 16, 16)
-    assert net.node_at(0, 2).conv1.in_channels == 6
+@pytest.mark.parametrize("skips", [False, True])
+def test_skips_off_hides_the_encoder_from_the_decoder(skips):
+    """With the deepest features held fixed, the encoder and the image matter only through the connections."""
+    torch.manual_seed(0)
+    net = FloorPlanNet(skips=skips, reinject=False, **TINY).eval()
+    image = torch.rand(1, 3, 16, 16, requires_grad=True)
+    deepest = torch.rand(1, 8, 4, 4)
+    net.node_at(2, 0).register_forward_hook(lambda *_: deepest)
+    out = net(image, [PAIR])
+    assert out.shape == (1, 11, 16, 16) and out.std() > 0
+    lateral = [*net.node_at(0, 0).parameters(), *net.node_at(1, 0).parameters()]
+    found = torch.autograd.grad(out.sum(), [image, *lateral, net.node_at(0, 2).conv1.weight], allow_unused=True)
+    assert found[-1].abs().max() > 0
+    assert [grad is not None and bool(grad.any()) for grad in (found[0], found[1])] == [skips, skips]
+    assert all((grad is not None) == skips for grad in found[:-1])
+    with torch.no_grad():
+        net.node_at(0, 0).bn2.bias += 1.0
+        net.node_at(1, 0).bn2.bias += 1.0
+        assert torch.equal(net(image, [PAIR]), out) == (not skips)
 
 
 @torch.no_grad()

@@ -3,19 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from wired_skipnet import data, tiny
+from wired_skipnet import tiny
 
 from skipguide import SkipError
 from skipguide.vision.skipnet.evaluate import best_subset, evaluate, fixed_gates, random_gates
 from skipguide.vision.skipnet.wires import make_wires
-
-
-def test_controls_are_measured_in_eval_mode():
-    found = data()
-    with pytest.raises(SkipError, match=r"net\.eval"):
-        best_subset(tiny().train(), *found.tensors, 1)
-    with pytest.raises(SkipError, match="batch_size"):
-        evaluate(tiny().eval(), *found.tensors, batch_size=0)
 
 
 def test_evaluation_counts_what_ran():
@@ -52,10 +44,17 @@ def test_controls_have_the_compute_they_are_given():
     pairs = ~torch.eye(3, dtype=torch.bool)
     best = min(pairs, key=lambda pair: loss(net, found, pair))
     assert torch.equal(best_subset(net, found.images, found.labels, 2), best)
+
+
+def test_bad_input_of_evaluation():
+    net, found = tiny(), make_wires(8, 10, 4, 3)
     for wrong in (-1, 4):
-        with pytest.raises(SkipError, match="between"):
+        with pytest.raises(SkipError, match=f"between .*{wrong}"):
             best_subset(net, found.images, found.labels, wrong)
-    with pytest.raises(SkipError, match="eval"):
-        evaluate(tiny().train(), found.images, found.labels)
     with pytest.raises(SkipError, match="labels"):
         evaluate(net, found.images, found.labels[:3])
+    with pytest.raises(SkipError, match="batch_size"):
+        evaluate(net, found.images, found.labels, batch_size=0)
+    for measure in (evaluate, lambda *given: best_subset(*given, 1)):
+        with pytest.raises(SkipError, match=r"net\.eval"):
+            measure(tiny().train(), found.images, found.labels)

@@ -12,17 +12,22 @@ from skipguide.vision.skipnet.train import TrainConfig, train
 
 
 def test_bad_training_is_refused(tmp_path):
-    for wrong in (
-        {"stage": "rl"},
-        {"steps": 0},
-        {"lr": 0},
-        {"optimizer": "lbfgs"},
-        {"warmup": 1},
-        {"budget_target": 1},
-        {"gamma": 3},
-        {"gate_lr": 0},
+    positive = r"expected positive steps, .* and warmup in \[0, 1\); got .*"
+    for wrong, message in (
+        ({"stage": "rl"}, r"unknown stage 'rl'; expected one of dense, "),
+        ({"steps": 0}, positive + r"\bsteps=0"),
+        ({"batch_size": 0}, positive + "batch_size=0"),
+        ({"save_every": 0}, positive + "save_every=0"),
+        ({"lr": 0}, positive + r"\blr=0,"),
+        ({"lr": float("nan")}, positive + r"\blr=nan"),
+        ({"gate_lr": 0}, positive + "gate_lr=0,"),
+        ({"warmup": 1}, positive + "warmup=1,"),
+        ({"optimizer": "lbfgs"}, "optimizer 'adamw' or 'sgd'; got 'lbfgs'"),
+        ({"budget_target": 1}, r"target in \[0, 1\); got 1"),
+        ({"gamma": 3}, r"gamma in \[0, 1\] .*gamma=3"),
+        ({"reduction": "max"}, "reduction 'mean' or 'sum' .*got 'max'"),
     ):
-        with pytest.raises(SkipError):
+        with pytest.raises(SkipError, match=message):
             TrainConfig(**wrong)
     net = tiny()
     before = state(net)

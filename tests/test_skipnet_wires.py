@@ -41,6 +41,14 @@ def test_augmentation_keeps_the_task():
         images, labels = turn_and_recolour(wires.images, wires.labels, torch.Generator().manual_seed(seed))
         assert [follow(image) for image in images] == list(zip(labels.tolist(), wires.lengths.tolist(), strict=True))
         assert not torch.equal(labels, wires.labels)
-    for wrong in ({"count": 0}, {"count": 1, "size": 4}, {"count": 1, "longest": 0}):
-        with pytest.raises(SkipError):
+
+
+def test_wires_that_cannot_be_drawn():
+    for wrong, got in (
+        ({"count": 0}, "0, 12, 12"),
+        ({"count": 1, "size": 7}, "1, 7, 12"),
+        ({"count": 1, "longest": 0}, "1, 12, 0"),
+    ):
+        with pytest.raises(SkipError, match=rf"count >= 1, size >= 8 and longest >= 1; got {got}$"):
             make_wires(**wrong)
+    assert make_wires(1, 8, 1).images.shape == (1, 3, 8, 8)

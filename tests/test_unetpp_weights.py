@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+import timm.models._builder
 import torch
 from tiny_unetpp import TINY
 
@@ -9,7 +11,18 @@ from skipguide.vision import UNetPlusPlus
 from skipguide.vision.segmentation import deep_supervision_loss
 
 
-def test_save_and_load(tmp_path):
+class FetchedError(Exception):
+    pass
+
+
+def fetch(*_, **__):
+    raise FetchedError
+
+
+def test_save_and_load(tmp_path, monkeypatch):
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", fetch)
+    with pytest.raises(FetchedError):  # here timm would have asked for its weights
+        UNetPlusPlus("resnet10t", pretrained=True)
     torch.manual_seed(0)
     images = torch.rand(1, 3, 32, 32)
     for model in (UNetPlusPlus(classes=2, **TINY), UNetPlusPlus("resnet10t", encoder_args={"drop_path_rate": 0.1})):
@@ -22,7 +35,9 @@ def test_save_and_load(tmp_path):
     assert config["depth"] == 2
     config["pretrained"] = True  # as if timm's weights had been loaded: they are not fetched again
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
-    UNetPlusPlus.from_pretrained(tmp_path / "model")
+    again = UNetPlusPlus.from_pretrained(tmp_path / "model").eval()
+    with torch.no_grad():
+        assert torch.equal(again(images, head=2), saved(images, head=2))
 
 
 def test_pruned_keeps_device_type_mode_and_frozen_weights():
