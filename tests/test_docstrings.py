@@ -24,9 +24,10 @@ def test_examples(name):
     assert done.failed == 0
 
 
-def test_the_core_has_examples():
-    names = ("blocks", "plan", "skipper", "resume", "check")
+def test_the_core_and_the_nets_have_examples():
+    floorplan = ("", ".graph", ".net", ".regions", ".msd", ".generate")
+    nets = ("unetpp", "segmentation", "skip_deq", "fixed_point", *(f"floorplan{name}" for name in floorplan))
     found = doctest.DocTestFinder(exclude_empty=True)
-    for name in names:
+    for name in ("blocks", "plan", "skipper", "resume", "check", *(f"vision.{net}" for net in nets)):
         tests = found.find(importlib.import_module(f"skipguide.{name}"))
         assert any(test.examples for test in tests), name

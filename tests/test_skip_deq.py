@@ -1,14 +1,10 @@
-"""The layer as a whole: on images, in low precision, against torchdeq, and its examples."""
-
-import doctest
+"""The layer as a whole: on images, in low precision, against torchdeq."""
 
 import pytest
 import torch
 from contraction import Cell
 from torch import nn
 
-import skipguide.vision.fixed_point as fixed_point_module
-import skipguide.vision.skip_deq as skip_deq
 from skipguide.vision import SkipDEQ
 
 
@@ -30,16 +26,10 @@ def test_images_and_low_precision():
 
 def test_against_torchdeq_where_installed():
     torchdeq = pytest.importorskip("torchdeq")
+    torch.manual_seed(0)
     cell = Cell()
     x = torch.randn(2, 3, dtype=torch.double)
     theirs = torchdeq.get_deq(f_solver="anderson", f_max_iter=200, f_tol=1e-12)
     (expected,) = theirs(lambda z: cell(z, x), torch.zeros(2, 4).double())[0]
     found, _ = SkipDEQ(cell, tol=1e-12, budget=300, state_shape=(4,))(x)
     torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-8)
-
-
-@pytest.mark.parametrize("module", [skip_deq, fixed_point_module], ids=lambda m: m.__name__)
-def test_examples_run(module):
-    result = doctest.testmod(module)
-    assert result.attempted
-    assert not result.failed
