@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from skipguide.blocks import argument_names
 from skipguide.errors import SkipError
@@ -74,6 +74,17 @@ def check_kind(cache: Any) -> None:
 def length(cache: Any) -> int:
     """Tokens in a cache. A static cache on a GPU is waited for."""
     return int(cache.get_seq_length())
+
+
+def empty(cache: Any) -> bool:
+    """Whether a cache holds no token. A static cache on a GPU is waited for."""
+    return length(cache) == 0
+
+
+def known_empty(cache: Any) -> bool:
+    """Whether a cache is empty, as far as it can be said without waiting for a GPU: there, False."""
+    found = cache.get_seq_length()
+    return not (isinstance(found, Tensor) and found.device.type != "cpu") and int(found) == 0
 
 
 def grow(cache: Any, layers: int) -> None:

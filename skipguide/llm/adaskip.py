@@ -6,29 +6,22 @@ Source: AdaSkip (arXiv 2501.02336).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
+from skipguide import scalars
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
+from skipguide.llm.calibration import Calibrate
 from skipguide.llm.choose import Sublayers, least_per_millisecond, most_similar
-from skipguide.llm.cost import SublayerCosts, last_token_only, measure_costs
-from skipguide.llm.engine import refuse_skipping
-from skipguide.llm.families import sublayer_map
-from skipguide.llm.passes import evaluating
+from skipguide.llm.cost import SublayerCosts, measure_costs
 from skipguide.llm.plan import SublayerPlan
-from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats
-from skipguide.llm.watch import watch
+from skipguide.llm.similarity import SublayerStats
 
 if TYPE_CHECKING:
     from skipguide.llm.adaskip_applied import AppliedAdaSkip
-
-Batch = Tensor | Mapping[str, Any] | list[int]
 
 
 @dataclass(frozen=True)
@@ -81,25 +74,33 @@ class AdaSkip(JsonConfig):
     window: int = 20
 
     def __post_init__(self) -> None:
-        """Check every setting."""
+        """Check every setting, and keep numbers of any library as Python's."""
         given = {name: getattr(self, name) for name in ("skip_ratio", "count", "target_speedup")}
         if sum(value is not None for value in given.values()) != 1:
             raise SkipError(f"expected exactly one of skip_ratio, count and target_speedup; got {given}")
-        if self.skip_ratio is not None and not (_number(self.skip_ratio) and 0 <= self.skip_ratio < 1):
-            raise SkipError(f"expected a skip_ratio of at least 0 and below 1; got {self.skip_ratio!r}")
-        if self.count is not None and (type(self.count) is not int or self.count < 0):
-            raise SkipError(f"expected a count of at least 0 sublayers; got {self.count!r}")
-        if self.target_speedup is not None and not (_number(self.target_speedup) and self.target_speedup >= 1):
-            raise SkipError(f"expected a target_speedup of at least 1; got {self.target_speedup!r}")
+        if self.skip_ratio is not None:
+            if (ratio := scalars.number(self.skip_ratio)) is None or not 0 <= ratio < 1:
+                raise SkipError(f"expected a skip_ratio of at least 0 and below 1; got {self.skip_ratio!r}")
+            object.__setattr__(self, "skip_ratio", ratio)
+        if self.count is not None:
+            if (count := scalars.whole(self.count)) is None or count < 0:
+                raise SkipError(f"expected a count of at least 0 sublayers; got {self.count!r}")
+            object.__setattr__(self, "count", count)
+        if self.target_speedup is not None:
+            if (speedup := scalars.number(self.target_speedup)) is None or speedup < 1:
+                raise SkipError(f"expected a target_speedup of at least 1; got {self.target_speedup!r}")
+            object.__setattr__(self, "target_speedup", speedup)
         if self.phase not in ("prefill", "decode", "both"):
             raise SkipError(f'expected phase "prefill", "decode" or "both"; got {self.phase!r}')
         if self.part not in ("both", "attn", "mlp"):
             raise SkipError(f'expected part "both", "attn" or "mlp"; got {self.part!r}')
         for name in ("online", "cost_aware", "reference_compat", "compensate"):
-            if type(getattr(self, name)) is not bool:
+            if (found := scalars.flag(getattr(self, name))) is None:
                 raise SkipError(f"expected {name} as True or False; got {getattr(self, name)!r}")
-        if type(self.window) is not int or self.window < 1:
+            object.__setattr__(self, name, found)
+        if (window := scalars.whole(self.window)) is None or window < 1:
             raise SkipError(f"expected a window of at least 1 pass; got {self.window!r}")
+        object.__setattr__(self, "window", window)
         if self.reference_compat and (self.cost_aware or self.part != "both" or not self.compensate):
             raise SkipError("the published code (reference_compat) has no cost_aware, no part and no compensate=False")
 
@@ -111,6 +112,8 @@ class AdaSkip(JsonConfig):
         Raises:
             SkipError: for more sublayers than there are, or costs that are missing or of another model.
         """
+        if not isinstance(stats, SublayerStats):
+            raise SkipError(f"expected SublayerStats, as of AdaSkip.calibrate(); got {type(stats).__name__}")
         layers = stats.num_layers
         if not self.cost_aware:
             return most_similar(stats.attn_similarity, stats.mlp_similarity, self.number(layers), self.part)
@@ -158,34 +161,7 @@ class AdaSkip(JsonConfig):
 
     # -- using --------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def calibrate(model: nn.Module, batches: Iterable[Batch]) -> SublayerStats:
-        """Measure the statistics on texts of the user's own kind; the model runs whole. About 20 long ones are enough.
-
-        Args:
-            model: a causal language model of a known family.
-            batches: each of them token ids [T] or [B, T], or a tokenizer output with `input_ids` and `attention_mask`.
-                Every row counts as one request, padding as nothing.
-
-        Raises:
-            SkipError: for no batches, what is no batch, a model that sublayers are left out of, and statistics that
-                are not finite.
-        """
-        given: Any = batches
-        if given is None or isinstance(given, (Mapping, str)):
-            raise SkipError(f"expected a list of batches of token ids; got {type(given).__name__}")
-        found = sublayer_map(model)
-        refuse_skipping(found)
-        device = next(model.parameters()).device
-        meter = StatsMeter(found.num_layers, type(found.model).__name__)
-        with evaluating(model):
-            for batch in tqdm(batches, desc="calibrating", leave=False):
-                ids, mask = _ids_and_mask(batch, device)
-                request = RequestMeter(found.num_layers)
-                with watch(model, request.entering(mask)):
-                    model(input_ids=ids, attention_mask=mask, use_cache=False, **last_token_only(model))
-                meter.add(request)
-        return meter.result()
+    calibrate: ClassVar = Calibrate()
 
     def apply(
         self, model: nn.Module, stats: SublayerStats | None = None, costs: SublayerCosts | None = None
@@ -208,33 +184,3 @@ class AdaSkip(JsonConfig):
         from skipguide.llm.adaskip_applied import AppliedAdaSkip
 
         return AppliedAdaSkip(self, model, stats, costs)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _ids_and_mask(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Token ids [B, T] and their mask, or None."""
-    if isinstance(batch, Mapping):
-        if "input_ids" not in batch:
-            raise SkipError(f"expected input_ids in a batch; it has {sorted(batch)}")
-        given, mask = batch["input_ids"], batch.get("attention_mask")
-    else:
-        given, mask = batch, None
-    try:
-        ids = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError):
-        raise SkipError(
-            f"expected token ids [T] or [B, T] (tokenized, and padded where rows differ); got {batch!r}"
-        ) from None
-    ids = ids[None] if ids.dim() == 1 else ids
-    if ids.dim() != 2 or ids.is_floating_point() or ids.shape[1] < 1:
-        raise SkipError(f"expected token ids [T] or [B, T]; got {tuple(ids.shape)} of {ids.dtype}")
-    if mask is None:
-        return ids.to(device), None
-    mask = torch.as_tensor(mask)
-    mask = mask[None] if mask.dim() == 1 else mask
-    if mask.shape != ids.shape:
-        raise SkipError(f"expected an attention_mask like the token ids, {tuple(ids.shape)}; got {tuple(mask.shape)}")
-    return ids.to(device), mask.to(device)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from skipguide.errors import SkipError
 from skipguide.plan import SkipPlan
+from skipguide.scalars import whole
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def least_influential(block_similarity: Sequence[float], count: int) -> Sublayer
 
 def check_count(count: int, available: int) -> None:
     """Refuse a number of sublayers (or layers) that there are not."""
-    if type(count) is not int or not 0 <= count <= available:
+    if (found := whole(count)) is None or not 0 <= found <= available:
         raise SkipError(f"expected a whole number from 0 to {available}; got {count!r}")
 
 

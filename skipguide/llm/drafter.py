@@ -86,7 +86,9 @@ class PromptMeter:
             SkipError: if the prefill produced NaN or inf.
         """
         assert self.meter is not None
-        values = torch.stack([self.meter.similarity(part).mean(1) for part in ("attn", "mlp")]).double().cpu().tolist()
+        real = self.meter.tokens > 0  # a row of nothing but padding says nothing
+        both = torch.stack([self.meter.similarity(part) for part in ("attn", "mlp")])
+        values = (torch.where(real, both, 0.0).sum(2) / real.sum()).double().cpu().tolist()
         ones = (1.0,) * self.meter.num_layers
         return SublayerStats(tuple(values[0]), tuple(values[1]), ones, ones, model=type(self.model).__name__)
 

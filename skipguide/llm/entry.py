@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from skipguide.errors import SkipError
-from skipguide.kv import check_kind, hide, length
+from skipguide.kv import check_kind, empty, hide, known_empty, length
 from skipguide.llm import cache as kv
 from skipguide.llm.families import SublayerMap
 from skipguide.llm.passes import Pass, PassReader
@@ -132,9 +132,11 @@ class DecoderAct:
             decode = False
             if cache is not None:
                 mark = run.mark(cache)
-                decode = mark.filled and self.reader.tokens(args, kwargs) == 1
-                if mark.filled and not decode and not torch.compiler.is_compiling() and not length(cache):
+                single = self.reader.tokens(args, kwargs) == 1
+                # a pass of one token must not wait for the GPU: there, a reset is noticed at a prompt of several only
+                if mark.filled and not torch.compiler.is_compiling() and (known_empty if single else empty)(cache):
                     run.restart(mark)
+                decode = mark.filled and single
                 if not mark.hidden and (decode or phase != "decode"):
                     run.hide_in(cache, mark)
                 if decode:

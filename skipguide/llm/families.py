@@ -87,6 +87,11 @@ class SublayerMap:
         """Whether `h * scale` can stand for a single sublayer: layers that add one sublayer after the other."""
         return self.layout.prenorm and not self.layout.parallel
 
+    @property
+    def watchable(self) -> bool:
+        """Whether there is a single residual stream between the sublayers, to be measured."""
+        return bool(self.layout.between or self.parallel)
+
     def site(self, layer: int, part: Part) -> SublayerSite:
         """One sublayer.
 

@@ -44,6 +44,8 @@ class AppliedSelfSpeculative:
         if not callable(getattr(model, "generate", None)) or not hasattr(model, "prepare_inputs_for_generation"):
             raise SkipError(f"expected a transformers model with generate(); got {type(model).__name__}")
         _check_config(config, sublayer_map(model))
+        if isinstance(getattr(model.__dict__.get("generate"), "__self__", None), AppliedSelfSpeculative):
+            raise SkipError("SelfSpeculative is applied to this model already: call remove() first")
         self.config = config
         self.model = model
         self.stats = SpeculationStats()
@@ -245,6 +247,11 @@ def _check_config(config: SelfSpeculative, sites: SublayerMap) -> None:
             )
     if config.plan is not None:
         check_plan(config.plan, sites)
+    elif config.stats is None and not sites.watchable:
+        raise SkipError(
+            f"the similarities of {type(sites.model).__name__} cannot be measured ({sites.layout.note}): say what the "
+            f"drafter leaves out, SelfSpeculative(plan=SublayerPlan(...))"
+        )
 
 
 def _check_request(
@@ -254,13 +261,17 @@ def _check_request(
     wrong = {
         "an encoder-decoder model": model.config.is_encoder_decoder,
         "beam search (num_beams)": (config.num_beams or 1) > 1,
-        "use_cache=False: drafting needs a cache": not model_kwargs.get("use_cache"),
+        "use_cache=False (some models' own default): drafting needs use_cache=True": not model_kwargs.get("use_cache"),
         "an assistant of transformers": bool(config.prompt_lookup_num_tokens or config.assistant_early_exit),
         "guidance_scale, whose processor runs the model itself": (config.guidance_scale or 1) != 1,
         "output_attentions or output_hidden_states": bool(config.output_attentions or config.output_hidden_states),
         "synced_gpus (sharded training frameworks)": synced_gpus,
     }
-    if found := [what for what, is_so in wrong.items() if is_so]:
+    found = [what for what, is_so in wrong.items() if is_so]
+    mode = str(config.get_generation_mode().value)
+    if not found and mode not in ("greedy_search", "sample"):  # transformers leaves it to the loop, which knows neither
+        found = [mode.replace("_", " ")]
+    if found:
         raise SkipError(
             f"SelfSpeculative does not go with {'; '.join(found)}. Leave it out, or decode without drafting"
         )

@@ -12,17 +12,18 @@ Sources: Draft & Verify (arXiv 2309.08168) for leaving out sublayers in the draf
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from torch import Tensor
 
-from skipguide.config import JsonConfig
+from skipguide.config import JsonConfig, check_keys
 from skipguide.errors import SkipError
 from skipguide.llm.cost import SublayerCosts
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.similarity import SublayerStats
 from skipguide.llm.speculation import SpeculationStats
+from skipguide.scalars import flag, number, whole
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,20 @@ class SelfSpeculative(JsonConfig):
     confidence_exit: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drafted with."""
+        """Refuse what cannot be drafted with, and keep numbers of any library as Python's."""
         for name, kind in _PARTS.items():
             if not isinstance(value := getattr(self, name), (kind, type(None))):
                 raise SkipError(f"expected {name} as a {kind.__name__} or None; got {type(value).__name__}")
-        share: Any = self.draft_skip
-        if not isinstance(share, (int, float)) or not 0 < share < 1:
-            raise SkipError(f"expected draft_skip above 0 and below 1; got {share!r}")
-        if type(self.max_draft) is not int or self.max_draft < 1:
+        if (share := number(self.draft_skip)) is None or not 0 < share < 1:
+            raise SkipError(f"expected draft_skip above 0 and below 1; got {self.draft_skip!r}")
+        object.__setattr__(self, "draft_skip", share)
+        if (longest := whole(self.max_draft)) is None or longest < 1:
             raise SkipError(f"expected max_draft as a whole number of at least 1; got {self.max_draft!r}")
+        object.__setattr__(self, "max_draft", longest)
+        for name in ("adaptive", "confidence_exit"):
+            if (found := flag(getattr(self, name))) is None:
+                raise SkipError(f"expected {name} as True or False; got {getattr(self, name)!r}")
+            object.__setattr__(self, name, found)
         if self.plan is not None and self.plan.empty:
             raise SkipError("the plan leaves nothing out: the drafter would be the full model")
         if self.plan is not None and self.stats is not None:
@@ -90,6 +96,7 @@ class SelfSpeculative(JsonConfig):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read what `to_dict` wrote; an unknown key or version is an error."""
+        check_keys(data, {field.name for field in fields(cls)}, f"a {cls.__name__}")
         parts = {name: kind.from_dict(data[name]) for name, kind in _PARTS.items() if data.get(name) is not None}
         return super().from_dict({**data, **parts})
 

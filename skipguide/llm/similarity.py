@@ -174,22 +174,29 @@ class RequestMeter:
 
 
 class StatsMeter:
-    """Averages over requests, each request with the same weight, whatever its length."""
+    """Averages over requests, each request with the same weight, whatever its length.
+
+    Attributes:
+        requests: rows that were entered.
+    """
 
     def __init__(self, num_layers: int, model: str = "") -> None:
         self.num_layers = num_layers
         self.model = model
         self._total: Tensor | None = None
         self._tokens: Tensor | float = 0.0
+        self._measured: Tensor | int = 0
         self.requests = 0
 
     def add(self, request: RequestMeter) -> None:
-        """Enter a request, or a batch of them as that many."""
+        """Enter a request, or a batch of them as that many; a row of nothing but padding is none."""
         both = [*(request.similarity(part) for part in ("attn", "mlp", "block"))]
         values = torch.stack([*both, request.scale("attn"), request.scale("mlp")])  # [5, L, B]
-        total = values.sum(2)
+        real = request.tokens > 0
+        total = torch.where(real, values, 0.0).sum(2)
         self._total = total if self._total is None else self._total + total.to(self._total.device)
         self._tokens = self._tokens + request.tokens.sum()
+        self._measured = self._measured + real.sum()
         self.requests += values.shape[2]
 
     def result(self) -> SublayerStats:
@@ -198,11 +205,16 @@ class StatsMeter:
         Raises:
             SkipError: if nothing was measured, or a number is not finite.
         """
-        if self._total is None:
-            raise SkipError("no request was measured: give at least one batch of token ids with two tokens or more")
-        attn, mlp, block, attn_scale, mlp_scale = _lists(self._total / self.requests)
-        tokens = float(self._tokens) / self.requests
-        return SublayerStats(attn, mlp, attn_scale, mlp_scale, block, self.requests, tokens, self.model)
+        measured = int(self._measured)
+        if self._total is None or not measured:
+            raise SkipError(
+                "no request was measured: give at least one batch of token ids with two tokens or more, not all of "
+                "them masked as padding"
+            )
+        attn, mlp, block, attn_scale, mlp_scale = _lists(self._total / measured)
+        return SublayerStats(
+            attn, mlp, attn_scale, mlp_scale, block, measured, float(self._tokens) / measured, self.model
+        )
 
 
 def _lists(values: Tensor) -> Sequence[tuple[float, ...]]:

@@ -7,7 +7,6 @@ model as it is, it is a plain baseline and costs quality.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +17,7 @@ from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
 from skipguide.llm.families import sublayer_map
 from skipguide.llm.plan import SublayerPlan
+from skipguide.scalars import number, whole
 
 if TYPE_CHECKING:
     from skipguide.llm.engine import AppliedSublayers
@@ -49,9 +49,9 @@ def unified_layers(num_layers: int, speedup: float, mode: str = "balanced") -> l
         >>> unified_layers(12, 1.5), unified_layers(12, 1.5, mode="reference")
         ([0, 2, 3, 5, 6, 8, 9, 11], [0, 1, 2, 3, 4, 5, 6, 11])
     """
-    if type(num_layers) is not int or num_layers < 1:
+    if (layers := whole(num_layers)) is None or layers < 1:
         raise SkipError(f"expected a number of layers, at least 1; got {num_layers!r}")
-    _check_speedup(speedup)
+    num_layers, speedup = layers, _checked_speedup(speedup)
     if mode == "balanced":
         count = min(num_layers, max(2, round(num_layers / speedup)))
         spread = np.round(np.linspace(0, num_layers - 1, count)).astype(int)
@@ -76,10 +76,10 @@ def _reference_rule(num_layers: int, speedup: float) -> list[int]:
     return sorted(set(kept))
 
 
-def _check_speedup(speedup: float) -> None:
-    wrong = isinstance(speedup, bool) or not isinstance(speedup, (int, float))
-    if wrong or not math.isfinite(speedup) or speedup < 1:
+def _checked_speedup(speedup: float) -> float:
+    if (found := number(speedup)) is None or found < 1:
         raise SkipError(f"expected a speed-up of at least 1, such as 2.0; got {speedup!r}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ class UnifiedSkip(JsonConfig):
     phase: str = "decode"
 
     def __post_init__(self) -> None:
-        _check_speedup(self.speedup)
+        """Check every setting, and keep a number of any library as Python's."""
+        object.__setattr__(self, "speedup", _checked_speedup(self.speedup))
         if self.mode not in ("balanced", "reference"):
             raise SkipError(f'expected mode "balanced" or "reference"; got {self.mode!r}')
         if self.phase not in ("decode", "both"):
@@ -118,7 +119,7 @@ class UnifiedSkip(JsonConfig):
 
     def realised_speedup(self, num_layers: int) -> float:
         """All layers over those that run: the limit for the layers' time, embedding and head apart."""
-        return num_layers / len(self.layers(num_layers))
+        return int(num_layers) / len(self.layers(num_layers))
 
     def plan(self, num_layers: int) -> SublayerPlan:
         """The plan that leaves the other layers out.

@@ -37,7 +37,7 @@ class Watch:
         self, model: nn.Module, on_sublayer: OnSublayer, on_pass: Callable[[Pass], None] | None = None
     ) -> None:
         self.map = sublayer_map(model)
-        if not (self.map.layout.between or self.map.parallel):
+        if not self.map.watchable:
             raise SkipError(
                 f"the layers of {type(self.map.model).__name__} have no single residual stream to watch "
                 f"({self.map.layout.note})"

@@ -1,0 +1,66 @@
+"""Calibration: the statistics of a model on texts of the user's own kind, measured while it runs whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+from tqdm import tqdm
+
+from skipguide.errors import SkipError
+from skipguide.llm.batch import Batch, ids_and_mask, vocabulary_of
+from skipguide.llm.cost import last_token_only
+from skipguide.llm.engine import refuse_skipping
+from skipguide.llm.families import sublayer_map
+from skipguide.llm.passes import evaluating
+from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats
+from skipguide.llm.watch import watch
+
+REFERENCE_REQUESTS = 20  # the published code measures the first 20 prompts, whatever comes after
+
+
+def calibrate(model: nn.Module, batches: Iterable[Batch], requests: int | None = None) -> SublayerStats:
+    """Measure the statistics on texts of the user's own kind; the model runs whole. About 20 long ones are enough.
+
+    Args:
+        model: a causal language model of a known family.
+        batches: each of them token ids [T] or [B, T], or a tokenizer output with `input_ids` and `attention_mask`.
+            Every row counts as one request, padding as nothing.
+        requests: stop after so many; None takes all. Called on an `AdaSkip` with `reference_compat`, it is 20.
+
+    Raises:
+        SkipError: for no batches, what is no batch or not of this model's vocabulary, a model that sublayers are left
+            out of, and statistics that are not finite.
+    """
+    given: Any = batches
+    if isinstance(given, (Mapping, str)) or not isinstance(given, Iterable):
+        raise SkipError(f"expected a list of batches of token ids; got {type(given).__name__}")
+    found = sublayer_map(model)
+    refuse_skipping(found)
+    device = next(model.parameters()).device
+    vocabulary = vocabulary_of(found.model)
+    meter = StatsMeter(found.num_layers, type(found.model).__name__)
+    with evaluating(model):
+        for number, batch in enumerate(tqdm(batches, desc="calibrating", leave=False)):
+            ids, mask = ids_and_mask(batch, number, vocabulary)
+            left = None if requests is None else requests - meter.requests
+            ids, mask = ids[:left].to(device), None if mask is None else mask[:left].to(device)
+            request = RequestMeter(found.num_layers)
+            with watch(model, request.entering(mask)):
+                model(input_ids=ids, attention_mask=mask, use_cache=False, **last_token_only(model))
+            meter.add(request)
+            if meter.requests == requests:
+                break
+    return meter.result()
+
+
+class Calibrate:
+    """`AdaSkip.calibrate`: of the class it takes every batch; of settings, as many as these say."""
+
+    def __get__(self, settings: Any, owner: Any = None) -> Callable[..., SublayerStats]:
+        """`calibrate`, bound to the number of requests."""
+        if settings is not None and settings.reference_compat:
+            return partial(calibrate, requests=REFERENCE_REQUESTS)
+        return calibrate

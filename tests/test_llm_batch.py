@@ -1,0 +1,73 @@
+"""Batches that a language model is measured on: what they may be, and what is said of those that are none."""
+
+import numpy as np
+import pytest
+import torch
+from llm_zoo import BY_NAME, VOCAB, left_padded, prompt
+
+from skipguide.errors import SkipError
+from skipguide.llm import AdaSkip
+
+IDS = prompt(2, 9)
+FIELDS = ("attn_similarity", "mlp_similarity", "attn_scale", "mlp_scale", "block_similarity")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return BY_NAME["llama"].build()
+
+
+def numbers(stats):
+    return torch.tensor([getattr(stats, name) for name in FIELDS], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "given", [IDS.tolist(), IDS.numpy(), IDS.numpy().astype(np.uint8), IDS.int(), {"input_ids": IDS}]
+)
+def test_ids_of_every_kind_are_the_same_batch(model, given):
+    assert AdaSkip.calibrate(model, [given]) == AdaSkip.calibrate(model, [IDS])
+
+
+def test_ids_outside_the_vocabulary_are_named_with_their_batch(model):
+    beyond = IDS.clone()
+    beyond[1, 4] = VOCAB + 6
+    with pytest.raises(SkipError, match=rf"from 0 to {VOCAB - 1}.*batch 2 has {VOCAB + 6}, first in row 1 at token 4"):
+        AdaSkip.calibrate(model, [IDS, IDS, beyond])
+    with pytest.raises(SkipError, match="batch 0 has -100, first in row 0 at token 0"):
+        AdaSkip.calibrate(model, [torch.full((1, 3), -100)])
+    with pytest.raises(SkipError, match="1000, 1001, 1002, 1003, 1004 and 4 more"):
+        AdaSkip.calibrate(model, [torch.arange(1000, 1009)])
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (5, "list of batches of token ids; got int"),
+        ([IDS > 3], "of torch.bool as batch 0"),
+        ([IDS, IDS[:0]], r"got \(0, 9\) of torch.int64 as batch 1"),
+        ([IDS, "text"], "got 'text' as batch 1"),
+        ([IDS, {"ids": IDS}], r"it has \[\'ids\'\] \(batch 1\)"),
+        ([{"input_ids": IDS, "attention_mask": torch.ones(2, 3)}], r"got \(2, 3\) in batch 0"),
+    ],
+)
+def test_what_is_no_batch(model, batches, message):
+    with pytest.raises(SkipError, match=message):
+        AdaSkip.calibrate(model, batches)
+
+
+def test_a_row_of_nothing_but_padding_is_no_request(model):
+    ids, mask = left_padded(2, 9)
+    padded = {"input_ids": torch.cat([ids, ids[:1] * 0]), "attention_mask": torch.cat([mask, mask[:1] * 0])}
+    found, expected = (AdaSkip.calibrate(model, [b]) for b in (padded, {"input_ids": ids, "attention_mask": mask}))
+    assert (found.requests, found.tokens) == (expected.requests, expected.tokens) == (2, 7.5)
+    assert torch.allclose(numbers(found), numbers(expected), atol=1e-6)
+    with pytest.raises(SkipError, match="not all of them masked"):
+        AdaSkip.calibrate(model, [{"input_ids": ids, "attention_mask": mask * 0}])
+
+
+def test_the_published_code_takes_the_first_twenty_requests(model):
+    batches = [prompt(3, 6 + i, seed=i) for i in range(9)]
+    compat = AdaSkip(count=2, reference_compat=True).calibrate(model, batches)
+    assert compat == AdaSkip.calibrate(model, [*batches[:6], batches[6][:2]]) and compat.requests == 20
+    for everything in (AdaSkip, AdaSkip(count=2)):
+        assert everything.calibrate(model, batches).requests == 27
