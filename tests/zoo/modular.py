@@ -5,7 +5,7 @@ from diffusers.modular_pipelines.wan import modular_blocks_wan, modular_blocks_w
 from torch import Tensor
 
 from zoo.family import rows
-from zoo.pipes import BY_PIPE, STEPS, embeds
+from zoo.pipes import BY_PIPE, STEPS, embeds, placed
 
 BLOCKS = {
     "ltx": modular_blocks_ltx.LTXCoreDenoiseStep,
@@ -32,4 +32,4 @@ def build(name: str, seed: int = 0, **components):
 def run(pipe, num_prompts: int = 1, **overrides) -> Tensor:
     """The negative prompt is a required input of these blocks, with CFG or without."""
     call = {"num_inference_steps": STEPS, "height": 48, "width": 48, "num_frames": 5, "latents": latents(num_prompts)}
-    return pipe(**{**embeds(num_prompts, True), **call, **overrides}, output="latents")
+    return pipe(**placed({**embeds(num_prompts, True), **call}, pipe), **overrides, output="latents")

@@ -56,7 +56,19 @@ class PipeCase:
     def run(
         self, pipe: diffusers.DiffusionPipeline, num_prompts: int = 1, cfg: bool = True, **overrides: object
     ) -> Tensor:
-        return pipe(**{**self.call_kwargs(num_prompts, cfg), **overrides})[0]
+        return pipe(**{**placed(self.call_kwargs(num_prompts, cfg), pipe), **overrides})[0]
+
+
+def placed(value: object, pipe: diffusers.DiffusionPipeline) -> object:
+    """The tensors of a call as the pipeline's text encoder would have made them: on its device, in its precision."""
+    if isinstance(value, dict):
+        return {key: placed(each, pipe) for key, each in value.items()}
+    if isinstance(value, list):
+        return [placed(each, pipe) for each in value]
+    if not isinstance(value, Tensor):
+        return value
+    denoiser = next(pipe.components[name] for name in ("transformer", "unet") if pipe.components.get(name) is not None)
+    return value.to(pipe._execution_device, denoiser.dtype if value.is_floating_point() else None)
 
 
 def embeds(num_prompts: int, cfg: bool, length: int = TEXT, mask: str | None = None, pooled: bool = False):
