@@ -72,8 +72,33 @@ def test_requests_that_take_turns_while_the_first_is_measured(golden, model):
     with AdaSkip(count=4, online=False, phase="decode").apply(model, applied.statistics), torch.no_grad():
         cache = model(first, use_cache=True)[CACHE]
         assert torch.equal(step, model(first[:, :1], **{CACHE: cache}).logits)
-    with AdaSkip(count=4).apply(model):  # the processor of guidance has a cache of its own
-        generate(model, golden["prompt"], 4, guidance_scale=1.5)
+
+
+def forced(model, prompt, tokens):
+    """Logits of the given tokens after a prompt, one pass each."""
+    with torch.no_grad():
+        out = model(prompt, use_cache=True)
+        found = [out.logits[:, -1]]
+        for token in tokens[0, :-1]:
+            out = model(token.view(1, 1), **{CACHE: out[CACHE]})
+            found.append(out.logits[:, -1])
+    return torch.stack(found, 1)
+
+
+def test_guidance_of_transformers_is_two_requests_that_take_turns(golden, model):
+    """Its processor runs the last token of the prompt as another sequence, with a cache of its own, between the steps:
+    both sequences are what each is alone under the plan."""
+    settings = AdaSkip(count=4, online=False, phase="decode")
+    with settings.apply(model) as applied:
+        tokens, logits, _ = generate(model, golden["prompt"], 8, guidance_scale=3.0)
+        plain, _, _ = generate(model, golden["prompt"], 8)
+    assert applied.statistics.requests == 1 and not torch.equal(tokens, plain)
+    prompt = torch.tensor([golden["prompt"]])
+    with settings.apply(model, applied.statistics):
+        conditional, other = (forced(model, ids, tokens) for ids in (prompt, prompt[:, -1:]))
+    torch.testing.assert_close(logits, conditional, atol=1e-5, rtol=0)
+    c, u = conditional.log_softmax(-1), other.log_softmax(-1)
+    assert torch.equal(tokens, (u + 3.0 * (c - u)).argmax(-1))
 
 
 def test_prompts_that_are_too_short_to_be_measured_are_no_silent_nothing(golden, model):
