@@ -79,3 +79,11 @@ def test_a_drafter_that_cannot_be_chosen_is_refused_before_anything_runs():
         spec.generate(model, ids, max_new_tokens=6, do_sample=False),
         model.generate(ids, max_new_tokens=6, do_sample=False),
     )
+
+
+def test_a_ratio_too_small_for_one_sublayer_is_no_silent_nothing():
+    with pytest.raises(SkipError, match=r"0\.1 leaves none of 4 sublayers out: ask for more than 0\.125"):
+        AdaSkip(skip_ratio=0.1).apply(BY_NAME["llama"].build(num_hidden_layers=2), STATS)
+    with pytest.raises(SkipError, match="leaves none of 8"):  # before a first request is measured
+        AdaSkip(skip_ratio=0.01).apply(BY_NAME["llama"].build())
+    assert AdaSkip(skip_ratio=0.0).plan(STATS).empty and AdaSkip(skip_ratio=0.13).choose(STATS).count == 1

@@ -81,7 +81,7 @@ def load(name: str, device: str, dtype: str) -> LanguageModel:
     Raises:
         SkipError: if it is none of these, or no causal language model with a tokenizer.
     """
-    source = models.resolve(name)
+    source = models.resolve(name, BUNDLED_LM, "Qwen/Qwen3-0.6B")
     if source.folder is not None and not (source.folder / "config.json").is_file():
         raise SkipError(f"{name} is not a language model: it has no config.json")
     device = models.choose_device(device)

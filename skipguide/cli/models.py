@@ -83,8 +83,13 @@ def _samples(path: Path) -> Iterator[bytes]:
             yield file.read(PIECE)
 
 
-def resolve(name: str) -> Source:
+def resolve(name: str, ours: str = BUNDLED, hub: str = "Lightricks/LTX-Video") -> Source:
     """Find out what `name` is, without loading anything.
+
+    Args:
+        name: what the user called it.
+        ours: a bundled model of the kind that is wanted, for the error.
+        hub: one of that kind on the hub, for the error.
 
     Raises:
         SkipError: if it is neither bundled, nor a folder, nor the form of a hub id.
@@ -102,9 +107,7 @@ def resolve(name: str) -> Source:
         raise SkipError(f"{name} is a file; expected the folder that save_pretrained wrote")
     if re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", name) and not name.startswith(("./", "../")):
         return Source(name, None)
-    raise SkipError(
-        f"no model {name!r}: expected {BUNDLED} (bundled), a folder, or a hub id such as Lightricks/LTX-Video"
-    )
+    raise SkipError(f"no model {name!r}: expected {ours} (bundled), a folder, or a hub id such as {hub}")
 
 
 def _fetch(repository: str, filename: str) -> Path | None:

@@ -135,12 +135,21 @@ class AdaSkip(JsonConfig):
         )
 
     def number(self, num_layers: int) -> int:
-        """How many of the 2L sublayers are left out, where all count the same."""
+        """How many of the 2L sublayers are left out, where all count the same.
+
+        Raises:
+            SkipError: for a ratio above 0 that comes to less than half a sublayer: it would do nothing, silently.
+        """
         total = 2 * num_layers
         if self.count is not None:
             return self.count
         if self.skip_ratio is not None:
-            return round(self.skip_ratio * total)
+            if (found := round(self.skip_ratio * total)) == 0 < self.skip_ratio:
+                raise SkipError(
+                    f"a skip_ratio of {self.skip_ratio:g} leaves none of {total} sublayers out: ask for more than "
+                    f"{0.5 / total:.3g}, or give count=1"
+                )
+            return found
         assert self.target_speedup is not None
         return math.ceil(total * (1 - 1 / self.target_speedup) - 1e-9)
 

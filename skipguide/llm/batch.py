@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,9 @@ Batch = Tensor | Mapping[str, Any] | list[int]
 
 def vocabulary_of(model: nn.Module) -> int | None:
     """How many token ids a model knows: the rows of its embedding, or None where they are not one table."""
-    table: Any = getattr(model, "get_input_embeddings", lambda: None)()
+    table: Any = None
+    with contextlib.suppress(NotImplementedError, AttributeError):  # what transformers raises where there is no table
+        table = getattr(model, "get_input_embeddings", lambda: None)()
     return getattr(table, "num_embeddings", None)
 
 
