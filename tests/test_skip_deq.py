@@ -24,6 +24,16 @@ def test_images_and_low_precision():
         assert conv.weight.grad is not None
 
 
+def test_plain_iterations_keep_the_states_type_and_every_row_has_to_converge():
+    """Halving towards x, from zero: a row of zeros is there already. The cell answers in half of the precision."""
+    deq = SkipDEQ(lambda z, x: (z / 2 + x).float(), tol=1e-3)
+    x = torch.tensor([[0.0], [1.0]], dtype=torch.double)
+    z, info = deq.unroll(x, 3)
+    assert z.dtype is torch.double and z.flatten().tolist() == [0.0, 1.75]
+    assert info.residuals.tolist() == [0.0, pytest.approx(0.25 / 1.75)] and not info.converged
+    assert deq.unroll(x, 12)[1].converged
+
+
 def test_against_torchdeq_where_installed():
     torchdeq = pytest.importorskip("torchdeq")
     torch.manual_seed(0)

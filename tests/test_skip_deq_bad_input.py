@@ -38,6 +38,9 @@ def test_bad_input():
         deq(torch.full((1, 3), torch.nan).double())
     with pytest.raises(SkipError, match="floats"):
         deq(torch.zeros(1, 3, dtype=torch.long))
+    for empty in ((0, 3), (2, 0)):
+        with pytest.raises(SkipError, match=r"expected x \[N, \.\.\.\] of floats; got torch.float64 of shape"):
+            deq(torch.zeros(empty).double())
     with pytest.raises(SkipError, match="got list"):
         deq([1.0])
     with pytest.raises(SkipError, match="expected the same"):

@@ -1,5 +1,7 @@
 """Gradients of the layer equal finite differences, a direct solve and unrolling."""
 
+import contextlib
+
 import pytest
 import torch
 from contraction import ALL, BUDGET, Cell, contraction
@@ -7,6 +9,7 @@ from torch import nn
 
 from skipguide.errors import SkipError
 from skipguide.vision import SkipDEQ
+from skipguide.vision.skip_deq import ConvergenceWarning
 
 
 @pytest.mark.parametrize("solver", ALL)
@@ -77,6 +80,34 @@ def test_gradient_survives_small_cotangents_and_a_coupled_batch():
     assert info.backward_converged
     for a, b in zip(implicit, unrolled, strict=True):
         torch.testing.assert_close(a, b, atol=1e-16, rtol=1e-6)
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+def test_a_coupled_solve_sees_the_whole_batch_forwards_and_backwards(coupled):
+    """Rows change places in f: of a linear problem in six numbers Anderson finds the end in eight steps, if it sees
+    all six at once; row by row it does not."""
+    matrix, shift = contraction(size=3, gain=0.95)
+    x, weight = torch.randn(2, 2, 3, dtype=torch.double)
+    deq = SkipDEQ(lambda z, x: z.flip(0) @ matrix.T + shift + x, tol=1e-9, budget=9, coupled=coupled)
+    with contextlib.nullcontext() if coupled else pytest.warns(ConvergenceWarning):
+        z, info = deq(x.requires_grad_())
+        (weight * z).sum().backward()
+    assert (info.converged, info.backward_converged) == (coupled, coupled)
+    assert len(info.residuals) == (1 if coupled else 2)
+
+
+def test_memory_and_the_backward_settings_are_used():
+    """A linear problem in five numbers ends at once for who remembers five differences, and not for who keeps one."""
+    matrix, shift = contraction(gain=0.9)
+    x = torch.randn(1, 5, dtype=torch.double, requires_grad=True)
+    for memory, ends in ((20, True), (1, False)):
+        deq = SkipDEQ(lambda z, x: z @ matrix.T + shift + x, tol=1e-9, budget=300, memory=memory)
+        z, info = deq(x)
+        z.square().sum().backward()
+        assert info.converged and info.backward_converged
+        assert (info.evaluations <= 8, info.backward_evaluations <= 8) == (ends, ends)
+    assert (deq.backward_tol, deq.backward_budget) == (1e-9, 300), "those of the solve, where nothing else is said"
+    assert SkipDEQ(torch.add, "skip_reg", budget=0).backward_budget == 1
 
 
 def test_phantom_gradient_points_the_same_way_and_gets_closer():

@@ -30,6 +30,9 @@ def test_jacobian_penalty_estimates_the_frobenius_norm():
     assert found.item() == pytest.approx(expected.item(), rel=0.05)
     (grad,) = torch.autograd.grad(found, matrix)
     torch.testing.assert_close(grad, 2 * matrix.detach() / 5, atol=0.15, rtol=0.2)
+    bent = z.clone().requires_grad_()
+    found = jacobian_penalty(lambda z, x: torch.tanh(z @ matrix), bent, x)
+    assert torch.autograd.grad(found, bent, allow_unused=True)[0] is None, "the equilibrium is not moved by it"
     with torch.no_grad():
         assert jacobian_penalty(lambda z, x: x, z, x.clone().requires_grad_()).item() == 0
     with pytest.raises(SkipError, match="probe"):
