@@ -11,7 +11,7 @@ from torch import nn
 
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
-from skipguide.plan import layer_tuple
+from skipguide.plan import SkipPlan, layer_tuple
 
 if TYPE_CHECKING:
     from skipguide.llm.engine import AppliedSublayers
@@ -65,6 +65,34 @@ class SublayerPlan(JsonConfig):
 
     def __hash__(self) -> int:
         return hash((self.attn, self.mlp, tuple(self.attn_scale.items()), tuple(self.mlp_scale.items()), self.phase))
+
+    @classmethod
+    def of(cls, plan: SkipPlan, phase: Phase = "both") -> SublayerPlan:
+        """A plan of the core as one of sublayers: a block is its attention and its feed-forward.
+
+        Args:
+            plan: of parts `"block"`, `"attn"` and `"mlp"`, for all rows and all steps.
+            phase: see above.
+
+        Raises:
+            SkipError: for anything else.
+
+        Example:
+            >>> SublayerPlan.of(SkipPlan([1]) | SkipPlan([2], part="mlp"))
+            SublayerPlan(attn=(1,), mlp=(1, 2), attn_scale={}, mlp_scale={}, phase='both')
+        """
+        if not isinstance(plan, SkipPlan):
+            raise SkipError(f"expected a SkipPlan; got {type(plan).__name__}")
+        found: dict[str, set[int]] = {"attn": set(), "mlp": set()}
+        for term in plan.terms:
+            if term != SkipPlan(term.layers, part=term.part) or term.part not in ("block", *found):
+                raise SkipError(
+                    f"expected a plan of blocks, attn and mlp, for all rows and steps, without the name of a stack; "
+                    f"got {term}"
+                )
+            for part in found if term.part == "block" else (term.part,):
+                found[part] |= set(term.layers)
+        return cls(sorted(found["attn"]), sorted(found["mlp"]), phase=phase)
 
     @property
     def empty(self) -> bool:

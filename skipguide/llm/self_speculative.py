@@ -23,6 +23,7 @@ from skipguide.llm.cost import SublayerCosts
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.similarity import SublayerStats
 from skipguide.llm.speculation import SpeculationStats
+from skipguide.plan import SkipPlan
 from skipguide.scalars import flag, number, whole
 
 
@@ -44,7 +45,8 @@ class SelfSpeculative(JsonConfig):
 
     Args:
         stats: similarities, from `AdaSkip.calibrate`.
-        plan: the drafter itself; its phase does not matter.
+        plan: the drafter itself; its phase does not matter. A `skipguide.SkipPlan` of blocks, attention and
+            feed-forwards is taken too, and kept as a `SublayerPlan`.
         costs: milliseconds of every sublayer at decoding; None measures them in the first plain steps.
         draft_skip: share of the sublayers' time that a chosen drafter leaves out, above 0 and below 1.
         max_draft: longest draft.
@@ -69,6 +71,8 @@ class SelfSpeculative(JsonConfig):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drafted with, and keep numbers of any library as Python's."""
+        if isinstance(given := self.plan, SkipPlan):
+            object.__setattr__(self, "plan", SublayerPlan.of(given))
         for name, kind in _PARTS.items():
             if not isinstance(value := getattr(self, name), (kind, type(None))):
                 raise SkipError(f"expected {name} as a {kind.__name__} or None; got {type(value).__name__}")
