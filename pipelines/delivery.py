@@ -113,6 +113,11 @@ class Delivery:
         parts = zip(scales, self.joined.sizes, strict=False)
         return torch.cat([torch.full((size,), scale, device=self.joined.device) for scale, size in parts])
 
+    def weightless(self) -> bool:
+        """Whether w is 1, as Wan 2.2's second scale may be: the conditional branch is the result, whatever u is."""
+        w = self.w()
+        return self.joined is None and not isinstance(w, Tensor) and w == 1
+
     def shifted(self, prediction: Tensor, delta: Tensor) -> Tensor:
         """A branch plus the delta."""
         return (prediction + delta).to(prediction.dtype)

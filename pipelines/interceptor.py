@@ -203,7 +203,8 @@ class Interceptor:
         if self.delivery.mode() == "shift":
             return with_first(out, self.delivery.shifted(c, run.delta))
         # without knowledge of w this can only be a call without CFG; if the other branch comes, it is refused
-        return out if w is not None else with_first(out, self.delivery.alone(c, run.delta))
+        alone = w is None or self.delivery.weightless()
+        return with_first(out, self.delivery.alone(c, run.delta)) if alone else out
 
     def _uncond(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         batch, moment, run, formula = batch_size(args, kwargs), self.moment, self.run, self.settings.formula
@@ -230,6 +231,8 @@ class Interceptor:
         delta, run.delta = run.delta, None
         if self.delivery.mode() == "shift":
             return with_first(out, self.delivery.shifted(u, delta))
+        if formula != "wan" and self.delivery.weightless():
+            return out
         return with_first(out, self.delivery.solved(u, c, delta, run))
 
     # -- what guidance adds -------------------------------------------------------------------------------------

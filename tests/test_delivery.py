@@ -88,3 +88,37 @@ def test_a_scale_that_a_callback_changes_is_no_dynamic_cfg():
     with Stg([1], rescale=0.7).apply(pipe):
         guided_with = case.run(pipe, callback_on_step_end=louder)
         assert not torch.equal(guided_with, case.run(pipe))
+
+
+@pytest.mark.parametrize("over", ["sample", "batch"])
+def test_an_expert_without_cfg_beside_one_with_it_is_rescaled_too(over):
+    """Wan 2.2 calls for both branches at guidance_scale_2=1, where the unconditional one has no weight."""
+    case, w = BY_PIPE["wan22"], {"transformer": 5.0, "transformer_2": 1.0}
+    pipe = case.build()
+    with Stg([1], scale=2.0, rescale=0.7, rescale_over=over).apply(pipe):
+        out = case.run(pipe, guidance_scale_2=1.0)
+    by_calls(case, pipe, w, over)
+    close(out, case.run(pipe, guidance_scale_2=1.0))
+
+
+def by_calls(case, pipe, scales, over):
+    """The conditional call is made by hand, with both prompts; the unconditional one has the same answer."""
+    negative, answer = case.call_kwargs()["negative_prompt_embeds"], []
+
+    def guided_by_hand(model, weak, w):
+        plain = model.forward
+
+        def forward(*args, **kwargs):
+            if answer:
+                return (answer.pop(),)
+            c, k = plain(*args, **kwargs)[0], weak(*args, **kwargs)[0]
+            u = plain(*args, **kwargs | {"encoder_hidden_states": negative})[0]
+            y = rescale(u + w * (c - u) + 2.0 * (c - k), c, 0.7, over)
+            answer.append(y)
+            return (y,)
+
+        return forward
+
+    for name, w in scales.items():
+        model = getattr(pipe, name)
+        model.forward = guided_by_hand(model, MODELS[case.family].identity_block(model, 1), w)
