@@ -71,7 +71,8 @@ class SelfSpeculative(JsonConfig):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drafted with, and keep numbers of any library as Python's."""
-        if isinstance(given := self.plan, SkipPlan):
+        given: Any = self.plan
+        if isinstance(given, SkipPlan):
             object.__setattr__(self, "plan", SublayerPlan.of(given))
         for name, kind in _PARTS.items():
             if not isinstance(value := getattr(self, name), (kind, type(None))):
