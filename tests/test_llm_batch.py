@@ -71,3 +71,10 @@ def test_the_published_code_takes_the_first_twenty_requests(model):
     assert compat == AdaSkip.calibrate(model, [*batches[:6], batches[6][:2]]) and compat.requests == 20
     for everything in (AdaSkip, AdaSkip(count=2)):
         assert everything.calibrate(model, batches).requests == 27
+
+
+def test_a_text_beyond_the_last_position_is_named():
+    short = BY_NAME["gpt2"].build(n_positions=16)
+    with pytest.raises(SkipError, match="batch 1 of 20 tokens is longer than the positions of GPT2LMHeadModel"):
+        AdaSkip.calibrate(short, [prompt(1, 16), prompt(1, 20)])
+    assert AdaSkip.calibrate(short, [prompt(1, 16)]).requests == 1

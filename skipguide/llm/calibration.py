@@ -49,7 +49,13 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], requests: int | None =
             ids, mask = ids[:left].to(device), None if mask is None else mask[:left].to(device)
             request = RequestMeter(found.num_layers)
             with watch(model, request.entering(mask)):
-                model(input_ids=ids, attention_mask=mask, use_cache=False, **last_token_only(model))
+                try:
+                    model(input_ids=ids, attention_mask=mask, use_cache=False, **last_token_only(model))
+                except IndexError as error:  # the ids are in the vocabulary: learned positions have ended
+                    raise SkipError(
+                        f"batch {number} of {ids.shape[1]} tokens is longer than the positions of "
+                        f"{type(found.model).__name__} ({error}): cut it into several"
+                    ) from error
             meter.add(request)
             if meter.requests == requests:
                 break
