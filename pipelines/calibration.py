@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.blocks import find_blocks, unwrap
-from skipguide.config import write_json
+from skipguide.config import read_json, write_json
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.pipelines.contexts import ContextNames
@@ -24,6 +25,7 @@ from skipguide.pipelines.passes import Passes, first
 from skipguide.pipelines.registry import PipelineSpec, pipeline_spec
 from skipguide.pipelines.run import Run
 from skipguide.plan import SkipPlan
+from skipguide.scalars import whole
 from skipguide.select import DEFAULT_SCORE, LayerScore, LayerScores, average, fingerprint, measure_skip
 from skipguide.skipper import batch_size
 from skipguide.stack import Call
@@ -135,7 +137,9 @@ def calibrate(
         denoiser: which of the pipeline's; None is the first.
         parts: parts to leave out; None is every part that a layer has.
         levels: how many steps of a run are looked at, evenly spaced.
-        call: more arguments of the pipeline's call (sizes, `guidance_scale`, `num_inference_steps`, 8 by default).
+        call: more arguments of the pipeline's call (sizes, `guidance_scale`, `num_inference_steps`, 8 by default);
+            before the pipeline's own defaults come those of the `generation.json` in the folder it was loaded from,
+            such as the bundled model's sizes.
         seed: of the noise, one more per prompt.
 
     Raises:
@@ -155,8 +159,11 @@ def calibrate(
     keys = [(b.index, part) for b in blocks for part in b.parts if parts is None or part in parts]
     if not keys:
         raise SkipError(f"no layer of {type(unwrap(model)).__name__} has any of the parts {list(parts or ())}")
-    listener = _Listener(pipe, spec, model, keys, levels)
-    arguments: dict[str, Any] = {"num_inference_steps": STEPS, "output_type": "latent"} | dict(call or {})
+    count = whole(levels)
+    if count is None or count < 1:
+        raise SkipError(f"levels is how many steps of a run are looked at, at least 1; got {levels!r}")
+    listener = _Listener(pipe, spec, model, keys, count)
+    arguments = own_call(pipe) | {"num_inference_steps": STEPS, "output_type": "latent"} | dict(call or {})
     listener.listen()
     try:
         for number, prompt in enumerate(prompts):
@@ -174,8 +181,18 @@ def calibrate(
         count = sum(len(sample["effect"]) for sample in samples)
         means: dict[str, Any] = average(samples)
         rows.append(LayerScore(layer, blocks[layer].name, blocks[layer].stack, part, **means, cost=cost, samples=count))
-    about = {"prompts": len(prompts), "steps": arguments["num_inference_steps"], "levels": levels, "seed": seed}
+    about = {"prompts": len(prompts), "steps": arguments["num_inference_steps"], "levels": count, "seed": seed}
     return LayerScores(tuple(rows), type(unwrap(model)).__name__, total, model_hash(model), about)
+
+
+def own_call(pipe: Any) -> dict[str, Any]:
+    """What the folder that a pipeline was loaded from says its calls should use, of what they take."""
+    folder = getattr(pipe, "name_or_path", None)
+    if not isinstance(folder, (str, Path)) or not folder or not (file := Path(folder, "generation.json")).is_file():
+        return {}
+    takes = inspect.signature(type(pipe).__call__).parameters
+    found = read_json(file)
+    return {name: value for name, value in found.items() if name in takes} if isinstance(found, Mapping) else {}
 
 
 def model_hash(model: nn.Module) -> str:

@@ -7,6 +7,7 @@ from skipguide.pipelines.ledger import GuidanceCost
 from skipguide.pipelines.recipe import Recipe
 from skipguide.pipelines.route import route
 from skipguide.plan import SkipPlan
+from skipguide.scalars import whole
 
 FINE = 240  # steps that stand for any number of them: windows in tenths, twelfths, … come out exactly
 
@@ -23,11 +24,11 @@ def foretell(recipe: Recipe, *, guidance: bool, steps: int | None) -> GuidanceCo
         SkipError: for timetables over sigma: the noise levels are the scheduler's, known only when it runs; and for
             a number of steps that is none.
     """
-    if steps is not None and (type(steps) is not int or steps < 1):
+    count = FINE if steps is None else whole(steps)
+    if count is None or count < 1:
         raise SkipError(f"steps is a whole number of at least 1, or None; got {steps!r}")
     blocks, settings = len(recipe.blocks), recipe.settings
     branches = 2 if guidance else 1
-    count = FINE if steps is None else steps
     ran = naive = 0.0
     known: dict[tuple[SkipPlan, ...], int] = {}
     last: tuple[str, ...] | None = None
