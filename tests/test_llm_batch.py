@@ -6,7 +6,7 @@ import torch
 from llm_zoo import BY_NAME, VOCAB, left_padded, prompt
 
 from skipguide.errors import SkipError
-from skipguide.llm import AdaSkip
+from skipguide.llm import AdaSkip, SelfSpeculative
 
 IDS = prompt(2, 9)
 FIELDS = ("attn_similarity", "mlp_similarity", "attn_scale", "mlp_scale", "block_similarity")
@@ -63,6 +63,17 @@ def test_a_row_of_nothing_but_padding_is_no_request(model):
     assert torch.allclose(numbers(found), numbers(expected), atol=1e-6)
     with pytest.raises(SkipError, match="not all of them masked"):
         AdaSkip.calibrate(model, [{"input_ids": ids, "attention_mask": mask * 0}])
+
+
+def test_a_row_of_nothing_but_padding_does_not_stop_a_request(model):
+    ids, mask = left_padded(2, 9)
+    inputs = {"input_ids": torch.cat([ids, ids[:1] * 0]), "attention_mask": torch.cat([mask, mask[:1] * 0])}
+    call = {"max_new_tokens": 8, "do_sample": False}
+    plain = model.generate(**inputs, **call)
+    assert torch.equal(SelfSpeculative().generate(model, **inputs, **call)[:2], plain[:2])
+    with AdaSkip(count=2).apply(model) as applied:
+        model.generate(**inputs, **call)
+        assert applied.statistics.requests == 2
 
 
 def test_the_published_code_takes_the_first_twenty_requests(model):
