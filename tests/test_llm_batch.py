@@ -82,6 +82,9 @@ def test_the_published_code_takes_the_first_twenty_requests(model):
     assert compat == AdaSkip.calibrate(model, [*batches[:6], batches[6][:2]]) and compat.requests == 20
     for everything in (AdaSkip, AdaSkip(count=2)):
         assert everything.calibrate(model, batches).requests == 27
+    assert AdaSkip.calibrate(model, iter(batches), requests=np.int64(4)).requests == 4
+    with pytest.raises(SkipError, match="requests as a whole number of at least 1, or None; got 0"):
+        AdaSkip.calibrate(model, batches, requests=0)
 
 
 def test_a_text_beyond_the_last_position_is_named():

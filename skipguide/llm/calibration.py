@@ -17,6 +17,7 @@ from skipguide.llm.families import sublayer_map
 from skipguide.llm.passes import evaluating
 from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats
 from skipguide.llm.watch import watch
+from skipguide.scalars import whole
 
 REFERENCE_REQUESTS = 20  # the published code measures the first 20 prompts, whatever comes after
 
@@ -37,6 +38,8 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], requests: int | None =
     given: Any = batches
     if isinstance(given, (Mapping, str)) or not isinstance(given, Iterable):
         raise SkipError(f"expected a list of batches of token ids; got {type(given).__name__}")
+    if requests is not None and ((limit := whole(requests)) is None or limit < 1):
+        raise SkipError(f"expected requests as a whole number of at least 1, or None; got {requests!r}")
     found = sublayer_map(model)
     refuse_skipping(found)
     device = next(model.parameters()).device
