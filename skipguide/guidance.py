@@ -9,7 +9,7 @@ of which may be projected first, and the sum may be rescaled.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -54,9 +54,17 @@ def rescale(y: Tensor, c: Tensor, amount: float, over: Over = "sample") -> Tenso
         c: the conditional prediction, same shape.
         amount: 0 leaves y as it is, 1 matches the deviation fully.
         over: `"sample"` takes the deviation of each batch row, `"batch"` of the whole tensor as the STG code does.
+
+    Raises:
+        SkipError: for another `over`.
     """
+    if over not in get_args(Over):
+        raise SkipError(f"unknown over {over!r}; expected one of {', '.join(get_args(Over))}")
+    if amount == 0:  # to the bit, and where y is constant too
+        return y
     dims = tuple(range(1, y.dim())) if over == "sample" else tuple(range(y.dim()))
-    ratio = c.std(dim=dims, keepdim=True) / y.std(dim=dims, keepdim=True)
+    deviation = y.std(dim=dims, keepdim=True)
+    ratio = torch.where(deviation > 0, c.std(dim=dims, keepdim=True) / deviation, 1.0)  # a constant y stays as it is
     return y * (amount * ratio + (1 - amount))
 
 

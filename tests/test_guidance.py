@@ -104,6 +104,16 @@ def test_zero_star_and_apg_agree_with_diffusers(predictions):
         torch.testing.assert_close(c + 3.0 * apg(c - u, c, eta, norm or None), expected)
 
 
+def test_rescale_leaves_what_has_no_deviation_as_it_is(predictions):
+    c = predictions[1]
+    flat = torch.zeros_like(c)
+    flat[0] = 3.0
+    assert torch.equal(rescale(flat, c, 0.7), flat)
+    assert torch.equal(rescale(flat * 0, c, 0.0, "batch"), flat * 0)
+    with pytest.raises(SkipError, match="unknown over 'rows'"):
+        rescale(c, c, 0.7, "rows")
+
+
 def test_skip_direction_composes_with_cfg_and_rescale(predictions):
     u, c, k = predictions
     assert torch.equal(skip_direction(c, k), c - k)
