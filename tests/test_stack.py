@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from skipguide import LostGateError
 from skipguide.stack import Frame, active_frames, without
 from skipguide.stats import Stats
 
@@ -130,6 +131,38 @@ def passing_of(frame):
             raise KeyError
     except KeyError:
         return found, None, active_frames()
+
+
+class Root:
+    """The gate of a model that another library took the model's calls away from, or did not."""
+
+    key = 0
+
+    def __init__(self, there):
+        self.there = there
+
+    def reachable(self):
+        return self.there
+
+    def lost(self):
+        return LostGateError("lost")
+
+
+def test_a_block_that_is_called_while_its_models_gate_is_lost():
+    block = Root(True)
+    block.key = 7
+    for root, batch, lost in (
+        (Root(True), 0, False),
+        (Root(False), 4, False),
+        (None, 0, False),
+        (Root(False), 0, True),
+    ):
+        frame = Frame(root, Stats())
+        frame.batch = batch
+        with pytest.raises(LostGateError) if lost else contextlib.nullcontext():
+            frame.saw(block)
+        assert frame.seen == (set() if lost else {7})
+    Frame(lone := Root(False), Stats()).saw(lone)  # the model's own gate was called
 
 
 def test_closed_for_good(frames):
