@@ -136,7 +136,7 @@ def test_bad_input_of_the_net():
         FloorPlanNet(graph=None, **TINY)(image, [PAIR])
     with pytest.raises(SkipError, match="'vector' or None"):
         FloorPlanNet(graph="tokens")
-    with pytest.raises(SkipError, match="count from 1"):
+    with pytest.raises(SkipError, match="as a whole number of at least 1"):
         FloorPlanNet(map_size=0)
     with pytest.raises(SkipError, match="all have stride"), torch.device("meta"):
         FloorPlanNet("vit_tiny_patch16_224")

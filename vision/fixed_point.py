@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.scalars import number, whole
+from skipguide.vision.settings import as_flag
 
 Cell = Callable[[Tensor], Tensor]
 
@@ -279,11 +281,16 @@ def fixed_point(
         >>> found.converged, round(found.z.item(), 4)
         (True, 0.7391)
     """
-    check_settings(solver, tol, budget, memory)
+    tol, budget, memory = check_settings(solver, tol, budget, memory)
+    coupled = as_flag("coupled", coupled)
+    if not callable(f):
+        raise SkipError(f"expected a function of the state; got {type(f).__name__}")
     if budget < 1:
         raise SkipError(f"expected a budget of at least one evaluation; got {budget}")
-    if start.ndim < 1 or 0 in start.shape or not start.is_floating_point():
-        raise SkipError(f"expected a start [N, ...] of floats; got {start.dtype} of shape {tuple(start.shape)}")
+    given: Any = start
+    if not isinstance(given, Tensor) or start.ndim < 1 or 0 in start.shape or not start.is_floating_point():
+        got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise SkipError(f"expected a start [N, ...] of floats; got {got}")
     search = _Search(f, start, tol, budget, coupled)
     try:
         SOLVERS[solver](search, memory)
@@ -291,13 +298,16 @@ def fixed_point(
         return search.result()
 
 
-def check_settings(solver: str, tol: float, budget: Any, memory: Any) -> None:
-    """Refuse settings that no solver can work with."""
-    if solver not in SOLVERS:
+def check_settings(solver: Any, tol: Any, budget: Any, memory: Any) -> tuple[float, int, int]:
+    """Tolerance, budget and memory as Python's own; refuse settings that no solver can work with."""
+    if not isinstance(solver, str) or solver not in SOLVERS:
         raise SkipError(f"expected a solver out of {sorted(SOLVERS)}; got {solver!r}")
-    if not 0 < tol < 1:
-        raise SkipError(f"expected a relative tolerance between 0 and 1; got {tol}")
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
+    share = number(tol)
+    if share is None or not 0 < share < 1:
+        raise SkipError(f"expected a relative tolerance between 0 and 1; got {tol!r}")
+    evaluations, differences = whole(budget), whole(memory)
+    if evaluations is None or evaluations < 0:
         raise SkipError(f"expected a budget of evaluations, a whole number of at least 0; got {budget!r}")
-    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
+    if differences is None or differences < 1:
         raise SkipError(f"expected a memory of at least 1; got {memory!r}")
+    return share, evaluations, differences

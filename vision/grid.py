@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
+from skipguide.vision.settings import as_flag, as_list, as_whole
 
 Node = tuple[int, int]
 
@@ -164,10 +165,14 @@ class SkipGrid(nn.Module):
         encoder_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if in_channels < 1:
-            raise SkipError(f"expected in_channels of at least 1; got {in_channels}")
-        if depth is not None and depth < 1:
-            raise SkipError(f"expected a depth of at least 1; got {depth}")
+        if encoder is not None and not isinstance(encoder, str):
+            raise SkipError(f"expected encoder as None or the name of a timm backbone; got {type(encoder).__name__}")
+        in_channels = as_whole("in_channels", in_channels)
+        depth = None if depth is None else as_whole("depth", depth)
+        if widths is not None:
+            widths = as_list("widths", widths)
+        nested, skips = as_flag("nested", nested), as_flag("skips", skips)
+        full_resolution, pretrained = as_flag("full_resolution", full_resolution), as_flag("pretrained", pretrained)
         self.in_channels, self.nested, self.skips, self.inject = in_channels, nested, skips, inject
         self.encoder: TimmLevels | None = None
         self.stem: ConvBlock | None = None
@@ -192,8 +197,6 @@ class SkipGrid(nn.Module):
                 raise SkipError(f"{encoder} has {len(strides)} levels; expected a depth up to {len(strides) - 1}")
         if len(widths) < depth + 1 or depth < 1:
             raise SkipError(f"a grid of depth {depth} needs {depth + 1} widths (at least 2); got {widths}")
-        if min(widths) < 1:
-            raise SkipError(f"expected widths of at least 1; got {widths}")
         self.widths, self.depth = widths[: depth + 1], depth
         first: list[nn.Module] = []
         for level in range(depth + 1):

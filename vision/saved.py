@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self, cast
 
 from huggingface_hub import PyTorchModelHubMixin
 
 from skipguide.errors import SkipError
+from skipguide.scalars import native
 
 
 class Saved(PyTorchModelHubMixin):
     """`save_pretrained` and `from_pretrained`, with the saved weights and no others."""
+
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        """Note the settings as plain data: the hub's mixin leaves out of the file what is not JSON, without a word."""
+        return super().__new__(cls, *map(_plain, args), **{name: _plain(value) for name, value in settings.items()})
 
     @classmethod
     def _from_pretrained(cls, **settings: Any) -> Self:
@@ -24,3 +30,12 @@ class Saved(PyTorchModelHubMixin):
                 f"the weights saved in {settings['model_id']} are not those of a {cls.__name__} with these settings: "
                 f"{error}"
             ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy and torch as Python's own, in lists and mappings too."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return native(value)

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
+from skipguide.scalars import whole
 from skipguide.vision.fixed_point import check_settings, fixed_point
+from skipguide.vision.settings import as_flag, as_number, as_whole, is_one_of
 
 StateCell = Callable[[Tensor, Tensor], Tensor]
 Guess = Callable[[Tensor], Tensor]
@@ -108,20 +110,21 @@ class SkipDEQ(nn.Module):
         super().__init__()
         if not callable(f):
             raise SkipError(f"expected a cell that is called as f(z, x); got {type(f).__name__}")
-        if init is not None and init != "skip_reg" and not callable(init):
+        if not (init is None or callable(init) or is_one_of(init, ("skip_reg",))):
             raise SkipError(f"expected init to be None, 'skip_reg', a module or a function of x; got {init!r}")
-        check_settings(solver, tol, budget, memory)
+        tol, budget, memory = check_settings(solver, tol, budget, memory)
         backward_tol = tol if backward_tol is None else backward_tol
         backward_budget = max(budget, 1) if backward_budget is None else backward_budget
-        check_settings(solver, backward_tol, backward_budget, memory)
+        backward_tol, backward_budget, _ = check_settings(solver, backward_tol, backward_budget, memory)
         if backward_budget < 1:
             raise SkipError(f"expected a backward_budget of at least 1; got {backward_budget}")
-        if gradient not in ("implicit", "phantom"):
+        if not is_one_of(gradient, ("implicit", "phantom")):
             raise SkipError(f"expected gradient 'implicit' or 'phantom'; got {gradient!r}")
-        if phantom_steps < 1 or not 0 < phantom_damping <= 1:
-            raise SkipError(
-                f"expected phantom_steps >= 1 and phantom_damping in (0, 1]; got {phantom_steps} and {phantom_damping}"
-            )
+        phantom_steps = as_whole("phantom_steps", phantom_steps)
+        phantom_damping = as_number("phantom_damping", phantom_damping)
+        coupled = as_flag("coupled", coupled)
+        if not 0 < phantom_damping <= 1:
+            raise SkipError(f"expected phantom_damping in (0, 1]; got {phantom_damping}")
         if budget == 0 and init is None:
             raise SkipError("a budget of 0 returns the guess, and there is none: pass init, or a budget of at least 1")
         self.f, self.init = f, init
@@ -204,8 +207,8 @@ class SkipDEQ(nn.Module):
         Raises:
             SkipError: for fewer than one step.
         """
-        if steps < 1:
-            raise SkipError(f"expected at least one step; got {steps}")
+        if (whole(steps) or 0) < 1:
+            raise SkipError(f"expected at least one step; got {steps!r}")
         guess = z = before = self.guess(x)
         for _ in range(steps):
             before, z = z, self._cell(z, x)
@@ -277,9 +280,10 @@ def _kind(value: Tensor) -> str:
 
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, Sequence) or any(not isinstance(side, int) or side < 1 for side in shape):
+    sides = [whole(side) for side in shape] if isinstance(shape, Sequence) else [None]
+    if any(side is None or side < 1 for side in sides):
         raise SkipError(f"expected state_shape as the shape of one row, such as (8,); got {shape!r}")
-    return tuple(shape)
+    return tuple(side for side in sides if side is not None)
 
 
 def _warn(message: str) -> None:

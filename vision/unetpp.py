@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
+from skipguide.scalars import whole
 from skipguide.vision.grid import Node, SkipGrid, Walk, check_images
 from skipguide.vision.saved import Saved
+from skipguide.vision.settings import as_flag, as_number, as_whole
 
 Head = int | Literal["mean", "adaptive"] | None
 
@@ -83,8 +85,8 @@ class UNetPlusPlus(SkipGrid, Saved, library_name="skipguide", license="apache-2.
         pretrained: bool = False,
         encoder_args: dict[str, Any] | None = None,
     ) -> None:
-        if classes < 1:
-            raise SkipError(f"expected at least one class; got {classes}")
+        classes, nested = as_whole("classes", classes), as_flag("nested", nested)
+        deep_supervision = as_flag("deep_supervision", deep_supervision)
         if deep_supervision and not nested:
             raise SkipError("a plain U-Net has one head: pass deep_supervision=False with nested=False")
         super().__init__(
@@ -101,7 +103,7 @@ class UNetPlusPlus(SkipGrid, Saved, library_name="skipguide", license="apache-2.
         self._settings = {
             "encoder": encoder,
             "classes": classes,
-            "in_channels": in_channels,
+            "in_channels": self.in_channels,
             "widths": list(self.widths),
             "nested": nested,
             "full_resolution": full_resolution,
@@ -140,17 +142,18 @@ class UNetPlusPlus(SkipGrid, Saved, library_name="skipguide", license="apache-2.
         """As `forward`, and tell what ran; `logits` is the deepest head where `forward` returns them all."""
         check_images(images, self.in_channels)
         walk = Walk(self, images)
-        if head == "adaptive":
-            return self._adaptive(walk, len(images), tolerance)
+        named = head if isinstance(head, str) else ""
+        if named == "adaptive":
+            return self._adaptive(walk, len(images), as_number("tolerance", tolerance))
         if head is None:
             wanted = self.levels
-        elif head == "mean":
+        elif named == "mean":
             wanted = self._all_heads("mean")
         else:
             wanted = [self._check_head(head)]
         walk.reach(wanted[-1])
         heads = {level: self._head(walk, level) for level in wanted}
-        logits = mean_of_probabilities(list(heads.values())) if head == "mean" else heads[wanted[-1]]
+        logits = mean_of_probabilities(list(heads.values())) if named == "mean" else heads[wanted[-1]]
         levels = torch.full((len(images),), wanted[-1], device=images.device)
         return GridRun(logits, heads, levels, walk.rows_run)
 
@@ -165,7 +168,7 @@ class UNetPlusPlus(SkipGrid, Saved, library_name="skipguide", license="apache-2.
         Raises:
             SkipError: if there is no such head; without deep supervision there is the last one only.
         """
-        self._check_head(level)
+        level = self._check_head(level)
         settings: dict[str, Any] = self._settings | {"depth": level, "deep_supervision": False}
         reference = next(self.parameters())
         smaller = type(self)(**settings).to(reference.device, reference.dtype)
@@ -230,10 +233,11 @@ class UNetPlusPlus(SkipGrid, Saved, library_name="skipguide", license="apache-2.
         raise SkipError(f"head={what!r} needs every head; this model has {self.levels}: use deep_supervision=True")
 
     def _check_head(self, head: Any) -> int:
-        if isinstance(head, bool) or not isinstance(head, int) or str(head) not in self.head:
+        level = whole(head)
+        if level is None or str(level) not in self.head:
             hint = "" if self.deep_supervision else "; the others need deep_supervision=True"
             raise SkipError(f"expected a head out of {self.levels}, 'mean' or 'adaptive'; got {head!r}{hint}")
-        return head
+        return level
 
     def _adaptive(self, walk: Walk, count: int, tolerance: float) -> GridRun:
         self._all_heads("adaptive")

@@ -14,6 +14,7 @@ from skipguide.vision.floorplan.graph import EDGE_TYPES, GraphBatch, GraphConv, 
 from skipguide.vision.floorplan.plan import CLASSES, ZONES
 from skipguide.vision.grid import SkipGrid, Walk, check_images, resize
 from skipguide.vision.saved import Saved
+from skipguide.vision.settings import as_flag, as_number, as_whole, as_wholes, is_one_of
 
 
 class FloorPlanNet(SkipGrid, Saved, library_name="skipguide", license="apache-2.0"):
@@ -71,10 +72,14 @@ class FloorPlanNet(SkipGrid, Saved, library_name="skipguide", license="apache-2.
         pretrained: bool = False,
         encoder_args: dict[str, Any] | None = None,
     ) -> None:
-        if graph not in ("map", "attention", "vector", None):
+        if graph is not None and not is_one_of(graph, ("map", "attention", "vector")):
             raise SkipError(f"expected graph 'map', 'attention', 'vector' or None; got {graph!r}")
-        if min(classes, zones, edge_types, hidden, features, map_size) < 1:
-            raise SkipError("classes, zones, edge_types, hidden, features and map_size count from 1")
+        classes, zones, edge_types = as_wholes(classes=classes, zones=zones, edge_types=edge_types)
+        hidden, features, map_size = as_wholes(hidden=hidden, features=features, map_size=map_size)
+        reinject, in_channels = as_flag("reinject", reinject), as_whole("in_channels", in_channels)
+        dropout = as_number("dropout", dropout)
+        if dropout > 1:
+            raise SkipError(f"expected dropout from 0 to 1; got {dropout}")
         super().__init__(
             encoder,
             in_channels,

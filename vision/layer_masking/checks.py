@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.baselines import BASELINES
 from skipguide.vision.layer_masking.tokens import tokens_of
+from skipguide.vision.settings import is_one_of
 
 LAYERS = {"neighbours": "neighbours", "zeros": "zeros", "partial": "partial"}
 FILLS = (*LAYERS, *BASELINES)
@@ -42,7 +43,7 @@ def check_keep(keep: Any, soft: bool = False) -> Tensor:
 
 def check_fill(fill: str) -> None:
     """Refuse an unknown fill."""
-    if fill not in FILLS:
+    if not is_one_of(fill, FILLS):
         raise SkipError(f"expected fill to be one of {', '.join(FILLS)}; got {fill!r}")
 
 

@@ -19,6 +19,7 @@ from skipguide.vision.layer_masking.baselines import PixelScale
 from skipguide.vision.layer_masking.checks import FILLS, check_fill, check_keep, check_model, expanded
 from skipguide.vision.layer_masking.masker import Masker, MaskStats
 from skipguide.vision.layer_masking.spot import TAG, spot_of
+from skipguide.vision.settings import as_flag
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,7 @@ class LayerMask:
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", check_keep(self.keep))
         check_fill(self.fill)
+        object.__setattr__(self, "crop", as_flag("crop", self.crop))
 
     def apply(self, model: nn.Module) -> AppliedMask:
         """Put the mask on a model, until the `with` block ends or `remove()`.
@@ -181,7 +183,7 @@ class MaskedForward:
         check_fill(fill)
         check_model(model, None, fill)
         self.model = model
-        self.masker = Masker(model, fill, crop, scale)
+        self.masker = Masker(model, fill, as_flag("crop", crop), scale)
 
     @property
     def stats(self) -> MaskStats:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
+from skipguide.vision.settings import settle
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,10 @@ class ClassSkip(JsonConfig):
     resample: Literal["run", "step"] = "run"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.ratio) and self.ratio > 0):
+        settle(self, {"max": 1}, {"ratio": None, "decay": None})
+        if not self.ratio > 0:
             raise SkipError(f"expected a share in (0, 1] or a count above 1 as ratio; got {self.ratio}")
-        if self.max < 1:
-            raise SkipError(f"expected max of at least 1 class; got {self.max}")
-        if not (math.isfinite(self.decay) and self.decay > 0):
+        if not self.decay > 0:
             raise SkipError(f"expected a positive decay; got {self.decay}")
         if self.resample not in ("run", "step"):
             raise SkipError(f'expected resample="run" or "step"; got {self.resample!r}')

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
+from skipguide.scalars import whole
+from skipguide.vision.settings import is_one_of, settle
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,13 @@ class TuneConfig(JsonConfig):
     extract_batch: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "extract_batch"):
-            if getattr(self, name) < 1:
-                raise SkipError(f"expected {name} of at least 1; got {getattr(self, name)}")
-        for name in ("lr_text", "lr_image", "warmup_lr", "weight_decay", "momentum"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value < 0:
-                raise SkipError(f"expected {name} to be a finite number, not negative; got {value}")
-        if self.warmup_epochs < 0:
-            raise SkipError(f"expected warmup_epochs of at least 0; got {self.warmup_epochs}")
-        views: object = self.views  # from JSON it may be anything
-        if views != "per_epoch" and (not isinstance(views, int) or views < 1):
+        wholes = {"epochs": 1, "batch_size": 1, "extract_batch": 1, "shots": 1, "warmup_epochs": 0, "cache_limit": 0}
+        rates = ("lr_text", "lr_image", "warmup_lr", "weight_decay", "momentum")
+        maybe = ("shots", "cache_limit", "homogeneous")
+        settle(self, wholes | {"seed": 0}, dict.fromkeys(rates, 0.0), ("homogeneous",), maybe)
+        if not isinstance(self.views, str) and (whole(self.views) or 0) >= 1:
+            settle(self, {"views": 1})
+        elif not is_one_of(self.views, ("per_epoch",)):
             raise SkipError(f'expected views as a count or "per_epoch"; got {self.views!r}')
         choices = {
             "optimizer": ("sgd", "adamw"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
+from skipguide.vision.settings import as_list, as_whole, as_wholes
 
 # Blocks per group of the CIFAR ResNets (arXiv 1711.09485, section 4); the depth is 6 n + 2 convolutions.
 CIFAR = {"resnet38": 6, "resnet74": 12, "resnet110": 18, "resnet152": 25}
@@ -44,8 +45,10 @@ class CifarResNet(nn.Module):
         from torchvision.models.resnet import BasicBlock
 
         super().__init__()
-        if not blocks or len(blocks) != len(widths) or min(*blocks, *widths, num_classes, in_channels) < 1:
+        blocks, widths = as_list("blocks", blocks), as_list("widths", widths)
+        if not blocks or len(blocks) != len(widths):
             raise SkipError(f"expected positive blocks and widths, one of each per group; got {blocks} and {widths}")
+        num_classes, in_channels = as_wholes(num_classes=num_classes, in_channels=in_channels)
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
@@ -93,6 +96,7 @@ def build_backbone(name: str, num_classes: int = 10, pretrained: bool | str | No
     Raises:
         SkipError: for an unknown name, or weights that do not exist.
     """
+    num_classes = as_whole("num_classes", num_classes)
     source, _, plain = name.rpartition("/")
     plain = plain.removeprefix("imagenet_").removeprefix("cifar_")
     library, _, weights = _library(pretrained).partition(":")

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
+from skipguide.scalars import number
+from skipguide.vision.settings import as_whole, is_one_of
 
 GateKind = Literal["rnn", "ff1", "ff2"]
 KINDS: tuple[str, ...] = get_args(GateKind)
@@ -44,8 +46,8 @@ class Gates(nn.Module):
         Raises:
             SkipError: for a factor that is not positive.
         """
-        if not 0 < factor < float("inf"):
-            raise SkipError(f"expected a positive factor; got {factor}")
+        if not (number(factor) or 0) > 0:
+            raise SkipError(f"expected a positive factor; got {factor!r}")
         for layer in self.last_layers():
             for parameter in layer.parameters():
                 parameter.mul_(factor)
@@ -139,10 +141,8 @@ def build_gates(kind: str, channels: Sequence[int], embed: int = 10, hidden: int
     Raises:
         SkipError: for another kind, or sizes below 1.
     """
-    if kind not in KINDS:
+    if not is_one_of(kind, KINDS):
         raise SkipError(f"unknown gate {kind!r}; expected one of {', '.join(KINDS)}")
     if kind != "rnn":
         return FeedForwardGates(channels, pool=kind == "ff1")
-    if embed < 1 or hidden < 1:
-        raise SkipError(f"expected embed and hidden of at least 1; got {embed} and {hidden}")
-    return RecurrentGates(channels, embed, hidden)
+    return RecurrentGates(channels, as_whole("embed", embed), as_whole("hidden", hidden))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
 from skipguide.router import Router
+from skipguide.scalars import whole
 from skipguide.vision.saved import Saved
 from skipguide.vision.skipnet.backbones import CifarResNet, build_backbone, probe, unweighted
 from skipguide.vision.skipnet.gates import build_gates
@@ -61,7 +62,14 @@ class SkipNet(nn.Module, Saved):
         elif pretrained:
             raise SkipError("pretrained weights go with a network's name; a module comes with the weights it has")
         elif isinstance(backbone, Mapping):
-            backbone = CifarResNet(**backbone)
+            try:
+                backbone = CifarResNet(**backbone)
+            except TypeError as error:
+                raise SkipError(
+                    f"expected the arguments of a CifarResNet as backbone; got {backbone}: {error}"
+                ) from error
+        if not isinstance(backbone, nn.Module):
+            raise SkipError(f"expected a network's name, arguments or module; got {type(backbone).__name__}")
         blocks = tuple(find_blocks(backbone))
         if len(blocks) < 2:
             raise SkipError(f"expected a network with at least two residual blocks; {type(backbone).__name__} has one")
@@ -256,9 +264,9 @@ def _image_size(backbone: nn.Module) -> tuple[int, int, int]:
 
 
 def _checked_size(size: Sequence[int]) -> tuple[int, ...]:
-    found = tuple(int(n) for n in size)
+    found = tuple(whole(n) or 0 for n in size) if isinstance(size, (list, tuple)) else ()
     if len(found) != 3 or min(found) < 1:
-        raise SkipError(f"expected an image size (channels, height, width); got {tuple(size)}")
+        raise SkipError(f"expected an image size (channels, height, width); got {size!r}")
     return found
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
+from skipguide.vision.settings import settle
 
 
 def computation(gates: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -77,12 +78,14 @@ class Reinforce(JsonConfig):
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
+        numbers = ("alpha", "beta", "gamma", "weight", "epsilon")
+        settle(self, numbers=dict.fromkeys(numbers, 0.0), flags=("detach",))
         if self.reduction not in ("mean", "sum") or self.baseline not in ("batch_mean", "none"):
             raise SkipError(
                 f"expected reduction 'mean' or 'sum' and baseline 'batch_mean' or 'none'; got {self.reduction!r} and "
                 f"{self.baseline!r}"
             )
-        if not (0 <= self.gamma <= 1 and min(self.alpha, self.beta, self.weight, self.epsilon) >= 0):
+        if self.gamma > 1:
             raise SkipError(f"expected gamma in [0, 1] and no negative weights; got {self}")
 
     @classmethod

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from skipguide.errors import SkipError
 from skipguide.stats import Stats
+from skipguide.vision.settings import is_one_of
 from skipguide.vision.skipnet.gates import Gates
 
 # hard: p > 0.5, skipped rows do not run. sample: Bernoulli(p), the same. straight_through: hard forward, soft backward,
@@ -92,7 +93,7 @@ class Decisions:
     def __init__(
         self, gates: Gates, mode: str, forced: Tensor | None = None, generator: torch.Generator | None = None
     ) -> None:
-        if mode not in MODES:
+        if not is_one_of(mode, MODES):
             raise SkipError(f"unknown mode {mode!r}; expected one of {', '.join(MODES)}")
         self.gates = gates
         self.mode = mode

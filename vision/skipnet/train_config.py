@@ -9,6 +9,7 @@ import torch
 
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
+from skipguide.vision.settings import settle
 from skipguide.vision.skipnet.objectives import Reinforce, budget_loss
 
 STAGES = ("dense", "supervised", "budget", "reinforce", "fixed")
@@ -69,18 +70,16 @@ class TrainConfig(JsonConfig):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
+        wholes = {"steps": 1, "batch_size": 1, "save_every": 1, "seed": 0}
+        rates = ("lr", "gate_lr", "weight_decay", "warmup", "budget_weight", "budget_target", "sharpen")
+        terms = ("alpha", "beta", "gamma", "rl_weight", "epsilon")
+        settle(self, wholes, dict.fromkeys((*rates, *terms), 0.0), ("detach", "freeze_bn"), ("freeze_bn",))
         if self.stage not in STAGES:
             raise SkipError(f"unknown stage {self.stage!r}; expected one of {', '.join(STAGES)}")
         if self.optimizer not in ("adamw", "sgd"):
             raise SkipError(f"expected optimizer 'adamw' or 'sgd'; got {self.optimizer!r}")
-        if (
-            min(self.steps, self.batch_size, self.save_every) < 1
-            or not (self.lr > 0 and self.gate_lr > 0)
-            or not 0 <= self.warmup < 1
-        ):
-            raise SkipError(
-                f"expected positive steps, batch_size, save_every, lr and gate_lr, and warmup in [0, 1); got {self}"
-            )
+        if not (self.lr > 0 and self.gate_lr > 0 and self.sharpen > 0 and self.warmup < 1):
+            raise SkipError(f"expected positive lr, gate_lr and sharpen, and warmup in [0, 1); got {self}")
         _ = self.terms, budget_loss(torch.ones(1, 1), self.budget_target)
 
     @property

@@ -1,0 +1,110 @@
+"""Settings: the numbers and flags that a user passes, as Python's own, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from skipguide.errors import SkipError
+from skipguide.scalars import flag, native, number, whole
+
+
+def as_whole(name: str, value: Any, least: int = 1) -> int:
+    """A whole number of at least `least`, NumPy's and torch's too.
+
+    Raises:
+        SkipError: for anything else.
+
+    Example:
+        >>> import numpy
+        >>> as_whole("classes", numpy.int64(3))
+        3
+    """
+    found = whole(value)
+    if found is None or found < least:
+        raise SkipError(f"expected {name} as a whole number of at least {least}; got {value!r}")
+    return found
+
+
+def as_wholes(**values: Any) -> list[int]:
+    """Several counts from 1 on, by name.
+
+    Raises:
+        SkipError: naming the one that is something else.
+    """
+    return [as_whole(name, value) for name, value in values.items()]
+
+
+def as_list(name: str, values: Any) -> list[int]:
+    """A list of counts from 1 on, one at least.
+
+    Raises:
+        SkipError: for anything else.
+    """
+    found = native(values)
+    if not isinstance(found, list | tuple) or not found:
+        raise SkipError(f"expected {name} as a list of whole numbers; got {values!r}")
+    return [as_whole(name, value) for value in found]
+
+
+def as_number(name: str, value: Any, least: float | None = 0) -> float:
+    """A finite number of at least `least` (None: any), NumPy's and torch's too.
+
+    Raises:
+        SkipError: for anything else.
+    """
+    found = number(value)
+    if found is None or (least is not None and found < least):
+        limit = "" if least is None else f" of at least {least}"
+        raise SkipError(f"expected {name} as a finite number{limit}; got {value!r}")
+    return found
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """True or False.
+
+    Raises:
+        SkipError: for anything else: a text like `"no"` would count as True.
+    """
+    found = flag(value)
+    if found is None:
+        raise SkipError(f"expected {name} as True or False; got {value!r}")
+    return found
+
+
+def is_one_of(value: Any, choices: Collection[str]) -> bool:
+    """Whether a value is one of some words; anything may be asked, a list or an array too.
+
+    Example:
+        >>> is_one_of("map", ("map", "vector")), is_one_of(["map"], ("map", "vector"))
+        (True, False)
+    """
+    return isinstance(value, str) and value in choices
+
+
+def settle(
+    config: object,
+    wholes: Mapping[str, int] | None = None,
+    numbers: Mapping[str, float | None] | None = None,
+    flags: Collection[str] = (),
+    optional: Collection[str] = (),
+) -> None:
+    """Bring fields of a frozen dataclass to Python's own numbers and flags, so that they compare and go to JSON.
+
+    Args:
+        config: the dataclass, in its `__post_init__`.
+        wholes: fields that are whole numbers, and the least of each.
+        numbers: fields that are finite numbers, and the least of each.
+        flags: fields that are True or False.
+        optional: of all of these, the ones that may be None.
+
+    Raises:
+        SkipError: for a field that is something else.
+    """
+    takers = [(name, as_whole, (least,)) for name, least in (wholes or {}).items()]
+    takers += [(name, as_number, (least,)) for name, least in (numbers or {}).items()]  # type: ignore[misc]
+    takers += [(name, as_flag, ()) for name in flags]  # type: ignore[misc]
+    for name, taker, least in takers:
+        value = getattr(config, name)
+        if value is not None or name not in optional:
+            object.__setattr__(config, name, taker(name, value, *least))
