@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-from skipguide import SkipError
+from skipguide import SkipError, SkipPlan
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from skipguide.pipelines import split
+from skipguide.pipelines.ledger import GuidanceStats
 from zoo.pipes import BY_PIPE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,6 +179,50 @@ def test_what_goes_wrong_goes_wrong_everywhere(two):
         assert "FirstBlockCache and branch_parallel do not work together" in found["cache"]
     assert two[0]["failure"].startswith("SkipError: rank 1 failed, so this step cannot be finished here: Odd: here")
     assert two[1]["failure"] == "Odd: here"
+
+
+def owners_of(monkeypatch, ranks, branches, skips):
+    """Who runs what in a step of so many plain branches in one batch, the conditional rows last."""
+    told = {}
+
+    class Told(Exception):  # noqa: N818
+        pass
+
+    def shared(self, run, owners, args, kwargs):
+        told.update(owners)
+        raise Told
+
+    monkeypatch.setattr(split.distributed, "get_rank", lambda group: 0)
+    monkeypatch.setattr(split.distributed, "get_world_size", lambda group: ranks)
+    monkeypatch.setattr(split.SplitPasses, "_shared", shared)
+    model = BY_PIPE["ltx"].build().transformer
+    passes = split.SplitPasses(model, True, GuidanceStats(), True, None)
+    path = passes.path([SkipPlan([layer]) for layer in range(skips)])
+    try:
+        with pytest.raises(Told):
+            rows = slice(branches - 1, branches)
+            passes.plain(None, (torch.zeros(branches, 1),), {}, 1, path=path, rows=rows, counted=branches)
+    finally:
+        passes.remove()
+    assert not passes._alone and (passes.stats.rank, passes.stats.ranks) == (0, ranks)
+    return [told[f"rows {half}"] for half in range(branches)], [told[f"skip {n}"] for n in range(skips)]
+
+
+def test_skipped_passes_go_to_ranks_that_would_wait(monkeypatch):
+    assert owners_of(monkeypatch, 2, 1, 1) == ([0], [1])
+    assert owners_of(monkeypatch, 2, 2, 2) == ([0, 1], [1, 1]), "on from the conditional rows' streams"
+    assert owners_of(monkeypatch, 3, 2, 1) == ([0, 1], [2])
+    assert owners_of(monkeypatch, 4, 1, 4) == ([0], [1, 2, 3, 1]), "round the ranks that have nothing to do"
+
+
+def test_a_prediction_comes_in_the_frame_that_it_had():
+    tensor = torch.rand(2, 3)
+    output = Transformer2DModelOutput(sample=tensor)
+    for out in (tensor, (tensor,), (tensor, None), output):
+        kind, shape, dtype = split._described(out)
+        framed = split._framed(kind, torch.ones(shape, dtype=dtype))
+        assert type(framed) is type(out) and (out is tensor or len(framed) == len(out))
+        assert torch.equal(framed if out is tensor else framed[0], torch.ones(2, 3))
 
 
 def test_bad_input():
