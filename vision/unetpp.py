@@ -7,6 +7,7 @@ authors have applied for a patent on the architecture in the United States.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -20,6 +21,11 @@ from skipguide.scalars import whole
 from skipguide.vision.grid import Node, SkipGrid, Walk, check_images
 from skipguide.vision.saved import Saved
 from skipguide.vision.settings import as_flag, as_number, as_whole
+
+# keys of the plain PyTorch UNet++: conv{level}_{column}, and final without deep supervision
+_NODE = re.compile(r"conv(\d+)_(\d+)\.(.+)")
+_HEAD = re.compile(r"final(\d*)\.(.+)")
+_FIRST = re.compile(r"conv\d+_0\.conv1\.weight")
 
 Head = int | Literal["mean", "adaptive"] | None
 
@@ -179,31 +185,34 @@ class UNetPlusPlus(SkipGrid, Saved, library_name="skipguide", license="apache-2.
         return smaller.train(self.training)
 
     @classmethod
-    def from_reference_checkpoint(cls, state: dict[str, Tensor]) -> Self:
+    def from_reference_checkpoint(cls, state: Mapping[str, Any]) -> Self:
         """Read the weights of the widespread plain PyTorch UNet++ (keys `conv0_0.conv1.weight`, `final1.weight`).
 
         Args:
-            state: its state dict; widths, classes and deep supervision are read off the shapes.
+            state: its state dict, or a checkpoint with one under "state_dict"; widths, classes and deep supervision
+                are read off the shapes.
 
         Raises:
             SkipError: if it is none, or keys are missing, unknown or of other shapes.
         """
         if not isinstance(state, Mapping):
             raise SkipError(f"expected a state dict; got {type(state).__name__}")
+        if isinstance(state.get("state_dict"), Mapping):
+            state = state["state_dict"]
+        names = {str(key).removeprefix("module."): key for key in state}
+        depth = sum(bool(_FIRST.fullmatch(name)) for name in names) - 1
         renamed, unknown = {}, []
-        for key, value in state.items():
-            name, _, rest = key.removeprefix("module.").partition(".")
-            if name.startswith("conv") and "_" in name:
-                i, j = name.removeprefix("conv").split("_")
-                renamed[f"node.{i}.{j}.{rest}"] = value
-            elif name.startswith("final"):
-                renamed[f"head.{name.removeprefix('final') or 4}.{rest}"] = value
+        for name, key in names.items():
+            if not isinstance(state[key], Tensor):
+                raise SkipError(f"expected tensors under every key of the state dict; {key!r} has none")
+            if found := _NODE.fullmatch(name):
+                renamed["node.{}.{}.{}".format(*found.groups())] = state[key]
+            elif found := _HEAD.fullmatch(name):
+                renamed[f"head.{found[1] or depth}.{found[2]}"] = state[key]
             else:
                 unknown.append(key)
-        firsts = [key for key in renamed if key.endswith(".0.conv1.weight") and key.startswith("node.")]
-        if not firsts or not any(key.startswith("head.") for key in renamed):
-            raise SkipError(f"expected keys like conv0_0.conv1.weight and final.weight; got {sorted(state)[:4]}")
-        depth = len(firsts) - 1
+        if depth < 1 or not any(key.startswith("head.") for key in renamed):
+            raise SkipError(f"expected keys like conv0_0.conv1.weight and final.weight; got {sorted(names)[:4]}")
         try:
             model = cls(
                 classes=len(renamed[f"head.{depth}.bias"]),
