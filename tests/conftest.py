@@ -1,4 +1,5 @@
-"""One thread: with tiny models on a busy machine, two threads mostly wait for each other. And `demos`, by name."""
+"""One thread: with tiny models on a busy machine, two threads mostly wait for each other. A seed for every test, and
+`demos` by name."""
 
 import sys
 from pathlib import Path
@@ -11,3 +12,9 @@ pytest.register_assert_rewrite("cli_stub", "residue", "stg_reference", "two_proc
 torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = False  # tolerances are of float32, and a GPU rounds convolutions more by default
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # demos is not installed; last, so that it shadows nothing
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """What a test draws without a seed of its own, its fixtures too, is the same in any order of tests."""
+    torch.manual_seed(0)
