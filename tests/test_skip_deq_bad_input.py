@@ -59,3 +59,14 @@ def test_bad_input():
 def test_state_shape_is_checked_early(shape):
     with pytest.raises(SkipError, match="state_shape"):
         SkipDEQ(Cell(), state_shape=shape)
+
+
+def test_too_little_memory_is_no_bad_input():
+    """It stays torch's own error, which callers catch to try a smaller batch."""
+
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    for deq in (SkipDEQ(full), SkipDEQ(torch.add, full)):
+        with pytest.raises(torch.OutOfMemoryError):
+            deq(torch.zeros(1, 2))
