@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.arguments import Arguments, first_tensor, row_index, take_rows
+from skipguide.arguments import Arguments, first_tensor, row_index, sequence_like, take_rows
 from skipguide.blocks import Block, Sublayer
 from skipguide.errors import SkipError
 from skipguide.kv import hide
@@ -273,5 +273,5 @@ def _merge(kept: Any, left: Any, keep: Tensor, skip: Tensor, size: int) -> Any:
         out[skip] = left.to(kept.dtype)
         return out
     if isinstance(kept, (tuple, list)):
-        return type(kept)(_merge(a, b, keep, skip, size) for a, b in zip(kept, left, strict=True))
+        return sequence_like(kept, (_merge(a, b, keep, skip, size) for a, b in zip(kept, left, strict=True)))
     return kept

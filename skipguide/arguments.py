@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -81,7 +81,11 @@ class Arguments:
             if name in shared:
                 return value
             if name in listed and isinstance(value, (list, tuple)):
-                return value[index] if isinstance(index, slice) else [value[i] for i in index.tolist()]
+                return (
+                    value[index]
+                    if isinstance(index, slice)
+                    else sequence_like(value, (value[i] for i in index.tolist()))
+                )
             if name in folded and isinstance(value, Tensor):
                 return _refold(value, index, size, batch or size)
             if name in layered and isinstance(value, Tensor):
@@ -121,12 +125,17 @@ def _refold(value: Tensor, index: Tensor | slice, size: int, batch: int) -> Tens
     return value[row_index((index[::own] // own).tolist(), batch, value)]
 
 
+def sequence_like(old: tuple[Any, ...] | list[Any], items: Iterable[Any]) -> Any:
+    """A tuple, named tuple or list of the same type."""
+    return type(old)(*items) if hasattr(old, "_fields") else type(old)(items)
+
+
 def take_rows(value: Any, index: Tensor | slice, size: int) -> Any:
     """The rows of every tensor in `value` whose first dimension is the batch; everything else as it is."""
     if isinstance(value, Tensor):
         return value[index] if value.dim() and value.shape[0] == size else value
     if isinstance(value, (tuple, list)):
-        return type(value)(take_rows(item, index, size) for item in value)
+        return sequence_like(value, (take_rows(item, index, size) for item in value))
     if isinstance(value, dict):
         return {key: take_rows(item, index, size) for key, item in value.items()}
     return value

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from skipguide.arguments import sequence_like
 from skipguide.errors import SkipError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Prefix:
 
         def rows_of(value: Any) -> Any:
             if isinstance(value, (tuple, list)):
-                return type(value)(rows_of(item) for item in value)
+                return sequence_like(value, (rows_of(item) for item in value))
             if value is None:
                 return None
             fold = value.shape[0] // batch  # Latte folds frames or positions into the batch

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skipguide.arguments import sequence_like
 from skipguide.errors import SkipError
 from skipguide.families_llm import layout_of
 from skipguide.samples_image import IMAGE_SAMPLES
@@ -43,7 +44,7 @@ def _tokens(model: nn.Module) -> dict[str, Any]:
 
 def _place(value: Any, like: Tensor) -> Any:
     if isinstance(value, (tuple, list)):
-        return type(value)(_place(item, like) for item in value)
+        return sequence_like(value, (_place(item, like) for item in value))
     if isinstance(value, Tensor):
         return value.to(like.device, like.dtype if value.is_floating_point() else None)
     return value

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from threading import RLock, get_ident
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from skipguide.offload import SharedGroups
@@ -37,7 +37,7 @@ class Frame:
         seen: the gates that were called in this pass.
         groups: offloaded groups of several blocks, in the running pass.
         live: whether somebody is inside the plan's `with` block. A task that outlives the block sees that it ended.
-        busy: the thread in which a pass of the model runs on this frame; 0 when none does.
+        busy: whether a pass of the model runs on this frame.
     """
 
     __slots__ = ("acts", "batch", "busy", "entered", "groups", "live", "names", "root", "rows", "seen", "stats")
@@ -53,7 +53,7 @@ class Frame:
         self.groups: SharedGroups | None = None
         self.entered = 0
         self.live = False
-        self.busy = 0
+        self.busy = False
 
     @property
     def present(self) -> int:
@@ -77,16 +77,14 @@ class Frame:
 
     @contextmanager
     def passing(self) -> Iterator[Frame]:
-        """A pass of the model: this frame, or another of its plan while a pass in another thread runs on it.
+        """A pass of the model: this frame, or another of its plan while a pass runs on it already.
 
-        asyncio.to_thread and thread pools of servers hand the context on, with the frames that were entered.
+        asyncio.to_thread and thread pools of servers hand the context on, with the frames that were entered; and a
+        model may call itself.
         """
-        here = get_ident()
         with _LOCK:
-            free = self.busy in (0, here)
-            if free:
-                self.busy = here
-        if not free:
+            busy, self.busy = self.busy, True
+        if busy:
             with self._replaced() as other:
                 yield other
             return
@@ -95,7 +93,7 @@ class Frame:
         finally:
             self.batch = 0
             self.seen.clear()
-            self.busy = 0
+            self.busy = False
 
     @contextmanager
     def _replaced(self) -> Iterator[Frame]:

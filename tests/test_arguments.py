@@ -1,11 +1,14 @@
 """Arguments: the same call by name, with others in their place, and for some rows of the batch."""
 
+from collections import namedtuple
+
 import pytest
 import torch
 from torch import nn
 
 from skipguide import SkipError
 from skipguide.arguments import Arguments, row_index, take_rows
+from skipguide.resume import Prefix
 
 
 class Block(nn.Module):
@@ -81,3 +84,14 @@ def test_rows_of_a_folded_batch(fold):
     assert like[row_index([1, 3], 4, like)][:, 0].tolist() == [row for row in (1, 3) for _ in range(fold)]
     with pytest.raises(SkipError, match=f"batch of {4 * fold} is not a multiple of the model's batch of 7"):
         row_index([0], 7, like)
+
+
+def test_sequences_keep_their_kind():
+    Pair = namedtuple("Pair", "key values")
+    taken = take_rows(Pair(numbers(3, 2), [numbers(3, 1), None]), torch.tensor([2, 0]), 3)
+    assert type(taken) is Pair and taken.key[:, 0].tolist() == [2, 0] and type(taken.values) is list
+    for index, wanted in ((torch.tensor([2, 0]), ("c", "a")), (slice(0, 2), ("a", "b"))):
+        args, _ = Arguments(Block()).rows((numbers(3, 1), ("a", "b", "c")), {}, index, 3, (), ("context",))
+        assert args[1] == wanted, "a tuple, however the rows are given"
+    prefix = Prefix(1, {"hidden_states": numbers(4, 2)}, {"block": Pair(numbers(4, 1), None)})
+    assert type(prefix.select(slice(2, 4), 4).kept["block"]) is Pair

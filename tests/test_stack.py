@@ -87,12 +87,12 @@ def test_a_pass_is_cleared_however_it_ends(frames):
     one = frames[0]
     for error in ((), (KeyError,)):
         with contextlib.suppress(*error), one.passing() as frame:
-            assert frame is one and one.busy == threading.get_ident()
+            assert frame is one and one.busy
             one.batch = 4
             one.seen.update({1, 2})
             for kind in error:
                 raise kind
-        assert (one.batch, one.seen, one.busy) == (0, set(), 0)
+        assert (one.batch, one.seen, one.busy) == (0, set(), False)
 
 
 def test_a_pass_elsewhere_while_one_runs_has_a_frame_of_its_own(frames):
@@ -108,8 +108,10 @@ def test_a_pass_elsewhere_while_one_runs_has_a_frame_of_its_own(frames):
 
     with one.passing() as outer:
         frame, inside, after = elsewhere(other)
+        one.batch = 4
         with one.passing() as again:
-            assert again is one, "the same thread: a model that calls itself"
+            assert again is not one, "the same thread: a model that calls itself"
+        assert one.batch == 4 and one.busy, "the outer pass goes on"
     assert outer is one and frame is not one
     assert inside == (frame, two) and after == (one, two)
     assert frame.acts is one.acts and frame.names is one.names and frame.stats is one.stats and frame.live

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from skipguide.arguments import sequence_like
 from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.geometry import Pointwise
 from skipguide.vision.layer_masking.masks import Box
@@ -68,7 +69,7 @@ def pointwise(
 def _cut(run: MaskedRun, value: Any, spot: Spot, box: Box, full: tuple[int, int]) -> Any:
     """An operand on the box of the result: activations by their own box, constants with positions by the map."""
     if isinstance(value, (list, tuple)):
-        return type(value)(_cut(run, v, spot, box, full) for v in value)
+        return sequence_like(value, (_cut(run, v, spot, box, full) for v in value))
     if not isinstance(value, Tensor) or value.ndim < -min(spot.dims):
         return value
     own = spot_of(value)
