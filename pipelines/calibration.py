@@ -25,8 +25,8 @@ from skipguide.pipelines.passes import Passes, first
 from skipguide.pipelines.registry import PipelineSpec, pipeline_spec
 from skipguide.pipelines.run import Run
 from skipguide.plan import SkipPlan
-from skipguide.scalars import whole
 from skipguide.select import DEFAULT_SCORE, LayerScore, LayerScores, average, fingerprint, measure_skip
+from skipguide.settings import as_whole
 from skipguide.skipper import batch_size
 from skipguide.stack import Call
 
@@ -159,10 +159,8 @@ def calibrate(
     keys = [(b.index, part) for b in blocks for part in b.parts if parts is None or part in parts]
     if not keys:
         raise SkipError(f"no layer of {type(unwrap(model)).__name__} has any of the parts {list(parts or ())}")
-    count = whole(levels)
-    if count is None or count < 1:
-        raise SkipError(f"levels is how many steps of a run are looked at, at least 1; got {levels!r}")
-    listener = _Listener(pipe, spec, model, keys, count)
+    levels, seed = as_whole("levels", levels), as_whole("seed", seed, None)
+    listener = _Listener(pipe, spec, model, keys, levels)
     arguments = own_call(pipe) | {"num_inference_steps": STEPS, "output_type": "latent"} | dict(call or {})
     listener.listen()
     try:
@@ -181,7 +179,7 @@ def calibrate(
         count = sum(len(sample["effect"]) for sample in samples)
         means: dict[str, Any] = average(samples)
         rows.append(LayerScore(layer, blocks[layer].name, blocks[layer].stack, part, **means, cost=cost, samples=count))
-    about = {"prompts": len(prompts), "steps": arguments["num_inference_steps"], "levels": count, "seed": seed}
+    about = {"prompts": len(prompts), "steps": arguments["num_inference_steps"], "levels": levels, "seed": seed}
     return LayerScores(tuple(rows), type(unwrap(model)).__name__, total, model_hash(model), about)
 
 

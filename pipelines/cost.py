@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from skipguide.errors import SkipError
 from skipguide.pipelines.ledger import GuidanceCost
 from skipguide.pipelines.recipe import Recipe
 from skipguide.pipelines.route import route
 from skipguide.plan import SkipPlan
-from skipguide.scalars import whole
+from skipguide.settings import as_whole
 
 FINE = 240  # steps that stand for any number of them: windows in tenths, twelfths, … come out exactly
 
@@ -24,9 +23,7 @@ def foretell(recipe: Recipe, *, guidance: bool, steps: int | None) -> GuidanceCo
         SkipError: for timetables over sigma: the noise levels are the scheduler's, known only when it runs; and for
             a number of steps that is none.
     """
-    count = FINE if steps is None else whole(steps)
-    if count is None or count < 1:
-        raise SkipError(f"steps is a whole number of at least 1, or None; got {steps!r}")
+    count = FINE if steps is None else as_whole("steps", steps)
     blocks, settings = len(recipe.blocks), recipe.settings
     branches = 2 if guidance else 1
     ran = naive = 0.0

@@ -20,7 +20,7 @@ from skipguide.pipelines.ledger import GuidanceStats
 from skipguide.pipelines.passes import check_effect
 from skipguide.pipelines.recipe import Term
 from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
-from skipguide.scalars import flag, number
+from skipguide.settings import as_flag, as_number
 from skipguide.timetable import Timetable
 
 _OWN = ("guidance_scale", "guidance_rescale", "use_original_formulation", "enabled")
@@ -106,24 +106,15 @@ class SkipGuider(BaseGuidance):
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__", *_OWN)}
         self.settings = SpatiotemporalSkipGuidance(**given)
         self._live = live_groups(self.settings)
-        w, amount = number(guidance_scale), number(guidance_rescale)
-        if w is None or amount is None or not 0 <= amount <= 1:
-            raise SkipError(
-                f"guidance_scale is a finite number and guidance_rescale one of 0 to 1; got {guidance_scale!r}, "
-                f"{guidance_rescale!r}"
-            )
-        original, on = flag(use_original_formulation), flag(enabled)
-        if original is None or on is None:
-            raise SkipError(
-                f"use_original_formulation and enabled are True or False; got {use_original_formulation!r}, {enabled!r}"
-            )
-        super().__init__(self.settings.start, self.settings.stop, on)
-        self.guidance_scale = w
-        self.guidance_rescale = amount
-        self.use_original_formulation = original
+        self.guidance_scale = as_number("guidance_scale", guidance_scale, None)
+        self.guidance_rescale = as_number("guidance_rescale", guidance_rescale)
+        if self.guidance_rescale > 1:
+            raise SkipError(f"guidance_rescale must lie in 0 to 1; got {guidance_rescale!r}")
+        self.use_original_formulation = as_flag("use_original_formulation", use_original_formulation)
+        super().__init__(self.settings.start, self.settings.stop, as_flag("enabled", enabled))
         plain = json.loads(json.dumps(self.settings.to_dict()))
         # diffusers takes positional arguments for defaults, and forgets them in from_config: nothing is a default here
-        own = {"guidance_scale": w, "guidance_rescale": amount, "use_original_formulation": original, "enabled": on}
+        own = {name: getattr(self, name) for name in _OWN if name != "enabled"} | {"enabled": self._enabled}
         self.register_to_config(**{name: plain[name] for name in given}, **own, _use_default_values=[])
         self._check_cfg()
         self.stats = GuidanceStats(delivery="guider")

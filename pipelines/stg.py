@@ -24,8 +24,8 @@ from skipguide.pipelines.registry import PipelineSpec, pipeline_spec
 from skipguide.pipelines.split import group_of, refuse_cache
 from skipguide.pipelines.tail import TAILS, Tail
 from skipguide.plan import Part, Schedule
-from skipguide.scalars import flag, number, whole
 from skipguide.select import DEFAULT_SCORE, check_score
+from skipguide.settings import settle
 from skipguide.timetable import Timetable
 
 Formula = Literal["stg", "uncond", "wan", "segmented"]
@@ -153,23 +153,19 @@ class SpatiotemporalSkipGuidance(JsonConfig):
 
     def _check_numbers(self) -> None:
         """The numbers and flags that stand for themselves, in range and as Python's own."""
-        rescale, drop, seed = number(self.rescale), number(self.drop), whole(self.seed)
-        apg, apg_norm = number(self.apg), number(self.apg_norm)
-        if rescale is None or not 0 <= rescale <= 1:
+        settle(
+            self,
+            wholes={"seed": None},
+            numbers={"rescale": 0, "drop": 0, "apg": None, "apg_norm": 0},
+            flags=("prefix_reuse", "zero_star", "prefer_cheap"),
+            optional=("apg", "apg_norm"),
+        )
+        if self.rescale > 1:
             raise SkipError(f"rescale must lie in 0 to 1; got {self.rescale!r}")
-        if drop is None or not 0 < drop < 1:
+        if not 0 < self.drop < 1:
             raise SkipError(f"drop is a share of the blocks, above 0 and below 1; got {self.drop!r}")
-        if seed is None:
-            raise SkipError(f"seed is a whole number; got {self.seed!r}")
-        if (apg is None) != (self.apg is None) or (self.apg_norm is not None and not (apg_norm and apg_norm > 0)):
-            raise SkipError(f"apg is a number and apg_norm a positive one; got {self.apg!r}, {self.apg_norm!r}")
-        found = {"rescale": rescale, "drop": drop, "seed": seed, "apg": apg, "apg_norm": apg_norm}
-        for name in ("prefix_reuse", "zero_star", "prefer_cheap"):
-            found[name] = flag(getattr(self, name))
-            if found[name] is None:
-                raise SkipError(f"{name} is True or False; got {getattr(self, name)!r}")
-        for name, value in found.items():
-            object.__setattr__(self, name, value)
+        if self.apg_norm == 0:
+            raise SkipError(f"apg_norm is the largest norm of the direction, above 0; got {self.apg_norm!r}")
 
     def _check_interval(self) -> None:
         interval: Any = self.cfg_interval if self.cfg_interval is not None or self.formula != "segmented" else SEGMENT

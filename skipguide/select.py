@@ -17,6 +17,7 @@ from torch import Tensor
 
 from skipguide.config import VERSION, JsonConfig, check_keys
 from skipguide.errors import SkipError
+from skipguide.settings import is_one_of
 
 # A skip that changes a prediction by more than this share leaves no weaker model but a broken one. Of the bundled
 # model's twelve layers 6 and 11 are above it (0.36): 6 is the worst of all to skip, 11 the worst of the last six but 6.
@@ -106,7 +107,7 @@ DEFAULT_SCORE = "apart"
 
 def check_score(name: str) -> None:
     """Refuse a score that does not exist."""
-    if name not in tuple(SCORES):  # a tuple: what cannot be hashed is an unknown score too
+    if not is_one_of(name, SCORES):
         raise SkipError(f"unknown score {name!r}; expected one of {', '.join(SCORES)}")
 
 

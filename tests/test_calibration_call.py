@@ -54,7 +54,8 @@ def test_calibration_uses_them_below_what_it_is_told(case, pipe, monkeypatch):
     told = {
         name: value for name, value in case.call_kwargs(1, True).items() if name not in ("guidance_scale", "generator")
     }
-    calibrate(pipe, [None], parts=["block"], levels=np.int64(1), call=told)
+    scores = calibrate(pipe, [None], parts=["block"], levels=np.int64(1), call=told, seed=np.int64(3))
+    assert scores.about == {"prompts": 1, "steps": 3, "levels": 1, "seed": 3}
     del told["num_inference_steps"]
     calibrate(pipe, [None], parts=["block"], levels=1, call=told | {"guidance_scale": 4.0})
     assert [each["guidance_scale"] for each in seen] == [2.5, 4.0]
@@ -63,7 +64,7 @@ def test_calibration_uses_them_below_what_it_is_told(case, pipe, monkeypatch):
 
 @pytest.mark.parametrize("levels", [0, -1, 1.5, "2", True])
 def test_levels_are_counted(pipe, levels):
-    with pytest.raises(SkipError, match="levels is how many steps"):
+    with pytest.raises(SkipError, match="levels as a whole number of at least 1"):
         calibrate(pipe, [None], levels=levels)
 
 
@@ -71,5 +72,5 @@ def test_a_cost_takes_any_whole_number_of_steps(pipe):
     stg = Stg([1], start=0.5)
     assert stg.cost(pipe, steps=np.int64(3)) == stg.cost(pipe, steps=3)
     for steps in (0, 2.0, True, "3"):
-        with pytest.raises(SkipError, match="steps is a whole number"):
+        with pytest.raises(SkipError, match="steps as a whole number of at least 1"):
             stg.cost(pipe, steps=steps)

@@ -60,8 +60,8 @@ def test_bad_settings_and_cells():
     start = torch.zeros(1, 2)
     for arguments, message in (
         ({"solver": "newton"}, "expected a solver"),
-        ({"tol": 0.0}, "tolerance"),
-        ({"tol": float("nan")}, "tolerance"),
+        ({"tol": 0.0}, "tol"),
+        ({"tol": float("nan")}, "tol"),
         ({"budget": 0}, "at least one evaluation"),
         ({"budget": -1}, "budget"),
         ({"budget": 2.5}, "budget"),

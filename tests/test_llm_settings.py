@@ -52,8 +52,8 @@ def test_numbers_of_any_library_as_arguments():
         (lambda: AdaSkip(count=np.True_), "count"),
         (lambda: AdaSkip(count=2, online=1), "online as True or False"),
         (lambda: AdaSkip(count=2).plan(None), "expected SublayerStats, as of AdaSkip.calibrate.*got NoneType"),
-        (lambda: UnifiedSkip(speedup=np.float32(0.5)), "speed-up of at least 1"),
-        (lambda: unified_layers(np.float64(12), 2), "number of layers"),
+        (lambda: UnifiedSkip(speedup=np.float32(0.5)), "speedup as a finite number of at least 1"),
+        (lambda: unified_layers(np.float64(12), 2), "num_layers as a whole number"),
         (lambda: SelfSpeculative(draft_skip=np.float32(1)), "draft_skip"),
         (lambda: SelfSpeculative(adaptive="no"), "adaptive as True or False; got 'no'"),
         (lambda: SelfSpeculative(confidence_exit=None), "confidence_exit as True or False"),
@@ -61,8 +61,8 @@ def test_numbers_of_any_library_as_arguments():
         (lambda: SelfSpeculative.from_dict([]), "SelfSpeculative as a mapping"),
         (lambda: SublayerCosts(**COSTS, rest_ms=True, tokens=8), "rest_ms"),
         (lambda: SublayerCosts(**COSTS, rest_ms=1, tokens="8"), "tokens as a whole number"),
-        (lambda: measure_costs(BY_NAME["llama"].build(), "8"), "whole numbers of at least 1; got '8', 5, 1"),
-        (lambda: measure_costs(BY_NAME["llama"].build(), 8, repeats=1.5), "whole numbers"),
+        (lambda: measure_costs(BY_NAME["llama"].build(), "8"), "tokens as a whole number of at least 1; got '8'"),
+        (lambda: measure_costs(BY_NAME["llama"].build(), 8, repeats=1.5), "repeats as a whole number"),
     ],
 )
 def test_what_is_no_setting_is_refused(make, message):

@@ -53,12 +53,12 @@ def test_speedup_one_keeps_everything():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((0, 2), "number of layers"),
-        ((True, 2), "number of layers"),
-        ((12.0, 2), "number of layers"),
-        ((12, 0.5), "speed-up of at least 1"),
-        ((12, float("nan")), "speed-up"),
-        ((12, "2"), "speed-up"),
+        ((0, 2), "num_layers as a whole number of at least 1"),
+        ((True, 2), "num_layers as a whole number of at least 1"),
+        ((12.0, 2), "num_layers as a whole number of at least 1"),
+        ((12, 0.5), "speedup as a finite number of at least 1"),
+        ((12, float("nan")), "speedup as a finite number"),
+        ((12, "2"), "speedup as a finite number"),
         ((12, 2, "official"), "balanced"),
         ((12, 7, "reference"), "divides by zero"),
     ],

@@ -14,11 +14,11 @@ from skipguide.vision import SkipDEQ
         ({"f": 3}, "called as f"),
         ({"init": "zero"}, "skip_reg"),
         ({"solver": "newton"}, "expected a solver"),
-        ({"tol": -1}, "tolerance"),
+        ({"tol": -1}, "tol"),
         ({"budget": -1}, "budget"),
         ({"budget": 1.5}, "budget"),
         ({"backward_budget": 0}, "backward_budget"),
-        ({"backward_tol": 2.0}, "tolerance"),
+        ({"backward_tol": 2.0}, "tol"),
         ({"gradient": "exact"}, "implicit"),
         ({"phantom_steps": 0}, "phantom_steps"),
         ({"phantom_damping": 0.0}, "phantom_damping"),
@@ -51,7 +51,7 @@ def test_bad_input():
         SkipDEQ(cell, lambda x: x / 0)(torch.zeros(2, 3).double())
     with pytest.raises(SkipError, match="starting point"):
         SkipDEQ(lambda z, x: z / 0)(torch.zeros(2, 3))
-    with pytest.raises(SkipError, match="one step"):
+    with pytest.raises(SkipError, match="steps as a whole number of at least 1"):
         deq.unroll(torch.zeros(1, 3).double(), 0)
 
 

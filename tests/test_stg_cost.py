@@ -42,5 +42,5 @@ def test_cost_is_foretold(case):
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5])
 def test_a_cost_is_of_some_steps(steps):
-    with pytest.raises(SkipError, match="steps is a whole number"):
+    with pytest.raises(SkipError, match="steps as a whole number of at least 1"):
         Stg([1]).cost(BY_PIPE["ltx"].build(), steps=steps)

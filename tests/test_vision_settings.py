@@ -79,8 +79,8 @@ def test_counts_of_networks(what):
     make, names = WHOLES[what]
     for name in names:
         for value in NO_WHOLE:
-            if isinstance(value, {"state_shape": list, "widths": np.ndarray}.get(name, ())):
-                continue  # one number per row is a state; an array of whole numbers is widths
+            if isinstance(value, {"state_shape": (list, np.ndarray), "widths": np.ndarray}.get(name, ())):
+                continue  # one number per row is a state; an array of whole numbers is widths, or a shape
             with pytest.raises(SkipError):
                 make(**{name: value})
 
@@ -109,5 +109,7 @@ def test_numpys_numbers_make_networks_that_are_saved_whole(tmp_path):
     unet = made["unet"].eval()
     assert torch.equal(unet(images, head=np.int64(1)), unet(images, head=1))
     assert torch.equal(unet.pruned(np.int64(1))(images), unet(images, head=1))
+    sized = net(image_size=np.array([3, 8, 8]))
+    assert sized.image_size == (3, 8, 8) and TuneConfig(cache_limit=2e9).cache_limit == 2_000_000_000
     solved = fixed_point(torch.cos, torch.zeros(1, 1), tol=np.float32(1e-5), budget=np.int64(40))
     assert solved.converged

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
-from skipguide.scalars import number, whole
-from skipguide.vision.settings import as_flag
+from skipguide.settings import as_flag, as_number, as_whole, is_one_of
 
 Cell = Callable[[Tensor], Tensor]
 
@@ -300,14 +299,8 @@ def fixed_point(
 
 def check_settings(solver: Any, tol: Any, budget: Any, memory: Any) -> tuple[float, int, int]:
     """Tolerance, budget and memory as Python's own; refuse settings that no solver can work with."""
-    if not isinstance(solver, str) or solver not in SOLVERS:
+    if not is_one_of(solver, SOLVERS):
         raise SkipError(f"expected a solver out of {sorted(SOLVERS)}; got {solver!r}")
-    share = number(tol)
-    if share is None or not 0 < share < 1:
-        raise SkipError(f"expected a relative tolerance between 0 and 1; got {tol!r}")
-    evaluations, differences = whole(budget), whole(memory)
-    if evaluations is None or evaluations < 0:
-        raise SkipError(f"expected a budget of evaluations, a whole number of at least 0; got {budget!r}")
-    if differences is None or differences < 1:
-        raise SkipError(f"expected a memory of at least 1; got {memory!r}")
-    return share, evaluations, differences
+    if not 0 < (share := as_number("tol", tol)) < 1:
+        raise SkipError(f"expected tol, a relative tolerance, between 0 and 1; got {tol!r}")
+    return share, as_whole("budget", budget, 0), as_whole("memory", memory)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
-from skipguide.vision.settings import as_flag, as_list, as_whole
+from skipguide.settings import as_flag, as_list, as_whole
 
 Node = tuple[int, int]
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
-from skipguide.scalars import whole
+from skipguide.scalars import native
+from skipguide.settings import as_flag, as_number, as_whole, is_one_of
 from skipguide.vision.fixed_point import check_settings, fixed_point
-from skipguide.vision.settings import as_flag, as_number, as_whole, is_one_of
 
 StateCell = Callable[[Tensor, Tensor], Tensor]
 Guess = Callable[[Tensor], Tensor]
@@ -207,8 +207,7 @@ class SkipDEQ(nn.Module):
         Raises:
             SkipError: for fewer than one step.
         """
-        if (whole(steps) or 0) < 1:
-            raise SkipError(f"expected at least one step; got {steps!r}")
+        steps = as_whole("steps", steps)
         guess = z = before = self.guess(x)
         for _ in range(steps):
             before, z = z, self._cell(z, x)
@@ -280,10 +279,10 @@ def _kind(value: Tensor) -> str:
 
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:
-    sides = [whole(side) for side in shape] if isinstance(shape, Sequence) else [None]
-    if any(side is None or side < 1 for side in sides):
+    sides = native(shape)
+    if not isinstance(sides, list | tuple):
         raise SkipError(f"expected state_shape as the shape of one row, such as (8,); got {shape!r}")
-    return tuple(side for side in sides if side is not None)
+    return tuple(as_whole("each side of state_shape", side) for side in sides)
 
 
 def _warn(message: str) -> None:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from skipguide.errors import SkipError
 from skipguide.scalars import whole
+from skipguide.settings import as_flag, as_number, as_whole
 from skipguide.vision.grid import Node, SkipGrid, Walk, check_images
 from skipguide.vision.saved import Saved
-from skipguide.vision.settings import as_flag, as_number, as_whole
 
 # keys of the plain PyTorch UNet++: conv{level}_{column}, and final without deep supervision
 _NODE = re.compile(r"conv(\d+)_(\d+)\.(.+)")

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
-from skipguide import scalars
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
-from skipguide.llm.calibration import Calibrate
+from skipguide.llm.calibration import calibrate
 from skipguide.llm.choose import Sublayers, least_per_millisecond, most_similar
 from skipguide.llm.cost import SublayerCosts, measure_costs
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.similarity import SublayerStats
+from skipguide.settings import settle
 
 if TYPE_CHECKING:
     from skipguide.llm.adaskip_applied import AppliedAdaSkip
@@ -46,7 +46,7 @@ class AdaSkip(JsonConfig):
         cost_aware: choose by damage (1 - similarity) per millisecond saved, with times measured on this machine at
             this context length, instead of by similarity alone.
         reference_compat: do what the published code does instead of what the paper says: statistics over the first 20
-            requests; an online stage whose threshold is 1, so that it never adds anything.
+            requests it meets; an online stage whose threshold is 1, so that it never adds anything.
         part: `"both"`, or `"attn"` or `"mlp"` to leave out sublayers of one kind only.
         compensate: scale the stream by the factor by which the left-out sublayer would have let its norm grow.
         window: one-token passes that the online stage watches.
@@ -78,29 +78,19 @@ class AdaSkip(JsonConfig):
         given = {name: getattr(self, name) for name in ("skip_ratio", "count", "target_speedup")}
         if sum(value is not None for value in given.values()) != 1:
             raise SkipError(f"expected exactly one of skip_ratio, count and target_speedup; got {given}")
-        if self.skip_ratio is not None:
-            if (ratio := scalars.number(self.skip_ratio)) is None or not 0 <= ratio < 1:
-                raise SkipError(f"expected a skip_ratio of at least 0 and below 1; got {self.skip_ratio!r}")
-            object.__setattr__(self, "skip_ratio", ratio)
-        if self.count is not None:
-            if (count := scalars.whole(self.count)) is None or count < 0:
-                raise SkipError(f"expected a count of at least 0 sublayers; got {self.count!r}")
-            object.__setattr__(self, "count", count)
-        if self.target_speedup is not None:
-            if (speedup := scalars.number(self.target_speedup)) is None or speedup < 1:
-                raise SkipError(f"expected a target_speedup of at least 1; got {self.target_speedup!r}")
-            object.__setattr__(self, "target_speedup", speedup)
+        settle(
+            self,
+            wholes={"count": 0, "window": 1},
+            numbers={"skip_ratio": 0, "target_speedup": 1},
+            flags=("online", "cost_aware", "reference_compat", "compensate"),
+            optional=tuple(given),
+        )
+        if self.skip_ratio is not None and self.skip_ratio >= 1:
+            raise SkipError(f"expected a skip_ratio of at least 0 and below 1; got {self.skip_ratio!r}")
         if self.phase not in ("prefill", "decode", "both"):
             raise SkipError(f'expected phase "prefill", "decode" or "both"; got {self.phase!r}')
         if self.part not in ("both", "attn", "mlp"):
             raise SkipError(f'expected part "both", "attn" or "mlp"; got {self.part!r}')
-        for name in ("online", "cost_aware", "reference_compat", "compensate"):
-            if (found := scalars.flag(getattr(self, name))) is None:
-                raise SkipError(f"expected {name} as True or False; got {getattr(self, name)!r}")
-            object.__setattr__(self, name, found)
-        if (window := scalars.whole(self.window)) is None or window < 1:
-            raise SkipError(f"expected a window of at least 1 pass; got {self.window!r}")
-        object.__setattr__(self, "window", window)
         if self.reference_compat and (self.cost_aware or self.part != "both" or not self.compensate):
             raise SkipError("the published code (reference_compat) has no cost_aware, no part and no compensate=False")
 
@@ -170,7 +160,7 @@ class AdaSkip(JsonConfig):
 
     # -- using --------------------------------------------------------------------------------------------------
 
-    calibrate: ClassVar = Calibrate()
+    calibrate = staticmethod(calibrate)
 
     def apply(
         self, model: nn.Module, stats: SublayerStats | None = None, costs: SublayerCosts | None = None

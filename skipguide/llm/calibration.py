@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -17,9 +16,7 @@ from skipguide.llm.families import sublayer_map
 from skipguide.llm.passes import evaluating
 from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats
 from skipguide.llm.watch import watch
-from skipguide.scalars import whole
-
-REFERENCE_REQUESTS = 20  # the published code measures the first 20 prompts, whatever comes after
+from skipguide.settings import as_whole
 
 
 def calibrate(model: nn.Module, batches: Iterable[Batch], requests: int | None = None) -> SublayerStats:
@@ -29,7 +26,7 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], requests: int | None =
         model: a causal language model of a known family.
         batches: each of them token ids [T] or [B, T], or a tokenizer output with `input_ids` and `attention_mask`.
             Every row counts as one request, padding as nothing.
-        requests: stop after so many; None takes all. Called on an `AdaSkip` with `reference_compat`, it is 20.
+        requests: stop after so many; None takes all. The published code takes the first 20.
 
     Raises:
         SkipError: for no batches, what is no batch or not of this model's vocabulary, a model that sublayers are left
@@ -38,8 +35,7 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], requests: int | None =
     given: Any = batches
     if isinstance(given, (Mapping, str)) or not isinstance(given, Iterable):
         raise SkipError(f"expected a list of batches of token ids; got {type(given).__name__}")
-    if requests is not None and ((limit := whole(requests)) is None or limit < 1):
-        raise SkipError(f"expected requests as a whole number of at least 1, or None; got {requests!r}")
+    requests = None if requests is None else as_whole("requests", requests)
     found = sublayer_map(model)
     refuse_skipping(found)
     device = next(model.parameters()).device
@@ -63,13 +59,3 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], requests: int | None =
             if meter.requests == requests:
                 break
     return meter.result()
-
-
-class Calibrate:
-    """`AdaSkip.calibrate`: of the class it takes every batch; of settings, as many as these say."""
-
-    def __get__(self, settings: Any, owner: Any = None) -> Callable[..., SublayerStats]:
-        """`calibrate`, bound to the number of requests."""
-        if settings is not None and settings.reference_compat:
-            return partial(calibrate, requests=REFERENCE_REQUESTS)
-        return calibrate

@@ -26,7 +26,7 @@ from skipguide.kv import as_argument, cache_of
 from skipguide.llm.engine import refuse_skipping
 from skipguide.llm.families import sublayer_map
 from skipguide.llm.passes import evaluating
-from skipguide.scalars import number, whole
+from skipguide.settings import as_wholes, settle
 
 Mark = float | torch.cuda.Event
 
@@ -70,12 +70,7 @@ class SublayerCosts(JsonConfig):
             if not values or len(values) != len(self.attn_ms) or not all(math.isfinite(v) and v > 0 for v in values):
                 raise SkipError(f"expected a time above 0 ms per layer in {name}; got {values}")
 
-        if (rest := number(self.rest_ms)) is None or rest < 0:
-            raise SkipError(f"expected rest_ms of at least 0 ms; got {self.rest_ms!r}")
-        object.__setattr__(self, "rest_ms", rest)
-        if (tokens := whole(self.tokens)) is None or tokens < 1:
-            raise SkipError(f"expected tokens as a whole number of at least 1; got {self.tokens!r}")
-        object.__setattr__(self, "tokens", tokens)
+        settle(self, {"tokens": 1}, {"rest_ms": 0})
 
     @property
     def sublayers_ms(self) -> float:
@@ -122,12 +117,7 @@ def measure_costs(
     """
     if phase not in ("prefill", "decode"):
         raise SkipError(f'expected phase "prefill" or "decode"; got {phase!r}')
-    numbers = [plain for value in (tokens, repeats, batch) if (plain := whole(value)) is not None and plain > 0]
-    if len(numbers) < 3:
-        raise SkipError(
-            f"expected tokens, repeats and batch as whole numbers of at least 1; got {tokens!r}, {repeats!r}, {batch!r}"
-        )
-    tokens, repeats, batch = numbers
+    tokens, repeats, batch = as_wholes(tokens=tokens, repeats=repeats, batch=batch)
     found = sublayer_map(model)
     refuse_skipping(found)
     config: Any = model.config

@@ -24,7 +24,7 @@ from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.similarity import SublayerStats
 from skipguide.llm.speculation import SpeculationStats
 from skipguide.plan import SkipPlan
-from skipguide.scalars import flag, number, whole
+from skipguide.settings import settle
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,9 @@ class SelfSpeculative(JsonConfig):
         for name, kind in _PARTS.items():
             if not isinstance(value := getattr(self, name), (kind, type(None))):
                 raise SkipError(f"expected {name} as a {kind.__name__} or None; got {type(value).__name__}")
-        if (share := number(self.draft_skip)) is None or not 0 < share < 1:
+        settle(self, {"max_draft": 1}, {"draft_skip": None}, ("adaptive", "confidence_exit"))
+        if not 0 < self.draft_skip < 1:
             raise SkipError(f"expected draft_skip above 0 and below 1; got {self.draft_skip!r}")
-        object.__setattr__(self, "draft_skip", share)
-        if (longest := whole(self.max_draft)) is None or longest < 1:
-            raise SkipError(f"expected max_draft as a whole number of at least 1; got {self.max_draft!r}")
-        object.__setattr__(self, "max_draft", longest)
-        for name in ("adaptive", "confidence_exit"):
-            if (found := flag(getattr(self, name))) is None:
-                raise SkipError(f"expected {name} as True or False; got {getattr(self, name)!r}")
-            object.__setattr__(self, name, found)
         if self.plan is not None and self.plan.empty:
             raise SkipError("the plan leaves nothing out: the drafter would be the full model")
         if self.plan is not None and self.stats is not None:

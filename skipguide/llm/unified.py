@@ -17,7 +17,7 @@ from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
 from skipguide.llm.families import sublayer_map
 from skipguide.llm.plan import SublayerPlan
-from skipguide.scalars import number, whole
+from skipguide.settings import as_number, as_whole, settle
 
 if TYPE_CHECKING:
     from skipguide.llm.engine import AppliedSublayers
@@ -49,9 +49,7 @@ def unified_layers(num_layers: int, speedup: float, mode: str = "balanced") -> l
         >>> unified_layers(12, 1.5), unified_layers(12, 1.5, mode="reference")
         ([0, 2, 3, 5, 6, 8, 9, 11], [0, 1, 2, 3, 4, 5, 6, 11])
     """
-    if (layers := whole(num_layers)) is None or layers < 1:
-        raise SkipError(f"expected a number of layers, at least 1; got {num_layers!r}")
-    num_layers, speedup = layers, _checked_speedup(speedup)
+    num_layers, speedup = as_whole("num_layers", num_layers), as_number("speedup", speedup, 1)
     if mode == "balanced":
         count = min(num_layers, max(2, round(num_layers / speedup)))
         spread = np.round(np.linspace(0, num_layers - 1, count)).astype(int)
@@ -74,12 +72,6 @@ def _reference_rule(num_layers: int, speedup: float) -> list[int]:
         if layer % interval == 0 and len(kept) < target:
             kept.append(layer)
     return sorted(set(kept))
-
-
-def _checked_speedup(speedup: float) -> float:
-    if (found := number(speedup)) is None or found < 1:
-        raise SkipError(f"expected a speed-up of at least 1, such as 2.0; got {speedup!r}")
-    return found
 
 
 @dataclass(frozen=True)
@@ -107,7 +99,7 @@ class UnifiedSkip(JsonConfig):
 
     def __post_init__(self) -> None:
         """Check every setting, and keep a number of any library as Python's."""
-        object.__setattr__(self, "speedup", _checked_speedup(self.speedup))
+        settle(self, numbers={"speedup": 1})
         if self.mode not in ("balanced", "reference"):
             raise SkipError(f'expected mode "balanced" or "reference"; got {self.mode!r}')
         if self.phase not in ("decode", "both"):

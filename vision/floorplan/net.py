@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
+from skipguide.settings import as_flag, as_number, as_whole, as_wholes, is_one_of
 from skipguide.vision.floorplan.graph import EDGE_TYPES, GraphBatch, GraphConv, LayoutGraph
 from skipguide.vision.floorplan.plan import CLASSES, ZONES
 from skipguide.vision.grid import SkipGrid, Walk, check_images, resize
 from skipguide.vision.saved import Saved
-from skipguide.vision.settings import as_flag, as_number, as_whole, as_wholes, is_one_of
 
 
 class FloorPlanNet(SkipGrid, Saved, library_name="skipguide", license="apache-2.0"):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
+from skipguide.settings import is_one_of
 from skipguide.vision.layer_masking.baselines import BASELINES
 from skipguide.vision.layer_masking.tokens import tokens_of
-from skipguide.vision.settings import is_one_of
 
 LAYERS = {"neighbours": "neighbours", "zeros": "zeros", "partial": "partial"}
 FILLS = (*LAYERS, *BASELINES)

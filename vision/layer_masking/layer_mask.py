@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from skipguide.config import check_keys
 from skipguide.errors import SkipError
 from skipguide.gate import Gate, gate_of
+from skipguide.settings import as_flag
 from skipguide.stack import Call
 from skipguide.vision.layer_masking.baselines import PixelScale
 from skipguide.vision.layer_masking.checks import FILLS, check_fill, check_keep, check_model, expanded
 from skipguide.vision.layer_masking.masker import Masker, MaskStats
 from skipguide.vision.layer_masking.spot import TAG, spot_of
-from skipguide.vision.settings import as_flag
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,7 +36,7 @@ def free_bytes(device: torch.device) -> int:
         return 4 * 2**30
 
 
-def place_for(wanted: Place, size: int, limit: int | None, device: torch.device, folder: Path | None) -> Place:
+def place_for(wanted: Place, size: int, limit: float | None, device: torch.device, folder: Path | None) -> Place:
     """Where `size` bytes of features go.
 
     `auto` takes the device if a quarter of its free memory is enough, else the host if half of its free memory is,
@@ -102,7 +102,7 @@ class FeatureCache:
         batch: int,
         folder: Path | None = None,
         parts: Mapping[str, Any] | None = None,
-        limit: int | None = None,
+        limit: float | None = None,
         progress: bool = True,
     ) -> FeatureCache:
         """Compute the features, or find them on disk.
@@ -144,7 +144,7 @@ class FeatureCache:
         batch: int,
         folder: Path,
         parts: dict[str, Any],
-        limit: int | None,
+        limit: float | None,
         progress: bool,
     ) -> FeatureCache:
         home = folder / f"features-{cache_key(parts)}"
@@ -225,7 +225,7 @@ def _file_hash(file: Path) -> str:
     return digest.hexdigest()
 
 
-def prune(folder: Path, limit: int, keep: Path | None = None) -> None:
+def prune(folder: Path, limit: float, keep: Path | None = None) -> None:
     """Remove the caches that were not used for longest, until the folder holds at most `limit` bytes."""
     homes = sorted((h for h in folder.glob("features-*") if h.is_dir()), key=lambda h: h.stat().st_mtime, reverse=True)
     homes.sort(key=lambda h: h != keep)

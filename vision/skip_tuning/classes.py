@@ -11,7 +11,7 @@ from torch import Tensor
 
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
-from skipguide.vision.settings import settle
+from skipguide.settings import settle
 
 
 @dataclass(frozen=True)

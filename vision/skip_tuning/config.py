@@ -7,8 +7,7 @@ from typing import Literal
 
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
-from skipguide.scalars import whole
-from skipguide.vision.settings import is_one_of, settle
+from skipguide.settings import is_one_of, settle
 
 
 @dataclass(frozen=True)
@@ -63,18 +62,21 @@ class TuneConfig(JsonConfig):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     cache: Literal["auto", "device", "host", "disk"] = "auto"
     cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    cache_limit: int | None = None
+    cache_limit: float | None = None
     extract_batch: int = 128
 
     def __post_init__(self) -> None:
-        wholes = {"epochs": 1, "batch_size": 1, "extract_batch": 1, "shots": 1, "warmup_epochs": 0, "cache_limit": 0}
-        rates = ("lr_text", "lr_image", "warmup_lr", "weight_decay", "momentum")
-        maybe = ("shots", "cache_limit", "homogeneous")
-        settle(self, wholes | {"seed": 0}, dict.fromkeys(rates, 0.0), ("homogeneous",), maybe)
-        if not isinstance(self.views, str) and (whole(self.views) or 0) >= 1:
+        settle(
+            self,
+            wholes={"epochs": 1, "batch_size": 1, "extract_batch": 1, "shots": 1, "warmup_epochs": 0, "seed": 0},
+            numbers=dict.fromkeys(
+                ("lr_text", "lr_image", "warmup_lr", "weight_decay", "momentum", "cache_limit"), 0.0
+            ),  # 2e9 bytes are a number
+            flags=("homogeneous",),
+            optional=("shots", "cache_limit", "homogeneous"),
+        )
+        if not is_one_of(self.views, ("per_epoch",)):
             settle(self, {"views": 1})
-        elif not is_one_of(self.views, ("per_epoch",)):
-            raise SkipError(f'expected views as a count or "per_epoch"; got {self.views!r}')
         choices = {
             "optimizer": ("sgd", "adamw"),
             "augment": ("crop", None),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
-from skipguide.vision.settings import as_list, as_whole, as_wholes
+from skipguide.settings import as_list, as_whole, as_wholes
 
 # Blocks per group of the CIFAR ResNets (arXiv 1711.09485, section 4); the depth is 6 n + 2 convolutions.
 CIFAR = {"resnet38": 6, "resnet74": 12, "resnet110": 18, "resnet152": 25}
@@ -46,8 +46,8 @@ class CifarResNet(nn.Module):
 
         super().__init__()
         blocks, widths = as_list("blocks", blocks), as_list("widths", widths)
-        if not blocks or len(blocks) != len(widths):
-            raise SkipError(f"expected positive blocks and widths, one of each per group; got {blocks} and {widths}")
+        if len(blocks) != len(widths):
+            raise SkipError(f"expected blocks and widths, one of each per group; got {blocks} and {widths}")
         num_classes, in_channels = as_wholes(num_classes=num_classes, in_channels=in_channels)
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
-from skipguide.scalars import number
-from skipguide.vision.settings import as_whole, is_one_of
+from skipguide.settings import as_number, as_whole, is_one_of
 
 GateKind = Literal["rnn", "ff1", "ff2"]
 KINDS: tuple[str, ...] = get_args(GateKind)
@@ -46,7 +45,7 @@ class Gates(nn.Module):
         Raises:
             SkipError: for a factor that is not positive.
         """
-        if not (number(factor) or 0) > 0:
+        if not as_number("factor", factor) > 0:
             raise SkipError(f"expected a positive factor; got {factor!r}")
         for layer in self.last_layers():
             for parameter in layer.parameters():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
 from skipguide.router import Router
-from skipguide.scalars import whole
+from skipguide.settings import as_list
 from skipguide.vision.saved import Saved
 from skipguide.vision.skipnet.backbones import CifarResNet, build_backbone, probe, unweighted
 from skipguide.vision.skipnet.gates import build_gates
@@ -264,8 +264,8 @@ def _image_size(backbone: nn.Module) -> tuple[int, int, int]:
 
 
 def _checked_size(size: Sequence[int]) -> tuple[int, ...]:
-    found = tuple(whole(n) or 0 for n in size) if isinstance(size, (list, tuple)) else ()
-    if len(found) != 3 or min(found) < 1:
+    found = tuple(as_list("image_size", size))
+    if len(found) != 3:
         raise SkipError(f"expected an image size (channels, height, width); got {size!r}")
     return found
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
-from skipguide.vision.settings import settle
+from skipguide.settings import settle
 
 
 def computation(gates: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.settings import is_one_of
 from skipguide.stats import Stats
-from skipguide.vision.settings import is_one_of
 from skipguide.vision.skipnet.gates import Gates
 
 # hard: p > 0.5, skipped rows do not run. sample: Bernoulli(p), the same. straight_through: hard forward, soft backward,

@@ -9,7 +9,7 @@ import torch
 
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
-from skipguide.vision.settings import settle
+from skipguide.settings import settle
 from skipguide.vision.skipnet.objectives import Reinforce, budget_loss
 
 STAGES = ("dense", "supervised", "budget", "reinforce", "fixed")

@@ -9,8 +9,8 @@ from skipguide.errors import SkipError
 from skipguide.scalars import flag, native, number, whole
 
 
-def as_whole(name: str, value: Any, least: int = 1) -> int:
-    """A whole number of at least `least`, NumPy's and torch's too.
+def as_whole(name: str, value: Any, least: int | None = 1) -> int:
+    """A whole number of at least `least` (None: any), NumPy's and torch's too.
 
     Raises:
         SkipError: for anything else.
@@ -21,8 +21,8 @@ def as_whole(name: str, value: Any, least: int = 1) -> int:
         3
     """
     found = whole(value)
-    if found is None or found < least:
-        raise SkipError(f"expected {name} as a whole number of at least {least}; got {value!r}")
+    if found is None or (least is not None and found < least):
+        raise SkipError(f"expected {name} as a whole number{_limit(least)}; got {value!r}")
     return found
 
 
@@ -55,8 +55,7 @@ def as_number(name: str, value: Any, least: float | None = 0) -> float:
     """
     found = number(value)
     if found is None or (least is not None and found < least):
-        limit = "" if least is None else f" of at least {least}"
-        raise SkipError(f"expected {name} as a finite number{limit}; got {value!r}")
+        raise SkipError(f"expected {name} as a finite number{_limit(least)}; got {value!r}")
     return found
 
 
@@ -84,7 +83,7 @@ def is_one_of(value: Any, choices: Collection[str]) -> bool:
 
 def settle(
     config: object,
-    wholes: Mapping[str, int] | None = None,
+    wholes: Mapping[str, int | None] | None = None,
     numbers: Mapping[str, float | None] | None = None,
     flags: Collection[str] = (),
     optional: Collection[str] = (),
@@ -108,3 +107,7 @@ def settle(
         value = getattr(config, name)
         if value is not None or name not in optional:
             object.__setattr__(config, name, taker(name, value, *least))
+
+
+def _limit(least: float | None) -> str:
+    return "" if least is None else f" of at least {least}"
