@@ -80,11 +80,24 @@ def _mlp(*serves: str, path: str = "mlp", **rest: Any) -> Sublayer:
 _LLAMA = Layout(
     _models(
         *("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3", "SmolLM3", "Granite", "Starcoder2"),
+        *("Arcee", "BitNet", "Cwm", "DiffLlama", "Ernie4_5", "Glm", "GraniteSWA", "Helium", "HunYuanDenseV1"),
+        *("Jais2", "MiniCPM3", "Ministral", "Ministral3", "NanoChat", "Nemotron", "Olmo", "Persimmon", "SeedOss"),
+        "Youtu",
         *("Mixtral", "Qwen2Moe", "Qwen3Moe", "DeepseekV3"),
-    ),
+        *("AXK1", "DeepseekV2", "Dots1", "Ernie4_5_Moe", "ExaoneMoe", "Flint", "Glm4Moe", "Glm4MoeLite", "HYV3"),
+        *("HunYuanMoEV1", "Laguna", "Mellum", "MiMoV2Flash", "MiniMaxM2", "Olmoe", "Phimoe", "SolarOpen"),
+    )
+    | {"Emu3ForCausalLM": "model", "Emu3TextModel": ""},
     attn=_attn("input_layernorm"),
     mlp=_mlp("post_attention_layernorm"),
     between="post_attention_layernorm",
+)
+_GPT2 = Layout(
+    {"GPT2LMHeadModel": "transformer", "GPT2Model": ""} | _models("GPTBigCode", decoder="transformer"),
+    attn=_attn("ln_1", path="attn"),
+    mlp=_mlp("ln_2"),
+    stack="h",
+    between="ln_2",
 )
 _GEMMA2 = Layout(
     _models("Gemma2", "Gemma3")
@@ -142,7 +155,7 @@ _STABLELM = Layout(
     when=(("use_parallel_residual", False),),
 )
 _PARALLEL = Layout(
-    _models("Phi", "Cohere"),
+    _models("Phi", "Cohere", "Cohere2", "Cohere2Moe"),
     attn=_attn(),
     mlp=_mlp(),
     parallel=True,
@@ -158,7 +171,51 @@ LAYOUTS: tuple[Layout, ...] = (
         mlp=_mlp("post_attention_layernorm", nothings=1),
         note="experts return their router scores too; attention sinks",
     ),
+    replace(
+        _LLAMA,
+        models=_models("Llama4", base="TextModel"),
+        mlp=_mlp("post_attention_layernorm", path="feed_forward", nothings=1),
+        note="the feed-forward returns its router scores too",
+    ),
+    replace(
+        _LLAMA,
+        models=_models("GraniteMoe", "GraniteMoeSWA"),
+        mlp=_mlp("post_attention_layernorm", path="block_sparse_moe"),
+    ),
+    replace(
+        _LLAMA,
+        models=_models("Apertus"),
+        attn=_attn("attention_layernorm"),
+        mlp=_mlp("feedforward_layernorm"),
+        between="feedforward_layernorm",
+    ),
+    replace(
+        _LLAMA,
+        models=_models("VaultGemma"),
+        mlp=_mlp("pre_feedforward_layernorm"),
+        between="pre_feedforward_layernorm",
+    ),
+    replace(
+        _LLAMA,
+        models=_models("ModernBertDecoder"),
+        attn=_attn("attn_norm", path="attn"),
+        mlp=_mlp("mlp_norm"),
+        between="mlp_norm",
+    ),
     _GEMMA2,
+    replace(
+        _GEMMA2,
+        models=_models("Afmoe"),
+        mlp=_mlp("pre_mlp_layernorm", "post_mlp_layernorm"),
+        between="pre_mlp_layernorm",
+    ),
+    replace(
+        _GEMMA2,
+        models=_models("Glm4", "Kolibri1"),
+        attn=_attn("input_layernorm", "post_self_attn_layernorm"),
+        mlp=_mlp("post_attention_layernorm", "post_mlp_layernorm"),
+        between="post_attention_layernorm",
+    ),
     Layout(
         _models("Gemma3n")
         | {
@@ -172,20 +229,19 @@ LAYOUTS: tuple[Layout, ...] = (
         note="several streams; attention whose keys later layers share cannot be left out",
     ),
     Layout(
-        _models("Olmo2"),
+        _models("Olmo2", "Olmo3", "FlexOlmo", "Exaone4"),
         attn=_attn("post_attention_layernorm"),
         mlp=_mlp("post_feedforward_layernorm"),
         between="mlp",
         note="norms after the sublayers only",
     ),
-    Layout(
-        {"GPT2LMHeadModel": "transformer", "GPT2Model": ""},
-        attn=_attn("ln_1", path="attn"),
-        mlp=_mlp("ln_2"),
-        stack="h",
-        between="ln_2",
-    ),
+    _GPT2,
     _OPT,
+    replace(
+        _OPT,
+        models=_models("XGLM") | _models("BioGpt", decoder="biogpt"),
+        when=(),
+    ),
     replace(
         _OPT,
         attn=_attn(),
@@ -231,7 +287,7 @@ LAYOUTS: tuple[Layout, ...] = (
     _PARALLEL,
     replace(
         _PARALLEL,
-        models=_models("GPTJ", decoder="transformer"),
+        models=_models("GPTJ", "CodeGen", decoder="transformer"),
         attn=_attn(path="attn"),
         stack="h",
         nothings=1,
