@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo.family import Family, randomise, rows
 from zoo.joint import JOINT
 from zoo.one_stream import ONE_STREAM
-from zoo.pipes import STEPS, embeds, flow, size
+from zoo.pipes import STEPS, embeds, flow, placed, size
 from zoo.video_av import VIDEO_AUDIO
 from zoo.video_cross import VIDEO_CROSS
 from zoo.video_joint import VIDEO_JOINT
@@ -91,7 +91,7 @@ class VideoCase:
     def run(self, pipe: diffusers.DiffusionPipeline, cfg: bool = True, **overrides: object) -> Tensor:
         common = {"num_inference_steps": STEPS, "output_type": "latent", "return_dict": False}
         call = {**common, "generator": torch.Generator().manual_seed(11), **self.call(self.clips, cfg), **overrides}
-        out = pipe(**{name: value for name, value in call.items() if value is not ...})
+        out = pipe(**placed({name: value for name, value in call.items() if value is not ...}, pipe))
         if isinstance(out[0], list):
             return torch.cat([each.flatten(1) for each in out[0]], dim=1)
         if len(out) > 1:  # video and sound
