@@ -236,6 +236,12 @@ LAYOUTS: tuple[Layout, ...] = (
         note="norms after the sublayers only",
     ),
     _GPT2,
+    replace(
+        _GPT2,
+        models=_models("GPTNeo", decoder="transformer"),
+        nothings=1,
+        nothings_with="output_attentions",
+    ),
     _OPT,
     replace(
         _OPT,

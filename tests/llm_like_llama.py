@@ -64,6 +64,16 @@ LIKE_LLAMA = (
         mlp=("mlp.c_proj",),
     ),
     LM(
+        "gptneo",
+        "GPTNeo",
+        GPT
+        | {"hidden_size": WIDTH, "num_layers": LAYERS, "num_heads": 4, "max_position_embeddings": 128}
+        | {"attention_types": [[["global", "local"], LAYERS // 2]], "window_size": 4},
+        layers="transformer.h",
+        attn="attn.attention.out_proj",
+        mlp=("mlp.c_proj",),
+    ),
+    LM(
         "codegen",
         "CodeGen",
         GPT | {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 128, "n_ctx": 128, "rotary_dim": 4},
