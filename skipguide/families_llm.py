@@ -228,6 +228,15 @@ LAYOUTS: tuple[Layout, ...] = (
         prenorm=False,
         note="several streams; attention whose keys later layers share cannot be left out",
     ),
+    replace(
+        _GEMMA2,
+        models=_models("Gemma4", base="TextModel")
+        | {"Gemma4ForConditionalGeneration": "model.language_model", "Gemma4Model": "language_model"},
+        between="",
+        prenorm=False,
+        when=(("enable_moe_block", False),),
+        note="each layer adds an embedding of its own; attention whose keys later layers share cannot be left out",
+    ),
     Layout(
         _models("Olmo2", "Olmo3", "FlexOlmo", "Exaone4"),
         attn=_attn("post_attention_layernorm"),

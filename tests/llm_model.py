@@ -43,6 +43,7 @@ class LM:
         attn: the attention's output projection, from a layer.
         mlp: the feed-forward's, all that may be there.
         parallel: both sublayers read the layer's input.
+        shares: of its six layers the last two read the keys of the two before; a layer is more than two sublayers.
     """
 
     name: str
@@ -52,6 +53,7 @@ class LM:
     attn: str = "self_attn.o_proj"
     mlp: tuple[str, ...] = ("mlp.down_proj",)
     parallel: bool = False
+    shares: bool = False
     head: str = "ForCausalLM"
     config_cls: str = ""
 

@@ -171,7 +171,18 @@ ALL = (
             "activation_sparsity_pattern": None,
         }
         | {"layer_types": ["sliding_attention", "full_attention"] * 3, "sliding_window": 4},
+        shares=True,
         config_cls="Gemma3nTextConfig",
+    ),
+    LM(
+        "gemma4",
+        "Gemma4",
+        LLAMA
+        | {"head_dim": 8, "num_kv_shared_layers": 2, "num_hidden_layers": 6, "hidden_size_per_layer_input": 8}
+        | {"layer_types": ["sliding_attention", "full_attention"] * 3, "sliding_window": 4}
+        | {"vocab_size_per_layer_input": VOCAB},
+        shares=True,
+        config_cls="Gemma4TextConfig",
     ),
 )
 ALL += tuple(lm for lm in LIKE_LLAMA if lm.exists)  # some are younger than the oldest transformers that serves

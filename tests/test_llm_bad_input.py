@@ -68,6 +68,7 @@ def test_plans_as_json(tmp_path):
         ("opt_postnorm", SublayerPlan(attn=[1], attn_scale={1: 1.1}), "scale per sublayer is not defined"),
         ("gemma3n", SublayerPlan(attn=[2]), "later layers of Gemma3nForCausalLM read its keys"),
         ("gemma3n", SublayerPlan(attn=[3]), "shared KV cache"),
+        ("gemma4", SublayerPlan(attn=[3]), "shared KV cache"),
     ],
 )
 def test_plans_that_do_not_fit_the_model(name, plan, message):

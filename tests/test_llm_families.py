@@ -27,8 +27,9 @@ CANNOT = {("mpt", "chunked")}
 
 
 def plan_for(lm):
-    """Attention of layer 0, a feed-forward, and one layer whole; Gemma 3n's layers 2 and 3 give others their keys."""
-    return SublayerPlan(attn=[0, 4] if lm.name == "gemma3n" else [0, 2], mlp=[1, 4] if lm.name == "gemma3n" else [1, 2])
+    """Attention of layer 0, a feed-forward, and one layer whole."""
+    whole = 4 if lm.shares else 2  # layers 2 and 3 give others their keys
+    return SublayerPlan(attn=[0, whole], mlp=[1, whole])
 
 
 def generate(model, **way):
@@ -123,7 +124,7 @@ def test_the_self_test_of_the_core_runs_on_language_models(name):
 def test_the_watched_stream_is_the_residual_stream(lm):
     """a is x with the sublayer added: it is x where the sublayer is zero, and m is the next layer's x."""
     model = lm.build()
-    if lm.name in ("gemma3n",):
+    if lm.shares:
         with pytest.raises(ValueError, match="residual stream"), watch(model, print):
             pass
         return
