@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from skipguide.errors import SkipError
@@ -35,16 +35,20 @@ def as_wholes(**values: Any) -> list[int]:
     return [as_whole(name, value) for name, value in values.items()]
 
 
-def as_list(name: str, values: Any) -> list[int]:
-    """A list of counts from 1 on, one at least.
+def as_list(name: str, values: Any, fewest: int = 1) -> list[int]:
+    """A list of counts from 1 on, `fewest` at least; any sequence or array is one.
 
     Raises:
         SkipError: for anything else.
+
+    Example:
+        >>> as_list("widths", range(8, 32, 8))
+        [8, 16, 24]
     """
     found = native(values)
-    if not isinstance(found, list | tuple) or not found:
+    if not isinstance(found, Sequence) or isinstance(found, str | bytes) or len(found) < fewest:
         raise SkipError(f"expected {name} as a list of whole numbers; got {values!r}")
-    return [as_whole(name, value) for value in found]
+    return [as_whole(f"each of {name}", value) for value in found]
 
 
 def as_number(name: str, value: Any, least: float | None = 0) -> float:

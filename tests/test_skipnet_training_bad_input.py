@@ -20,7 +20,7 @@ def test_bad_training_is_refused(tmp_path):
         ({"batch_size": 0}, f"batch_size {whole}"),
         ({"save_every": 0}, f"save_every {whole}"),
         ({"lr": 0}, positive + r"\blr=0,"),
-        ({"lr": float("nan")}, "lr as a finite number of at least 0.0; got nan"),
+        ({"lr": float("nan")}, "lr as a finite number of at least 0; got nan"),
         ({"gate_lr": 0}, positive + "gate_lr=0,"),
         ({"warmup": 1}, positive + "warmup=1,"),
         ({"optimizer": "lbfgs"}, "optimizer 'adamw' or 'sgd'; got 'lbfgs'"),

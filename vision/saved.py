@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
 
 from huggingface_hub import PyTorchModelHubMixin
@@ -33,9 +33,10 @@ class Saved(PyTorchModelHubMixin):
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of NumPy and torch as Python's own, in lists and mappings too."""
+    """Numbers and sequences of any library as Python's own numbers and lists."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    value = native(value)
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_plain(item) for item in value]
-    return native(value)
+    return value

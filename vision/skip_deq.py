@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
-from skipguide.scalars import native
-from skipguide.settings import as_flag, as_number, as_whole, is_one_of
+from skipguide.settings import as_flag, as_list, as_number, as_whole, is_one_of
 from skipguide.vision.fixed_point import check_settings, fixed_point
 
 StateCell = Callable[[Tensor, Tensor], Tensor]
@@ -132,7 +131,7 @@ class SkipDEQ(nn.Module):
         self.coupled = coupled
         self.gradient, self.phantom_steps, self.phantom_damping = gradient, phantom_steps, phantom_damping
         self.backward_tol, self.backward_budget = backward_tol, backward_budget
-        self.state_shape = None if state_shape is None else _checked_shape(state_shape)
+        self.state_shape = None if state_shape is None else tuple(as_list("state_shape", state_shape, 0))
 
     def forward(self, x: Tensor) -> tuple[Tensor, DEQInfo]:
         """Solve z = f(z, x).
@@ -276,13 +275,6 @@ def _called(name: str, function: Callable[..., Any], given: dict[str, Tensor], h
 
 def _kind(value: Tensor) -> str:
     return f"{value.dtype} {list(value.shape)} on {value.device}"
-
-
-def _checked_shape(shape: Any) -> tuple[int, ...]:
-    sides = native(shape)
-    if not isinstance(sides, list | tuple):
-        raise SkipError(f"expected state_shape as the shape of one row, such as (8,); got {shape!r}")
-    return tuple(as_whole("each side of state_shape", side) for side in sides)
 
 
 def _warn(message: str) -> None:

@@ -66,12 +66,11 @@ class TuneConfig(JsonConfig):
     extract_batch: int = 128
 
     def __post_init__(self) -> None:
+        rates = ("lr_text", "lr_image", "warmup_lr", "weight_decay", "momentum")
         settle(
             self,
-            wholes={"epochs": 1, "batch_size": 1, "extract_batch": 1, "shots": 1, "warmup_epochs": 0, "seed": 0},
-            numbers=dict.fromkeys(
-                ("lr_text", "lr_image", "warmup_lr", "weight_decay", "momentum", "cache_limit"), 0.0
-            ),  # 2e9 bytes are a number
+            wholes={"shots": 1, "epochs": 1, "batch_size": 1, "warmup_epochs": 0, "seed": None, "extract_batch": 1},
+            numbers=dict.fromkeys((*rates, "cache_limit"), 0),  # bytes are written 2e9 too
             flags=("homogeneous",),
             optional=("shots", "cache_limit", "homogeneous"),
         )

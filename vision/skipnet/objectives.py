@@ -79,7 +79,7 @@ class Reinforce(JsonConfig):
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
         numbers = ("alpha", "beta", "gamma", "weight", "epsilon")
-        settle(self, numbers=dict.fromkeys(numbers, 0.0), flags=("detach",))
+        settle(self, numbers=dict.fromkeys(numbers, 0), flags=("detach",))
         if self.reduction not in ("mean", "sum") or self.baseline not in ("batch_mean", "none"):
             raise SkipError(
                 f"expected reduction 'mean' or 'sum' and baseline 'batch_mean' or 'none'; got {self.reduction!r} and "

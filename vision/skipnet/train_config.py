@@ -70,10 +70,15 @@ class TrainConfig(JsonConfig):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        wholes = {"steps": 1, "batch_size": 1, "save_every": 1, "seed": 0}
         rates = ("lr", "gate_lr", "weight_decay", "warmup", "budget_weight", "budget_target", "sharpen")
         terms = ("alpha", "beta", "gamma", "rl_weight", "epsilon")
-        settle(self, wholes, dict.fromkeys((*rates, *terms), 0.0), ("detach", "freeze_bn"), ("freeze_bn",))
+        settle(
+            self,
+            wholes={"steps": 1, "batch_size": 1, "save_every": 1, "seed": None},
+            numbers=dict.fromkeys((*rates, *terms), 0),
+            flags=("detach", "freeze_bn"),
+            optional=("freeze_bn",),
+        )
         if self.stage not in STAGES:
             raise SkipError(f"unknown stage {self.stage!r}; expected one of {', '.join(STAGES)}")
         if self.optimizer not in ("adamw", "sgd"):
