@@ -81,11 +81,7 @@ class Arguments:
             if name in shared:
                 return value
             if name in listed and isinstance(value, (list, tuple)):
-                return (
-                    value[index]
-                    if isinstance(index, slice)
-                    else sequence_like(value, (value[i] for i in index.tolist()))
-                )
+                return value[index] if isinstance(index, slice) else type(value)(value[i] for i in index.tolist())
             if name in folded and isinstance(value, Tensor):
                 return _refold(value, index, size, batch or size)
             if name in layered and isinstance(value, Tensor):

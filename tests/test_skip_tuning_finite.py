@@ -25,7 +25,7 @@ def overflowing(place):
 def test_a_loss_that_is_not_finite_leaves_the_weights(optimizer):
     which = tuner()
     before = weights(which)
-    with pytest.raises(SkipError, match="finite loss; epoch 0 has nan after 0 steps"):
+    with pytest.raises(SkipError, match="epoch 0 has a loss of nan after 0 steps"):
         run(which, overflowing(7), optimizer=optimizer, batch_size=8)
     assert same(before, weights(which))
     assert all(p.grad is None for p in which.parameters().values())
@@ -37,7 +37,7 @@ def test_the_steps_before_are_kept():
     """A run that breaks in its third epoch has the weights of one that was stopped there."""
     broken, stopped = tuner(), tuner()
     settings = {"epochs": 3, "views": "per_epoch"}
-    with pytest.raises(SkipError, match=r"finite loss; epoch 2 has nan after \d+ steps, whose weights are kept"):
+    with pytest.raises(SkipError, match=r"epoch 2 has a loss of nan after \d+ steps, whose weights are kept"):
         run(broken, augment=spoil_the_third_epoch(), **settings)
     with pytest.raises(StopIteration):
         run(stopped, augment=spoil_the_third_epoch(StopIteration), **settings)
@@ -63,7 +63,7 @@ def test_gradients_that_are_not_finite_leave_the_weights():
     parameter = next(iter(which.parameters().values()))
     parameter.register_hook(lambda grad: grad * torch.inf)
     before = weights(which)
-    with pytest.raises(SkipError, match="finite gradients; epoch 0 has others after 0 steps"):
+    with pytest.raises(SkipError, match="epoch 0 has gradients that are not finite after 0 steps"):
         run(which)
     assert same(before, weights(which))
 

@@ -133,9 +133,10 @@ def check_step(tuner: SkipTuner, loss: float, epoch: int, steps: int, *, scaled:
         return
     for parameter in tuner.parameters().values():
         parameter.grad = None
-    has = "finite gradients; epoch {} has others" if math.isfinite(loss) else f"a finite loss; epoch {{}} has {loss}"
+    what = "gradients that are not finite" if math.isfinite(loss) else f"a loss of {loss}"
     raise SkipError(
-        f"expected {has.format(epoch)} after {steps} steps, whose weights are kept: lower lr_text and lr_image"
+        f"expected a finite loss and gradients; epoch {epoch} has {what} after {steps} steps, whose weights are kept: "
+        f"lower lr_text and lr_image"
     )
 
 

@@ -20,8 +20,8 @@ from torch.utils.data import Dataset
 from skipguide.errors import SkipError
 from skipguide.vision.skipnet.net import SkipNet
 from skipguide.vision.skipnet.objectives import budget_loss, reinforce_loss
-from skipguide.vision.skipnet.order import batches
 from skipguide.vision.skipnet.routing import Routing
+from skipguide.vision.skipnet.sampler import batches
 from skipguide.vision.skipnet.train_config import STAGES, TrainConfig
 from skipguide.vision.skipnet.train_state import TrainState
 

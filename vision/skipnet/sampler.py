@@ -1,4 +1,4 @@
-"""Order: which images a step of a training sees, in every process; a resumed run goes on where it was."""
+"""Sampler: which images a step of a training sees, in every process; a resumed run goes on where it was."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from skipguide.vision.skipnet.train_config import TrainConfig
 
 
-class Order:
+class StepSampler:
     """The numbers of the images of every step from `start` on: epochs in an order that the seed and epoch give."""
 
     def __init__(self, size: int, config: TrainConfig, start: int, process: int, processes: int) -> None:
@@ -40,10 +40,11 @@ def batches(
     data: Dataset[Any], config: TrainConfig, start: int, accelerator: Any, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The images and labels of every step from `start` on, for this process."""
-    order = Order(len(cast(Any, data)), config, start, int(accelerator.process_index), int(accelerator.num_processes))
+    process, processes = int(accelerator.process_index), int(accelerator.num_processes)
+    sampler = StepSampler(len(cast(Any, data)), config, start, process, processes)
     if isinstance(data, TensorDataset):
         images, labels = data.tensors
-        for numbers in order:
+        for numbers in sampler:
             yield images[numbers], labels[numbers]
     else:
-        yield from DataLoader(data, batch_sampler=cast(Any, order), num_workers=workers)
+        yield from DataLoader(data, batch_sampler=cast(Any, sampler), num_workers=workers)
