@@ -25,6 +25,7 @@ from skipguide.pipelines.passes import Passes, first
 from skipguide.pipelines.registry import PipelineSpec, pipeline_spec
 from skipguide.pipelines.run import Run
 from skipguide.plan import SkipPlan
+from skipguide.scalars import native
 from skipguide.select import DEFAULT_SCORE, LayerScore, LayerScores, average, fingerprint, measure_skip
 from skipguide.settings import as_whole
 from skipguide.skipper import batch_size
@@ -179,7 +180,7 @@ def calibrate(
         count = sum(len(sample["effect"]) for sample in samples)
         means: dict[str, Any] = average(samples)
         rows.append(LayerScore(layer, blocks[layer].name, blocks[layer].stack, part, **means, cost=cost, samples=count))
-    about = {"prompts": len(prompts), "steps": arguments["num_inference_steps"], "levels": levels, "seed": seed}
+    about = {"prompts": len(prompts), "steps": native(arguments["num_inference_steps"]), "levels": levels, "seed": seed}
     return LayerScores(tuple(rows), type(unwrap(model)).__name__, total, model_hash(model), about)
 
 
