@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -40,6 +41,30 @@ def test_no_trace_is_left(images, keep):
     assert state(model) == before
     pickle.dumps(model)
     assert not any(hasattr(p, "_skipguide_spot") for p in (*model.parameters(), *model.buffers(), images, keep))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [tuple, list, dict, namedtuple("Answer", "logits features")._make])
+def test_an_answer_is_a_plain_tensor_in_whatever_it_comes(model, images, keep, shape):
+    class Both(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            features = self.model.layer1(self.model.conv1(images))
+            given = features.mean((2, 3)), features
+            return dict(enumerate(given)) if shape is dict else shape(given)
+
+    forward = masked_forward(Both().eval())
+    answers = []
+    for _ in range(2):  # traced, and planned on a part of the picture
+        answer = forward(keep, images)
+        assert type(answer) is type(shape({0: 1, 1: 2}) if shape is dict else shape((1, 2)))
+        answers.append(list(answer.values() if shape is dict else answer))
+    for first, again in zip(*answers, strict=True):
+        assert not first.__dict__ and not again.__dict__  # what is kept, or saved, is not the run with its masks
+        assert torch.allclose(first, again, atol=1e-5)
 
 
 @torch.no_grad()

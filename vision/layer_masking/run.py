@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from skipguide.arguments import sequence_like
 from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.action import Action, prepare
 from skipguide.vision.layer_masking.geometry import Op, Pointwise
@@ -70,7 +71,10 @@ class MaskedRun(TorchFunctionMode):
         """The model's answer; hidden positions that are still there are 0, and so is what was not computed."""
         if isinstance(output, Tensor):
             spot = spot_of(output)
-            if spot is None or spot.number is None:
+            if spot is None:
+                return output
+            if spot.number is None:
+                delattr(output, TAG)  # who keeps the answer keeps no run with its masks, and can pickle it
                 return output
             self.outputs.append(spot.number)
             mask, box = self.mask(spot.number), self.boxes[spot.number]
@@ -86,8 +90,8 @@ class MaskedRun(TorchFunctionMode):
             for key, value in list(output.items()):
                 output[key] = self.leave(value)  # type: ignore[index]
             return output
-        if isinstance(output, (list, tuple)) and not hasattr(output, "_fields"):
-            return type(output)(self.leave(value) for value in output)
+        if isinstance(output, (list, tuple)):
+            return sequence_like(output, (self.leave(value) for value in output))
         return output
 
     def trace(self) -> Trace:
