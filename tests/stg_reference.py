@@ -17,7 +17,7 @@ SCALES = {
     "sd35": 7.0, "flux_true_cfg": 4.0,
 }  # fmt: skip
 WITH_CFG = [c for c in PIPES if c.cfg_modes[0] != "single"]
-SOLVABLE = [c for c in WITH_CFG if c.name not in ("hunyuan_true_cfg", "flux_true_cfg", "cogvideox_dynamic")]
+SOLVABLE = [c for c in WITH_CFG if c.name != "cogvideox_dynamic"]
 
 
 def named(cases):
