@@ -76,15 +76,12 @@ def length(cache: Any) -> int:
     return int(cache.get_seq_length())
 
 
-def empty(cache: Any) -> bool:
-    """Whether a cache holds no token. A static cache on a GPU is waited for."""
-    return length(cache) == 0
-
-
-def known_empty(cache: Any) -> bool:
-    """Whether a cache is empty, as far as it can be said without waiting for a GPU: there, False."""
+def empty(cache: Any, *, wait: bool = True) -> bool:
+    """Whether a cache holds no token. A static cache on a GPU is waited for; without `wait` it counts as filled."""
     found = cache.get_seq_length()
-    return not (isinstance(found, Tensor) and found.device.type != "cpu") and int(found) == 0
+    if not wait and isinstance(found, Tensor) and found.device.type != "cpu":
+        return False
+    return int(found) == 0
 
 
 def grow(cache: Any, layers: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from skipguide.errors import SkipError
-from skipguide.kv import check_kind, empty, hide, known_empty, length
+from skipguide.kv import check_kind, empty, hide, length
 from skipguide.llm import cache as kv
 from skipguide.llm.families import SublayerMap
 from skipguide.llm.passes import Pass, PassReader
@@ -134,7 +134,7 @@ class DecoderAct:
                 mark = run.mark(cache)
                 single = self.reader.tokens(args, kwargs) == 1
                 # a pass of one token must not wait for the GPU: there, a reset is noticed at a prompt of several only
-                if mark.filled and not torch.compiler.is_compiling() and (known_empty if single else empty)(cache):
+                if mark.filled and not torch.compiler.is_compiling() and empty(cache, wait=not single):
                     run.restart(mark)
                 decode = mark.filled and single
                 if not mark.hidden and (decode or phase != "decode"):
