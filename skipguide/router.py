@@ -208,7 +208,7 @@ class _Rows:
         frame.stats.skipped(self.block.name, rows - len(numbers))
         if alone:
             return self.chain.keep(run_rows(partial(_on_rows, frame, numbers, call), x, numbers, self.shortcut, own))
-        index = torch.tensor(numbers, device=x.device)
+        index = torch.tensor(numbers).to(x.device, non_blocking=True)
         moved, named = self.arguments.rows(args, kwargs, index, rows, self.block.spec.shared)
 
         def run(part: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ class _Rows:
         finally:
             if self.once is not None:
                 self.once.known = None
-        weight = weight.to(ran.dtype).view(-1, *[1] * (ran.ndim - 1))
+        weight = weight.to(ran).view(-1, *[1] * (ran.ndim - 1))
         # lerp gives either end exactly where the weight is 0 or 1
         return torch.lerp(passed.to(ran.dtype), ran, weight)
 

@@ -47,14 +47,14 @@ def run_rows(
             return _in_place(block, x, numbers)
         return _in_slices(block, x, numbers, shortcut)
     if not isinstance(index, Tensor):
-        index = torch.tensor(index, device=x.device)
+        index = torch.tensor(index).to(x.device, non_blocking=True)  # without a second wait for the device
     ran = block(x.index_select(0, index))
     if shortcut is None:
         if ran.dtype != x.dtype:  # autocast may let the block return another
             x, own = x.to(ran.dtype), True
         return (x if own else x.clone()).index_copy_(0, index, ran)
     stays = torch.zeros(rows, dtype=torch.bool, device=x.device).index_fill_(0, index, True)
-    left = (~stays).nonzero()[:, 0]
+    left = stays.to(torch.uint8).argsort(stable=True)[: rows - count]  # nonzero would wait for the device
     rest = shortcut(x.index_select(0, left)).to(ran.dtype)
     # every row's place among those that ran; the others' is overwritten
     places = (stays.cumsum(0) - 1).clamp(min=0)

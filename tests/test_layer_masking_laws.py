@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from dispatched import Dispatched
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
@@ -105,6 +106,14 @@ def test_one_mask_many_images_and_one_image_many_masks(model, images, keep):
     spread = forward(keep, images[:1])
     for row in range(3):
         torch.testing.assert_close(forward(keep[row], images[:1])[0], spread[row], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_gpu_is_waited_for_once_to_know_that_all_is_visible(images, keep):
+    forward = masked_forward(tiny(BasicBlock))
+    with Dispatched() as ran:
+        forward(torch.ones_like(keep), images)
+    assert ran.names.count("stack") == 1 and not ran.waits
 
 
 @pytest.mark.gpu

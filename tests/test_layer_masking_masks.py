@@ -67,6 +67,13 @@ def test_settings_round_trip(keep):
         LayerMask.from_dict({k: v for k, v in mask.to_dict().items() if k != "fill"})
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_mask_on_cuda_equals_the_one_that_is_read_back(keep):
+    mask = LayerMask(keep.cuda())
+    assert LayerMask.from_dict(mask.to_dict()) == mask == LayerMask(keep)
+
+
 @pytest.mark.parametrize(
     ("mask", "words"),
     [

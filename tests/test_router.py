@@ -190,3 +190,15 @@ def test_a_lost_gate_is_noticed():
         with pytest.raises(LostGateError, match=r"layer2\.0"):
             model(x)
     del model.layer2[0].forward
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("decision", [torch.tensor([True, False, True]), torch.tensor([0.25, 1.0, 0.0])])
+def test_decisions_may_stay_on_the_cpu(decision):
+    model, x = resnet().cuda(), torch.randn(3, 3, 32, 32).cuda()
+    found = []
+    for given in (decision, decision.cuda()):
+        with torch.no_grad(), Router(model).running(lambda place, rows, given=given: given):
+            found.append(model(x))
+    assert torch.equal(*found)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dispatched import Dispatched
 from torch import nn
 
 from skipguide.rows import run_rows
@@ -71,3 +72,13 @@ def test_the_type_is_the_blocks_and_only_what_is_ours_is_written_to(width, proje
     assert torch.equal(out, torch.where(keep, 2 * before, before if short is None else 3 * before).to(back))
     assert out.dtype is back
     assert own or torch.equal(x, before)
+
+
+@torch.no_grad()
+def test_nothing_waits_for_the_device_to_know_the_rows():
+    """On a GPU that is; a batch this small goes the same way on the CPU."""
+    layer, x = nn.Linear(3, 3), torch.randn(4, 3)
+    for shortcut in (None, nn.Linear(3, 3)):
+        with Dispatched() as ran:
+            run_rows(layer, x, [1, 3], shortcut)
+        assert "index_select" in ran.names and not ran.waits

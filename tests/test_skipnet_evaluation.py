@@ -58,3 +58,16 @@ def test_bad_input_of_evaluation():
     for measure in (evaluate, lambda *given: best_subset(*given, 1)):
         with pytest.raises(SkipError, match=r"net\.eval"):
             measure(tiny().train(), found.images, found.labels)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_controls_on_cuda():
+    net, found = tiny().cuda(), make_wires(16, 10, 4, 3)
+    images, labels = found.images.cuda(), found.labels.cuda()
+    seen = evaluate(net, images, labels)
+    rates = seen.gates.float().mean(0)
+    drawn = evaluate(net, images, labels, decide=random_gates(rates))
+    subset = best_subset(net, images, labels, 1, rates)
+    fixed = evaluate(net, images, labels, decide=fixed_gates(subset))
+    assert drawn.gates.shape == (16, 3) and bool((fixed.gates.cpu() == subset).all())

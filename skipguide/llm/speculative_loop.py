@@ -195,7 +195,7 @@ class _Draft:
 
 
 def _draft(request: Request, drafter: Drafter, controller: Controller, length: int) -> _Draft:
-    ids, model_kwargs, alive = request.ids, request.model_kwargs, request.unfinished.bool()
+    ids, model_kwargs, alive = request.ids, request.model_kwargs, request.unfinished.bool()[:, None]
     probabilities: list[Tensor] = []
     confidences: list[float] = []
     with drafter.drafting(request.cache):
@@ -207,18 +207,18 @@ def _draft(request: Request, drafter: Drafter, controller: Controller, length: i
             if request.config.do_sample:
                 token = torch.multinomial(chances, 1)
                 probabilities.append(chances)
-            confidences.append(float(top[alive].min()))
+            confidences.append(float(torch.where(alive, top, 1.0).min()))  # a mask as an index would wait once more
             ids = torch.cat([ids, token], dim=1)
-            if j + 1 == length or _ends(request, token[alive]) or not controller.worth_going_on(confidences):
+            if j + 1 == length or _ends(request, token, alive) or not controller.worth_going_on(confidences):
                 break
             model_kwargs = request.grown(outputs, 1, model_kwargs)
     return _Draft(ids, torch.stack(probabilities, dim=1) if probabilities else None, confidences)
 
 
-def _ends(request: Request, tokens: Tensor) -> bool:
-    """Whether every row's token is an end: nothing needs to be drafted after it."""
+def _ends(request: Request, tokens: Tensor, alive: Tensor) -> bool:
+    """Whether the token of every row that goes on is an end: nothing needs to be drafted after it."""
     eos = getattr(request.config, "_eos_token_tensor", None)
-    return eos is not None and bool(torch.isin(tokens, eos.to(tokens.device)).all())
+    return eos is not None and bool((torch.isin(tokens, eos.to(tokens.device)) | ~alive).all())
 
 
 def _common_matches(request: Request, verdict: Verdict, count: int) -> int:

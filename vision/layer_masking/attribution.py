@@ -101,7 +101,7 @@ def fit_linear(shown: Tensor, found: Tensor, width: float = 0.25, ridge: float =
     mean_x = (weight**2 * shown).sum(0) / (weight**2).sum()
     mean_y = (weight[:, 0] ** 2 * found).sum() / (weight**2).sum()
     x, y = (shown - mean_x) * weight, (found - mean_y) * weight[:, 0]
-    eye = torch.eye(shown.shape[1], dtype=shown.dtype)
+    eye = torch.eye(shown.shape[1], dtype=shown.dtype, device=shown.device)
     return torch.linalg.solve(x.T @ x + ridge * eye, x.T @ y)
 
 

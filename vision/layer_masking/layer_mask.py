@@ -104,7 +104,7 @@ class LayerMask:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LayerMask):
             return NotImplemented
-        return (self.fill, self.crop) == (other.fill, other.crop) and torch.equal(self.keep, other.keep)
+        return (self.fill, self.crop) == (other.fill, other.crop) and torch.equal(self.keep.cpu(), other.keep.cpu())
 
     __hash__ = object.__hash__
 

@@ -166,7 +166,7 @@ def best_subset(net: SkipNet, images: Tensor, labels: Tensor, blocks: int, rates
     if rates is None:
         return kept
     often = torch.zeros(count, dtype=torch.bool)
-    often[rates.argsort(descending=True)[:blocks]] = True
+    often[rates.argsort(descending=True)[:blocks].cpu()] = True
     return min((kept, often), key=lambda chosen: _loss(net, images, labels, chosen))
 
 

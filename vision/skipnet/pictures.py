@@ -51,7 +51,7 @@ def draw_by_blocks(axes: Any, images: Tensor, blocks: Tensor, notes: list[str] |
     cells = list(axes)
     picks = order[torch.linspace(0, len(order) - 1, len(cells)).round().long()].tolist()
     for axis, pick in zip(cells, picks, strict=True):
-        picture = images[pick].clamp(0, 1).permute(1, 2, 0).numpy()
+        picture = images[pick].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
         axis.imshow(picture if picture.shape[2] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
         axis.set_title(f"{int(blocks[pick])} blocks" + (f"\n{notes[pick]}" if notes else ""), fontsize=8)
         axis.set_axis_off()
