@@ -165,7 +165,7 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         if not 0 < self.drop < 1:
             raise SkipError(f"drop is a share of the blocks, above 0 and below 1; got {self.drop!r}")
         if self.apg_norm == 0:
-            raise SkipError(f"apg_norm is the largest norm of the direction, above 0; got {self.apg_norm!r}")
+            raise SkipError(f"apg_norm is a positive number, or None; got {self.apg_norm!r}")
 
     def _check_interval(self) -> None:
         interval: Any = self.cfg_interval if self.cfg_interval is not None or self.formula != "segmented" else SEGMENT

@@ -218,7 +218,7 @@ def test_a_speed_up_beyond_the_limit_is_refused():
         with pytest.raises(SkipError, match="attn_ms as a list of milliseconds"):
             SublayerCosts(wrong, (1.0,), 1.0, 8)
     for rest in (math.nan, -1.0, None):
-        with pytest.raises(SkipError, match="rest_ms of at least 0"):
+        with pytest.raises(SkipError, match="rest_ms as a finite number of at least 0"):
             SublayerCosts((1.0,), (1.0,), rest, 8)
 
 

@@ -69,7 +69,6 @@ class SublayerCosts(JsonConfig):
             object.__setattr__(self, name, values)
             if not values or len(values) != len(self.attn_ms) or not all(math.isfinite(v) and v > 0 for v in values):
                 raise SkipError(f"expected a time above 0 ms per layer in {name}; got {values}")
-
         settle(self, {"tokens": 1}, {"rest_ms": 0})
 
     @property
