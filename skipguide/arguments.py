@@ -101,12 +101,13 @@ def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     raise SkipError("a module was called without a tensor: its batch size is unknown")
 
 
-def row_index(rows: Sequence[int], batch: int, like: Tensor) -> Tensor:
+def row_index(rows: Sequence[int] | Tensor, batch: int, like: Tensor) -> Tensor:
     """Index of model batch rows in a tensor whose first dimension folds more into the batch (frames, positions)."""
     fold, rest = divmod(like.shape[0], batch)
     if rest:
         raise SkipError(f"a block's batch of {like.shape[0]} is not a multiple of the model's batch of {batch}")
-    index = torch.tensor(rows, device=like.device)
+    index = rows if isinstance(rows, Tensor) else torch.tensor(rows)
+    index = index.to(like.device, non_blocking=True)  # every block of every step asks: do not wait for the device
     if fold > 1:
         index = (index[:, None] * fold + torch.arange(fold, device=like.device)).flatten()
     return index
@@ -118,7 +119,7 @@ def _refold(value: Tensor, index: Tensor | slice, size: int, batch: int) -> Tens
     if isinstance(index, slice):
         start, stop, _ = index.indices(size)
         return value[start // own * fold : stop // own * fold]
-    return value[row_index((index[::own] // own).tolist(), batch, value)]
+    return value[row_index(index[::own] // own, batch, value)]
 
 
 def sequence_like(old: tuple[Any, ...] | list[Any], items: Iterable[Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dispatched import Dispatched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +48,13 @@ def test_graph_conv_adds_one_loop_to_every_node():
     torch.testing.assert_close(conv(x, edges), conv(x, looped))
     none = torch.zeros(2, 0, dtype=torch.long)
     torch.testing.assert_close(conv(x, none), x @ conv.weight[0] + conv.bias)
+
+
+def test_a_layer_waits_for_the_device_to_check_its_edges_and_no_more():
+    conv, edges = GraphConv(4, 5, edge_types=3), torch.tensor([[0, 1, 2], [1, 0, 2]])
+    with Dispatched() as ran:
+        conv(torch.eye(4), edges, torch.tensor([0, 1, 2]))
+    assert ran.names.count("aminmax") == 2 and not ran.waits
 
 
 def test_against_torch_geometric_where_installed():

@@ -230,16 +230,15 @@ class GraphConv(nn.Module):
             `[R, outputs]`.
         """
         self._check(x, edge_index, edge_type)
-        other = edge_index[0] != edge_index[1]
-        source, target = edge_index[:, other]
+        source, target = edge_index
         # In float32 at least: bfloat16 cannot count beyond 256 neighbours, nor add up their messages.
         wide = torch.promote_types(x.dtype, torch.float32)
-        ones = torch.ones(len(target), dtype=wide, device=x.device)
-        degree = torch.ones(len(x), dtype=wide, device=x.device).index_add(0, target, ones)
+        counts = (source != target).to(wide)  # of loops nothing; a mask as an index would wait for a GPU
+        degree = torch.ones(len(x), dtype=wide, device=x.device).index_add(0, target, counts)
         scale = degree.rsqrt()
         by_type = torch.einsum("rf,tfo->tro", x, self.weight)  # the last matrix is that of the loop
-        kind = torch.zeros_like(source) if self.edge_types is None or edge_type is None else edge_type[other]
-        messages = (scale[source] * scale[target])[:, None] * by_type[kind, source]
+        kind = torch.zeros_like(source) if self.edge_types is None or edge_type is None else edge_type
+        messages = (scale[source] * scale[target] * counts)[:, None] * by_type[kind, source]
         return (by_type[-1] / degree[:, None]).index_add(0, target, messages).to(x.dtype) + self.bias
 
     def _check(self, x: Any, edge_index: Any, edge_type: Any) -> None:
@@ -251,16 +250,23 @@ class GraphConv(nn.Module):
             raise SkipError(f"expected node features [R, {inputs}] of at least one node; got {tuple(x.shape)}")
         if edge_index.ndim != 2 or len(edge_index) != 2 or edge_index.dtype != torch.long:
             raise SkipError(f"expected edge_index [2, E] of int64; got {edge_index.dtype} {tuple(edge_index.shape)}")
-        if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < len(x):
-            raise SkipError(
-                f"edge_index names nodes up to {int(edge_index.max())}, from {int(edge_index.min())} on; there are "
-                f"{len(x)}, counted from 0"
-            )
+        low, high = _span(edge_index)
+        if not 0 <= low <= high < len(x):
+            raise SkipError(f"edge_index names nodes up to {high}, from {low} on; there are {len(x)}, counted from 0")
         if self.edge_types is None:
             return
         if edge_type is None or edge_type.shape != edge_index.shape[1:]:
             raise SkipError("this layer has edge types: pass edge_type, one for each edge")
         if edge_type.dtype not in (torch.long, torch.int32):
             raise SkipError(f"expected edge types as whole numbers; got {edge_type.dtype}")
-        if edge_type.numel() and not 0 <= int(edge_type.min()) <= int(edge_type.max()) < self.edge_types:
+        low, high = _span(edge_type)
+        if not 0 <= low <= high < self.edge_types:
             raise SkipError(f"expected edge types 0..{self.edge_types - 1}; got {sorted(set(edge_type.tolist()))}")
+
+
+def _span(numbers: Tensor) -> tuple[int, int]:
+    """The least and the largest of whole numbers, asked of the device at once; zeros where there are none."""
+    if not numbers.numel():
+        return 0, 0
+    low, high = torch.stack(numbers.aminmax()).tolist()
+    return low, high
