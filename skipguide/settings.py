@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from skipguide.errors import SkipError
@@ -96,21 +96,26 @@ def settle(
 
     Args:
         config: the dataclass, in its `__post_init__`.
-        wholes: fields that are whole numbers, and the least of each.
-        numbers: fields that are finite numbers, and the least of each.
+        wholes: fields that are whole numbers, and the least of each (None: any).
+        numbers: fields that are finite numbers, and the least of each (None: any).
         flags: fields that are True or False.
         optional: of all of these, the ones that may be None.
 
     Raises:
         SkipError: for a field that is something else.
     """
-    takers = [(name, as_whole, (least,)) for name, least in (wholes or {}).items()]
-    takers += [(name, as_number, (least,)) for name, least in (numbers or {}).items()]  # type: ignore[misc]
-    takers += [(name, as_flag, ()) for name in flags]  # type: ignore[misc]
-    for name, taker, least in takers:
+
+    def put(name: str, take: Callable[..., Any], *least: float | None) -> None:
         value = getattr(config, name)
         if value is not None or name not in optional:
-            object.__setattr__(config, name, taker(name, value, *least))
+            object.__setattr__(config, name, take(name, value, *least))
+
+    for name, least in (wholes or {}).items():
+        put(name, as_whole, least)
+    for name, lowest in (numbers or {}).items():
+        put(name, as_number, lowest)
+    for name in flags:
+        put(name, as_flag)
 
 
 def _limit(least: float | None) -> str:
