@@ -136,8 +136,8 @@ def check_step(tuner: SkipTuner, loss: float, epoch: int, steps: int, *, scaled:
         parameter.grad = None
     what = "gradients whose norm is not finite" if math.isfinite(loss) else f"a loss of {loss}"
     raise SkipError(
-        f"expected a finite loss and finite gradients; epoch {epoch} has {what} after {steps} steps, whose weights are kept: "
-        f"lower lr_text and lr_image"
+        f"expected a finite loss and finite gradients; epoch {epoch} has {what} after {steps} steps, whose weights are "
+        f"kept: lower lr_text and lr_image"
     )
 
 
