@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from dispatched import Dispatched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torchvision.models import DenseNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from skipguide.vision import LayerMask, masked_forward
@@ -117,6 +119,19 @@ def test_equal_masks_share_a_plan_and_changed_ones_do_not(model, images, keep):
         changed = model(images)
     torch.testing.assert_close(changed, forward(mask, images), rtol=1e-5, atol=1e-5)
     assert not torch.equal(changed[0], first[0])
+
+
+@torch.no_grad()
+def test_a_plan_asks_once_of_masks_that_meet_again(images, keep):
+    """In a dense block every layer reads all before it; each question would be a wait for a GPU."""
+    asked = []
+    for layers in (4, 8):
+        forward = masked_forward(randomized(DenseNet(4, (layers, layers), 8, num_classes=3)))
+        forward(keep, images)
+        with Dispatched() as ran:
+            forward(keep, images)
+        asked.append(ran.names.count("equal"))
+    assert asked[0] == asked[1] <= 6
 
 
 def test_committed_bars():

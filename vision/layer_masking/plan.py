@@ -119,6 +119,7 @@ def _needs(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tensor | None
     for number in trace.outputs:
         needs[number] = masks[number]
     memo: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+    unions: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}  # both masks too: what lives keeps its id
     for number in reversed(range(len(trace.ops))):
         op, need = trace.ops[number], needs[number + 1]
         if need is None and masks[number + 1] is not None:
@@ -136,9 +137,14 @@ def _needs(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tensor | None
                     memo[key] = (reach, _filled_from(op, reach, mask))
                 reaches[number], reads = memo[key]
             before = needs[i]
-            needs[i] = reads if before is None or before is reads else before | reads
-            if before is not None and before is not reads and bool(torch.equal(before, needs[i])):  # type: ignore[arg-type]
-                needs[i] = before
+            if before is None or before is reads:
+                needs[i] = reads
+                continue
+            pair = (id(before), id(reads))
+            if pair not in unions:  # asked once of masks that meet again and again: a GPU is waited for
+                both = before | reads
+                unions[pair] = (before if torch.equal(before, both) else both, before, reads)
+            needs[i] = unions[pair][0]
     return needs, reaches
 
 
