@@ -11,7 +11,7 @@ from torchvision.models.resnet import BasicBlock
 from skipguide.errors import SkipError
 from skipguide.vision import masked_forward
 from zoo import masking
-from zoo.masking import tiny
+from zoo.masking import tiny, vit
 
 model, images, keep = masking.model, masking.images, masking.keep
 
@@ -114,6 +114,14 @@ def test_a_gpu_is_waited_for_once_to_know_that_all_is_visible(images, keep):
     with Dispatched() as ran:
         forward(torch.ones_like(keep), images)
     assert ran.names.count("stack") == 1 and not ran.waits
+
+
+@torch.no_grad()
+def test_a_transformer_waits_to_count_its_patches_and_no_more(images, keep):
+    forward = masked_forward(vit())
+    with Dispatched() as ran:
+        forward(keep, images)
+    assert "gather" in ran.names and not ran.waits
 
 
 @pytest.mark.gpu

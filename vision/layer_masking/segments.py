@@ -69,10 +69,11 @@ def segment_masks(shown: Tensor, segments: Tensor) -> Tensor:
     """
     if segments.is_floating_point() or segments.is_complex():
         raise SkipError(f"expected segments as whole numbers; got {segments.dtype}")
-    if shown.ndim != 2 or segments.ndim != 2 or int(segments.max()) >= shown.shape[1] or int(segments.min()) < 0:
+    low, high = torch.stack(segments.aminmax()).tolist()  # together: a GPU is waited for once
+    if shown.ndim != 2 or segments.ndim != 2 or high >= shown.shape[1] or low < 0:
         raise SkipError(
             f"expected decisions [M, S] and segments [H, W] numbered below S; got {tuple(shown.shape)} and "
-            f"{tuple(segments.shape)} up to {int(segments.max())}"
+            f"{tuple(segments.shape)} from {low} to {high}"
         )
     if shown.dtype != torch.bool and not bool(((shown == 0) | (shown == 1)).all()):
         raise SkipError(

@@ -105,9 +105,9 @@ def run_tokens(
         )
     parts: list[tuple[Tensor, Tensor]] = []
     for count in sorted(set(counts)):
-        rows = torch.tensor([r for r, c in enumerate(counts) if c == count], device=images.device)
+        rows = torch.tensor([r for r, c in enumerate(counts) if c == count]).to(images.device, non_blocking=True)
         order = kept[rows].int().argsort(dim=1, descending=True, stable=True)[:, :count]
-        with _dropping(tokens, order.sort(1).values) as dropping:
+        with _dropping(tokens, order.sort(1).values, kept.shape[1]) as dropping:
             part = call(images[rows], *args, **kwargs)
         if not dropping.done:
             raise SkipError(
@@ -124,8 +124,8 @@ def run_tokens(
 
 
 @contextmanager
-def _dropping(tokens: Tokens, order: Tensor) -> Iterator[_Dropping]:
-    """Inside, the tokens' site lets through the prefix and the patches of `order` `[N, kept]`."""
+def _dropping(tokens: Tokens, order: Tensor, patches: int) -> Iterator[_Dropping]:
+    """Inside, the tokens' site lets through the prefix and those of so many patches that are in `order` `[N, kept]`."""
     mine = _Dropping(order)
 
     def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -133,11 +133,10 @@ def _dropping(tokens: Tokens, order: Tensor) -> Iterator[_Dropping]:
         if _PASS.get() is not mine or not isinstance(x, Tensor):
             return call(*args, **kwargs)
         kept, mine.done = mine.order, True
-        if kept.shape[0] != x.shape[0] or int(kept.max() if kept.numel() else 0) >= x.shape[1] - tokens.prefix:
-            raise SkipError(f"expected tokens for {kept.shape[0]} images; got {tuple(x.shape)}")
-        patches = x[:, tokens.prefix :]
-        patches = patches.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
-        return call(torch.cat([x[:, : tokens.prefix], patches], 1), *args[1:], **kwargs)
+        if kept.shape[0] != x.shape[0] or patches > x.shape[1] - tokens.prefix:
+            raise SkipError(f"expected {patches} patches of each of {kept.shape[0]} images; got {tuple(x.shape)}")
+        seen = x[:, tokens.prefix :].gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
+        return call(torch.cat([x[:, : tokens.prefix], seen], 1), *args[1:], **kwargs)
 
     gate = gate_of(tokens.site)
     with _LOCK:
