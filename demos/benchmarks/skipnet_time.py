@@ -2,6 +2,7 @@
 
     python -m demos.benchmarks.skipnet_time                  # eleven minutes on one CPU core
     python -m demos.benchmarks.skipnet_time --quick --out /tmp/skipnet_time.json
+    python -m demos.benchmarks.skipnet_time --join monday.json tuesday.json friday.json --force
 
 Writes skipnet_time.json and skipnet_time.md. Every share is compared with the plain network in the same round
 (interleaved, process seconds, each after one call that is not timed). The blocks are basic blocks of 64 channels, at 16
@@ -15,7 +16,8 @@ and at 56 pixels (the middle of a CIFAR ResNet, the first stage of an ImageNet R
 blocks runs. The limit in brackets is every plain block on as many rows, one after the other and nothing else: what is
 above it is the cost of routing, the rest is what small batches cost by themselves.
 
-The rounds are shared by three processes: where a process happens to lie in memory is worth a hundredth.
+The rounds are shared by three processes: where a process happens to lie in memory is worth a hundredth. So is the hour:
+`--join` makes one result of several whole runs, the median of their medians, and keeps every run's beside it.
 
 The C library's allocator is told to keep freed memory (MALLOC_MMAP_THRESHOLD_, for every variant alike): by default it
 returns every activation to the system and faults it in again, which costs more than the gather.
@@ -261,6 +263,31 @@ def compute(quick: bool) -> dict[str, Any]:
     return {"cases": cases, "processes": PROCESSES, "allocator": ALLOCATOR, "machine": machine()}
 
 
+def joined(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Whole runs as one: medians of what they found, and what each found at every share (`each`)."""
+
+    def row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        times = [found["time"] for found in rows]
+        quartiles = zip(*(time["quartiles"] for time in times), strict=True)
+        each = [time["median"] for time in times]
+        middle = {
+            name: statistics.median(found[name] for found in rows) for name in rows[0] if name not in ("time", "each")
+        }
+        return middle | {
+            "time": {"median": statistics.median(each), "quartiles": [statistics.median(ends) for ends in quartiles]},
+            "each": each,
+        }
+
+    cases = {
+        name: {
+            batch: [row(rows) for rows in zip(*(result["cases"][name][batch] for result in results), strict=True)]
+            for batch in batches
+        }
+        for name, batches in results[0]["cases"].items()
+    }
+    return results[-1] | {"cases": cases, "machine": [result["machine"] for result in results]}
+
+
 def misses(result: dict[str, Any], draw: str = "even") -> list[str]:
     """Where the times are above the bar with these decisions; empty if nowhere."""
     broken = []
@@ -281,6 +308,8 @@ def text(result: dict[str, Any]) -> str:
     """The table."""
     lines = ["Time relative to the plain network, median over the rounds, by share of the rows that run; in brackets"]
     lines += ["the limit, the plain blocks on so many rows only. What is above it is the cost of routing.", ""]
+    if isinstance(result["machine"], list):
+        lines += [f"Medians of {len(result['machine'])} whole runs; each run's are in the JSON.", ""]
     lines += ["| case | batch | plain, ms | " + " | ".join(f"{share:g}" for share in SHARES) + " |"]
     lines += ["|---|---:|---:|" + "---:|" * len(SHARES)]
     for name, batches in result["cases"].items():
@@ -302,13 +331,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="four blocks, few rounds")
     parser.add_argument("--out", type=Path, default=HOME / "skipnet_time.json")
     parser.add_argument("--force", action="store_true", help="replace results that are there")
+    parser.add_argument("--join", nargs="+", type=Path, metavar="JSON", help="results of whole runs to make one of")
     parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.part:
         json.dump(part(args.quick), sys.stdout)
         return
     keep_existing(args.out, args.force)
-    result = compute(args.quick)
+    result = joined([json.loads(path.read_text()) for path in args.join]) if args.join else compute(args.quick)
     write_json(args.out, result)
     write_text(args.out.with_suffix(".md"), text(result))
     print(text(result))
