@@ -8,6 +8,7 @@ import torch
 
 from zoo import image_values, values
 from zoo.family import HEAD_DIM, HEADS, TEXT, BlockKind, Family, numbered, prefix_mask, rows, timesteps
+from zoo.image_cogview import IMAGE_COGVIEW
 from zoo.joint import dual, single
 
 WIDTH = {"num_attention_heads": HEADS, "attention_head_dim": HEAD_DIM}
@@ -275,87 +276,6 @@ HIDREAM_SINGLE = BlockKind(returns="h", projections={"attn": ("block.attn1.to_ou
 # CogView 3 Plus, CogView 4, GLM-Image: one attention and one feed-forward for both streams
 
 
-def sizes(batch):
-    return {
-        "original_size": torch.full((batch, 2), 64.0),
-        "target_size": torch.full((batch, 2), 64.0),
-        "crop_coords": torch.zeros(batch, 2),
-    }
-
-
-def cogview3():
-    return diffusers.CogView3PlusTransformer2DModel(
-        in_channels=4,
-        out_channels=4,
-        num_layers=4,
-        text_embed_dim=24,
-        time_embed_dim=16,
-        condition_dim=8,
-        pos_embed_max_size=8,
-        sample_size=8,
-        **WIDTH,
-    )
-
-
-def cogview4():
-    return diffusers.CogView4Transformer2DModel(
-        in_channels=4,
-        out_channels=4,
-        num_layers=4,
-        text_embed_dim=24,
-        time_embed_dim=16,
-        condition_dim=8,
-        pos_embed_max_size=8,
-        sample_size=8,
-        rope_axes_dim=(8, 8),
-        **WIDTH,
-    )
-
-
-def cogview3_inputs(batch=2, seed=0):
-    return {
-        "hidden_states": rows(batch, seed, 4, 8, 8),
-        "encoder_hidden_states": rows(batch, seed + 1, TEXT, 24),
-        "timestep": timesteps(batch),
-        **sizes(batch),
-    }
-
-
-def cogview4_inputs(batch=2, seed=0):
-    return {**cogview3_inputs(batch, seed), "attention_mask": prefix_mask(batch, TEXT)}
-
-
-def glm_image():
-    return diffusers.GlmImageTransformer2DModel(
-        in_channels=4,
-        out_channels=4,
-        num_layers=4,
-        text_embed_dim=24,
-        time_embed_dim=16,
-        condition_dim=8,
-        prior_vq_quantizer_codebook_size=32,
-        **WIDTH,
-    )
-
-
-def glm_image_inputs(batch=2, seed=0):
-    inputs = cogview4_inputs(batch, seed)
-    del inputs["original_size"]
-    return {
-        **inputs,
-        "prior_token_id": torch.arange(16).expand(batch, -1),
-        "prior_token_drop": torch.zeros(batch, 16, dtype=torch.bool),
-    }
-
-
-def cogview(attention):
-    return BlockKind(
-        returns="he",
-        projections={"attn": ("attn1.to_out.0",), "mlp": ("ff.net.2",)},
-        values={"attn1": attention},
-    )
-
-
 _FAMILIES = (
     Family("flux2", flux2, flux2_inputs, dual_and_packed(FLUX2_DUAL, FLUX2_SINGLE)),
     Family("chroma", chroma, chroma_inputs, dual_and_packed(CHROMA_DUAL, PACKED_SINGLE)),
@@ -383,20 +303,5 @@ _FAMILIES = (
         numbered({"double_stream_blocks": (2, HIDREAM_DUAL), "single_stream_blocks": (2, HIDREAM_SINGLE)}),
         std=0.12,
     ),
-    Family(
-        "cogview3", cogview3, cogview3_inputs, numbered({"transformer_blocks": (4, cogview(values.CogVideoXValues))})
-    ),
-    Family(
-        "cogview4",
-        cogview4,
-        cogview4_inputs,
-        numbered({"transformer_blocks": (4, cogview(image_values.CogView4Values))}),
-    ),
-    Family(
-        "glm_image",
-        glm_image,
-        glm_image_inputs,
-        numbered({"transformer_blocks": (4, cogview(image_values.CogView4Values))}),
-    ),
 )
-IMAGE_JOINT = tuple(dataclasses.replace(family, thin=True) for family in _FAMILIES)
+IMAGE_JOINT = tuple(dataclasses.replace(family, thin=True) for family in (*_FAMILIES, *IMAGE_COGVIEW))
