@@ -19,14 +19,14 @@ from skipguide.stack import Act, Call, Frame, active_frames
 class PassThrough:
     """The block's output is its input streams, the first through its shortcut where it has one: no branch runs."""
 
-    __slots__ = ("adds", "arguments", "counted", "name", "nothings", "returns", "shortcut")
+    __slots__ = ("adds", "arguments", "counted", "name", "none_outputs", "returns", "shortcut")
 
     def __init__(self, block: Block, counted: bool = True) -> None:
         self.arguments = Arguments(block.module)
         self.returns = block.spec.returns or block.spec.streams
         self.adds = block.spec.adds
         self.arguments.expect(block.module, block.name, (*self.returns, *self.adds))
-        self.nothings = (None,) * block.spec.nothings
+        self.none_outputs = (None,) * block.spec.none_outputs
         self.shortcut = block.shortcut
         self.name = block.name
         self.counted = counted
@@ -38,7 +38,7 @@ class PassThrough:
         streams = tuple(self.arguments.get(name, args, kwargs) for name in self.returns)
         if self.shortcut is not None:
             streams = (self.shortcut(streams[0]), *streams[1:])
-        streams += self.nothings
+        streams += self.none_outputs
         if self.adds:
             streams = (*(torch.zeros_like(self.arguments.get(name, args, kwargs)) for name in self.adds), *streams)
         return streams if len(streams) > 1 else streams[0]
@@ -47,12 +47,12 @@ class PassThrough:
 class AddNothing:
     """The sublayer's residual contribution is zero, and it does not run."""
 
-    __slots__ = ("arguments", "inside", "name", "nothings", "outputs", "width")
+    __slots__ = ("arguments", "inside", "name", "none_outputs", "outputs", "width")
 
     def __init__(self, name: str, module: nn.Module, sublayer: Sublayer) -> None:
         self.arguments = Arguments(module)
         self.outputs = sublayer.outputs
-        self.nothings = (None,) * sublayer.nothings
+        self.none_outputs = (None,) * sublayer.none_outputs
         self.inside = sublayer.inside
         self.width: int | None = getattr(module, sublayer.width) if sublayer.width else None
         if self.width is None:
@@ -68,7 +68,7 @@ class AddNothing:
             return like.new_zeros((*like.shape[:-1], self.width))
         given = [self.arguments.get(name, args, kwargs) for name in self.outputs]
         made = [value if self.inside else torch.zeros_like(value) for value in given if value is not None]
-        out = (*made, *self.nothings)
+        out = (*made, *self.none_outputs)
         return out if len(out) > 1 else out[0]
 
 

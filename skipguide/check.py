@@ -149,7 +149,7 @@ class _StreamsFit:
             came[0] = self.block.shortcut(came[0])
         left = [out] if isinstance(out, Tensor) else list(out)
         added, left = left[: len(self.block.spec.adds)], left[len(self.block.spec.adds) :]
-        left = left[: len(left) - self.block.spec.nothings]
+        left = left[: len(left) - self.block.spec.none_outputs]
         came = [*(arguments.get(name, args, kwargs) for name in self.block.spec.adds), *came]
         left, names = [*added, *left], (*self.block.spec.adds, *names)
         # None: the last block of some models has no text output
@@ -175,7 +175,7 @@ class _TakenOut:
             out = tuple(arguments.get(name, args, kwargs) for name in returns)
             if self.block.shortcut is not None:
                 out = (self.block.shortcut(out[0]), *out[1:])
-            out += (None,) * self.block.spec.nothings
+            out += (None,) * self.block.spec.none_outputs
             added = (arguments.get(name, args, kwargs) for name in self.block.spec.adds)
             out = (*(torch.zeros_like(like) for like in added), *out)
             return out if len(out) > 1 else out[0]

@@ -28,7 +28,7 @@ class Layout:
             empty in parallel layers.
         parallel: both sublayers read the layer's input.
         prenorm: leaving both sublayers out is the identity, and a left-out sublayer can stand for `h * scale`.
-        nothings: how many outputs of a layer follow the hidden states (attention weights).
+        none_outputs: how many outputs of a layer follow the hidden states (attention weights).
         nothings_with: the argument of a layer's forward that they come with: transformers drops both, from one family
             after the other (from GPT-J in 5.24). Empty where they are always there.
         when: attributes of the decoder's config that this layout is for.
@@ -42,7 +42,7 @@ class Layout:
     between: str = ""
     parallel: bool = False
     prenorm: bool = True
-    nothings: int = 0
+    none_outputs: int = 0
     nothings_with: str = ""
     when: tuple[tuple[str, Any], ...] = ()
     note: str = ""
@@ -58,7 +58,7 @@ class Layout:
             stack,
             attn=(self.attn,),
             mlp=(self.mlp,),
-            nothings=self.nothings if more else 0,
+            none_outputs=self.none_outputs if more else 0,
             identity=False,
             cached=True,
             shared=("position_ids", "position_embeddings", "cache_position"),
@@ -69,12 +69,14 @@ def _models(*names: str, decoder: str = "model", base: str = "Model") -> dict[st
     return {f"{name}ForCausalLM": decoder for name in names} | {f"{name}{base}": "" for name in names}
 
 
-def _attn(*serves: str, path: str = "self_attn") -> Sublayer:
-    return Sublayer(path, nothings=1, serves=serves, shares="store_full_length_kv")
+def _attn(*helper_modules: str, path: str = "self_attn") -> Sublayer:
+    return Sublayer(path, none_outputs=1, helper_modules=helper_modules, shares="store_full_length_kv")
 
 
-def _mlp(*serves: str, path: str = "mlp", **rest: Any) -> Sublayer:
-    return Sublayer(path, outputs=("",), serves=serves, **rest)  # families name a feed-forward's input x or otherwise
+def _mlp(*helper_modules: str, path: str = "mlp", **rest: Any) -> Sublayer:
+    return Sublayer(
+        path, outputs=("",), helper_modules=helper_modules, **rest
+    )  # families name a feed-forward's input x or otherwise
 
 
 _LLAMA = Layout(
@@ -132,17 +134,19 @@ _FALCON = Layout(
     mlp=_mlp("post_attention_layernorm"),
     stack="h",
     between="post_attention_layernorm",
-    nothings=1,
+    none_outputs=1,
     nothings_with="output_attentions",
     when=(("new_decoder_architecture", False), ("parallel_attn", False)),
 )
 _BLOOM = Layout(
     _models("Bloom", decoder="transformer"),
-    attn=Sublayer("self_attention", outputs=("residual",), nothings=1, inside=True, serves=("input_layernorm",)),
-    mlp=Sublayer("mlp", outputs=("residual",), inside=True, serves=("post_attention_layernorm",)),
+    attn=Sublayer(
+        "self_attention", outputs=("residual",), none_outputs=1, inside=True, helper_modules=("input_layernorm",)
+    ),
+    mlp=Sublayer("mlp", outputs=("residual",), inside=True, helper_modules=("post_attention_layernorm",)),
     stack="h",
     between="post_attention_layernorm",
-    nothings=1,
+    none_outputs=1,
     nothings_with="output_attentions",
     when=(("apply_residual_connection_post_layernorm", False),),
     note="each sublayer adds the residual itself",
@@ -168,13 +172,13 @@ LAYOUTS: tuple[Layout, ...] = (
     replace(
         _LLAMA,
         models=_models("GptOss"),
-        mlp=_mlp("post_attention_layernorm", nothings=1),
+        mlp=_mlp("post_attention_layernorm", none_outputs=1),
         note="experts return their router scores too; attention sinks",
     ),
     replace(
         _LLAMA,
         models=_models("Llama4", base="TextModel"),
-        mlp=_mlp("post_attention_layernorm", path="feed_forward", nothings=1),
+        mlp=_mlp("post_attention_layernorm", path="feed_forward", none_outputs=1),
         note="the feed-forward returns its router scores too",
     ),
     replace(
@@ -248,7 +252,7 @@ LAYOUTS: tuple[Layout, ...] = (
     replace(
         _GPT2,
         models=_models("GPTNeo", decoder="transformer"),
-        nothings=1,
+        none_outputs=1,
         nothings_with="output_attentions",
     ),
     _OPT,
@@ -281,8 +285,8 @@ LAYOUTS: tuple[Layout, ...] = (
     _BLOOM,
     replace(
         _BLOOM,
-        attn=replace(_BLOOM.attn, serves=()),
-        mlp=replace(_BLOOM.mlp, serves=()),
+        attn=replace(_BLOOM.attn, helper_modules=()),
+        mlp=replace(_BLOOM.mlp, helper_modules=()),
         prenorm=False,
         when=(),
         note="the residual is the norm's output",
@@ -290,10 +294,10 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         _models("Mpt", decoder="transformer"),
         attn=_attn("norm_1", path="attn"),
-        mlp=Sublayer("ffn", outputs=("residual",), inside=True, serves=("norm_2",)),
+        mlp=Sublayer("ffn", outputs=("residual",), inside=True, helper_modules=("norm_2",)),
         stack="blocks",
         between="norm_2",
-        nothings=1,
+        none_outputs=1,
         nothings_with="output_attentions",
         note="the feed-forward adds the residual itself",
     ),
@@ -305,7 +309,7 @@ LAYOUTS: tuple[Layout, ...] = (
         models=_models("GPTJ", "CodeGen", decoder="transformer"),
         attn=_attn(path="attn"),
         stack="h",
-        nothings=1,
+        none_outputs=1,
         nothings_with="output_attentions",
     ),
 )

@@ -98,7 +98,7 @@ class Skipper:
         outer = [] if model is self.map.model else [gate_of(model)]
         self.gates: list[Gate] = [*outer, root, *(gate_of(module) for module in sites.modules.values())]
         # a module that only serves a skipped sublayer is no entry of the ledger
-        counted = {name: module for name, module in sites.modules.items() if name not in sites.servants}
+        counted = {name: module for name, module in sites.modules.items() if name not in sites.helpers}
         self.frame.names.update({id(module): name for name, module in counted.items()})
         self.frame.acts.update(sites.acts)
         self.frame.acts[root.key] = _Entry(self.map.model, sites.modules)
@@ -169,7 +169,7 @@ class _Sites:
         self.windows: list[_InWindow] = []
         # every block has a gate, for the ledger and to notice a lost one
         self.modules: dict[str, nn.Module] = {block.name: block.module for block in blocks}
-        self.servants: set[str] = set()  # of the modules, those that only pass on: not a part of the ledger
+        self.helpers: set[str] = set()  # of the modules, those that only pass on: not a part of the ledger
 
     def add(self, module: nn.Module, name: str, act: Act) -> None:
         key = id(module)
@@ -202,9 +202,9 @@ class _Sites:
 
     def skip(self, term: SkipPlan) -> None:
         for block in self.blocks.select(term.layers, term.part, term.stack):
-            servants = block.servants(term.part)
-            self.servants |= {name for name, _ in servants}
-            for name, module, act in [*_acts_for(block, term.part), *((*found, PassOn()) for found in servants)]:
+            helpers = block.helper_modules(term.part)
+            self.helpers |= {name for name, _ in helpers}
+            for name, module, act in [*_acts_for(block, term.part), *((*found, PassOn()) for found in helpers)]:
                 if block.spec.cached and not isinstance(act, PassOn):
                     act = self._without_keys(block, module, act, term)
                 if term.rows is not None:

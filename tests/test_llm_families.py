@@ -99,7 +99,7 @@ def test_the_core_leaves_out_blocks_and_sublayers(lm):
         assert torch.equal(out, forward(lm.zeroed(model, **{part: [1]}))), part
         assert 0 < skipper.stats.skipped_fraction < 1 / len(blocks)
     taken_out = copy.deepcopy(model)
-    taken_out.get_submodule(lm.layers)[1] = PassesOn(tuple_out=blocks[1].spec.nothings)
+    taken_out.get_submodule(lm.layers)[1] = PassesOn(tuple_out=blocks[1].spec.none_outputs)
     with Skipper(model, SkipPlan([1])):
         assert torch.equal(forward(model, use_cache=False), forward(taken_out, use_cache=False))
 

@@ -128,7 +128,7 @@ def measure_costs(
     per_pass: dict[tuple[int, str], list[float]] = defaultdict(list)
     with evaluating(model), ExitStack() as stack:
         for site in found.sites:
-            for module in (site.module, *site.serves):
+            for module in (site.module, *site.helper_modules):
                 stack.enter_context(clocks[site.layer, site.part].on(module))
         for run in _passes(model, ids, phase, repeats + 1):
             clock = _Clock(device)

@@ -110,7 +110,7 @@ class StepClock:
     def __enter__(self) -> StepClock:
         """Hook the sublayers and their norms."""
         for site in self.sites.sites:
-            for module in (site.module, *site.serves):
+            for module in (site.module, *site.helper_modules):
                 self._stack.enter_context(self._clocks[site.layer, site.part].on(module))
         return self
 

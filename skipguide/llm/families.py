@@ -9,9 +9,10 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from skipguide.blocks import Block, BlockMap, ModelSpec, Sublayer, unwrap
+from skipguide.blocks import Block, BlockMap, unwrap
 from skipguide.errors import SkipError
 from skipguide.families_llm import LAYOUTS, Layout, layout_of, submodule
+from skipguide.spec import ModelSpec, Sublayer, renamed, renamed_reader
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ _RECURRENT = ("mamba", "rwkv", "recurrent", "linearattention", "deltanet", "shor
 _RECURRENT_TYPES = ("linear_attention", "conv", "mamba", "mamba2", "recurrent", "hybrid", "hybrid_sliding")
 
 
+@renamed(serves="helper_modules")
 @dataclass(frozen=True, eq=False)
 class SublayerSite:
     """One sublayer of one layer.
@@ -31,7 +33,7 @@ class SublayerSite:
         name: dotted name in the model.
         module: the module whose output is added to the residual stream.
         spec: its description.
-        serves: the norms (and the like) that work for it alone.
+        helper_modules: the norms (and the like) that work for it alone.
         cache_index: its layer in a KV cache.
     """
 
@@ -40,7 +42,7 @@ class SublayerSite:
     name: str
     module: nn.Module
     spec: Sublayer
-    serves: tuple[nn.Module, ...]
+    helper_modules: tuple[nn.Module, ...]
     cache_index: int
 
 
@@ -53,7 +55,7 @@ class SublayerMap:
         layers: the layers.
         family: class of the layers.
         layout: their description.
-        nothings: how many outputs of a layer follow the hidden states.
+        none_outputs: how many outputs of a layer follow the hidden states.
         producers: layers whose attention makes keys and values that later layers read too.
     """
 
@@ -63,7 +65,7 @@ class SublayerMap:
         decoder = submodule(model, path)
         assert decoder is not None
         self.decoder = decoder
-        self.nothings = blocks[0].spec.nothings
+        self.none_outputs = blocks[0].spec.none_outputs
         self.layers: tuple[nn.Module, ...] = tuple(block.module for block in blocks)
         self.family = type(self.layers[0]).__name__
         self._sites = {(block.index, part): _site(block, part) for block in blocks for part in PARTS}
@@ -73,6 +75,8 @@ class SublayerMap:
     def num_layers(self) -> int:
         """How many layers there are."""
         return len(self.layers)
+
+    nothings = renamed_reader("nothings", "none_outputs")
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -226,8 +230,8 @@ def _site(block: Block, part: Part) -> SublayerSite | None:
         return None
     name, module, spec = sublayers[0]
     index: Any = getattr(module, "layer_idx", None)
-    serves = tuple(module for _, module in block.servants(part))
-    return SublayerSite(block.index, part, name, module, spec, serves, block.index if index is None else int(index))
+    helpers = tuple(module for _, module in block.helper_modules(part))
+    return SublayerSite(block.index, part, name, module, spec, helpers, block.index if index is None else int(index))
 
 
 def _producers(found: SublayerMap) -> frozenset[int]:

@@ -61,12 +61,12 @@ def probe(model: nn.Module) -> tuple[Layout, str]:
     parallel = _parallel(model, layers, attn, mlp, seen)
     layout = Layout(
         {who: path},
-        attn=Sublayer(attn, nothings=_rest(seen[0].attn), shares="store_full_length_kv"),
-        mlp=Sublayer(mlp, outputs=("",), nothings=_rest(seen[0].mlp)),
+        attn=Sublayer(attn, none_outputs=_rest(seen[0].attn), shares="store_full_length_kv"),
+        mlp=Sublayer(mlp, outputs=("",), none_outputs=_rest(seen[0].mlp)),
         stack=stack,
         parallel=parallel,
         between="" if parallel else _between(seen, mlp),
-        nothings=_rest(seen[0].left),
+        none_outputs=_rest(seen[0].left),
         note="found by a probe",
     )
     with (

@@ -70,7 +70,18 @@ def frame_on(root: Gate) -> LMFrame | None:
 class AbsentSublayer:
     """A sublayer that is left out, or runs, as the frame says."""
 
-    __slots__ = ("arguments", "attn", "in_place", "inside", "layer", "nothings", "outputs", "planned", "width", "zeros")
+    __slots__ = (
+        "arguments",
+        "attn",
+        "in_place",
+        "inside",
+        "layer",
+        "none_outputs",
+        "outputs",
+        "planned",
+        "width",
+        "zeros",
+    )
 
     def __init__(self, site: SublayerSite, planned: bool, parallel: bool) -> None:
         spec = site.spec
@@ -80,7 +91,7 @@ class AbsentSublayer:
         self.arguments = Arguments(site.module)
         self.outputs = spec.outputs[0]
         self.inside = spec.inside
-        self.nothings = (None,) * spec.nothings
+        self.none_outputs = (None,) * spec.none_outputs
         self.width: int | None = getattr(site.module, spec.width) if spec.width else None
         self.in_place = parallel and not self.attn  # Falcon adds the attention into the feed-forward's output
         self.zeros: dict[Any, Tensor] = {}
@@ -105,7 +116,7 @@ class AbsentSublayer:
             out = (given.new_zeros(()) if compiling else self._zero(given)).expand(
                 given.shape if self.width is None else (*given.shape[:-1], self.width)
             )
-        return (out, *self.nothings) if self.nothings else out
+        return (out, *self.none_outputs) if self.none_outputs else out
 
     def _zero(self, like: Tensor) -> Tensor:
         """One zero, spread out by the caller: nothing to fill, nothing to read."""
@@ -140,7 +151,7 @@ class ServantAct:
 class LayerAct:
     """At a layer: the factors of what is left out, and the whole layer left out at once."""
 
-    __slots__ = ("arguments", "attn", "attn_scale", "layer", "mlp", "mlp_scale", "nothings")
+    __slots__ = ("arguments", "attn", "attn_scale", "layer", "mlp", "mlp_scale", "none_outputs")
 
     def __init__(self, layer: int, sites: SublayerMap, plan: SublayerPlan) -> None:
         self.layer = layer
@@ -149,7 +160,7 @@ class LayerAct:
         self.mlp = layer in plan.mlp
         self.attn_scale = plan.attn_scale.get(layer)
         self.mlp_scale = plan.mlp_scale.get(layer)
-        self.nothings = (None,) * sites.nothings
+        self.none_outputs = (None,) * sites.none_outputs
 
     def __call__(self, frame: LMFrame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Scale before for the attention, after for the feed-forward: exactly h * scale where a layer is serial."""
@@ -167,8 +178,8 @@ class LayerAct:
             if not torch.compiler.is_compiling():
                 frame.hits += 2
             out = self.arguments.get("hidden_states", args, kwargs)
-            if self.nothings:
-                out = (out, *self.nothings)
+            if self.none_outputs:
+                out = (out, *self.none_outputs)
         else:
             out = call(*args, **kwargs)
         if not mlp or mlp_scale is None:
@@ -196,5 +207,5 @@ def acts_at(layer: int, sites: SublayerMap, plan: SublayerPlan, extended: bool =
         if part in parts or (part == "mlp" and extended):
             site, planned = sites.site(layer, part), part in parts
             found.append((site.module, AbsentSublayer(site, planned, sites.parallel)))
-            found += [(servant, ServantAct(site, planned)) for servant in site.serves]
+            found += [(servant, ServantAct(site, planned)) for servant in site.helper_modules]
     return found
