@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from skipguide import pictures
 from skipguide.assets import bundled
+from skipguide.media import pictures
 from skipguide.pipelines import SpatiotemporalSkipGuidance, find_preset
 
 PROMPTS = (

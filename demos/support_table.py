@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from skipguide.files import replacing
-from skipguide.pipelines.support import document, support_table
+from skipguide.pipelines.registry.support import document, support_table
 
 ROOT = Path(__file__).resolve().parents[1]
 

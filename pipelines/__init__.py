@@ -1,32 +1,19 @@
 """Guidance inside stock diffusers pipelines."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from skipguide.pipelines.applied import AppliedGuidance
-    from skipguide.pipelines.calibration import calibrate
-    from skipguide.pipelines.groups import SkipGroup
-    from skipguide.pipelines.guider import SkipGuider
-    from skipguide.pipelines.ledger import GuidanceCost, GuidanceStats
-    from skipguide.pipelines.pipeline_spec import PipelineSpec
-    from skipguide.pipelines.presets import Preset, find_preset
-    from skipguide.pipelines.registry import register_pipeline
-    from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
+from skipguide.pipelines.applied import AppliedGuidance
+from skipguide.pipelines.calibration import calibrate
+from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.presets import Preset, find_preset
+from skipguide.pipelines.registry.described import register_pipeline
+from skipguide.pipelines.registry.spec import PipelineSpec
+from skipguide.pipelines.sampling.ledger import GuidanceCost, GuidanceStats
+from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
 
-_HOME = {
-    "AppliedGuidance": "applied",
-    "GuidanceCost": "ledger",
-    "GuidanceStats": "ledger",
-    "PipelineSpec": "pipeline_spec",
-    "Preset": "presets",
-    "SkipGroup": "groups",
-    "SkipGuider": "guider",
-    "SpatiotemporalSkipGuidance": "stg",
-    "calibrate": "calibration",
-    "find_preset": "presets",
-    "register_pipeline": "registry",
-}
+if TYPE_CHECKING:
+    from skipguide.pipelines.guider.skip_guider import SkipGuider
+
 __all__ = [
     "AppliedGuidance",
     "GuidanceCost",
@@ -43,9 +30,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"skipguide.pipelines.{_HOME[name]}"), name)
+    if name == "SkipGuider":  # a class of diffusers, which everything else here does without
+        from skipguide.pipelines.guider.skip_guider import SkipGuider
+
+        return SkipGuider
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 if __name__ != "skipguide.pipelines":

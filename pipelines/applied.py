@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from skipguide.errors import SkipError
-from skipguide.pipelines.interceptor import Interceptor
-from skipguide.pipelines.ledger import GuidanceStats
-from skipguide.pipelines.recipe import Recipe
-from skipguide.pipelines.registry import PipelineSpec
-from skipguide.pipelines.run import Run
+from skipguide.pipelines.registry.described import PipelineSpec
+from skipguide.pipelines.sampling.interceptor import Interceptor
+from skipguide.pipelines.sampling.ledger import GuidanceStats
+from skipguide.pipelines.sampling.recipe import Recipe
+from skipguide.pipelines.sampling.run import Run
 
 if TYPE_CHECKING:
     from skipguide.pipelines.stg import SpatiotemporalSkipGuidance

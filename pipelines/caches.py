@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from skipguide.blocks import unwrap
 from skipguide.errors import SkipError
+from skipguide.hosts.wrappers import unwrap
 
 if TYPE_CHECKING:
-    from skipguide.pipelines.recipe import Recipe
+    from skipguide.pipelines.sampling.recipe import Recipe
     from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
 
 

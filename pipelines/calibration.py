@@ -14,22 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.blocks import find_blocks, unwrap
-from skipguide.config import read_json, write_json
+from skipguide.active import Call
+from skipguide.blocks import find_blocks
+from skipguide.config import as_whole, native, read_json, write_json
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
-from skipguide.pipelines.contexts import ContextNames
-from skipguide.pipelines.grid import grid_of
-from skipguide.pipelines.ledger import GuidanceStats
-from skipguide.pipelines.passes import Passes, first
-from skipguide.pipelines.registry import PipelineSpec, pipeline_spec
-from skipguide.pipelines.run import Run
+from skipguide.hosts.cache_contexts import ContextNames
+from skipguide.hosts.wrappers import unwrap
+from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
+from skipguide.pipelines.sampling.grid import grid_of
+from skipguide.pipelines.sampling.ledger import GuidanceStats
+from skipguide.pipelines.sampling.passes import Passes, first
+from skipguide.pipelines.sampling.run import Run
 from skipguide.plan import SkipPlan
-from skipguide.scalars import native
 from skipguide.select import DEFAULT_SCORE, LayerScore, LayerScores, average, fingerprint, measure_skip
-from skipguide.settings import as_whole
 from skipguide.skipper import batch_size
-from skipguide.stack import Call
 
 PROMPTS = ("a red ball rolling over grass", "a woman walking along a street in the rain, filmed by hand")
 STEPS, LEVELS = 8, 4
@@ -133,7 +132,7 @@ def calibrate(
     matters on only.
 
     Args:
-        pipe: a stock diffusers pipeline that is described in `skipguide.pipelines.registry`.
+        pipe: a stock diffusers pipeline that is described in `skipguide.pipelines.registry.described`.
         prompts: one run each; None leaves the prompt to `call`. A single text is one prompt.
         denoiser: which of the pipeline's; None is the first.
         parts: parts to leave out; None is every part that a layer has.

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from skipguide.config import JsonConfig
+from skipguide.config import JsonConfig, number
 from skipguide.errors import SkipError
 from skipguide.plan import Part, SkipPlan
-from skipguide.scalars import number
-from skipguide.timetable import Timetable
+from skipguide.schedule import Timetable
 
 CHOSEN = ("auto", "stochastic")
 

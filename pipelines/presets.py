@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from skipguide.blocks import find_blocks, unwrap
+from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
+from skipguide.hosts.wrappers import unwrap
 
 
 @dataclass(frozen=True)

@@ -7,26 +7,25 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 from skipguide.blocks import find_blocks
-from skipguide.config import JsonConfig
+from skipguide.config import JsonConfig, settle
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.guidance import Over
 from skipguide.pipelines.applied import AppliedGuidance
 from skipguide.pipelines.caches import admit_cache
-from skipguide.pipelines.caller import is_running
-from skipguide.pipelines.cost import foretell
 from skipguide.pipelines.groups import SkipGroup, check_layers, check_scale, check_stack
-from skipguide.pipelines.interceptor import Interceptor
-from skipguide.pipelines.ledger import GuidanceCost
 from skipguide.pipelines.presets import find_preset, named_settings
-from skipguide.pipelines.recipe import Recipe
-from skipguide.pipelines.registry import PipelineSpec, pipeline_spec
-from skipguide.pipelines.split import group_of, refuse_cache
-from skipguide.pipelines.tail import TAILS, Tail
-from skipguide.plan import Part, Schedule
+from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
+from skipguide.pipelines.sampling.branch_parallel import group_of, refuse_cache
+from skipguide.pipelines.sampling.caller import is_running
+from skipguide.pipelines.sampling.cost import foretell
+from skipguide.pipelines.sampling.interceptor import Interceptor
+from skipguide.pipelines.sampling.ledger import GuidanceCost
+from skipguide.pipelines.sampling.recipe import Recipe
+from skipguide.pipelines.sampling.tail import TAILS, Tail
+from skipguide.plan import Part
+from skipguide.schedule import Schedule, Timetable
 from skipguide.select import DEFAULT_SCORE, check_score
-from skipguide.settings import settle
-from skipguide.timetable import Timetable
 
 Formula = Literal["stg", "uncond", "wan", "segmented"]
 SEGMENT = (0.0, 0.5)  # where formula="segmented" has CFG unless cfg_interval says otherwise
@@ -68,7 +67,7 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         tail: from the first skipped block on, run the skipped rows in a pass of their own (`"separate"`), in one batch
             with the others (`"batched"`: the same work and equal to rounding, faster on a GPU that one pass does not
             fill, needs memory for the further rows), or in one batch where the sequence is short (`"auto"`, by
-            `skipguide.pipelines.tail.AUTO`).
+            `skipguide.pipelines.sampling.tail.AUTO`).
         stack: count `layers` within this stack, such as Latte's `"temporal_transformer_blocks"`.
         groups: several `SkipGroup`s with layers, scale, part and stack of their own, in place of `layers`: one pass
             each, and passes that begin alike share that beginning.
@@ -219,10 +218,10 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         """Apply to a pipeline: from now on, and until `remove()` or the end of the `with` block, its calls are guided.
 
         Args:
-            pipe: a stock diffusers pipeline that is described in `skipguide.pipelines.registry`.
+            pipe: a stock diffusers pipeline that is described in `skipguide.pipelines.registry.described`.
             branch_parallel: share the branches of every step between processes that all make the same call (same
                 seeds, same model, a device each): True for all ranks of `torch.distributed`, or a process group. See
-                `skipguide.pipelines.split`.
+                `skipguide.pipelines.sampling.branch_parallel`.
 
         Returns:
             A handle: context manager, `.remove()`, `.stats`, `.delivery`.

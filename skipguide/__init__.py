@@ -4,14 +4,15 @@
 `skipguide.llm`.
 """
 
-from skipguide.blocks import Block, BlockMap, BlockSpec, ModelSpec, Sublayer, find_blocks, register_blocks
+from skipguide.blocks import Block, BlockMap, find_blocks, register_blocks
 from skipguide.check import check
 from skipguide.errors import LostGateError, NoEffectError, SkipError, UnknownBlockError
-from skipguide.plan import Schedule, SkipPlan
-from skipguide.resume import Prefix, capture, resume
-from skipguide.skipper import Skipper
+from skipguide.plan import SkipPlan
+from skipguide.prefix import Prefix
+from skipguide.schedule import Schedule, Timetable
+from skipguide.skipper import Skipper, capture, resume
+from skipguide.spec import BlockSpec, ModelSpec, Sublayer
 from skipguide.stats import Stats
-from skipguide.timetable import Timetable
 
 __version__ = "0.1.0"
 

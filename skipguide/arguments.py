@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skipguide.blocks import argument_names, takes_any_name, unwrap
 from skipguide.errors import SkipError
-from skipguide.kv import CACHE_NAMES
+from skipguide.hosts.wrappers import unwrap
+
+
+def argument_names(module: nn.Module) -> tuple[str, ...]:
+    """The names of a module's forward arguments, of its class and so whatever wraps the instance."""
+    return tuple(inspect.signature(type(module).forward).parameters)[1:]
+
+
+def takes_any_name(module: nn.Module) -> bool:
+    """Whether a module's forward takes keyword arguments of any name."""
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    return any(each.kind is each.VAR_KEYWORD for each in parameters)
 
 
 class Arguments:
@@ -43,13 +54,6 @@ class Arguments:
             return kwargs[name]
         place = self.places.get(name, len(args))
         return args[place] if place < len(args) else None
-
-    def cache(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The KV cache that is given, by whichever name, or None."""
-        for name in CACHE_NAMES:
-            if (found := self.get(name, args, kwargs)) is not None:
-                return found
-        return None
 
     def put(
         self, values: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]

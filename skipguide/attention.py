@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from skipguide.active import Call, Frame
 from skipguide.arguments import Arguments
-from skipguide.blocks import Block, unwrap
+from skipguide.blocks import Block
 from skipguide.errors import SkipError
-from skipguide.stack import Call, Frame
+from skipguide.hosts.wrappers import unwrap
 
 _PROJECTIONS = (("to_v", "to_out"), ("to_value", "out_layer"))
 

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import entry_points
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
 from skipguide.errors import SkipError, UnknownBlockError
+from skipguide.families.described import FAMILIES
+from skipguide.families.language import language_model_spec
+from skipguide.families.refused import UNSUPPORTED_MODELS
+from skipguide.hosts.wrappers import unwrap
 from skipguide.spec import BlockSpec, ModelSpec, Sublayer, renamed_reader
-
-
-def argument_names(module: nn.Module) -> tuple[str, ...]:
-    """The names of a module's forward arguments, of its class and so whatever wraps the instance."""
-    return tuple(inspect.signature(type(module).forward).parameters)[1:]
-
-
-def takes_any_name(module: nn.Module) -> bool:
-    """Whether a module's forward takes keyword arguments of any name."""
-    parameters = inspect.signature(type(module).forward).parameters.values()
-    return any(each.kind is each.VAR_KEYWORD for each in parameters)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,21 +190,6 @@ def register_blocks(model_class: type[nn.Module] | str, spec: ModelSpec | BlockS
     _REGISTERED[model_class if isinstance(model_class, str) else model_class.__name__] = spec
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile`, data-parallel and PEFT wrappers."""
-    while True:
-        if isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
-            model = inner
-        elif type(model).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
-            model = cast(nn.Module, model.module)
-        elif callable(base := getattr(model, "get_base_model", None)) and isinstance(inner := base(), nn.Module):
-            if inner is model:
-                return model
-            model = inner
-        else:
-            return model
-
-
 def find_blocks(model: nn.Module) -> BlockMap:
     """List a model's residual blocks in execution order.
 
@@ -251,16 +228,11 @@ def find_blocks(model: nn.Module) -> BlockMap:
 
 def _reason(model: nn.Module) -> str:
     """Why a model of a known library has no description, if that is known."""
-    from skipguide.families_unsupported import UNSUPPORTED_MODELS
-
     known = (UNSUPPORTED_MODELS.get(cls.__name__) for cls in type(model).__mro__)
     return next((f" ({reason})" for reason in known if reason is not None), "")
 
 
 def _lookup(model: nn.Module) -> ModelSpec | None:
-    from skipguide.families import FAMILIES
-    from skipguide.families_llm import language_model_spec
-
     for cls in type(model).__mro__:
         # two libraries have a RegNet: theirs are found by "timm.RegNet" first
         for name in (f"{cls.__module__.partition('.')[0]}.{cls.__name__}", cls.__name__):

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.arguments import Arguments
-from skipguide.blocks import Block, find_blocks, unwrap
+from skipguide.blocks import Block, find_blocks
 from skipguide.errors import NoEffectError, SkipError
+from skipguide.hosts.wrappers import unwrap
 from skipguide.plan import SkipPlan
-from skipguide.resume import Prefix, capture, resume
-from skipguide.skipper import Skipper
+from skipguide.prefix import Prefix
+from skipguide.skipper import Skipper, capture, resume
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def check(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> CheckRep
     """
     blocks = find_blocks(model)
     if inputs is None:
-        from skipguide.samples import sample_inputs
+        from skipguide.families.samples.inputs import sample_inputs
 
         inputs = sample_inputs(unwrap(model))
     if not isinstance(inputs, Mapping):

@@ -1,10 +1,15 @@
-"""Config: frozen settings with a JSON round trip, the form of everything a user applies."""
+"""Config: frozen settings with a JSON round trip, the form of everything a user applies, and what their values may be.
+
+Numbers and flags of any library become Python's own, so that settings compare, print and go to JSON alike.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -86,3 +91,187 @@ class JsonConfig:
     def load_json(cls, path: str | Path) -> Self:
         """Read settings that `save_json` wrote."""
         return cls.from_dict(read_json(path))
+
+
+def native(value: Any) -> Any:
+    """What NumPy and torch hold, as Python's numbers and lists: 1.5 is not cut to 1, and a mask is no list of numbers.
+
+    Example:
+        >>> import torch
+        >>> native(torch.tensor([True, False])), native("as it is")
+        ([True, False], 'as it is')
+    """
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def number(value: Any) -> float | None:
+    """A finite number as Python's int or float; None for anything else (a bool, a text, a list, infinity).
+
+    Example:
+        >>> import torch
+        >>> number(torch.tensor(0.5)), number(3), number(True), number("3")
+        (0.5, 3, None, None)
+    """
+    value = native(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        plain = int(value) if isinstance(value, Integral) else float(value)
+        return plain if math.isfinite(plain) else None
+    except OverflowError:  # a whole number that no float can hold
+        return None
+
+
+def whole(value: Any) -> int | None:
+    """A whole number as Python's int; None for anything else, 3.0 among it.
+
+    Example:
+        >>> whole(3), whole(3.0), whole(False)
+        (3, None, None)
+    """
+    value = native(value)
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return None
+    return int(value)
+
+
+def flag(value: Any) -> bool | None:
+    """True or False as Python's; None for anything else, so that a text like `"no"` is not taken for True.
+
+    Example:
+        >>> flag(True), flag("no"), flag(1)
+        (True, None, None)
+    """
+    value = native(value)
+    return value if isinstance(value, bool) else None
+
+
+def as_whole(name: str, value: Any, least: int | None = 1) -> int:
+    """A whole number of at least `least` (None: any), NumPy's and torch's too.
+
+    Raises:
+        SkipError: for anything else.
+
+    Example:
+        >>> import numpy
+        >>> as_whole("classes", numpy.int64(3))
+        3
+    """
+    found = whole(value)
+    if found is None or (least is not None and found < least):
+        raise SkipError(f"expected {name} as a whole number{_limit(least)}; got {value!r}")
+    return found
+
+
+def as_wholes(**values: Any) -> list[int]:
+    """Several counts from 1 on, by name.
+
+    Raises:
+        SkipError: naming the one that is something else.
+    """
+    return [as_whole(name, value) for name, value in values.items()]
+
+
+def as_list(name: str, values: Any, fewest: int = 1) -> list[int]:
+    """A list of counts from 1 on, `fewest` at least; any sequence or array is one.
+
+    Raises:
+        SkipError: for anything else.
+
+    Example:
+        >>> as_list("widths", range(8, 32, 8))
+        [8, 16, 24]
+    """
+    found = native(values)
+    if not isinstance(found, Sequence) or isinstance(found, str | bytes) or len(found) < fewest:
+        raise SkipError(f"expected {name} as a list of whole numbers; got {values!r}")
+    return [as_whole(f"each of {name}", value) for value in found]
+
+
+def as_number(name: str, value: Any, least: float | None = 0) -> float:
+    """A finite number of at least `least` (None: any), NumPy's and torch's too.
+
+    Raises:
+        SkipError: for anything else.
+    """
+    found = number(value)
+    if found is None or (least is not None and found < least):
+        raise SkipError(f"expected {name} as a finite number{_limit(least)}; got {value!r}")
+    return found
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """True or False.
+
+    Raises:
+        SkipError: for anything else: a text like `"no"` would count as True.
+    """
+    found = flag(value)
+    if found is None:
+        raise SkipError(f"expected {name} as True or False; got {value!r}")
+    return found
+
+
+def is_one_of(value: Any, choices: Collection[str]) -> bool:
+    """Whether a value is one of some words; anything may be asked, a list or an array too.
+
+    Example:
+        >>> is_one_of("map", ("map", "vector")), is_one_of(["map"], ("map", "vector"))
+        (True, False)
+    """
+    return isinstance(value, str) and value in choices
+
+
+def settle(
+    config: object,
+    wholes: Mapping[str, int | None] | None = None,
+    numbers: Mapping[str, float | None] | None = None,
+    flags: Collection[str] = (),
+    optional: Collection[str] = (),
+) -> None:
+    """Bring fields of a frozen dataclass to Python's own numbers and flags, so that they compare and go to JSON.
+
+    Args:
+        config: the dataclass, in its `__post_init__`.
+        wholes: fields that are whole numbers, and the least of each (None: any).
+        numbers: fields that are finite numbers, and the least of each (None: any).
+        flags: fields that are True or False.
+        optional: of all of these, the ones that may be None.
+
+    Raises:
+        SkipError: for a field that is something else.
+    """
+
+    def put(name: str, take: Callable[..., Any], *least: float | None) -> None:
+        value = getattr(config, name)
+        if value is not None or name not in optional:
+            object.__setattr__(config, name, take(name, value, *least))
+
+    for name, least in (wholes or {}).items():
+        put(name, as_whole, least)
+    for name, lowest in (numbers or {}).items():
+        put(name, as_number, lowest)
+    for name in flags:
+        put(name, as_flag)
+
+
+def _limit(least: float | None) -> str:
+    return "" if least is None else f" of at least {least}"
+
+
+def layer_tuple(layers: Iterable[int] | int) -> tuple[int, ...]:
+    """Layer numbers as a tuple, each checked to be a whole number and named once."""
+    try:
+        found = native(layers)
+        if isinstance(found, (bytes, bytearray)):  # a list of numbers to Python, a text to everybody else
+            raise TypeError
+        items = (found,) if isinstance(found, int) else tuple(native(item) for item in found)
+    except TypeError:
+        raise SkipError(f"expected block numbers, one or several; got {layers!r}") from None
+    for item in items:
+        if isinstance(item, bool) or not hasattr(item, "__index__"):
+            raise SkipError(f"layers are block numbers (whole numbers from 0); got {item!r} in {items!r}")
+    numbers = tuple(int(item) for item in items)
+    if len(set(numbers)) != len(numbers):
+        raise SkipError(f"layers names a block twice: {numbers}")
+    return numbers

@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 import torch
 from torch import nn
 
+from skipguide.active import Act, Call, Frame, active_frames
 from skipguide.errors import LostGateError, SkipError
-from skipguide.stack import Act, Call, Frame, active_frames
 
 Handler = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
 

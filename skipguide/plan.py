@@ -2,81 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from skipguide.config import VERSION, check_keys, read_json, write_json
+from skipguide.config import VERSION, check_keys, layer_tuple, read_json, write_json
 from skipguide.errors import SkipError
-from skipguide.scalars import native, number, whole
+from skipguide.schedule import Schedule
 
 Part = Literal["block", "attn", "cross_attn", "mlp", "attn_identity"]
 PARTS: tuple[str, ...] = get_args(Part)
-SLACK = 1e-6  # of a fraction: step 3 of 10 is at 0.3 whatever the last bits are, and if 0.3 was a float32
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A window of the sampling steps, as fractions of their number, and a stride inside it.
-
-    Step `i` of `n` is active when `start <= i / n < stop`: the start is inclusive, the stop is not, and
-    `start=0.0, stop=1.0` is every step.
-
-    Example:
-        >>> [i for i in range(10) if Schedule(0.2, 0.5).active(i, 10)]
-        [2, 3, 4]
-    """
-
-    start: float = 0.0
-    stop: float = 1.0
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse windows that no step can fall into, and keep numbers of any library as Python's."""
-        start, stop, every = number(self.start), number(self.stop), whole(self.every)
-        if start is None or stop is None or not 0 <= start < stop <= 1:
-            raise SkipError(
-                f"start and stop are fractions of the steps with 0 <= start < stop <= 1; got start={self.start!r}, "
-                f"stop={self.stop!r}"
-            )
-        if every is None or every < 1:
-            raise SkipError(f"every must be a whole number of at least 1; got {self.every!r}")
-        object.__setattr__(self, "start", float(start))
-        object.__setattr__(self, "stop", float(stop))
-        object.__setattr__(self, "every", every)
-
-    def contains(self, fraction: float) -> bool:
-        """Whether the fraction of the steps done before a step lies in the window."""
-        return fraction >= self.start - SLACK and (fraction < self.stop - SLACK or self.stop == 1.0)
-
-    def active(self, step: int, steps: int) -> bool:
-        """Whether step `step` (from 0) of `steps` lies in the window."""
-        return self.contains(step / max(steps, 1))
-
-    def fresh(self, step: int, steps: int) -> bool:
-        """Whether `step` is one of the active steps that compute anew (every k-th from the window's start)."""
-        first = math.ceil((self.start - SLACK) * steps)
-        return self.active(step, steps) and (step - first) % self.every == 0
-
-
-def layer_tuple(layers: Iterable[int] | int) -> tuple[int, ...]:
-    """Layer numbers as a tuple, each checked to be a whole number and named once."""
-    try:
-        found = native(layers)
-        if isinstance(found, (bytes, bytearray)):  # a list of numbers to Python, a text to everybody else
-            raise TypeError
-        items = (found,) if isinstance(found, int) else tuple(native(item) for item in found)
-    except TypeError:
-        raise SkipError(f"expected block numbers, one or several; got {layers!r}") from None
-    for item in items:
-        if isinstance(item, bool) or not hasattr(item, "__index__"):
-            raise SkipError(f"layers are block numbers (whole numbers from 0); got {item!r} in {items!r}")
-    numbers = tuple(int(item) for item in items)
-    if len(set(numbers)) != len(numbers):
-        raise SkipError(f"layers names a block twice: {numbers}")
-    return numbers
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skipguide.active import Act, Call, Frame, active_frames
 from skipguide.arguments import Arguments
 from skipguide.blocks import Block, find_blocks
-from skipguide.chain import Chain, find_chains
 from skipguide.errors import SkipError
 from skipguide.gate import Gate, gate_of, install_all
 from skipguide.rows import run_rows
+from skipguide.sequential import Chain, find_chains
 from skipguide.skipper import batch_size
-from skipguide.stack import Act, Call, Frame, active_frames
 from skipguide.stats import Stats
 
 # Called with the place in the router's blocks and the stream that enters the block, `[B, ...]`.

@@ -15,9 +15,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from skipguide.config import VERSION, JsonConfig, check_keys
+from skipguide.config import VERSION, JsonConfig, check_keys, is_one_of
 from skipguide.errors import SkipError
-from skipguide.settings import is_one_of
 
 # A skip that changes a prediction by more than this share leaves no weaker model but a broken one. Of the bundled
 # model's twelve layers 6 and 11 are above it (0.36): 6 is the worst of all to skip, 11 the worst of the last six but 6.

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skipguide.acts import (
+from skipguide.active import Act, Call, Frame
+from skipguide.arguments import first_tensor
+from skipguide.attention import JointValuesPass, ValuesPass
+from skipguide.blocks import Block, BlockMap, find_blocks
+from skipguide.errors import LostGateError, SkipError
+from skipguide.gate import Gate, gate_of, install_all
+from skipguide.hosts.group_offload import SharedGroups
+from skipguide.interventions import (
     AddNothing,
     Capture,
     ForOthers,
@@ -22,15 +29,9 @@ from skipguide.acts import (
     Replay,
     WithoutKeys,
 )
-from skipguide.arguments import first_tensor
-from skipguide.attention import JointValuesPass, ValuesPass
-from skipguide.blocks import Block, BlockMap, find_blocks
-from skipguide.errors import LostGateError, SkipError
-from skipguide.gate import Gate, gate_of, install_all
-from skipguide.offload import SharedGroups
-from skipguide.plan import Schedule, SkipPlan
-from skipguide.resume import Prefix
-from skipguide.stack import Act, Call, Frame
+from skipguide.plan import SkipPlan
+from skipguide.prefix import Prefix
+from skipguide.schedule import Schedule
 from skipguide.stats import Stats
 
 
@@ -322,3 +323,36 @@ def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """The batch size of a model call: rows of `hidden_states`, or of the first tensor there is."""
     hidden = kwargs.get("hidden_states")
     return (hidden if isinstance(hidden, Tensor) else first_tensor(args, kwargs)).shape[0]
+
+
+def capture(model: nn.Module, prefix: Prefix) -> AbstractContextManager[Skipper]:
+    """Fill `prefix` on every pass of `model` inside the `with` block.
+
+    Example:
+        >>> from diffusers import LTXVideoTransformer3DModel
+        >>> import torch
+        >>> model = LTXVideoTransformer3DModel(in_channels=4, out_channels=4, num_layers=3, num_attention_heads=2,
+        ...     attention_head_dim=8, cross_attention_dim=16, caption_channels=8).eval()
+        >>> call = (torch.randn(1, 8, 4), torch.randn(1, 3, 8), torch.tensor([500.0]), None, 2, 2, 2)
+        >>> prefix = Prefix(layer=2)
+        >>> with torch.no_grad(), capture(model, prefix):
+        ...     full = model(*call).sample
+        >>> with torch.no_grad(), resume(model, prefix) as skipper:
+        ...     again = model(*call).sample
+        >>> torch.equal(full, again), list(skipper.stats.calls)
+        (True, ['transformer_blocks.2'])
+    """
+    return Skipper(model, SkipPlan(), capture=prefix)
+
+
+def resume(model: nn.Module, prefix: Prefix) -> AbstractContextManager[Skipper]:
+    """Run `model` from the captured point on: blocks before `prefix.layer` do not run.
+
+    The result is bit-identical to the full pass at the same batch, and equal to rounding for other batch sizes.
+
+    Raises:
+        SkipError: if nothing was captured yet.
+    """
+    if not prefix.streams:
+        raise prefix.unfilled()
+    return Skipper(model, SkipPlan(), resume=prefix)

@@ -33,7 +33,7 @@ def renamed(**names: str) -> Callable[[C], C]:
     """
 
     def decorate(cls: C) -> C:
-        original: Any = cls.__init__
+        original: Any = cls.__dict__["__init__"]
 
         @functools.wraps(original)
         def init(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -64,8 +64,8 @@ class Sublayer:
             from the input's (`"out_features"` of a Linear).
         none_outputs: how many outputs follow that are None when nothing was computed (attention weights).
         inside: the sublayer adds the residual itself: without it, it returns the argument named in `outputs`.
-        helper_modules: modules of the block (paths from it) that work for this sublayer alone, such as the norm before it;
-            they return what they are given while it is left out. Those that an instance lacks are passed over.
+        helper_modules: modules of the block (paths from it) that work for this sublayer alone, such as the norm before
+            it; they return what they are given while it is left out. Those that an instance lacks are passed over.
         shares: attribute of the sublayer that is true where later blocks read what it computes (shared keys): such a
             sublayer cannot be left out.
         calls: how often the block runs it in one pass (a feed-forward that image and text share, one after the other).

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 # helpers with asserts, told as in a test
-pytest.register_assert_rewrite("cli_stub", "residue", "stg_reference", "two_processes")
+pytest.register_assert_rewrite("helpers.cli_stub", "helpers.residue", "helpers.stg_reference", "helpers.two_processes")
 torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = False  # tolerances are of float32, and a GPU rounds convolutions more by default
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # demos is not installed; last, so that it shadows nothing

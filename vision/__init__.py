@@ -1,29 +1,15 @@
 """Skipping in vision models: gates, masks, tuning, nested and implicit networks."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skipguide.vision.floorplan import FloorPlanNet, GraphConv
     from skipguide.vision.layer_masking import LayerMask, masked_forward
-    from skipguide.vision.skip_deq import SkipDEQ
+    from skipguide.vision.skip_deq.network import SkipDEQ
     from skipguide.vision.skip_tuning import ClassSkip, SkipTuner, TuneConfig
     from skipguide.vision.skipnet import SkipNet, skipnet
-    from skipguide.vision.unetpp import UNetPlusPlus
+    from skipguide.vision.unetpp.network import UNetPlusPlus
 
-_HOME = {
-    "ClassSkip": "skip_tuning",
-    "SkipTuner": "skip_tuning",
-    "TuneConfig": "skip_tuning",
-    "FloorPlanNet": "floorplan",
-    "GraphConv": "floorplan",
-    "LayerMask": "layer_masking",
-    "SkipDEQ": "skip_deq",
-    "SkipNet": "skipnet",
-    "UNetPlusPlus": "unetpp",
-    "skipnet": "skipnet",
-    "masked_forward": "layer_masking",
-}
 __all__ = [
     "ClassSkip",
     "FloorPlanNet",
@@ -40,9 +26,40 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"skipguide.vision.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """The systems are imported when they are asked for: each needs libraries that the others do without."""
+    home: dict[str, Any]
+    match name:
+        case "ClassSkip" | "SkipTuner" | "TuneConfig":
+            from skipguide.vision.skip_tuning import ClassSkip, SkipTuner, TuneConfig
+
+            home = {"ClassSkip": ClassSkip, "SkipTuner": SkipTuner, "TuneConfig": TuneConfig}
+        case "FloorPlanNet" | "GraphConv":
+            from skipguide.vision.floorplan import FloorPlanNet, GraphConv
+
+            home = {"FloorPlanNet": FloorPlanNet, "GraphConv": GraphConv}
+        case "LayerMask" | "masked_forward":
+            from skipguide.vision.layer_masking import LayerMask, masked_forward
+
+            home = {"LayerMask": LayerMask, "masked_forward": masked_forward}
+        case "SkipDEQ":
+            from skipguide.vision.skip_deq import SkipDEQ
+
+            home = {"SkipDEQ": SkipDEQ}
+        case "SkipNet" | "skipnet":
+            from skipguide.vision.skipnet import SkipNet, skipnet
+
+            home = {"SkipNet": SkipNet, "skipnet": skipnet}
+        case "UNetPlusPlus":
+            from skipguide.vision.unetpp import UNetPlusPlus
+
+            home = {"UNetPlusPlus": UNetPlusPlus}
+        case _:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return home[name]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 if __name__ != "skipguide.vision":

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from skipguide.config import as_flag, as_number, as_whole, is_one_of
 from skipguide.errors import SkipError
-from skipguide.settings import as_flag, as_number, as_whole, is_one_of
 
 Cell = Callable[[Tensor], Tensor]
 

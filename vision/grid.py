@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skipguide.config import as_flag, as_list, as_whole
 from skipguide.errors import SkipError
-from skipguide.settings import as_flag, as_list, as_whole
 
 Node = tuple[int, int]
 

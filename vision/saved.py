@@ -7,8 +7,8 @@ from typing import Any, Self, cast
 
 from huggingface_hub import PyTorchModelHubMixin
 
+from skipguide.config import native
 from skipguide.errors import SkipError
-from skipguide.scalars import native
 
 
 class Saved(PyTorchModelHubMixin):

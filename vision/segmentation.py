@@ -277,7 +277,7 @@ def inside_of(mask: Image, name: object = "the mask") -> Tensor:
     """
     import numpy as np
 
-    from skipguide.frames import as_rgb
+    from skipguide.media.frames import as_rgb
 
     values = np.asarray(as_rgb(mask, name).convert("L"))
     if 0 < values.max() < 128:

@@ -27,7 +27,7 @@ from demos.benchmarks.measure import keep_existing, machine, write_json
 from demos.bundled_lm.evaluate import held_out_texts, windows
 from demos.bundled_lm.text import files, held_out
 from skipguide.assets import bundled
-from skipguide.kv import as_argument
+from skipguide.hosts.kv_cache import as_argument
 from skipguide.llm import AdaSkip, SublayerPlan, SublayerStats
 from skipguide.llm.choose import (
     Sublayers,

@@ -39,7 +39,7 @@ from demos.benchmarks.measure import Ratio, keep_existing, machine, timed, write
 from demos.bundled_lm.evaluate import held_out_texts
 from skipguide.assets import bundled
 from skipguide.llm import AdaSkip, SelfSpeculative, SpeculationStats, SublayerStats
-from skipguide.llm.acceptance import best_length
+from skipguide.llm.speculative.acceptance import best_length
 
 OUT = Path(__file__).with_suffix(".json")
 SHARES = (0.2, 0.35, 0.5, 0.65)

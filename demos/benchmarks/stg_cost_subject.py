@@ -16,7 +16,8 @@ from demos.benchmarks.stg_models import Case, run
 from demos.benchmarks.stg_rivals import DiffusersSkip, Naive, OneBatch, blocks_of, counting
 from skipguide.pipelines import SpatiotemporalSkipGuidance
 from skipguide.pipelines.presets import find_preset
-from skipguide.resume import Prefix, capture
+from skipguide.prefix import Prefix
+from skipguide.skipper import capture
 
 SCALE = 1.0
 

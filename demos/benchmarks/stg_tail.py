@@ -33,7 +33,7 @@ from demos.benchmarks.measure import (
 from demos.benchmarks.stg_models import BY_NAME, Case, run
 from skipguide import find_blocks
 from skipguide.pipelines import SpatiotemporalSkipGuidance
-from skipguide.pipelines.tail import AUTO
+from skipguide.pipelines.sampling.tail import AUTO
 
 HERE = Path(__file__).parent
 MODELS = ("ltx", "wan", "hunyuan_distilled")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from skipguide.vision.skip_deq import DEQInfo, SkipDEQ
+from skipguide.vision.skip_deq.network import DEQInfo, SkipDEQ
 
 MARKS = 4
 

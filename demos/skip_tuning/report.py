@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from demos.skip_tuning.baselines import METHODS
 from demos.study import canvas
-from skipguide.vision.skip_tuning.baselines import METHODS
 from skipguide.vision.skip_tuning.results import harmonic
 
 

@@ -28,11 +28,11 @@ from transformers import CLIPModel, CLIPProcessor
 
 from demos.benchmarks.measure import write_json, write_text
 from demos.skip_tuning import data
+from demos.skip_tuning.baselines import METHODS, build, linear_probe, probe_features
 from demos.skip_tuning.report import figure, table
 from demos.study import save_figure
 from skipguide.assets import bundled
 from skipguide.vision.skip_tuning import SkipTuner
-from skipguide.vision.skip_tuning.baselines import METHODS, build, linear_probe, probe_features
 
 HERE = Path(__file__).parent
 SHIFTS = {"mild": 0.15, "strong": 0.3}

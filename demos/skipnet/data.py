@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from demos.skipnet.wires import make_wires
 from skipguide.errors import SkipError
-from skipguide.vision.skipnet.wires import make_wires
 
 TORCHVISION = {"cifar10": ("CIFAR10", 10), "cifar100": ("CIFAR100", 100), "svhn": ("SVHN", 10)}
 

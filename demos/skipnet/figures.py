@@ -8,7 +8,7 @@ import torch
 
 from demos import study
 from demos.skipnet.data import Split
-from skipguide.vision.skipnet.pictures import draw_blocks_against, draw_by_blocks
+from demos.skipnet.pictures import draw_blocks_against, draw_by_blocks
 
 
 def figure(result: dict[str, Any]) -> Any:

@@ -26,12 +26,12 @@ from tqdm import tqdm
 from demos import study
 from demos.skipnet.data import Data, digits, wires
 from demos.skipnet.figures import figure, pictures
+from demos.skipnet.pictures import saliency, spearman
 from demos.skipnet.report import text
+from demos.skipnet.wires import turn_and_recolour
 from skipguide.vision import SkipNet
 from skipguide.vision.skipnet.evaluate import Evaluation, best_subset, evaluate, fixed_gates, random_gates
-from skipguide.vision.skipnet.pictures import saliency, spearman
 from skipguide.vision.skipnet.train import TrainConfig, train
-from skipguide.vision.skipnet.wires import turn_and_recolour
 
 HOME = Path(__file__).parent
 

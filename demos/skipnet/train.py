@@ -22,13 +22,13 @@ from torch.nn import functional
 from demos import study
 from demos.benchmarks.measure import write_json
 from demos.skipnet.data import TORCHVISION, Data, torchvision_set
+from demos.skipnet.pictures import draw_by_blocks, draw_history
 from demos.skipnet.study import DIGITS, WIRES
+from demos.skipnet.wires import turn_and_recolour
 from demos.training import command
 from skipguide.vision import SkipNet
 from skipguide.vision.skipnet.evaluate import evaluate, random_gates
-from skipguide.vision.skipnet.pictures import draw_by_blocks, draw_history
 from skipguide.vision.skipnet.train import STAGES, Augment, TrainConfig, train
-from skipguide.vision.skipnet.wires import turn_and_recolour
 
 TASKS = {task.name: task for task in (WIRES, DIGITS)}
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from demos.training import rows_of_step
 from skipguide.errors import SkipError
-from skipguide.frames import as_rgb
-from skipguide.vision.nuclei import generate_nuclei
+from skipguide.media.frames import as_rgb
 from skipguide.vision.segmentation import inside_of
+from skipguide.vision.unetpp.nuclei import generate_nuclei
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 

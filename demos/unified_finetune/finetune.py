@@ -32,7 +32,7 @@ from transformers import AutoTokenizer, DynamicCache, LlamaForCausalLM
 from demos.benchmarks.measure import keep_existing, machine, write_json
 from demos.bundled_lm.text import encode, files, held_out
 from skipguide.assets import bundled
-from skipguide.kv import as_argument
+from skipguide.hosts.kv_cache import as_argument
 from skipguide.llm import AppliedSublayers, UnifiedSkip
 
 HERE = Path(__file__).parent

@@ -78,7 +78,7 @@ class CellCache:
         """The frames of the plain clip, which every other cell is compared with."""
         import numpy as np
 
-        from skipguide.frames import as_images
+        from skipguide.media.frames import as_images
 
         try:
             with np.load(self.folder / f"{key}.npz") as file:

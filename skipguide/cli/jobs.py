@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skipguide import pictures
 from skipguide.cli import models, sampling
 from skipguide.cli.outputs import (
     check_output,
@@ -21,6 +20,7 @@ from skipguide.cli.outputs import (
     write_json,
 )
 from skipguide.errors import SkipError
+from skipguide.media import pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -65,7 +65,7 @@ def _orders(args: argparse.Namespace, lines: Sequence[argparse.Namespace], place
     if not video and kind != "png":
         raise SkipError(f"{pipeline_class.__name__} makes pictures, not clips: leave --kind out")
     if kind == "mp4":
-        from skipguide.movies import require_video
+        from skipguide.media.movies import require_video
 
         require_video()
     defaults = source.defaults()

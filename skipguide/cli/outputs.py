@@ -37,7 +37,7 @@ def check_output(path: Path, suffixes: Sequence[str], *, force: bool, notes: boo
     if path.suffix.lower() not in suffixes:
         raise SkipError(f"expected a file name that ends in {', '.join(suffixes)}; got {path}")
     if path.suffix.lower() == ".mp4":
-        from skipguide.movies import require_video
+        from skipguide.media.movies import require_video
 
         require_video()
     for file in (path, sidecar(path)) if notes else (path,):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from skipguide.cli.arguments import GUIDANCE_FLAGS, given
 from skipguide.cli.models import Source, denoisers
 from skipguide.errors import SkipError
-from skipguide.frames import as_images, as_rgb
+from skipguide.media.frames import as_images, as_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
-from skipguide.config import JsonConfig
+from skipguide.config import JsonConfig, settle
 from skipguide.errors import SkipError
 from skipguide.llm.calibration import calibrate
 from skipguide.llm.choose import Sublayers, least_per_millisecond, most_similar
 from skipguide.llm.cost import SublayerCosts, measure_costs
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.similarity import SublayerStats
-from skipguide.settings import settle
 
 if TYPE_CHECKING:
     from skipguide.llm.adaskip_applied import AppliedAdaSkip

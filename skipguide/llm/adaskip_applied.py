@@ -12,22 +12,22 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
+from skipguide.active import Call
 from skipguide.errors import NoEffectError, SkipError
 from skipguide.gate import gate_of
-from skipguide.kv import length
+from skipguide.hosts.kv_cache import length
 from skipguide.llm import cache as kv
 from skipguide.llm.adaskip import AdaSkip
 from skipguide.llm.cost import SublayerCosts
 from skipguide.llm.engine import AppliedSublayers, check_plan, refuse_second
-from skipguide.llm.families import SublayerMap, sublayer_map
 from skipguide.llm.online import OnlineWindow
 from skipguide.llm.passes import Pass, PassReader
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats
 from skipguide.llm.sites import LMFrame, frame_on
 from skipguide.llm.stats import SublayerLedger
+from skipguide.llm.sublayers import SublayerMap, sublayer_map
 from skipguide.llm.watch import watch
-from skipguide.stack import Call
 
 logger = logging.getLogger(__name__)
 REFERENCE_REQUESTS = 20  # the published code measures the first 20 prompts, whatever comes after

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
-from skipguide.kv import as_argument, cache_of
+from skipguide.hosts.kv_cache import as_argument, cache_of
 
 
 @dataclass(frozen=True)

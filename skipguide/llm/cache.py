@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from skipguide.errors import SkipError
-from skipguide.kv import check_kind, hide, length
+from skipguide.hosts.kv_cache import check_kind, hide, length
 from skipguide.llm.plan import SublayerPlan
 
 _MARK = "_skipguide_mark"

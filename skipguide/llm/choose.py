@@ -11,9 +11,9 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from skipguide.config import whole
 from skipguide.errors import SkipError
 from skipguide.plan import SkipPlan
-from skipguide.scalars import whole
 
 
 @dataclass(frozen=True)

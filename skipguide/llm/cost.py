@@ -20,13 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.config import JsonConfig
+from skipguide.config import JsonConfig, as_wholes, settle
 from skipguide.errors import SkipError
-from skipguide.kv import as_argument, cache_of
+from skipguide.hosts.kv_cache import as_argument, cache_of
 from skipguide.llm.engine import refuse_skipping
-from skipguide.llm.families import sublayer_map
 from skipguide.llm.passes import evaluating
-from skipguide.settings import as_wholes, settle
+from skipguide.llm.sublayers import sublayer_map
 
 Mark = float | torch.cuda.Event
 

@@ -11,16 +11,16 @@ from weakref import WeakMethod
 import torch
 from torch import nn
 
+from skipguide.active import Call, without
 from skipguide.errors import NoEffectError, SkipError
 from skipguide.gate import Gate, gate_of
 from skipguide.llm import cache as kv
 from skipguide.llm.entry import DecoderAct, Listener, Run
-from skipguide.llm.families import SublayerMap, sublayer_map
 from skipguide.llm.passes import PassReader
 from skipguide.llm.plan import SublayerPlan, check_scales, sublayer_layers
 from skipguide.llm.sites import LMFrame, acts_at, frame_on
 from skipguide.llm.stats import SublayerLedger
-from skipguide.stack import Call, without
+from skipguide.llm.sublayers import SublayerMap, sublayer_map
 
 
 class AppliedSublayers:

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
+from skipguide.active import Call, Frame
 from skipguide.errors import SkipError
-from skipguide.kv import check_kind, empty, hide, length
+from skipguide.hosts.kv_cache import check_kind, empty, hide, length
 from skipguide.llm import cache as kv
-from skipguide.llm.families import SublayerMap
 from skipguide.llm.passes import Pass, PassReader
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.sites import LMFrame
 from skipguide.llm.stats import SublayerLedger
-from skipguide.stack import Call, Frame
+from skipguide.llm.sublayers import SublayerMap
 
 Listener = Callable[[Pass], Callable[[], None] | None]
 _NOTHING: dict[int, float | None] = {}

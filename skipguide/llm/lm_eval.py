@@ -17,8 +17,8 @@ from typing import Any
 from skipguide.errors import SkipError
 from skipguide.llm.adaskip import AdaSkip
 from skipguide.llm.plan import SublayerPlan
-from skipguide.llm.self_speculative import SelfSpeculative
 from skipguide.llm.similarity import SublayerStats
+from skipguide.llm.speculative.self_speculative import SelfSpeculative
 from skipguide.llm.unified import UnifiedSkip
 
 NAME = "skipguide-hf"

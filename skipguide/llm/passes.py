@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from skipguide.arguments import Arguments
 from skipguide.errors import SkipError
-from skipguide.kv import cache_of
+from skipguide.hosts.kv_cache import cache_of, given_cache
 
 
 @contextmanager
@@ -71,7 +71,7 @@ class PassReader:
 
     def cache(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The KV cache that was given, or None."""
-        return self.arguments.cache(args, kwargs)
+        return given_cache(self.arguments, args, kwargs)
 
     @staticmethod
     def made(out: Any) -> Any:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from torch import nn
 
-from skipguide.config import JsonConfig
+from skipguide.config import JsonConfig, layer_tuple
 from skipguide.errors import SkipError
-from skipguide.plan import SkipPlan, layer_tuple
+from skipguide.plan import SkipPlan
 
 if TYPE_CHECKING:
     from skipguide.llm.engine import AppliedSublayers

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.arguments import Arguments
-from skipguide.blocks import Sublayer, argument_names
+from skipguide.arguments import Arguments, argument_names
 from skipguide.errors import SkipError, UnknownBlockError
-from skipguide.families_llm import Layout
-from skipguide.kv import CACHE_NAMES, as_argument, cache_of
+from skipguide.families.language import Layout
+from skipguide.hosts.kv_cache import CACHE_NAMES, as_argument, cache_of
 from skipguide.llm.passes import evaluating
+from skipguide.spec import Sublayer
 
 _ATTN = ("self_attn", "attn", "attention", "self_attention")
 _MLP = ("mlp", "feed_forward", "ffn", "moe", "block_sparse_moe", "feedforward")

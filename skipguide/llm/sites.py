@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skipguide.active import Call, Frame, active_frames
 from skipguide.arguments import Arguments
 from skipguide.gate import Gate
-from skipguide.llm.families import Part, SublayerMap, SublayerSite
 from skipguide.llm.plan import SublayerPlan
-from skipguide.stack import Call, Frame, active_frames
+from skipguide.llm.sublayers import Part, SublayerMap, SublayerSite
 from skipguide.stats import Stats
 
 

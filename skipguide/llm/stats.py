@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from skipguide.kv import is_left_out
+from skipguide.hosts.kv_cache import is_left_out
 from skipguide.llm.cache import Mark
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.sites import LMFrame

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from torch import nn
 
-from skipguide.config import JsonConfig
+from skipguide.config import JsonConfig, as_number, as_whole, settle
 from skipguide.errors import SkipError
-from skipguide.llm.families import sublayer_map
 from skipguide.llm.plan import SublayerPlan
-from skipguide.settings import as_number, as_whole, settle
+from skipguide.llm.sublayers import sublayer_map
 
 if TYPE_CHECKING:
     from skipguide.llm.engine import AppliedSublayers

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skipguide.active import Call, Frame
 from skipguide.arguments import Arguments
 from skipguide.errors import SkipError
 from skipguide.gate import Gate, gate_of
-from skipguide.llm.families import Part, sublayer_map
 from skipguide.llm.passes import Pass, PassReader
-from skipguide.stack import Call, Frame
+from skipguide.llm.sublayers import Part, sublayer_map
 from skipguide.stats import Stats
 
 OnSublayer = Callable[[int, Part, Tensor, Tensor], None]

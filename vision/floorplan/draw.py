@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from skipguide.errors import SkipError
-from skipguide.frames import comfortable_zoom
-from skipguide.sheets import INK, PAPER, banner, in_a_row, stacked
+from skipguide.media.frames import comfortable_zoom
+from skipguide.media.sheets import INK, PAPER, banner, in_a_row, stacked
 from skipguide.vision.floorplan.plan import BACKGROUND, CLASSES, STRUCTURE
 from skipguide.vision.floorplan.regions import innermost, regions
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from skipguide.sheets import INK, PAPER
+from skipguide.media.sheets import INK, PAPER
 from skipguide.vision.floorplan.graph import EDGE_TYPES, LayoutGraph
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skipguide.config import as_flag, as_number, as_whole, as_wholes, is_one_of
 from skipguide.errors import SkipError
-from skipguide.settings import as_flag, as_number, as_whole, as_wholes, is_one_of
 from skipguide.vision.floorplan.graph import EDGE_TYPES, GraphBatch, GraphConv, LayoutGraph
 from skipguide.vision.floorplan.plan import CLASSES, ZONES
 from skipguide.vision.grid import SkipGrid, Walk, check_images, resize

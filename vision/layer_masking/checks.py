@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skipguide.config import is_one_of
 from skipguide.errors import SkipError
-from skipguide.settings import is_one_of
 from skipguide.vision.layer_masking.baselines import BASELINES
 from skipguide.vision.layer_masking.tokens import tokens_of
 

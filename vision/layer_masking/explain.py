@@ -182,7 +182,7 @@ def draw(explanation: Explanation, classifier: Classifier, height: int = 224) ->
     import numpy as np
     from PIL import Image
 
-    from skipguide.sheets import contact_sheet
+    from skipguide.media.sheets import contact_sheet
 
     numbers, x, keep = explanation.numbers, explanation.image.cpu(), explanation.shown.cpu()
     seen = classifier.picture(x)

@@ -11,11 +11,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from skipguide.config import check_keys
+from skipguide.active import Call
+from skipguide.config import as_flag, check_keys
 from skipguide.errors import SkipError
 from skipguide.gate import Gate, gate_of
-from skipguide.settings import as_flag
-from skipguide.stack import Call
 from skipguide.vision.layer_masking.baselines import PixelScale
 from skipguide.vision.layer_masking.checks import FILLS, check_fill, check_keep, check_model, expanded
 from skipguide.vision.layer_masking.masker import Masker, MaskStats

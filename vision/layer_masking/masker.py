@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from skipguide.active import Call
 from skipguide.errors import SkipError
-from skipguide.stack import Call
 from skipguide.vision.layer_masking.baselines import BASELINES, PixelScale, painted, pixel_scale
 from skipguide.vision.layer_masking.plan import Plan, Trace, make_plan
 from skipguide.vision.layer_masking.rules.arguments import pair_of

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skipguide.active import Call
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
-from skipguide.stack import Call
 from skipguide.vision.layer_masking.fill import fill, fill_weights
 
 

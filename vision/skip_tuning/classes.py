@@ -9,9 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from skipguide.config import JsonConfig
+from skipguide.config import JsonConfig, settle
 from skipguide.errors import SkipError
-from skipguide.settings import settle
 
 
 @dataclass(frozen=True)

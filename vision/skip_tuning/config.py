@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from skipguide.config import JsonConfig
+from skipguide.config import JsonConfig, is_one_of, settle
 from skipguide.errors import SkipError
-from skipguide.settings import is_one_of, settle
 
 
 @dataclass(frozen=True)

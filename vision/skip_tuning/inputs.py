@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
-from skipguide.frames import as_rgb
+from skipguide.media.frames import as_rgb
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"}
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skipguide.config import as_list, as_whole, as_wholes
 from skipguide.errors import SkipError
-from skipguide.settings import as_list, as_whole, as_wholes
 
 # Blocks per group of the CIFAR ResNets (arXiv 1711.09485, section 4); the depth is 6 n + 2 convolutions.
 CIFAR = {"resnet38": 6, "resnet74": 12, "resnet110": 18, "resnet152": 25}

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from skipguide.config import as_number, as_whole, is_one_of
 from skipguide.errors import SkipError
-from skipguide.settings import as_number, as_whole, is_one_of
 
 GateKind = Literal["rnn", "ff1", "ff2"]
 KINDS: tuple[str, ...] = get_args(GateKind)

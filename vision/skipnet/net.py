@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.blocks import find_blocks
+from skipguide.config import as_list
 from skipguide.errors import SkipError
 from skipguide.router import Router
-from skipguide.settings import as_list
 from skipguide.vision.saved import Saved
 from skipguide.vision.skipnet.backbones import CifarResNet, build_backbone, probe, unweighted
 from skipguide.vision.skipnet.gates import build_gates

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from skipguide.config import JsonConfig
+from skipguide.config import JsonConfig, settle
 from skipguide.errors import SkipError
-from skipguide.settings import settle
 
 
 def computation(gates: Tensor, weights: Tensor | None = None) -> Tensor:

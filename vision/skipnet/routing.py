@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from skipguide.config import is_one_of
 from skipguide.errors import SkipError
-from skipguide.settings import is_one_of
 from skipguide.stats import Stats
 from skipguide.vision.skipnet.gates import Gates
 

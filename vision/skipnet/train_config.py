@@ -7,9 +7,8 @@ from typing import Literal
 
 import torch
 
-from skipguide.config import JsonConfig
+from skipguide.config import JsonConfig, settle
 from skipguide.errors import SkipError
-from skipguide.settings import settle
 from skipguide.vision.skipnet.objectives import Reinforce, budget_loss
 
 STAGES = ("dense", "supervised", "budget", "reinforce", "fixed")

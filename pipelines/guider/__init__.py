@@ -1,0 +1,1 @@
+"""Skip guidance as a guider of diffusers."""

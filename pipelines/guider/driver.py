@@ -1,0 +1,143 @@
+"""Driver: one denoiser under a guider. Its gates stand only from the pass that captures to the last skipped one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from skipguide.active import Call
+from skipguide.blocks import find_blocks
+from skipguide.errors import SkipError
+from skipguide.gate import gate_of
+from skipguide.pipelines.caches import cache_on
+from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.guider.passes import Pass
+from skipguide.pipelines.presets import find_preset
+from skipguide.pipelines.sampling.interceptor import Interceptor
+from skipguide.pipelines.sampling.ledger import GuidanceStats
+from skipguide.pipelines.sampling.passes import Passes, Path
+from skipguide.pipelines.sampling.recipe import Recipe, Term
+from skipguide.skipper import batch_size
+
+if TYPE_CHECKING:
+    from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
+
+
+class Driver:
+    """The passes of one denoiser as a guider's pipeline calls them, one by one.
+
+    Args:
+        settings: the guidance.
+        groups: its groups; layers that are None become the model's preset.
+        model: the denoiser.
+        stats: the ledger.
+
+    Raises:
+        SkipError: for an unknown model, layers or parts that it does not have, or somebody else at work on it.
+    """
+
+    def __init__(
+        self,
+        settings: SpatiotemporalSkipGuidance,
+        groups: Sequence[SkipGroup],
+        model: nn.Module,
+        stats: GuidanceStats,
+    ) -> None:
+        self.model = model
+        self.stats = stats
+        chosen = [
+            replace(group, layers=find_preset(model).layers) if group.layers is None else group for group in groups
+        ]
+        self.recipe = Recipe(settings, chosen, find_blocks(model))
+        self.passes = Passes(model, settings.prefix_reuse, stats)
+        self.terms: tuple[Term, ...] = ()
+        self._path: Path | None = None
+        self._now: tuple[int, Pass] | None = None
+        self._called = self._standing = False
+
+    # -- what the pipeline's loop announces ---------------------------------------------------------------------
+
+    def prepare(self, now: Pass, terms: tuple[Term, ...]) -> None:
+        """The next call of the model is this pass; plain ones leave the model untouched."""
+        self._now, self._called, self.terms = (threading.get_ident(), now), False, terms
+        if now.kind in ("capture", "weak") and not self._standing:
+            self._begin()
+
+    def finish(self, last: bool) -> None:
+        """That call is done; after the last skipped one of the step the model is left as it was.
+
+        Raises:
+            SkipError: if the model was not called since `prepare`.
+        """
+        if self._now is None:
+            raise SkipError("cleanup_models was called before prepare_models: this loop does not drive guiders")
+        now, self._now = self._now[1], None
+        if now.kind == "plain":
+            self.passes.enter(1)
+        elif not self._called:
+            self.end()
+            raise SkipError(
+                f"the guider was given a {type(self.model).__name__}, which was not called for {now.name}: nothing "
+                f"would have been skipped. Does the pipeline call another module, or a copy of this one?"
+            )
+        if last:
+            self.end()
+
+    def _begin(self) -> None:
+        gate = gate_of(self.model)
+        if any(isinstance(handler, Interceptor) for handler in gate.handlers):
+            raise SkipError("SpatiotemporalSkipGuidance is applied to this denoiser: remove() it, or the guider")
+        if (cache := cache_on(self.model)) is not None:
+            raise SkipError(
+                f"this denoiser has {cache} enabled, which would store the results of skipped passes: call "
+                f"disable_cache() on it first"
+            )
+        self.passes.again()
+        gate.handlers += (self,)
+        self._standing = True
+
+    def end(self) -> None:
+        """Leave the model as it was; the gates stay ready."""
+        if self._standing:
+            self._standing = False
+            gate = gate_of(self.model)
+            gate.handlers = tuple(handler for handler in gate.handlers if handler is not self)
+            self._path = None
+            self.passes.pause()
+
+    # -- the call of the model ----------------------------------------------------------------------------------
+
+    def __call__(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call of the denoiser; calls from other threads are none of this guider's."""
+        if self._now is None or self._now[0] != threading.get_ident():
+            return call(*args, **kwargs)
+        now = self._now[1]
+        try:
+            if self._called:
+                raise SkipError(f"the pipeline calls its denoiser twice for {now.name}; a guider skips in one call")
+            self._called = True
+            return self._run(now, call, args, kwargs)
+        except BaseException:
+            self.end()
+            raise
+
+    def _run(self, now: Pass, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        rows = batch_size(args, kwargs)
+        plans = [term.plan for term in self.terms]
+        if now.kind == "weak":
+            return self.passes.without_in(plans[0], 0, call, args, kwargs, rows, counted=1)
+        if now.kind == "capture":
+            self._path = self.passes.path(plans)
+            return self.passes.plain(call, args, kwargs, rows, path=self._path)
+        began = time.perf_counter()
+        if self._path is None:
+            raise SkipError(f"{now.name} came before the pass that it starts from")
+        number = self._path.plans.index(plans[now.group])
+        out = self.passes.leg(self._path, number, call, args, kwargs, slice(0, rows), rows)
+        self.stats.seconds += time.perf_counter() - began
+        return out

@@ -1,0 +1,333 @@
+"""SkipGuider: skip guidance as a guider of diffusers, for pipelines that have a `guider` component."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffusers.configuration_utils import register_to_config
+from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
+from torch import Tensor, nn
+
+from skipguide import guidance
+from skipguide.config import as_flag, as_number
+from skipguide.errors import SkipError
+from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.guider.driver import Driver
+from skipguide.pipelines.guider.passes import Pass, live_groups, passes_of
+from skipguide.pipelines.sampling.ledger import GuidanceStats
+from skipguide.pipelines.sampling.passes import check_effect
+from skipguide.pipelines.sampling.recipe import Term
+from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
+from skipguide.schedule import Timetable
+
+_OWN = ("guidance_scale", "guidance_rescale", "use_original_formulation", "enabled")
+
+
+class SkipGuider(BaseGuidance):
+    """Spatiotemporal skip guidance as a diffusers guider: `pipe.update_components(guider=SkipGuider([8]))`.
+
+    The same formulas as `SpatiotemporalSkipGuidance`, for modular pipelines and for the classic ones that have a
+    `guider` component (HunyuanVideo 1.5, HunyuanImage, Motif). It takes the place of the pipeline's own guider, so it
+    does CFG too. The skipped pass starts at the first skipped layer, from the activations of the conditional pass. With
+    `guidance_scale=1.0` there is no unconditional pass: c + s (c - k), the second pass partial. The settings are the
+    guider's config: they are saved and loaded with the pipeline.
+
+    Args:
+        layers: blocks to skip, in execution order over all stacks (or within `stack`), a `Timetable` of them, or
+            `"stochastic"`; None takes the layers of the model's preset, but neither its scale nor its part.
+        scale: s, a number or a `Timetable` over the steps; 0 is CFG alone.
+        guidance_scale: w of CFG; 1 is no CFG.
+        part: as in `SpatiotemporalSkipGuidance`.
+        formula: likewise.
+        rescale: likewise; acts on the steps with skip guidance.
+        rescale_over: likewise.
+        start: first step with skip guidance, as a fraction of the steps (inclusive).
+        stop: end of the skip guidance, as a fraction of the steps (exclusive; 1.0 is the end).
+        every: compute the skipped pass on every k-th step only and reuse the last difference in between.
+        prefix_reuse: run the skipped pass from the first skipped layer on only.
+        stack: count `layers` within this stack.
+        groups: several `SkipGroup`s (or their `to_dict()`), in place of `layers`.
+        cfg_interval: steps with CFG, as fractions; outside it there is no unconditional pass.
+        apg: weight of the skip direction's part along c; None leaves the direction as it is.
+        apg_norm: largest norm of the direction per clip.
+        zero_star: scale the unconditional prediction as CFG-Zero* does (without its zero-init).
+        drop: share of the blocks that `"stochastic"` leaves out.
+        prefer_cheap: `"stochastic"` draws from the deeper half of the blocks only.
+        seed: of `"stochastic"`.
+        guidance_rescale: as in diffusers' guiders: on every step, after everything else.
+        use_original_formulation: as in diffusers' guiders: c + w (c - u), and w = 0 is no CFG.
+        enabled: False is the conditional prediction alone, and leaves every block alone.
+
+    Attributes:
+        stats: passes and blocks of all runs so far, as of `SpatiotemporalSkipGuidance`.
+
+    Raises:
+        SkipError: on settings that cannot mean anything; layers that the model does not have, skips without an
+            effect and predictions that are not finite are refused at the first step.
+
+    Example:
+        >>> guider = SkipGuider(layers=[8], scale=1.0, guidance_scale=5.0, start=0.1)
+        >>> guider.config.layers, SkipGuider.from_config(guider.config).settings == guider.settings
+        ([8], True)
+    """
+
+    _input_predictions = ["pred_cond", "pred_uncond", "pred_cond_skip"]  # noqa: RUF012 (of the base class)
+
+    @register_to_config  # type: ignore[untyped-decorator, unused-ignore]
+    def __init__(
+        self,
+        layers: Sequence[int] | int | Timetable | str | None = None,
+        scale: float | Timetable = 1.0,
+        guidance_scale: float = 5.0,
+        part: str = "block",
+        formula: str = "stg",
+        rescale: float = 0.0,
+        rescale_over: str = "sample",
+        start: float = 0.0,
+        stop: float = 1.0,
+        every: int = 1,
+        prefix_reuse: bool = True,
+        stack: str | None = None,
+        groups: Sequence[SkipGroup | Mapping[str, Any]] | None = None,
+        cfg_interval: tuple[float, float] | None = None,
+        apg: float | None = None,
+        apg_norm: float | None = None,
+        zero_star: bool = False,
+        drop: float = 0.1,
+        prefer_cheap: bool = False,
+        seed: int = 0,
+        guidance_rescale: float = 0.0,
+        use_original_formulation: bool = False,
+        enabled: bool = True,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__", *_OWN)}
+        self.settings = SpatiotemporalSkipGuidance(**given)
+        self._live = live_groups(self.settings)
+        self.guidance_scale = as_number("guidance_scale", guidance_scale, None)
+        self.guidance_rescale = as_number("guidance_rescale", guidance_rescale)
+        if self.guidance_rescale > 1:
+            raise SkipError(f"guidance_rescale must lie in 0 to 1; got {guidance_rescale!r}")
+        self.use_original_formulation = as_flag("use_original_formulation", use_original_formulation)
+        super().__init__(self.settings.start, self.settings.stop, as_flag("enabled", enabled))
+        plain = json.loads(json.dumps(self.settings.to_dict()))
+        # diffusers takes positional arguments for defaults, and forgets them in from_config: nothing is a default here
+        own = {name: getattr(self, name) for name in _OWN if name != "enabled"} | {"enabled": self._enabled}
+        self.register_to_config(**{name: plain[name] for name in given}, **own, _use_default_values=[])
+        self._check_cfg()
+        self.stats = GuidanceStats(delivery="guider")
+        self._forget()
+
+    def _forget(self) -> None:
+        self._drivers: list[Driver] = []
+        self._passes: tuple[Pass, ...] = ()  # of the step that is running; empty between steps
+        self._driver: Driver | None = None
+        self._directions: list[Tensor] | None = None
+        self._keys: tuple[str, ...] = ()
+        self._checked: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has the settings, and starts anew."""
+        state = dict(self.__dict__)
+        for name in ("_drivers", "_passes", "_driver", "_directions", "_keys", "_checked"):
+            state.pop(name, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over the settings."""
+        self.__dict__.update(state)
+        self._forget()
+
+    # -- what guidance there is ---------------------------------------------------------------------------------
+
+    @property
+    def w(self) -> float:
+        """The CFG scale in the form u + w (c - u)."""
+        return self.guidance_scale + 1 if self.use_original_formulation else self.guidance_scale
+
+    @property
+    def num_conditions(self) -> int:
+        """2 where the unconditional prediction is needed: in the running step, between steps in any of them."""
+        if self._passes:
+            return 1 + any(each.name == "pred_uncond" for each in self._passes)
+        return self._most_conditions
+
+    @property
+    def _most_conditions(self) -> int:
+        return 2 if self._enabled and self.w != 1 else 1
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the pass that is running has the conditional inputs."""
+        return not self._passes or self._passes[max(self._count_prepared, 1) - 1].inputs == 0
+
+    def _check_cfg(self) -> None:
+        settings = self.settings
+        if self.w == 1 and (
+            settings.formula in ("uncond", "segmented") or settings.cfg_interval is not None or settings.zero_star
+        ):
+            raise SkipError(
+                "formula='uncond', formula='segmented', cfg_interval and zero_star are about the unconditional pass, "
+                f"and there is none: guidance_scale={self.guidance_scale:g} is no CFG"
+            )
+
+    def _plan(self) -> tuple[Pass, ...]:
+        """The passes of the step that begins."""
+        step, steps = self._step, self._num_inference_steps
+        if step is None or not steps:
+            raise SkipError("set_state(step, num_inference_steps, timestep) comes before a step's inputs")
+        self._check_cfg()
+        terms = self._terms(self._drivers[-1]) if self._drivers else ()
+        if self._keys != tuple(term.key for term in terms):
+            self._directions = None  # another set of layers than the last differences were of
+        groups = self._live if self._enabled else ()
+        held = self._directions is not None
+        return passes_of(self.settings, groups, step, steps, cfg=self._most_conditions == 2, held=held)
+
+    def _terms(self, driver: Driver) -> tuple[Term, ...]:
+        """The skipped passes of this step on a model; none where guidance is switched off."""
+        return driver.recipe.at(self._step, self._num_inference_steps).terms if self._enabled else ()
+
+    # -- the protocol of diffusers ------------------------------------------------------------------------------
+
+    def set_state(self, step: int, num_inference_steps: int, timestep: Tensor) -> None:
+        """A step begins; one that is not later than the last begins a new run."""
+        self._end()
+        if self._step is None or step <= self._step:
+            self._drivers, self._directions, self._checked = [], None, set()
+        super().set_state(step, num_inference_steps, timestep)
+
+    def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
+        """One batch of inputs per pass of the step; classic pipelines and some modular ones call this."""
+        return self._batches(lambda each: self._prepare_batch(data, each.inputs, each.name))
+
+    def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[Any]:
+        """One batch of inputs per pass of the step; most modular pipelines call this."""
+        return self._batches(
+            lambda each: self._prepare_batch_from_block_state(input_fields, data, each.inputs, each.name)
+        )
+
+    def _batches(self, make: Any) -> list[Any]:
+        self._end()
+        self._count_prepared = 0
+        self._passes = passes = self._plan()
+        batches = [make(each) for each in passes]
+        for batch in batches:  # a loop that fails between two calls of ours lets go of its batches, and of the model
+            weakref.finalize(batch, _abandon, weakref.ref(self), passes)
+        return batches
+
+    def prepare_models(self, denoiser: nn.Module) -> None:
+        """The denoiser is about to be called for the next pass."""
+        if self._count_prepared >= len(self._passes):
+            raise SkipError(
+                f"the pipeline makes more passes than the {len(self._passes)} it was given: guiders are driven by "
+                "set_state, prepare_inputs, then prepare_models and cleanup_models round each pass"
+            )
+        now = self._passes[self._count_prepared]
+        self._count_prepared += 1
+        if not self._live:
+            return
+        self._driver = driver = self._driver_of(denoiser)
+        driver.prepare(now, self._terms(driver))
+
+    def cleanup_models(self, denoiser: nn.Module) -> None:
+        """The denoiser was called; after the last skipped pass nothing is left on it."""
+        if (driver := self._driver) is not None:
+            self._driver = None
+            driver.finish(last=not any(each.kind in ("skip", "weak") for each in self._passes[self._count_prepared :]))
+
+    def _driver_of(self, denoiser: nn.Module) -> Driver:
+        found = next((driver for driver in self._drivers if driver.model is denoiser), None)
+        if found is None:
+            found = Driver(self.settings, self._live, denoiser, self.stats)
+            found.recipe.refuse_idle(self._num_inference_steps)
+        self._drivers = [*(driver for driver in self._drivers if driver is not found), found]
+        return found
+
+    def _end(self) -> None:
+        self._passes, self._driver = (), None
+        for driver in self._drivers:
+            driver.end()
+
+    # -- the formula --------------------------------------------------------------------------------------------
+
+    def __call__(self, data: list[Any]) -> GuiderOutput:
+        """Combine the predictions of a step's passes."""
+        found: dict[str, Any] = {
+            str(getattr(each, self._identifier_key, None)): getattr(each, "noise_pred", None) for each in data
+        }
+        names = [each.name for each in self._passes]
+        if list(found) != names or any(value is None for value in found.values()):
+            raise SkipError(f"expected the predictions {', '.join(names) or 'of a prepared step'}; got {list(found)}")
+        if self._drivers and self.num_conditions < self._most_conditions:
+            self._drivers[-1].passes.enter(1, ran=0, passes=0)  # the pass that cfg_interval saved
+        try:
+            return self.forward(**found)
+        finally:
+            self._end()
+            if self._step + 1 >= self._num_inference_steps:
+                self._drivers, self._directions = [], None  # nothing of the run is held, the denoiser least of all
+
+    def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None, **skipped: Tensor) -> GuiderOutput:
+        """The guided prediction, in the dtype of `pred_cond`.
+
+        Args:
+            pred_cond: c.
+            pred_uncond: u, on steps with CFG.
+            skipped: k of every group, `pred_cond_skip`, `pred_cond_skip_1`, … None where `every` uses the last
+                differences again.
+        """
+        settings, dtype = self.settings, pred_cond.dtype
+        c = _full(pred_cond)
+        u = None if pred_uncond is None else _full(pred_uncond)
+        if u is not None and settings.zero_star:
+            u = guidance.zero_star_scale(u, c) * u
+        y = c if u is None else guidance.cfg(u, c, self.w)
+        terms = self._terms(self._drivers[-1]) if self._drivers and settings.formula != "uncond" else ()
+        if terms:
+            wan = settings.formula == "wan" and u is not None
+            if skipped:
+                plain = pred_uncond if wan and pred_uncond is not None else pred_cond
+                self._renew(terms, plain, y if wan else c, list(skipped.values()))
+            y = y + self._delta(terms, c)
+            if settings.rescale:
+                y = guidance.rescale(y, c, settings.rescale, settings.rescale_over)
+        if self.guidance_rescale:
+            y = guidance.rescale(y, c, self.guidance_rescale)
+        return GuiderOutput(pred=y.to(dtype), pred_cond=pred_cond, pred_uncond=pred_uncond)
+
+    def _renew(self, terms: Sequence[Term], plain: Tensor, base: Tensor, skipped: list[Tensor]) -> None:
+        settings = self.settings
+        for term, k in zip(terms, skipped, strict=True):
+            if term.key not in self._checked:
+                check_effect(plain, k, term.plan)
+                self._checked.add(term.key)
+        new = [guidance.skip_direction(base, _full(k), settings.apg, settings.apg_norm) for k in skipped]
+        keys = tuple(term.key for term in terms)
+        if self._directions is not None and self._keys == keys and settings.every > 1:
+            self.stats.note_reuse(self._directions, new)
+        self._directions, self._keys = new, keys
+
+    def _delta(self, terms: Sequence[Term], c: Tensor) -> Tensor:
+        directions = self._directions
+        if directions is None or directions[0].shape != c.shape:
+            raise SkipError("the skipped predictions of this step are missing, or of another size than c")
+        delta, *others = (term.scale * d for term, d in zip(terms, directions, strict=True))
+        for other in others:
+            delta = delta + other
+        if self.settings.every == 1:
+            self._directions = None
+        return delta
+
+
+def _full(prediction: Tensor) -> Tensor:
+    """In float32 at least: guidance multiplies small differences."""
+    return prediction.float() if prediction.element_size() < 4 else prediction
+
+
+def _abandon(guider: weakref.ref[SkipGuider], passes: tuple[Pass, ...]) -> None:
+    """The batches of a step are gone: if it is still the running one, it failed."""
+    if (alive := guider()) is not None and alive._passes is passes:
+        alive._end()

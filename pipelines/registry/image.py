@@ -1,0 +1,72 @@
+"""Data only: how each image pipeline of diffusers drives its denoiser."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from skipguide.pipelines.registry.spec import PipelineSpec
+
+_SD3 = PipelineSpec("batched", passive=("skip_layers",), layout="bchw")
+_BATCHED = PipelineSpec("batched", layout="bchw")
+_KEPT = replace(_BATCHED, kept=("w",))  # its CFG reads the argument, not the attribute
+_PIXART = replace(_BATCHED, scales=(("call.guidance_scale",),), variances=True)
+_TWO_CALLS = PipelineSpec("two_calls", layout="bchw")
+_TOKENS = replace(_TWO_CALLS, layout="tokens")
+# guidance-distilled, with another CFG on top where there is a negative prompt
+_TRUE_CFG = replace(_TOKENS, scales=(("call.true_cfg_scale",),), switch="call.do_true_cfg")
+_QWEN = replace(_TRUE_CFG, rescale="always")  # brings the result to the norm of c
+_DISTILLED = PipelineSpec("single", scales=((),), layout="tokens")  # whatever the scale
+_KLEIN = replace(_TOKENS, switch="do_classifier_free_guidance", kept=("w",))
+_CHROMA = replace(_TOKENS, kept=("w",))
+_ZIMAGE = PipelineSpec(
+    "batched",
+    switch="call.apply_cfg",
+    rescale="_cfg_normalization",
+    offset=1.0,
+    cond_first=True,
+    layout="bcfhw",
+)
+
+IMAGE_PIPELINES: dict[str, PipelineSpec] = {
+    "StableDiffusion3Pipeline": _SD3,
+    "StableDiffusion3Img2ImgPipeline": _SD3,
+    "StableDiffusion3InpaintPipeline": _SD3,
+    "FluxPipeline": _TRUE_CFG,
+    "FluxImg2ImgPipeline": _TRUE_CFG,
+    "FluxInpaintPipeline": _TRUE_CFG,
+    "FluxKontextPipeline": _TRUE_CFG,
+    "FluxKontextInpaintPipeline": _TRUE_CFG,
+    "FluxControlPipeline": _DISTILLED,
+    "FluxControlImg2ImgPipeline": _DISTILLED,
+    "FluxControlInpaintPipeline": _DISTILLED,
+    "FluxFillPipeline": _DISTILLED,
+    "Flux2Pipeline": _DISTILLED,
+    "Flux2KleinPipeline": _KLEIN,
+    "Flux2KleinInpaintPipeline": _KLEIN,
+    "QwenImagePipeline": _QWEN,
+    "QwenImageImg2ImgPipeline": _QWEN,
+    "QwenImageInpaintPipeline": _QWEN,
+    "SanaPipeline": _KEPT,
+    "SanaSprintPipeline": replace(_DISTILLED, layout="bchw"),
+    "PixArtAlphaPipeline": _PIXART,
+    "PixArtSigmaPipeline": _PIXART,
+    "HunyuanDiTPipeline": replace(_KEPT, rescale="_guidance_rescale", variances=True),
+    "Lumina2Pipeline": replace(
+        _TWO_CALLS, switch="!call.do_classifier_free_truncation", rescale="call.cfg_normalization", kept=("w",)
+    ),
+    "AuraFlowPipeline": replace(_BATCHED, kept=("w", "cfg")),
+    "HiDreamImagePipeline": _BATCHED,
+    "ChromaPipeline": _CHROMA,
+    "ChromaImg2ImgPipeline": _CHROMA,
+    "ZImagePipeline": _ZIMAGE,
+    "ZImageImg2ImgPipeline": _ZIMAGE,
+    "ZImageInpaintPipeline": _ZIMAGE,
+    "CogView3PlusPipeline": replace(_BATCHED, kept=("cfg",)),
+    "CogView4Pipeline": _TWO_CALLS,
+    "HunyuanImagePipeline": PipelineSpec("guider", scales=((),), layout="bchw"),
+    "BriaPipeline": replace(_BATCHED, rescale="call.normalize", layout="tokens"),
+    "LongCatImagePipeline": replace(_TOKENS, rescale="call.enable_cfg_renorm"),
+    "OvisImagePipeline": replace(_TOKENS, kept=("w", "cfg")),
+    "PRXPipeline": _KEPT,
+    "Krea2Pipeline": replace(_TOKENS, offset=1.0, kept=("w",)),
+}

@@ -1,0 +1,130 @@
+"""Support: the tables of what is supported and what is not, from the data that says so."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from typing import Any
+
+from skipguide.families.described import FAMILIES
+from skipguide.families.refused import UNSUPPORTED_MODELS
+from skipguide.families.vision import VISION_FAMILIES
+from skipguide.pipelines.presets import PRESETS
+from skipguide.pipelines.registry.described import PIPELINES
+from skipguide.pipelines.registry.refused import UNSUPPORTED_PIPELINES
+from skipguide.pipelines.registry.spec import PipelineSpec
+from skipguide.spec import ModelSpec
+
+_PARTS = ("attn", "cross_attn", "mlp", "attn_identity")
+# needs OpenCV, without which diffusers has a stand-in whose constructor tells nothing
+_HIDDEN = {"ConsisIDPipeline": "ConsisIDTransformer3DModel"}
+_CFG = {
+    "batched": "one batch",
+    "two_calls": "two calls",
+    "named": "one or two calls",
+    "single": "one call",
+    "guider": "guider",
+}
+
+
+def support_table() -> str:
+    """Every described denoiser of diffusers, its parts and the pipelines that drive it, in Markdown.
+
+    Example:
+        >>> support_table().splitlines()[0]
+        '| denoiser | parts besides `block` | pipelines | preset |'
+    """
+    driven = _pipelines_by_denoiser()
+    lines = ["| denoiser | parts besides `block` | pipelines | preset |", "|---|---|---|---|"]
+    for name, spec in FAMILIES.items():
+        if name not in VISION_FAMILIES:
+            lines.append(f"| `{name}` | {_parts(spec)} | {_driving(driven.get(name, []))} | {_presets(name)} |")
+    return "\n".join(lines)
+
+
+def refusal_tables() -> str:
+    """The denoisers and pipelines of diffusers that are refused, with the reason that the user sees, in Markdown.
+
+    Example:
+        >>> "| `UNet2DModel` | a UNet of convolutions" in refusal_tables()
+        True
+    """
+    models = [f"| `{name}` | {reason} |" for name, reason in UNSUPPORTED_MODELS.items()]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in UNSUPPORTED_PIPELINES.items():
+        by_reason.setdefault(reason, []).append(f"`{name}`")
+    pipelines = [f"| {reason} | {', '.join(names)} |" for reason, names in by_reason.items()]
+    return "\n".join(
+        ["| denoiser | why not |", "|---|---|", *models, "", "| why not | pipelines |", "|---|---|", *pipelines]
+    )
+
+
+def document() -> str:
+    """What `pipelines/SUPPORTED.md` holds."""
+    described = [name for name in FAMILIES if name not in VISION_FAMILIES]
+    return (
+        "# What is supported\n\n"
+        "Written by `python -m demos.support_table` from the data (`skipguide/families*.py`, `pipelines/registry*.py`, "
+        "`pipelines/presets.py`); a test holds both equal.\n\n"
+        f"## Described and proven: {len(described)} denoisers, {len(PIPELINES)} pipelines\n\n"
+        "Before the pipelines: how they call their denoiser with CFG. A part with a star is not one of every stack's "
+        "blocks.\n\n"
+        f"{support_table()}\n\n"
+        f"## Refused: {len(UNSUPPORTED_MODELS)} denoisers, {len(UNSUPPORTED_PIPELINES)} pipelines\n\n"
+        f"{refusal_tables()}\n"
+    )
+
+
+def _driving(pipelines: list[str]) -> str:
+    """Pipelines, by how they call their denoiser."""
+    ways: dict[str, list[str]] = {}
+    for name in pipelines:
+        ways.setdefault(_cfg(PIPELINES[name]), []).append(f"`{name}`")
+    return "; ".join(f"{way}: {', '.join(names)}" for way, names in ways.items()) or "none yet"
+
+
+def _pipelines_by_denoiser() -> dict[str, list[str]]:
+    """Denoiser class -> the pipelines whose constructor asks for it."""
+    import diffusers
+
+    found: dict[str, list[str]] = {}
+    with warnings.catch_warnings():  # what diffusers imports warns of itself
+        warnings.simplefilter("ignore")
+        for name, spec in PIPELINES.items():
+            for model in _asked_for(getattr(diffusers, name), spec):
+                found.setdefault(model, []).append(name)
+    return found
+
+
+def _asked_for(pipeline: Any, spec: PipelineSpec) -> list[str]:
+    """The described denoisers in the annotation of a pipeline's first one."""
+    if (name := _HIDDEN.get(pipeline.__name__)) is not None:
+        return [name]
+    parameter = inspect.signature(pipeline.__init__).parameters.get(spec.denoisers[0])
+    words = re.findall(r"\w+", str(parameter.annotation)) if parameter is not None else []
+    return [name for name in dict.fromkeys(words) if name in FAMILIES]
+
+
+def _parts(spec: ModelSpec) -> str:
+    stacks = [
+        {part for part in _PARTS if stack.sublayers(part) and (part != "attn_identity" or stack.identity)}
+        for stack in spec.stacks
+    ]
+    words = [
+        part + ("" if all(part in stack for stack in stacks) else "*")
+        for part in _PARTS
+        if any(part in stack for stack in stacks)
+    ]
+    return ", ".join(words) or "none"
+
+
+def _cfg(spec: PipelineSpec) -> str:
+    if "true_cfg" in spec.switch:
+        return "one call, two with a negative prompt"
+    return _CFG[spec.cfg]
+
+
+def _presets(denoiser: str) -> str:
+    found = [f"`{list(p.layers)}` ({blocks} blocks)" for (name, blocks), p in PRESETS.items() if name == denoiser]
+    return ", ".join(found)

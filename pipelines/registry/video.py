@@ -1,0 +1,90 @@
+"""Data only: how each video pipeline of diffusers drives its denoiser."""
+
+from __future__ import annotations
+
+from skipguide.pipelines.registry.spec import PipelineSpec
+
+_WAN = PipelineSpec(
+    "two_calls",
+    denoisers=("transformer", "transformer_2"),
+    scales=(("_guidance_scale",), ("_guidance_scale_2", "_guidance_scale")),
+    kept=("w",),
+)
+_LTX = PipelineSpec("batched", rescale="_guidance_rescale", layout="tokens")
+_COG = PipelineSpec("batched", dynamic=True, kept=("cfg",), layout="bfchw")
+_UNET = ("unet",)
+_ANIMATEDIFF = PipelineSpec("batched", denoisers=_UNET, kept=("w",))
+_TRUE_CFG = PipelineSpec("two_calls", scales=(("call.true_cfg_scale",),), switch="call.do_true_cfg")
+_GUIDER = PipelineSpec("guider", scales=((),))
+_BATCHED = PipelineSpec("batched", kept=("w",))
+_EASYANIMATE = PipelineSpec("batched", kept=("w",), rescale="_guidance_rescale")
+_TWO_CALLS = PipelineSpec("two_calls", kept=("w",))
+_COSMOS = PipelineSpec("two_calls", offset=1.0, switch="do_classifier_free_guidance")  # c + g (c - u)
+_KANDINSKY5 = PipelineSpec("two_calls", kept=("w",), layout="bfhwc")
+_SKYREELS_DF = PipelineSpec("two_calls", kept=("w",), chunked=True)
+# video and sound, each with a scale of its own; further passes for its own skip and modality guidance
+_LTX2 = PipelineSpec(
+    "batched",
+    rescale="_guidance_rescale _audio_guidance_rescale",
+    layout="tokens",
+    passive=("spatio_temporal_guidance_blocks", "isolate_modalities"),
+    joined=("_guidance_scale", "_audio_guidance_scale"),
+)
+
+VIDEO_PIPELINES: dict[str, PipelineSpec] = {
+    "LTXPipeline": _LTX,
+    "LTXImageToVideoPipeline": _LTX,
+    "WanPipeline": _WAN,
+    "WanImageToVideoPipeline": _WAN,
+    "CogVideoXPipeline": _COG,
+    "CogVideoXImageToVideoPipeline": _COG,
+    "MochiPipeline": PipelineSpec("batched"),
+    "HunyuanVideoPipeline": _TRUE_CFG,
+    "HunyuanVideo15Pipeline": _GUIDER,
+    "HunyuanVideo15ImageToVideoPipeline": _GUIDER,
+    "MotifVideoPipeline": _GUIDER,
+    "MotifVideoImage2VideoPipeline": _GUIDER,
+    "HunyuanVideoImageToVideoPipeline": _TRUE_CFG,
+    "HunyuanSkyreelsImageToVideoPipeline": _TRUE_CFG,
+    "HunyuanVideoFramepackPipeline": _TRUE_CFG,
+    "LTXConditionPipeline": _LTX,
+    "LTX2Pipeline": _LTX2,
+    "LTX2ImageToVideoPipeline": _LTX2,
+    "LTX2ConditionPipeline": _LTX2,
+    "LTX2InContextPipeline": _LTX2,
+    "WanVACEPipeline": _WAN,
+    "LucyEditPipeline": _WAN,
+    "WanVideoToVideoPipeline": _TWO_CALLS,
+    "WanAnimatePipeline": _TWO_CALLS,
+    "SkyReelsV2Pipeline": _TWO_CALLS,
+    "SkyReelsV2ImageToVideoPipeline": _TWO_CALLS,
+    "SkyReelsV2DiffusionForcingPipeline": _SKYREELS_DF,
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": _SKYREELS_DF,
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": _SKYREELS_DF,
+    "ChronoEditPipeline": _TWO_CALLS,
+    "HeliosPipeline": _TWO_CALLS,
+    "AnyFlowPipeline": _BATCHED,
+    "CogVideoXVideoToVideoPipeline": _COG,
+    "CogVideoXFunControlPipeline": _COG,
+    "ConsisIDPipeline": _COG,
+    "EasyAnimatePipeline": _EASYANIMATE,
+    "EasyAnimateInpaintPipeline": _EASYANIMATE,
+    "AllegroPipeline": PipelineSpec("batched", kept=("w", "cfg")),
+    "SanaVideoPipeline": _BATCHED,
+    "SanaImageToVideoPipeline": _BATCHED,
+    "CosmosTextToWorldPipeline": _COSMOS,
+    "CosmosVideoToWorldPipeline": _COSMOS,
+    "Cosmos2TextToImagePipeline": _COSMOS,
+    "Cosmos2VideoToWorldPipeline": _COSMOS,
+    "Cosmos2_5_PredictBasePipeline": _COSMOS,
+    "Kandinsky5T2VPipeline": _KANDINSKY5,
+    "Kandinsky5I2VPipeline": _KANDINSKY5,
+    "Kandinsky5T2IPipeline": _KANDINSKY5,
+    "Kandinsky5I2IPipeline": _KANDINSKY5,
+    "Kandinsky6TI2VAPipeline": PipelineSpec("two_calls", layout="bfhwc", joined=("_guidance_scale", "_guidance_scale")),
+    "LattePipeline": PipelineSpec("batched", kept=("w", "cfg")),
+    "StableVideoDiffusionPipeline": PipelineSpec("batched", denoisers=_UNET, layout="bfchw"),  # a scale per frame
+    "AnimateDiffPipeline": _ANIMATEDIFF,
+    "AnimateDiffVideoToVideoPipeline": _ANIMATEDIFF,
+    "AnimateDiffSDXLPipeline": PipelineSpec("batched", denoisers=_UNET, rescale="_guidance_rescale"),
+}

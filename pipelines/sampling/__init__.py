@@ -1,0 +1,1 @@
+"""What happens while a pipeline samples: who calls, what a step runs, and how the result is handed over."""

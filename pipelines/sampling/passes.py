@@ -1,0 +1,343 @@
+"""Passes: the forwards of one denoiser under the plans of a step, each from where it first differs, in the ledger."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipguide.active import Call
+from skipguide.arguments import Arguments
+from skipguide.errors import NoEffectError, SkipError
+from skipguide.gate import gate_of
+from skipguide.hosts.wrappers import unwrap
+from skipguide.pipelines.caches import answers_for_blocks
+from skipguide.pipelines.sampling.ledger import GuidanceStats
+from skipguide.pipelines.sampling.route import PLAIN, Leg, route
+from skipguide.pipelines.sampling.tail import Tail, fits, in_rows, index_of, part_of, sources
+from skipguide.plan import SkipPlan
+from skipguide.prefix import Prefix
+from skipguide.skipper import Skipper, batch_size
+
+KEPT = 16  # paths that stay ready; a set of blocks that is drawn anew at every step makes one per step
+
+
+class Path:
+    """The plain pass of a step, which captures, and the skipped passes after it."""
+
+    def __init__(self, model: nn.Module, plans: Sequence[SkipPlan], blocks: int, reuse: bool) -> None:
+        self.plans = tuple(plans)
+        self.legs: tuple[Leg, ...] = route(plans, blocks, reuse)
+        self.captured = {(leg.parent, leg.start): Prefix(leg.start) for leg in self.legs if leg.start is not None}
+        self.replayed = [Prefix(leg.start) if leg.start is not None else None for leg in self.legs]
+        self.ready: dict[SkipPlan, Tensor] | None = None  # what the plain pass brought along
+        self.plain = Skipper(model, SkipPlan(), capture=self._from(PLAIN))
+        self.skippers = [
+            Skipper(model, leg.plan, capture=self._from(number), resume=self.replayed[number])
+            for number, leg in enumerate(self.legs)
+        ]
+
+    def _from(self, number: int) -> list[Prefix]:
+        return [prefix for (parent, _), prefix in self.captured.items() if parent == number]
+
+    def clear(self) -> None:
+        """Let go of the activations."""
+        for prefix in (*self.captured.values(), *self.replayed):
+            if prefix is not None:
+                prefix.clear()
+        self.ready = None
+
+
+class Passes:
+    """The forwards of one denoiser.
+
+    Args:
+        model: the denoiser.
+        reuse: run skipped passes from where they first differ.
+        stats: the ledger.
+        touch: False leaves every block as it is and only lets the model's own gate listen.
+        tail: whether skipped passes run with the plain one (see `skipguide.pipelines.sampling.tail`).
+    """
+
+    def __init__(
+        self, model: nn.Module, reuse: bool, stats: GuidanceStats, touch: bool = True, tail: Tail = "separate"
+    ) -> None:
+        self.model = model
+        self.reuse = reuse
+        self.stats = stats
+        self.touch = touch
+        self.tail = tail
+        self.bare = Skipper(model, SkipPlan())
+        self.blocks = len(self.bare.map)
+        self.cache: str | None = None
+        self._whole = False  # a cache answers in place of blocks: skipped passes run whole
+        self._arguments = Arguments(unwrap(model))
+        self._paths: OrderedDict[tuple[SkipPlan, ...], Path] = OrderedDict()
+        self._in_rows: dict[tuple[SkipPlan, int], Skipper] = {}
+        self._wide: dict[tuple[Path, int, int, int], Skipper] = {}
+        self._installed: list[Skipper] = []
+        self._paused: list[Skipper] = []
+
+    def meet(self, cache: str | None) -> None:
+        """Get along with the cache of that name on the model (see `skipguide.pipelines.caches`), or with none."""
+        self.cache = cache
+        whole = cache is not None and answers_for_blocks(self.model, {id(block.module) for block in self.bare.map})
+        if whole != self._whole:
+            self._whole = whole
+            while self._paths:
+                self._forget()
+
+    # -- installation -------------------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Put the gates in place."""
+        if self.touch:
+            self._install(self.bare)
+        else:
+            gate_of(self.model).install()
+
+    def remove(self) -> None:
+        """Take everything away again."""
+        self.clear()
+        while self._installed:
+            self._installed.pop().remove()
+        if not self.touch:
+            gate_of(self.model).remove()
+        self._paths.clear()
+        self._in_rows.clear()
+        self._wide.clear()
+
+    def pause(self) -> None:
+        """Take the gates away and keep the passes ready: `again` puts the same gates back, for the same graphs."""
+        self.clear()
+        while self._installed:
+            skipper = self._installed.pop()
+            self._paused.append(skipper)
+            skipper.remove()
+
+    def again(self) -> None:
+        """Put back what `pause` took away; the first time, install."""
+        waiting, self._paused = self._paused[::-1] or [self.bare], []
+        try:
+            self._install(*waiting)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _install(self, *skippers: Skipper) -> None:
+        for skipper in skippers:
+            skipper.install()
+            self._installed.append(skipper)
+
+    def clear(self) -> None:
+        """Let go of the activations that are held."""
+        for path in self._paths.values():
+            path.clear()
+
+    def path(self, plans: Sequence[SkipPlan]) -> Path:
+        """The passes for these plans, ready to run; the ones used last are kept."""
+        key = tuple(dict.fromkeys(plans))
+        if key not in self._paths:
+            path = Path(self.model, key, self.blocks, self.reuse and not self._whole)
+            self._install(path.plain, *path.skippers)
+            self._paths[key] = path
+            if len(self._paths) > KEPT:
+                self._forget()
+        self._paths.move_to_end(key)
+        return self._paths[key]
+
+    def _forget(self) -> None:
+        """Let the path go that was used longest ago."""
+        _, old = self._paths.popitem(last=False)
+        wide = [self._wide.pop(key) for key in tuple(self._wide) if key[0] is old]
+        for skipper in (old.plain, *old.skippers, *wide):
+            self._installed.remove(skipper)
+            skipper.remove()
+
+    # -- passes -------------------------------------------------------------------------------------------------
+
+    def rows(self, args: Any, kwargs: Any, rows: slice | Tensor, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same call for some rows of the batch."""
+        spec = self.bare.map.spec
+        return self._arguments.rows(args, kwargs, rows, batch, spec.shared, spec.listed, spec.folded, 0, spec.layered)
+
+    def plain(
+        self,
+        call: Call,
+        args: Any,
+        kwargs: Any,
+        clips: int,
+        *,
+        path: Path | None = None,
+        rows: slice | None = None,
+        counted: int = 1,
+        ran: int = 0,
+    ) -> Any:
+        """A pass with every block.
+
+        Args:
+            call: the denoiser.
+            args: of the call.
+            kwargs: of the call.
+            clips: how many clips the batch is for.
+            path: capture what its skipped passes start from.
+            rows: those that the skipped passes are variants of; with them, skipped passes may run along (`tail`).
+            counted: how many branches of the pipeline's own it stands for.
+            ran: how many of them it really computes; 0 is all.
+        """
+        planned = (ran or counted) * self.blocks
+        if path is not None and rows is not None and self._together(path, args, kwargs, rows):
+            return self._with_tails(path, call, args, kwargs, clips, rows, counted, planned)
+        skipper = self.bare if path is None else path.plain
+        return self._pass(skipper, call, args, kwargs, clips, counted, planned)
+
+    def _together(self, path: Path, args: Any, kwargs: Any, rows: slice) -> bool:
+        if self.tail == "separate":
+            return False
+        if self.tail == "batched":
+            return True
+        copies = len(path.legs) * (rows.stop - rows.start)
+        hidden = self._arguments.get(self._arguments.names[0], args, kwargs)
+        return self.cache is None and fits(self.model, hidden, batch_size(args, kwargs) + copies)
+
+    def _with_tails(
+        self, path: Path, call: Call, args: Any, kwargs: Any, clips: int, rows: slice, counted: int, planned: int
+    ) -> Any:
+        """The plain pass with the skipped ones in its batch; their predictions are put by for `skipped`."""
+        batch, copies = batch_size(args, kwargs), len(path.legs)
+        total, own = batch + copies * (rows.stop - rows.start), rows.stop - rows.start
+        key = (path, batch, rows.start, rows.stop)
+        if key not in self._wide:
+            share = sources(path.legs, rows, batch, self.blocks)
+            self._wide[key] = Skipper(self.model, in_rows(path.legs, batch, own), share=share)
+            self._install(self._wide[key])
+        index = index_of(rows, batch, copies)
+        args, kwargs = self.rows(args, kwargs, index, batch)
+        planned += sum(leg.blocks for leg in path.legs)
+        out = self._pass(self._wide[key], call, args, kwargs, clips, counted, planned)
+        path.ready = {
+            plan: first(part_of(out, slice(batch + number * own, batch + (number + 1) * own), total))
+            for number, plan in enumerate(path.plans)
+        }
+        self.stats.batched += 1
+        self.stats.blocks_naive += copies * self.blocks
+        return part_of(out, slice(0, batch), total)
+
+    def without_in(
+        self, plan: SkipPlan, half: int, call: Call, args: Any, kwargs: Any, clips: int, counted: int = 2
+    ) -> Any:
+        """A pass in which the first `half` rows of the batch skip; 0 is all rows."""
+        if (plan, half) not in self._in_rows:
+            layers = plan.layers
+            rows = SkipPlan(layers, part=plan.part, rows=tuple(range(half)) if half else None)
+            self._in_rows[plan, half] = Skipper(self.model, rows)
+            self._install(self._in_rows[plan, half])
+        removed = len(plan.layers) if plan.part == "block" else 0
+        skipper = self._in_rows[plan, half]
+        return self._pass(skipper, call, args, kwargs, clips, counted, counted * self.blocks - removed)
+
+    def skipped(
+        self, path: Path, call: Call, args: Any, kwargs: Any, rows: slice, batch: int
+    ) -> dict[SkipPlan, Tensor]:
+        """The predictions without the layers, from where they first differ from an earlier pass.
+
+        Args:
+            path: its plain pass has run.
+            call: the denoiser.
+            args: of the call, for `rows` only.
+            kwargs: of the call, for `rows` only.
+            rows: the rows of the plain pass that are skipped.
+            batch: how many rows the plain pass had.
+        """
+        if path.ready is not None:
+            found = path.ready
+            path.clear()
+            return found
+        began = time.perf_counter()
+        context = getattr(self.model, "cache_context", None)
+        out: dict[SkipPlan, Tensor] = {}
+        try:
+            for number, plan in enumerate(path.plans):
+                with context(f"skip_{number}" if number else "skip") if context is not None else nullcontext():
+                    out[plan] = first(self.leg(path, number, call, args, kwargs, rows, batch))
+        finally:
+            path.clear()
+        self.stats.seconds += time.perf_counter() - began
+        return out
+
+    def leg(self, path: Path, number: int, call: Call, args: Any, kwargs: Any, rows: slice, batch: int) -> Any:
+        """One skipped pass of a path, whose plain pass and earlier legs have run; arguments as in `skipped`."""
+        leg, clips, own = path.legs[number], rows.stop - rows.start, path.replayed[number]
+        if own is not None and leg.start is not None:
+            here = (rows, batch) if leg.parent == PLAIN else (slice(0, clips), clips)
+            own.fill(path.captured[leg.parent, leg.start].select(*here))
+        out = self._pass(path.skippers[number], call, args, kwargs, clips, 0, leg.blocks)
+        if own is not None:
+            own.clear()
+        self.stats.blocks_naive += self.blocks
+        return out
+
+    def _pass(
+        self, skipper: Skipper, call: Call, args: Any, kwargs: Any, clips: int, counted: int, planned: int
+    ) -> Any:
+        before = self._blocks_run(skipper)
+        with skipper.running():
+            out = call(*args, **kwargs)
+        ran = self._blocks_run(skipper) - before
+        # nothing can be counted inside a compiled graph, where the plan is what runs; a cache may run no block at all
+        self.enter(counted, ran // clips if ran or self.cache else planned)
+        return out
+
+    def _blocks_run(self, skipper: Skipper) -> int:
+        """Rows of whole blocks so far; a sublayer that some rows skip has an entry of its own."""
+        rows = skipper.stats.rows
+        return sum(rows.get(block.name, 0) for block in self.bare.map)
+
+    def enter(self, counted: int, ran: int | None = None, passes: int = 1) -> None:
+        """Enter one forward that stands for `counted` plain passes and ran so many blocks; None: they ran whole."""
+        plain = counted * self.blocks
+        self.stats.passes += passes
+        self.stats.blocks_run += plain if ran is None else ran
+        self.stats.blocks_plain += plain
+        self.stats.blocks_naive += plain
+
+
+def check_effect(plain: Tensor, skipped: Tensor, plan: SkipPlan) -> None:
+    """Refuse a skip that changed nothing, and predictions that are not numbers.
+
+    Raises:
+        NoEffectError: if both predictions are the same, to rounding.
+        SkipError: if one of them is not finite.
+    """
+    if not torch.isfinite(plain).all():
+        raise SkipError("the denoiser's plain prediction is not finite; guidance has nothing to work on")
+    if not torch.isfinite(skipped).all():
+        raise SkipError(f"the prediction without layers {list(plan.layers)} is not finite: skip others, or use float32")
+    # another batch size moves the last bits, so equality is to rounding in full precision
+    slack = 2e-6 if plain.dtype in (torch.float32, torch.float64) else 0.0
+    if (plain - skipped).abs().max() <= slack * plain.abs().max():
+        raise NoEffectError(
+            f"skipping layers {list(plan.layers)} ({plan.part}) did not change the prediction: the "
+            f"guidance would silently do nothing. Are these layers already bypassed, or their weights zero?"
+        )
+
+
+def first(out: Any) -> Tensor:
+    """The prediction in a denoiser's output: a tensor, a tuple, or a model output; of a list of rows, a batch."""
+    tensor: Any = out if isinstance(out, Tensor) else out[0]
+    return torch.stack(tensor) if isinstance(tensor, list) else tensor
+
+
+def with_first(out: Any, tensor: Tensor) -> Any:
+    """The same kind of output with another prediction."""
+    if isinstance(out, Tensor):
+        return tensor
+    made: Any = list(tensor) if isinstance(out[0], list) else tensor
+    if isinstance(out, tuple):
+        return (made, *out[1:])
+    return type(out)(**{**out, next(iter(out)): made})

@@ -1,0 +1,132 @@
+"""Run: where one `pipe(...)` call is, and which branch of its guidance the denoiser is being called for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from torch import Tensor
+
+from skipguide.errors import SkipError
+from skipguide.pipelines.registry.described import PipelineSpec
+from skipguide.pipelines.sampling.caller import read
+
+Branch = Literal["both", "cond", "uncond", "only"]
+
+
+@dataclass
+class Run:
+    """State of one `pipe(...)` call, shared by the denoisers of a pipeline.
+
+    Attributes:
+        timesteps: the scheduler's table; every `pipe(...)` call makes a new one, which is how a new call is noticed.
+        step: number of the current step, from 0.
+        steps: how many there are.
+        w: the CFG scale when the call began.
+        began: the attributes that hold CFG scales, as they were then.
+        branches: denoiser calls in this step so far.
+        lone_cond: the step before had a conditional call and no unconditional one.
+        cond: the conditional prediction of this step, for the unconditional call after it.
+        delta: what guidance adds to both calls of this step.
+        held: the answer to the unconditional call of a step without CFG.
+        directions: the unscaled differences that guidance added last, while they may be used again.
+        keys: what they are the differences of.
+        checked: the skipped passes that were seen to have an effect.
+        extra: what the branches of this step were shifted by, for the pipeline's own further passes of it.
+    """
+
+    timesteps: Any = None
+    step: int = -1
+    steps: int = 1
+    w: float = 0.0
+    began: dict[str, Any] = field(default_factory=dict)
+    branches: int = 0
+    lone_cond: bool = False
+    cond: Tensor | None = None
+    delta: Tensor | None = None
+    held: Any = None
+    directions: list[Tensor] | None = None
+    keys: tuple[str, ...] = ()
+    checked: set[str] = field(default_factory=set)
+    extra: Tensor | None = None
+
+    def release(self) -> None:
+        """Let go of the predictions."""
+        self.cond = self.delta = self.held = self.directions = self.extra = None
+
+    def sigma(self, pipe: Any) -> float:
+        """The scheduler's noise level at this step.
+
+        Raises:
+            SkipError: if the scheduler does not tell.
+        """
+        if (steps := self.steps) > len(self.timesteps):
+            raise SkipError(
+                f"{type(pipe).__name__} gives frames different noise levels ({steps} steps of {len(self.timesteps)} "
+                f"levels): use Timetable(..., over='step') instead"
+            )
+        scheduler, index = pipe.scheduler, len(self.timesteps) - self.steps + self.step
+        if (sigmas := getattr(scheduler, "sigmas", None)) is not None and len(sigmas) > index:
+            sigma = float(sigmas[index])
+            return 1 - sigma if getattr(scheduler.config, "invert_sigmas", False) else sigma
+        if (kept := getattr(scheduler, "alphas_cumprod", None)) is not None:
+            share = float(kept[int(self.timesteps[index])])
+            return math.sqrt((1 - share) / share)
+        raise SkipError(
+            f"{type(scheduler).__name__} does not tell its noise levels: use Timetable(..., over='step') instead"
+        )
+
+    def enter(self, pipe: Any, spec: PipelineSpec, context: str) -> Branch:
+        """Note a call of the denoiser and say for which branch it is.
+
+        Args:
+            pipe: the pipeline that calls.
+            spec: how it calls.
+            context: name of the `cache_context` in force, or empty.
+        """
+        tells_scale = spec.cfg in ("batched", "two_calls")
+        if pipe.scheduler.timesteps is not self.timesteps:
+            fresh = Run(pipe.scheduler.timesteps, w=_largest_scale(pipe, spec) if tells_scale else 0.0)
+            for each in fields(self):
+                setattr(self, each.name, getattr(fresh, each.name))
+            self.began = {name: read(pipe, name) for names in spec.scales for name in names}
+            self.steps = getattr(pipe, "_num_timesteps", None) or len(self.timesteps)
+        self.extra = None
+        if spec.cfg == "single":
+            branch: Branch = "only"
+        elif not tells_scale:
+            branch = "uncond" if context.endswith("uncond") else "cond"
+        elif not (self._has_scale(pipe, spec) and (not spec.switch or read(pipe, spec.switch))):
+            branch = "only"
+        elif spec.cfg == "batched":
+            branch = "both"
+        elif context in ("cond", "uncond"):
+            branch = "uncond" if context == "uncond" else "cond"
+        else:  # no names: the conditional call comes first
+            branch = "uncond" if self.branches == 1 else "cond"
+        if branch == "uncond":
+            self.branches += 1
+        else:
+            self.lone_cond = branch == "cond" and self.branches == 1
+            self.step += 1
+            self.branches = 1
+            if spec.chunked and self.step == self.steps:
+                self.step, self.steps, self.directions = 0, pipe._num_timesteps, None
+        if self.step >= self.steps:
+            raise SkipError(
+                f"{type(pipe).__name__} has {self.steps} steps, but its denoiser was called for a further one: is it "
+                f"called by something that is not a pipeline? Remove the guidance first, or give that a copy"
+            )
+        return branch
+
+    def _has_scale(self, pipe: Any, spec: PipelineSpec) -> bool:
+        """Whether the scale in force says that there is CFG."""
+        return (self.w if "cfg" in spec.kept else _largest_scale(pipe, spec)) + spec.offset > 1
+
+
+def _largest_scale(pipe: Any, spec: PipelineSpec) -> float:
+    """The CFG scale that says whether there is CFG; some pipelines have one per frame, or per modality."""
+    found = (value for name in spec.scales[0] if (value := read(pipe, name)) is not None)
+    scales = [getattr(pipe, name) for name in spec.joined] or [next(found, 0.0)]
+    return max(float(scale.max() if isinstance(scale, Tensor) else scale) for scale in scales)

@@ -1,0 +1,1 @@
+"""Random inputs for the families that ship, from a model's config."""

@@ -1,0 +1,149 @@
+"""Self-speculative decoding: the model with sublayers left out drafts, the whole model verifies.
+
+The output is the full model's: token for token in greedy decoding, in distribution when sampling. In float32 "token
+for token" holds up to logits that are equal to the last digits; in half precision a pass over several tokens rounds
+differently from one over a single token, so that tokens can differ where the two best logits are tied at that
+precision. One KV cache serves both; the prompt is read once.
+
+Sources: Draft & Verify (arXiv 2309.08168) for leaving out sublayers in the drafter, SWIFT (ICLR 2025) and KnapSpec
+(arXiv 2602.20217) for choosing them by similarity and time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from torch import Tensor
+
+from skipguide.config import JsonConfig, check_keys, settle
+from skipguide.errors import SkipError
+from skipguide.llm.cost import SublayerCosts
+from skipguide.llm.plan import SublayerPlan
+from skipguide.llm.similarity import SublayerStats
+from skipguide.llm.speculative.stats import SpeculationStats
+from skipguide.plan import SkipPlan
+
+
+@dataclass(frozen=True)
+class SelfSpeculative(JsonConfig):
+    """Lossless faster decoding, as far as the model's own sublayers are redundant.
+
+    Use it in one of three ways: `model.generate(**inputs, custom_generate=SelfSpeculative())`, where transformers does
+    not hand a streamer on; `with SelfSpeculative().apply(model): model.generate(**inputs)`; or
+    `SelfSpeculative().generate(model, **inputs)`.
+
+    What the drafter leaves out is, in this order: `plan`; chosen from `stats` by similarity per millisecond; or chosen
+    in the same way from the similarities of the prompt's own prefill, which cost nothing extra.
+
+    Drafting stops where another token is not expected to pay, and altogether where it is slower than plain decoding on
+    this request; it is tried again later. These decisions depend on measured times: greedy output does not depend on
+    them, the sequence of random numbers does. For a sampled text that can be repeated, give `adaptive=False` and a
+    `plan`.
+
+    Args:
+        stats: similarities, from `AdaSkip.calibrate`.
+        plan: the drafter itself; its phase does not matter. A `skipguide.SkipPlan` of blocks, attention and
+            feed-forwards is taken too, and kept as a `SublayerPlan`.
+        costs: milliseconds of every sublayer at decoding; None measures them in the first plain steps.
+        draft_skip: share of the sublayers' time that a chosen drafter leaves out, above 0 and below 1.
+        max_draft: longest draft.
+        adaptive: adapt the draft length and stop drafting where it does not pay.
+        confidence_exit: end a draft early where the drafter's confidence has not been worth much.
+
+    Raises:
+        SkipError: for a wrong argument.
+
+    Example:
+        >>> SelfSpeculative.from_dict(SelfSpeculative(max_draft=6).to_dict()).max_draft
+        6
+    """
+
+    stats: SublayerStats | None = None
+    plan: SublayerPlan | None = None
+    costs: SublayerCosts | None = None
+    draft_skip: float = 0.5
+    max_draft: int = 10
+    adaptive: bool = True
+    confidence_exit: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drafted with, and keep numbers of any library as Python's."""
+        given: Any = self.plan
+        if isinstance(given, SkipPlan):
+            object.__setattr__(self, "plan", SublayerPlan.of(given))
+        for name, kind in _PARTS.items():
+            if not isinstance(value := getattr(self, name), (kind, type(None))):
+                raise SkipError(f"expected {name} as a {kind.__name__} or None; got {type(value).__name__}")
+        settle(self, {"max_draft": 1}, {"draft_skip": None}, ("adaptive", "confidence_exit"))
+        if not 0 < self.draft_skip < 1:
+            raise SkipError(f"expected draft_skip above 0 and below 1; got {self.draft_skip!r}")
+        if self.plan is not None and self.plan.empty:
+            raise SkipError("the plan leaves nothing out: the drafter would be the full model")
+        if self.plan is not None and self.stats is not None:
+            raise SkipError("give either the drafter's plan, or statistics to choose it from; not both")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with a version."""
+        return super().to_dict() | {
+            name: value.to_dict() if (value := getattr(self, name)) is not None else None for name in _PARTS
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote; an unknown key or version is an error."""
+        check_keys(data, {field.name for field in fields(cls)}, f"a {cls.__name__}")
+        parts = {name: kind.from_dict(data[name]) for name, kind in _PARTS.items() if data.get(name) is not None}
+        return super().from_dict({**data, **parts})
+
+    def apply(self, model: Any) -> Any:
+        """Let `model.generate` draft and verify, until `remove()` or the end of the `with`.
+
+        Args:
+            model: a causal language model of transformers.
+
+        Returns:
+            A handle with `.stats` (`SpeculationStats`) and `.remove()`.
+
+        Raises:
+            SkipError: for a model that is none, or whose layers cannot be left out.
+        """
+        from skipguide.llm.speculative.applied import AppliedSelfSpeculative
+
+        return AppliedSelfSpeculative(self, model)
+
+    def generate(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """`model.generate(...)` with drafting; everything that it takes, and what it returns."""
+        with self.apply(model):
+            return model.generate(*args, **kwargs)
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        generation_config: Any = None,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """The decoding loop that `model.generate(custom_generate=...)` calls with what it has prepared."""
+        from skipguide.llm.speculative.applied import decode
+
+        return decode(
+            self,
+            SpeculationStats(),
+            model,
+            input_ids,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            generation_config=generation_config,
+            synced_gpus=synced_gpus,
+            streamer=streamer,
+            **model_kwargs,
+        )
+
+
+_PARTS: dict[str, Any] = {"stats": SublayerStats, "plan": SublayerPlan, "costs": SublayerCosts}

@@ -1,0 +1,1 @@
+"""Media: frames, movies, pictures and sheets, as files that people look at."""

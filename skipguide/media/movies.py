@@ -1,0 +1,106 @@
+"""Movies: clips as files that play, or as one file per frame."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from skipguide.errors import SkipError
+from skipguide.media.frames import pick, resized
+from skipguide.media.sheets import PAPER, in_a_row
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def save_gif(images: Sequence[Image], path: str | os.PathLike[str], fps: float = 8.0) -> None:
+    """Write a looping GIF.
+
+    All frames share one palette, as a palette per frame makes flat colours flicker.
+
+    Args:
+        images: the frames.
+        path: the file.
+        fps: frames per second. A GIF counts time in hundredths of a second; some frames last one of them
+            longer than others, so that the whole clip lasts as long as it should.
+    """
+    from PIL import Image
+
+    _check_clip(images, fps)
+    sample = in_a_row(resized(pick(images, 6), min(images[0].height, 96)), gap=0)  # a palette needs no more
+    palette = sample.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
+    # Paper stays paper: Pillow looks colours up in steps of 4 and would take a neighbour of white.
+    colours = palette.getpalette() or []
+    triples = [tuple(colours[i : i + 3]) for i in range(0, len(colours), 3)]
+    palette.putpalette([value for triple in triples for value in (PAPER if min(triple) > 247 else triple)])
+    first, *rest = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    ends = [round(100 * (i + 1) / fps) for i in range(len(images))]
+    durations = [10 * max(2, end - start) for start, end in zip([0, *ends], ends, strict=False)]
+    first.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0, disposal=1)
+
+
+def require_video() -> None:
+    """Raise unless an mp4 can be written here.
+
+    Raises:
+        SkipError: naming what to install.
+    """
+    missing = [name for name in ("imageio", "imageio_ffmpeg") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SkipError(
+            f"writing .mp4 needs {' and '.join(missing)}: pip install 'skipguide[video]', or use .gif or .png"
+        )
+
+
+def save_video(images: Sequence[Image], path: str | os.PathLike[str], fps: float = 8.0) -> None:
+    """Write an H.264 mp4 through diffusers and imageio.
+
+    Raises:
+        SkipError: if imageio or its ffmpeg is not installed, naming the extra that brings them.
+    """
+    require_video()
+    from diffusers.utils import export_to_video
+
+    _check_clip(images, fps)
+    # Players want even sides. One repeated line of pixels is better than resampling the whole picture.
+    export_to_video([_even(image) for image in images], str(path), fps=fps, quality=8, macro_block_size=1)
+
+
+def _even(image: Image) -> Image:
+    from PIL import Image
+
+    width, height = image.width + image.width % 2, image.height + image.height % 2
+    if (width, height) == image.size:
+        return image
+    canvas = Image.new("RGB", (width, height), PAPER)
+    canvas.paste(image, (width - image.width, height - image.height))
+    canvas.paste(image, (0, 0))
+    return canvas
+
+
+def save_frames(images: Sequence[Image], folder: str | os.PathLike[str]) -> list[Path]:
+    """Write every frame as `frame_000.png` and so on; an existing file is not replaced.
+
+    Raises:
+        SkipError: if one of the files exists already.
+    """
+    _check_clip(images, 1.0)
+    digits = max(3, len(str(len(images) - 1)))
+    paths = [Path(folder) / f"frame_{i:0{digits}d}.png" for i in range(len(images))]
+    if existing := [path for path in paths if path.exists()]:
+        raise SkipError(f"{existing[0]} exists already: choose an empty folder")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for path, image in zip(paths, images, strict=True):
+        image.save(path)
+    return paths
+
+
+def _check_clip(images: Sequence[Image], fps: float) -> None:
+    if not images:
+        raise SkipError("expected at least one frame; got none")
+    if not (math.isfinite(fps) and fps > 0):
+        raise SkipError(f"expected a positive number of frames per second; got {fps}")

@@ -1,0 +1,84 @@
+"""Chain: blocks of one `nn.Sequential`, where nobody but the next block sees what a block returns.
+
+A router that computed some rows has to put them among the others. Elsewhere that is a copy of the whole batch, since
+its input may be read again; in a chain the rows that ran are written into the batch that it made one block before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+
+from skipguide.active import Call, Frame, active_frames
+from skipguide.gate import Gate
+
+
+class Chain:
+    """The act at such a Sequential: knows which tensor is the router's own while the Sequential runs.
+
+    Attributes:
+        own: what the router made for the block before, and may overwrite.
+    """
+
+    __slots__ = ("gates", "own", "runs")
+
+    def __init__(self, gates: tuple[Gate, ...]) -> None:
+        self.gates = gates
+        self.own: Tensor | None = None
+        self.runs = False
+
+    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the Sequential."""
+        self.runs = self._is_private()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            self.runs = False
+            self.own = None  # what leaves the chain is the caller's
+
+    def take(self, x: Tensor) -> bool:
+        """Whether x is the router's own. From now on it is not: what runs on all of x may keep it or return it."""
+        own, self.own = self.own, None
+        return own is x
+
+    def keep(self, out: Tensor) -> Tensor:
+        """Note what the router made for the next block."""
+        if self.runs:
+            self.own = out
+        return out
+
+    def _is_private(self) -> bool:
+        """Whether nothing else sees a tensor between the blocks: no autograd, hook, mode, wrapper or other plan."""
+        return (
+            not torch.is_grad_enabled()
+            and len(active_frames()) == 1
+            and not torch._C._len_torch_function_stack()
+            and not hooks._global_forward_hooks
+            and not hooks._global_forward_pre_hooks
+            and all(gate.outermost for gate in self.gates)
+        )
+
+
+def find_chains(model: nn.Module, blocks: Iterable[nn.Module]) -> dict[nn.Module, tuple[nn.Module, ...]]:
+    """The chains of a model: every Sequential that ends in two or more of the blocks, one after the other, and those.
+
+    Example:
+        >>> stem, a, b = (nn.Linear(2, 2) for _ in range(3))
+        >>> [len(found) for found in find_chains(nn.Sequential(nn.Sequential(stem, a, b), nn.ReLU()), [a, b]).values()]
+        [2]
+    """
+    routed = {id(block) for block in blocks}
+    found: dict[nn.Module, tuple[nn.Module, ...]] = {}
+    for module in model.modules():
+        if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+            continue
+        children = list(module)
+        while children and id(children[0]) not in routed:
+            del children[0]
+        if len({id(child) for child in children} & routed) == len(children) >= 2:
+            found[module] = tuple(children)
+    return found

@@ -1,0 +1,296 @@
+"""What goes together with skip guidance and what does not, as data: the README's list and table are made from it.
+
+`python tests/helpers/company_table.py` prints them. Every row of the table has a function that brings its error about.
+"""
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import diffusers
+import torch
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from skipguide import Skipper, SkipPlan
+from skipguide.pipelines import SkipGuider
+from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
+from zoo.pipes import MODELS
+
+TOGETHER = {
+    "LoRA through peft": "loaded, weighted, fused, unfused and unloaded before, during or after `apply`",
+    "torchao int8, bitsandbytes 8 and 4 bit": "quantised before or during",
+    "Offloading": "model, sequential, disk and group offload (groups of one or several blocks, leaves), enabled before "
+    "`apply`, model and group offload also during; nothing is loaded for a block that is skipped or comes before the "
+    "first one",
+    "`torch.compile`": "repeated blocks, the whole model in place, or wrapped; a second run compiles nothing again",
+    "Attention backends": "tested with torch's own, its math kernel and flex; `attn_identity` of joint attention uses "
+    "torch's own in the block that it changes, whatever is set",
+    "FirstBlockCache, MagCache, TaylorSeer": "enabled before or during; skipped passes have cached states of their "
+    "own. FirstBlockCache and MagCache answer for whole blocks, so there a skipped pass runs from the beginning",
+    "Context parallelism": "Ulysses, tested with Wan and Flux on two processes: the result of one",
+    "Callbacks and interrupts": "`callback_on_step_end` may change latents, embeddings and the guidance scale; a run "
+    "that was interrupted leaves nothing for the next one",
+    "`pipe.to(...)`, new weights": "between calls inside the `with` block",
+    "Several pipelines around one denoiser": "one of them guided or each in its own way, in turn or one in a callback "
+    "of the other; also from other threads",
+}
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Something that does not work together.
+
+    Args:
+        what: the two.
+        error: words of the error that the user sees.
+        instead: what to do.
+        provoke: brings the error about, given a function that makes a tiny pipeline by name and one that runs it.
+    """
+
+    what: str
+    error: str
+    instead: str
+    provoke: Callable[..., None]
+
+
+def cached(name: str, **settings):
+    """Apply to a Wan pipeline that has the hooks of that cache."""
+    configs = {
+        "fbc_leader_block_hook": diffusers.FirstBlockCacheConfig(),
+        "mag_cache_leader_block_hook": diffusers.MagCacheConfig(mag_ratios=[1.0] * 3, num_inference_steps=3),
+        "taylorseer_cache": diffusers.TaylorSeerCacheConfig(cache_identifiers=[r"blocks\.\d+\.attn1"]),
+    }
+
+    def provoke(make, run):
+        model = (pipe := make("wan")).transformer
+        if name in configs:
+            model.enable_cache(configs[name])
+        else:
+            registry = diffusers.hooks.HookRegistry.check_if_exists_or_initialize(model)
+            registry.register_hook(diffusers.hooks.ModelHook(), name)
+        Stg(**({"layers": [1]} | settings)).apply(pipe)
+
+    return provoke
+
+
+def cache_dit(make, run):
+    pipe = make("wan")
+    pipe._is_cached = True
+    Stg([1]).apply(pipe)
+
+
+def late_adapter(make, run):
+    from peft import LoraConfig
+
+    pipe = make("hunyuan")
+    with Stg([4], part="mlp").apply(pipe):
+        run("hunyuan", pipe)
+        pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["proj_mlp"]))
+        run("hunyuan", pipe)
+
+
+def late_unhook(make, run):
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    pipe = make("wan")
+    add_hook_to_module(pipe.transformer.blocks[1], ModelHook())
+    with Stg([1]).apply(pipe):
+        remove_hook_from_module(pipe.transformer.blocks[1])
+        run("wan", pipe)
+
+
+def own_attention(make, run):
+    pipe = make("cogvideox")
+    pipe.transformer.transformer_blocks[1].attn1.processor = lambda attn, hidden_states, encoder_hidden_states, **_: (
+        hidden_states,
+        encoder_hidden_states,
+    )
+    with Stg([1], part="attn_identity").apply(pipe):
+        run("cogvideox", pipe)
+
+
+def parallel_identity(make, run):
+    model = make("flux").transformer
+    model.transformer_blocks[1].attn.processor._parallel_config = object()  # as enable_parallelism does
+    with Skipper(model, SkipPlan([1], "attn_identity")):
+        MODELS["flux"].run(model, MODELS["flux"].inputs(1))
+
+
+def pickled(make, run):
+    with Skipper(model := make("wan").transformer, SkipPlan([1])):
+        pickle.dumps(model)
+
+
+def guider(make, run):
+    pipe = make("hunyuan15")
+    pipe.guider = diffusers.AdaptiveProjectedGuidance()
+    Stg([1]).apply(pipe)
+
+
+def guider_step(model):
+    """As the loop of a pipeline begins a step."""
+    skips = SkipGuider([1], guidance_scale=1.0)
+    skips.set_state(0, 1, torch.tensor(1.0))
+    batches = skips.prepare_inputs({})
+    skips.prepare_models(model)
+    return batches
+
+
+def guider_and_cache(make, run):
+    model = make("wan").transformer
+    model.enable_cache(diffusers.FirstBlockCacheConfig())
+    guider_step(model)
+
+
+def guider_and_guidance(make, run):
+    pipe = make("wan")
+    with Stg([1]).apply(pipe):
+        guider_step(pipe.transformer)
+
+
+def parallel_branches(cache=None, **settings):
+    """Apply with branch_parallel, as one of two processes."""
+
+    def provoke(make, run):
+        pipe = make("wan")
+        if cache is not None:
+            pipe.transformer.enable_cache(cache)
+        torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+        try:
+            Stg([1], **settings).apply(pipe, branch_parallel=True)
+        finally:
+            torch.distributed.destroy_process_group()
+
+    return provoke
+
+
+def twice(make, run):
+    pipe = make("wan")
+    with Stg([1]).apply(pipe):
+        Stg([2]).apply(pipe)
+
+
+def by_hand(make, run):
+    pipe = make("wan")
+    with Stg([1]).apply(pipe):
+        run("wan", pipe)
+        MODELS["wan"].run(pipe.transformer, MODELS["wan"].inputs(1))
+
+
+DISABLE = "`pipe.transformer.disable_cache()`"
+APART = (
+    Apart(
+        "Pyramid Attention Broadcast",
+        "it keeps one state for all passes",
+        f"{DISABLE}; TaylorSeer on the attention layers",
+        cached("pyramid_attention_broadcast"),
+    ),
+    Apart("FasterCache", "it makes up the unconditional rows of a batch", DISABLE, cached("faster_cache_denoiser")),
+    Apart("SeaCache", "it follows the noise level that the pipeline announces", DISABLE, cached("sea_cache_root")),
+    Apart("TextKVCache", "it was never tried with skipped passes", DISABLE, cached("text_kv_cache_transformer")),
+    Apart("cache-dit", "has cache-dit on it, which counts the denoiser's passes", "`disable_cache(pipe)`", cache_dit),
+    Apart(
+        "FirstBlockCache, and block 0 skipped",
+        "it decides by what block 0 adds to its input, and block 0 is to be skipped",
+        "other layers, or a sublayer of block 0",
+        cached("fbc_leader_block_hook", layers=[0]),
+    ),
+    Apart(
+        "MagCache, and a skipped pass at some steps only",
+        "it counts passes as steps",
+        "`every=1`, no window, no timetable",
+        cached("mag_cache_leader_block_hook", every=2),
+    ),
+    Apart(
+        "A cache, and `cfg_interval` or `segmented`",
+        "cfg_interval leaves passes of the pipeline out",
+        f"{DISABLE}, or CFG at every step",
+        cached("taylorseer_cache", cfg_interval=(0.0, 0.5)),
+    ),
+    Apart(
+        'A cache, and `formula="uncond"` in a window',
+        "whose cache would mix skipped and plain steps",
+        "`start=0, stop=1`",
+        cached("taylorseer_cache", formula="uncond", start=0.5),
+    ),
+    Apart(
+        'A cache, and `tail="batched"`',
+        "tail='batched' changes the batch that the cache sees",
+        '`tail="separate"`',
+        cached("taylorseer_cache", tail="batched"),
+    ),
+    Apart(
+        "An adapter on a Linear that is itself skipped, added during",
+        "is now another module",
+        "add the adapter before `apply`",
+        late_adapter,
+    ),
+    Apart(
+        "A hook that was there before and is taken off during",
+        "Apply skip plans after hooks and offloading are set up, and remove them before those are removed",
+        "as it says",
+        late_unhook,
+    ),
+    Apart(
+        "`attn_identity` of joint attention, and context parallelism",
+        "context parallelism deals them out",
+        '`part="block"` or `"attn"`',
+        parallel_identity,
+    ),
+    Apart(
+        "`attn_identity` of joint attention, and an attention processor of your own",
+        "saw no call of torch's scaled_dot_product_attention",
+        '`part="block"`',
+        own_attention,
+    ),
+    Apart("Pickling a model with an active plan", "this model has an active plan", "`save_pretrained`", pickled),
+    Apart(
+        "A guider that is not `ClassifierFreeGuidance`",
+        "expected pipe.guider to be ClassifierFreeGuidance",
+        "`SkipGuider` in its place",
+        guider,
+    ),
+    Apart(
+        "`SkipGuider`, and any cache",
+        "which would store the results of skipped passes",
+        f"{DISABLE}, or `SpatiotemporalSkipGuidance`",
+        guider_and_cache,
+    ),
+    Apart(
+        "`SkipGuider`, and `SpatiotemporalSkipGuidance` on its denoiser",
+        "is applied to this denoiser: remove() it, or the guider",
+        "one of them",
+        guider_and_guidance,
+    ),
+    Apart(
+        "`branch_parallel`, and a cache",
+        "and branch_parallel do not work together",
+        DISABLE,
+        parallel_branches(diffusers.FirstBlockCacheConfig()),
+    ),
+    Apart(
+        '`branch_parallel`, and `formula="uncond"` or another `tail`',
+        "branch_parallel runs the skipped passes elsewhere",
+        '`tail="separate"`, another formula',
+        parallel_branches(tail="batched"),
+    ),
+    Apart("Two guidances on one pipeline", "guidance is already applied", "`groups`, or `remove()` first", twice),
+    Apart(
+        "Calling the denoiser yourself while guidance is on",
+        "is it called by something that is not a pipeline",
+        "`Skipper`, or `remove()` first",
+        by_hand,
+    ),
+)
+
+
+def text() -> str:
+    """The list and the table, in Markdown."""
+    lines = [f"- **{what}**: {how}." for what, how in TOGETHER.items()]
+    lines += ["", "| does not go together | the error says | do instead |", "|---|---|---|"]
+    lines += [f"| {each.what} | … {each.error} … | {each.instead} |" for each in APART]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(text())

@@ -1,0 +1,46 @@
+"""The limits of the house: no import circle, small files, dependencies that point one way, one place for the gates."""
+
+import pytest
+from helpers.import_graph import ROOT, circles, import_graph, imports_by_string, library_files
+
+FILES = library_files()
+LAYERS = {"skipguide.cli": 3, "skipguide.pipelines": 2, "skipguide.vision": 2, "skipguide.llm": 2}
+
+
+def layer(name: str) -> int:
+    return next((level for prefix, level in LAYERS.items() if name == prefix or name.startswith(f"{prefix}.")), 1)
+
+
+def test_no_file_imports_itself_in_a_circle():
+    assert circles(import_graph(FILES)) == []
+
+
+def test_nothing_is_imported_by_a_string():
+    assert imports_by_string(FILES) == []
+
+
+def test_a_circle_is_seen():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}
+    assert circles(graph) == [["a", "b", "c"]]
+
+
+def test_dependencies_point_one_way():
+    for name, imported in import_graph(FILES).items():
+        for other in imported:
+            if name == "skipguide":
+                continue
+            assert layer(other) < layer(name) or other.split(".")[:2] == name.split(".")[:2] or layer(name) == 1, (
+                f"{name} imports {other}"
+            )
+            if layer(name) == 1:
+                assert layer(other) == 1, f"{name} is of the core and imports {other}"
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_files_are_small(name):
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 350
+
+
+def test_the_core_has_few_files_beside_its_folders():
+    own = [path for path in (ROOT / "skipguide").iterdir() if path.is_file()]
+    assert len(own) <= 30, sorted(path.name for path in own)

@@ -1,0 +1,164 @@
+"""Training of SkipNet: resumed to the bit, frozen where it says so, the same in two processes."""
+
+import json
+
+import pytest
+import torch
+from helpers.two_processes import run_in_two
+from helpers.wired_skipnet import data, same, state, tiny
+from torch.utils.data import Dataset
+
+from demos.skipnet.wires import turn_and_recolour
+from skipguide.vision.skipnet.train import TrainConfig, train
+
+STAGES = {
+    "dense": {},
+    "supervised": {},
+    "budget": {"budget_weight": 0.5, "budget_target": 0.1},
+    "reinforce": {"alpha": 0.5, "rl_weight": 0.5, "sharpen": 2.0},
+    "fixed": {},
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_was_stopped_goes_on_to_the_bit(stage, tmp_path):
+    config = TrainConfig(stage=stage, steps=5, batch_size=16, save_every=3, **STAGES[stage])
+    decisions = torch.tensor([True, False, True]) if stage == "fixed" else None
+
+    def run(net, out, augment=turn_and_recolour):
+        return train(net, data(), config, out=out, decisions=decisions, augment=augment)
+
+    whole = tiny()
+    history = run(whole, tmp_path / "whole")
+
+    calls = []
+
+    def stops(images, labels, random):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return turn_and_recolour(images, labels, random)
+
+    stopped = tiny()
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, tmp_path / "part", stops)
+    assert not stopped.training
+    again = tiny()
+    resumed = run(again, tmp_path / "part")
+    assert same(state(whole), state(again)) and history == resumed
+    lines = (tmp_path / "part" / "history.csv").read_text().splitlines()
+    assert lines[0] == "step,loss,cross_entropy,accuracy,computation" and len(lines) == 6
+    assert not list((tmp_path / "part").glob(".*")), "no temporary files are left"
+    # a finished run is read back, not trained again
+    third = tiny()
+    run(third, tmp_path / "part", stops)
+    assert same(state(whole), state(third))
+
+
+def test_statistics_are_frozen_in_reinforcement_only():
+    before = tiny()
+    for stage, frozen in (("reinforce", True), ("budget", False)):
+        net = tiny()
+        train(net, data(), TrainConfig(stage=stage, steps=2, batch_size=8))
+        moved = [
+            name
+            for name, value in net.named_buffers()
+            if name.endswith("running_mean") and not torch.equal(value, dict(before.named_buffers())[name])
+        ]
+        assert (not moved) == frozen
+        assert not same(state(net), state(before))
+
+
+def test_projections_count_a_step_once():
+    net = tiny()
+    train(net, data(), TrainConfig(stage="budget", steps=3, batch_size=8))
+    assert int(net.backbone.groups[1][0].downsample[1].num_batches_tracked) == 3
+    assert int(net.backbone.groups[1][0].bn1.num_batches_tracked) == 3
+
+
+def test_the_price_closes_gates():
+    images, found = data().tensors[0], {}
+    for price in (0.0, 5.0):
+        net = tiny()
+        net.gates.open_by(1.0)
+        train(net, data(), TrainConfig(steps=25, batch_size=16, budget_weight=price, gate_lr=10.0, lr=5e-3))
+        with torch.no_grad():
+            found[price] = float(net(images, return_routing=True).probabilities.mean())
+    assert found[5.0] < 0.4 and found[5.0] < found[0.0] - 0.1, found
+
+
+def test_mixed_precision_and_the_gates_own_rate():
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    try:
+        net, before = tiny(), state(tiny())
+        config = TrainConfig(steps=2, batch_size=8, gate_lr=1e-6, optimizer="sgd")
+        accelerator, attributes = Accelerator(mixed_precision="bf16"), set(net.__dict__)
+        history = train(net, data(), config, accelerator=accelerator)
+        moved = state(net)
+        assert set(net.__dict__) == attributes, "the precision of the training does not stay on the network"
+        with torch.no_grad():
+            assert net(data().tensors[0], return_routing=True).logits.dtype is torch.float32
+        train(net, data(), TrainConfig(stage="reinforce", steps=2, batch_size=8), accelerator=accelerator)
+        assert set(net.__dict__) == attributes and not same(state(net), moved)
+        net.load_state_dict(moved)
+    finally:
+        AcceleratorState._reset_state()
+    assert all(torch.isfinite(v).all() for v in net.state_dict().values())
+    assert history[-1]["loss"] > 0
+    moves = {k: float((v - before[k]).abs().max()) for k, v in net.state_dict().items() if v.is_floating_point()}
+    assert moves["gates.proj.weight"] < 1e-6 < moves["backbone.fc.weight"]
+
+
+class Lazy(Dataset):
+    """A data set that is no TensorDataset."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __len__(self):
+        return len(self.inner)
+
+    def __getitem__(self, place):
+        image, label = self.inner[place]
+        return image, int(label)
+
+
+def test_any_data_set_gives_the_same_batches():
+    nets = [tiny(), tiny()]
+    config = TrainConfig(steps=3, batch_size=8)
+    for net, found in zip(nets, (data(), Lazy(data())), strict=True):
+        train(net, found, config)
+    assert same(*(state(net) for net in nets))
+
+
+SCRIPT = """
+import sys, torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from skipguide.vision import SkipNet
+from skipguide.vision.skipnet.train import TrainConfig, train
+from demos.skipnet.wires import make_wires
+from torch.utils.data import TensorDataset
+torch.set_num_threads(1)
+torch.manual_seed(0)
+net = SkipNet({"blocks": [2, 2], "widths": [6, 8], "num_classes": 4}, image_size=(3, 10, 10))
+wires = make_wires(40, 10, 4, 0)
+accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+assert accelerator.num_processes == 2
+for stage in ("budget", "reinforce"):
+    train(net, TensorDataset(wires.images, wires.labels), TrainConfig(stage=stage, steps=3, batch_size=4),
+          out=sys.argv[1] + "/" + stage, accelerator=accelerator)
+total = sum(p.detach().double().sum() for p in net.parameters())
+torch.save(total, f"{sys.argv[1]}/total{accelerator.process_index}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_agree(tmp_path):
+    (tmp_path / "run.py").write_text(SCRIPT)
+    run_in_two(tmp_path / "run.py", tmp_path)
+    totals = [torch.load(tmp_path / f"total{rank}.pt") for rank in range(2)]
+    assert torch.equal(*totals)
+    assert json.loads((tmp_path / "budget" / "config.json").read_text())["stage"] == "budget"

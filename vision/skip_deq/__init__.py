@@ -1,0 +1,5 @@
+"""Skip DEQ (arXiv 2201.12240): a network in equilibrium, whose iterations are skipped by a learned guess."""
+
+from skipguide.vision.skip_deq.network import ConvergenceWarning, DEQInfo, SkipDEQ, jacobian_penalty, skip_loss
+
+__all__ = ["ConvergenceWarning", "DEQInfo", "SkipDEQ", "jacobian_penalty", "skip_loss"]
