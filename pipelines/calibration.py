@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.active import Call
+from skipguide.active import ActivePlan, Call, end_everywhere, hold_everywhere
+from skipguide.arguments import batch_size
 from skipguide.blocks import find_blocks
 from skipguide.config import as_whole, native, read_json, write_json
 from skipguide.errors import SkipError
@@ -28,7 +29,6 @@ from skipguide.pipelines.sampling.passes import Passes, first
 from skipguide.pipelines.sampling.run import Run
 from skipguide.plan import SkipPlan
 from skipguide.select import DEFAULT_SCORE, LayerScore, LayerScores, average, fingerprint, measure_skip
-from skipguide.skipper import batch_size
 
 PROMPTS = ("a red ball rolling over grass", "a woman walking along a street in the rain, filmed by hand")
 STEPS, LEVELS = 8, 4
@@ -49,7 +49,7 @@ class _Listener:
         self.samples: dict[Key, list[dict[str, Tensor]]] = {key: [] for key in keys}
         self.waiting: tuple[Tensor, dict[Key, Tensor], Any] | None = None
 
-    def __call__(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.spec.is_passive(kwargs):
             return call(*args, **kwargs)
         branch = self.run.enter(self.pipe, self.spec, ContextNames.name(self.model))
@@ -91,13 +91,12 @@ class _Listener:
     def listen(self) -> None:
         """Stand at the denoiser."""
         self.passes.install()
-        gate_of(self.model).handlers += (self,)
+        hold_everywhere(gate_of(self.model), self)
         ContextNames.listen(self.model)
 
     def leave(self) -> None:
         """Go away again."""
-        gate = gate_of(self.model)
-        gate.handlers = tuple(handler for handler in gate.handlers if handler is not self)
+        end_everywhere(gate_of(self.model), self)
         ContextNames.leave(self.model)
         self.passes.remove()
         self.waiting = None
@@ -153,7 +152,7 @@ def calibrate(
     model: Any = getattr(pipe, name, None)
     if name not in spec.denoisers or model is None:
         raise SkipError(f"this {type(pipe).__name__} has no denoiser {name!r}: expected {' or '.join(spec.denoisers)}")
-    if gate_of(model).handlers:
+    if gate_of(model).everywhere:
         raise SkipError(f"guidance is applied to pipe.{name}: calibrate before, or call remove() on its handle first")
     blocks = find_blocks(model)
     keys = [(b.index, part) for b in blocks for part in b.parts if parts is None or part in parts]

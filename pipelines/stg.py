@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
 
+from skipguide.active import everywhere_at
 from skipguide.blocks import find_blocks
 from skipguide.config import JsonConfig, settle
 from skipguide.errors import SkipError
@@ -306,8 +307,8 @@ class SpatiotemporalSkipGuidance(JsonConfig):
     def _refuse_conflicts(self, pipe: Any, spec: PipelineSpec, names: list[str]) -> None:
         for name in names:
             model = getattr(pipe, name)
-            here = [handler for handler in gate_of(model).handlers if isinstance(handler, Interceptor)]
-            if any(handler.pipe is pipe for handler in here):  # another pipeline around the same model is welcome
+            here = everywhere_at(gate_of(model), Interceptor)
+            if any(other.pipe is pipe for other in here):  # another pipeline around the same model is welcome
                 raise SkipError(
                     f"guidance is already applied to pipe.{name}: call remove() on the earlier handle first"
                 )

@@ -4,6 +4,7 @@
 `skipguide.llm`.
 """
 
+from skipguide._version import __version__ as __version__
 from skipguide.blocks import Block, BlockMap, find_blocks, register_blocks
 from skipguide.check import check
 from skipguide.errors import LostGateError, NoEffectError, SkipError, UnknownBlockError
@@ -13,8 +14,6 @@ from skipguide.schedule import Schedule, Timetable
 from skipguide.skipper import Skipper, capture, resume
 from skipguide.spec import BlockSpec, ModelSpec, Sublayer
 from skipguide.stats import Stats
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Block",

@@ -1,7 +1,8 @@
-"""Stack: the plans that hold in this thread or task, a frame each.
+"""Active plans: which plans hold, here or everywhere, and what is known of the pass that runs under each.
 
-A `ContextVar` holds the active frames, so threads and async tasks with different plans do not see each other. A frame
-maps modules to acts; an act is called instead of the module, and decides whether the module runs.
+A plan holds *here*, in the thread or task that entered it (a `ContextVar` keeps them, so threads and async servers do
+not see each other's), or *everywhere*, in all threads, at one gate. It maps gates to interventions; an intervention is
+called instead of the module, and decides whether the module runs.
 """
 
 from __future__ import annotations
@@ -10,77 +11,121 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, TypeVar
+from weakref import ref
 
+from skipguide.errors import LostGateError
 from skipguide.hosts.group_offload import SharedGroups
 from skipguide.stats import Stats
 
-if TYPE_CHECKING:
-    from skipguide.gate import Gate
-
 Call = Callable[..., Any]
+T = TypeVar("T")
 
 
-class Act(Protocol):
-    """What happens at a gate while a frame is active; `call` is the module, or the next act around it."""
+class Gated(Protocol):
+    """What an active plan needs of a gate."""
 
-    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    key: int
+    everywhere: tuple[ActivePlan, ...]
+
+    def reachable(self) -> bool:
+        """Whether calls of the module still come by."""
+
+    def lost(self, name: str = "") -> LostGateError:
+        """The error if they do not."""
+
+
+class Intervention(Protocol):
+    """What happens at a gate while a plan is active; `call` is the module, or the next intervention around it."""
+
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what the module would have returned."""
 
 
-class Frame:
-    """One plan on one model: the acts by module, the ledger, and what is known of the running pass.
+class ActivePlan:
+    """One plan on one model: the interventions by gate, the ledger, and what is known of the running pass.
+
+    It refers to no module: a plan that stays entered does not keep its model alive.
 
     Attributes:
+        interventions: gate key -> what happens there.
+        names: gate key -> name in the ledger.
+        holds: condition -> whether it is met in the running pass (see `When`).
         batch: rows of the running pass of the model; 0 when none is running.
-        rows: the model's rows that reach the module now running, where an act took some out; None is all of them.
+        rows: the model's rows that reach the module now running, where an intervention took some out; None is all.
         seen: the gates that were called in this pass.
+        left_out: how many modules were left out in this pass.
         groups: offloaded groups of several blocks, in the running pass.
+        counts_calls: whether every call is entered in the ledger; else the root intervention enters whole passes.
+        state: what else the root intervention keeps of the running pass.
         live: whether somebody is inside the plan's `with` block. A task that outlives the block sees that it ended.
-        busy: whether a pass of the model runs on this frame.
+        busy: whether a pass of the model runs on this object.
+        renew: makes the interventions of a second pass at the same time, where they keep something of a pass; None:
+            passes share them.
     """
 
-    __slots__ = ("acts", "batch", "busy", "entered", "groups", "live", "names", "root", "rows", "seen", "stats")
+    __slots__ = (
+        *("__weakref__", "_root", "batch", "busy", "entered", "groups", "holds", "interventions", "left_out", "live"),
+        *("counts_calls", "names", "renew", "rows", "seen", "state", "stats"),
+    )
 
-    def __init__(self, root: Gate | None, stats: Stats) -> None:
-        self.root = root
+    def __init__(self, root: Gated | None, stats: Stats) -> None:
+        self._root = None if root is None else ref(root)
         self.stats = stats
-        self.acts: dict[int, Act] = {}
+        self.interventions: dict[int, Intervention] = {}
         self.names: dict[int, str] = {}
+        self.holds: dict[str, bool] = {}
         self.batch = 0
         self.rows: tuple[int, ...] | None = None
         self.seen: set[int] = set()
+        self.left_out = 0
         self.groups: SharedGroups | None = None
+        self.counts_calls = True
+        self.state: Any = None
         self.entered = 0
         self.live = False
         self.busy = False
+        self.renew: Callable[[], dict[int, Intervention]] | None = None
+
+    @property
+    def root(self) -> Gated | None:
+        """The model's own gate; None if it is gone, or the plan was closed."""
+        return None if self._root is None else self._root()
 
     @property
     def present(self) -> int:
         """How many batch rows reach the module now running."""
         return self.batch if self.rows is None else len(self.rows)
 
+    def skipped(self, name: str, count: int = 1) -> None:
+        """Note that the module of that name is left out, which stands for so many of the plan's."""
+        self.left_out += count
+        if self.counts_calls:
+            self.stats.skipped(name, self.present)
+
+    # -- here ---------------------------------------------------------------------------------------------------
+
     def enter(self) -> None:
-        """Put the frame on the stack of this thread or task."""
+        """Hold in this thread or task."""
         self._count(1)
-        _set_stack((*_ENTERED.get(), self))
+        _set_entered((*_ENTERED.get(), self))
 
     def leave(self) -> None:
-        """Take this frame off the stack once, wherever in the stack it is."""
+        """Take back the last `enter` of this plan, whatever was entered since."""
         self._count(-1)
-        stack = list(_ENTERED.get())
-        if self in stack:
-            stack.reverse()
-            stack.remove(self)
-            stack.reverse()
-        _set_stack(tuple(stack))
+        entered = list(_ENTERED.get())
+        if self in entered:
+            entered.reverse()
+            entered.remove(self)
+            entered.reverse()
+        _set_entered(tuple(entered))
 
     @contextmanager
-    def passing(self) -> Iterator[Frame]:
-        """A pass of the model: this frame, or another of its plan while a pass runs on it already.
+    def passing(self) -> Iterator[ActivePlan]:
+        """A pass of the model: on this object, or on another one while a pass runs on it already.
 
-        asyncio.to_thread and thread pools of servers hand the context on, with the frames that were entered; and a
-        model may call itself.
+        That happens because asyncio.to_thread and thread pools of servers hand the context on, with the plans that
+        were entered, and because a model may call itself.
         """
         with _LOCK:
             busy, self.busy = self.busy, True
@@ -91,65 +136,110 @@ class Frame:
         try:
             yield self
         finally:
-            self.batch = 0
+            self.batch = self.left_out = 0
             self.seen.clear()
+            self.state = None
             self.busy = False
 
+    def again(self) -> ActivePlan:
+        """Another object for the same plan, for a pass at the same time."""
+        other = ActivePlan(None, self.stats)
+        other._root, other.names, other.holds, other.live = self._root, self.names, self.holds, self.live
+        other.counts_calls = self.counts_calls
+        other.interventions = self.interventions if self.renew is None else self.renew()
+        return other
+
     @contextmanager
-    def _replaced(self) -> Iterator[Frame]:
-        """Another frame of the plan on the stack of this thread or task, in this one's place."""
-        other = Frame(self.root, self.stats)
-        other.acts, other.names, other.live = self.acts, self.names, self.live
+    def _replaced(self) -> Iterator[ActivePlan]:
+        """Another object for the plan, in this one's place in this thread or task."""
+        other = self.again()
         before = _ENTERED.get()
-        _set_stack(tuple(other if frame is self else frame for frame in before))
+        _set_entered(tuple(other if plan is self else plan for plan in before))
         try:
             yield other
         finally:
-            _set_stack(before)
+            _set_entered(before)
 
     def _count(self, change: int) -> None:
         with _LOCK:
             self.entered += change
             self.live = self.entered > 0
 
-    def saw(self, gate: Gate) -> None:
-        """Note that a gate was called, and notice when the model's own was not."""
-        if not self.batch and self.root is not None and gate is not self.root and not self.root.reachable():
-            raise self.root.lost()
-        self.seen.add(gate.key)
+    def note_outside(self, gate: Gated) -> None:
+        """A gate was called outside a pass of the model: notice if the model's own gate is not called any more.
+
+        Raises:
+            LostGateError: if somebody replaced it.
+        """
+        root = self.root
+        if root is not None and root is not gate and not root.reachable():
+            raise root.lost()
 
     def close(self) -> None:
-        """End the plan for good and let go of the model: its Skipper is gone."""
+        """End the plan for good: nobody can end it any more."""
         self.live = False
-        self.root = None
-        self.acts.clear()
-        _set_stack(tuple(other for other in _ENTERED.get() if other is not self))
+        self._root = None
+        self.interventions = {}
+        _set_entered(tuple(other for other in _ENTERED.get() if other is not self))
 
 
 _LOCK = RLock()
 
-# Both are tuples, so that a thread or task never sees another's change. A frame can be entered more than once; the
-# gates read each once.
-_ENTERED: ContextVar[tuple[Frame, ...]] = ContextVar("skipguide_entered_frames", default=())
-_ACTIVE: ContextVar[tuple[Frame, ...]] = ContextVar("skipguide_active_frames", default=())
+# Both are tuples, so that a thread or task never sees another's change. A plan can be entered more than once; the gates
+# read each once.
+_ENTERED: ContextVar[tuple[ActivePlan, ...]] = ContextVar("skipguide_entered_plans", default=())
+ACTIVE: ContextVar[tuple[ActivePlan, ...]] = ContextVar("skipguide_active_plans", default=())
 
 
-def _set_stack(stack: tuple[Frame, ...]) -> None:
-    _ENTERED.set(stack)
-    _ACTIVE.set(tuple(dict.fromkeys(stack)))
+def _set_entered(plans: tuple[ActivePlan, ...]) -> None:
+    _ENTERED.set(plans)
+    ACTIVE.set(tuple(dict.fromkeys(plans)))
 
 
-@contextmanager
-def without(frame: Frame) -> Iterator[None]:
-    """This thread or task without one of its frames, for a while; the plan goes on everywhere else."""
-    before = _ENTERED.get()
-    _set_stack(tuple(other for other in before if other is not frame))
-    try:
-        yield
-    finally:
-        _set_stack(before)
+def active_plans() -> tuple[ActivePlan, ...]:
+    """The plans that hold in this thread or task, outermost first."""
+    return ACTIVE.get()
 
 
-def active_frames() -> tuple[Frame, ...]:
-    """The frames of this thread or task, outermost first."""
-    return _ACTIVE.get()
+def active_at(gate: Gated, kind: type[T]) -> tuple[ActivePlan, T] | None:
+    """The plan that holds here with an intervention of this kind at a gate, and that intervention; None without one."""
+    for plan in ACTIVE.get():
+        found = plan.interventions.get(gate.key)
+        if plan.live and isinstance(found, kind):
+            return plan, found
+    return None
+
+
+# -- everywhere -------------------------------------------------------------------------------------------------------
+
+
+def hold_everywhere(gate: Gated, intervention: Intervention) -> ActivePlan:
+    """A plan with one intervention that holds in all threads, around all others at its gate; `end_everywhere` ends it.
+
+    Args:
+        gate: where; it must be installed.
+        intervention: what happens there.
+    """
+    plan = ActivePlan(gate, Stats())
+    plan.interventions[gate.key] = intervention
+    plan.live = True
+    _change_everywhere(gate, lambda plans: (*plans, plan))
+    return plan
+
+
+def end_everywhere(gate: Gated, intervention: Intervention) -> None:
+    """End what `hold_everywhere` began; nothing happens where it has ended already."""
+    _change_everywhere(
+        gate, lambda plans: tuple(plan for plan in plans if plan.interventions.get(gate.key) is not intervention)
+    )
+
+
+def everywhere_at(gate: Gated, kind: type[T]) -> list[T]:
+    """The interventions of a kind that hold in all threads at a gate."""
+    return [found for plan in gate.everywhere if isinstance(found := plan.interventions.get(gate.key), kind)]
+
+
+def _change_everywhere(gate: Gated, change: Callable[[tuple[ActivePlan, ...]], tuple[ActivePlan, ...]]) -> None:
+    """The one place that changes what stands at a gate in all threads."""
+    with _LOCK:
+        gate.everywhere = change(gate.everywhere)

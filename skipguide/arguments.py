@@ -105,6 +105,12 @@ def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     raise SkipError("a module was called without a tensor: its batch size is unknown")
 
 
+def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """The batch size of a model call: rows of `hidden_states`, or of the first tensor there is."""
+    hidden = kwargs.get("hidden_states")
+    return (hidden if isinstance(hidden, Tensor) else first_tensor(args, kwargs)).shape[0]
+
+
 def row_index(rows: Sequence[int] | Tensor, batch: int, like: Tensor) -> Tensor:
     """Index of model batch rows in a tensor whose first dimension folds more into the batch (frames, positions)."""
     fold, rest = divmod(like.shape[0], batch)

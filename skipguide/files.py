@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from skipguide._version import __version__
+
 
 @contextmanager
 def replacing(*paths: Path) -> Iterator[list[Path]]:
@@ -39,9 +41,7 @@ def replacing(*paths: Path) -> Iterator[list[Path]]:
 
 def versions() -> dict[str, str]:
     """The versions a result depends on."""
-    import skipguide
-
-    found = {"python": platform.python_version(), "skipguide": skipguide.__version__}
+    found = {"python": platform.python_version(), "skipguide": __version__}
     for name in ("torch", "diffusers", "transformers"):
         try:
             found[name] = version(name)

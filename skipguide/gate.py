@@ -5,7 +5,7 @@ One gate per module, shared by everybody who needs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from threading import RLock
 from typing import Any
@@ -14,17 +14,24 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 import torch
 from torch import nn
 
-from skipguide.active import Act, Call, Frame, active_frames
+from skipguide.active import ACTIVE, ActivePlan, Call, Intervention
 from skipguide.errors import LostGateError, SkipError
-
-Handler = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
+from skipguide.hosts import accelerate, diffusers_hooks
 
 
 class Gate:
-    """Stands in for one module's `forward` (or for its compiled call, which is faster to skip from outside)."""
+    """Stands in for one module's `forward` (or for its compiled call, which is faster to skip from outside).
+
+    Attributes:
+        key: by which plans name it.
+        everywhere: the plans that hold here in all threads, innermost first; `active.hold_everywhere` changes it.
+        inner: the forward behind it.
+        users: how many have installed it.
+        slot: the attribute of the module that it has taken.
+    """
 
     # no __dict__: functools.update_wrapper of whoever wraps a gate would copy it
-    __slots__ = ("__weakref__", "_module", "_own", "handlers", "inner", "key", "slot", "users")
+    __slots__ = ("__weakref__", "_module", "_own", "everywhere", "inner", "key", "slot", "users")
 
     def __init__(self, module: nn.Module) -> None:
         self._module = ref(module)
@@ -33,45 +40,50 @@ class Gate:
         self.slot = "forward"
         self.inner: Call = partial(_through_module, self._module)
         self._own = False  # whether the slot held something on the instance before
-        self.handlers: tuple[Handler, ...] = ()
+        self.everywhere: tuple[ActivePlan, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module as the handlers and the active frames say; without any, just run it."""
-        if not self.handlers:
-            return self._through_frames(*args, **kwargs)
-        call: Call = self._through_frames
-        for handler in self.handlers:
-            call = partial(_handle, handler, call)
+        """Run the module as the active plans say; without any, just run it."""
+        if not self.everywhere:
+            return self._here(*args, **kwargs)
+        call: Call = self._here
+        for plan in self.everywhere:
+            call = partial(_intervene, plan.interventions[self.key], plan, call)
         return call(*args, **kwargs)
 
-    def _through_frames(self, *args: Any, **kwargs: Any) -> Any:
-        frames = active_frames()
-        if not frames:
+    def _here(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module as the plans of this thread or task say, those that were entered just now too."""
+        plans = ACTIVE.get()
+        if not plans:
             return self.inner(*args, **kwargs)
-        call: Call = partial(self._run, frames)
-        if len(frames) == 1 and (frame := frames[0]).live:  # what every step of a decoding model goes through
+        call: Call = partial(self._run, plans)
+        if len(plans) == 1 and (plan := plans[0]).live:  # what every step of a decoding model goes through
             if not torch.compiler.is_compiling():
-                frame.saw(self)
-            only = frame.acts.get(self.key)
-            return call(*args, **kwargs) if only is None else only(frame, call, args, kwargs)
-        for frame in frames:
-            if not frame.live:
+                if not plan.batch:
+                    plan.note_outside(self)
+                plan.seen.add(self.key)
+            only = plan.interventions.get(self.key)
+            return call(*args, **kwargs) if only is None else only(plan, call, args, kwargs)
+        for plan in plans:
+            if not plan.live:
                 continue
             if not torch.compiler.is_compiling():
-                frame.saw(self)
-            act = frame.acts.get(self.key)
-            if act is not None:
-                call = partial(_apply, act, frame, call)
+                if not plan.batch:
+                    plan.note_outside(self)
+                plan.seen.add(self.key)
+            found = plan.interventions.get(self.key)
+            if found is not None:
+                call = partial(_intervene, found, plan, call)
         return call(*args, **kwargs)
 
-    def _run(self, frames: tuple[Frame, ...], *args: Any, **kwargs: Any) -> Any:
+    def _run(self, plans: tuple[ActivePlan, ...], *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
-            for frame in frames:
-                name = frame.names.get(self.key)
-                if name is not None and frame.live:
-                    frame.stats.ran(name, frame.present)
-                    if frame.groups is not None:
-                        frame.groups.runs(self.module)
+            for plan in plans:
+                name = plan.names.get(self.key)
+                if name is not None and plan.live:
+                    plan.stats.ran(name, plan.present)
+                    if plan.groups is not None:
+                        plan.groups.runs(self.module)
         return self.inner(*args, **kwargs)
 
     @property
@@ -106,12 +118,12 @@ class Gate:
             if self.users == 0:
                 holder: Any = module
                 self.slot = "forward"
-                if (place := _behind_hooks(module)) is not None:
+                if (place := diffusers_hooks.place_behind(module)) is not None:
                     holder, name = place
                 elif module.__dict__.get("_compiled_call_impl") is not None:
                     name = self.slot = "_compiled_call_impl"
                 else:
-                    name = self.slot = "_old_forward" if inside and "_old_forward" in module.__dict__ else "forward"
+                    name = self.slot = accelerate.slot(module, inside)
                 self._own = name in holder.__dict__
                 self.inner = getattr(holder, name)
                 holder.__dict__[name] = self
@@ -121,15 +133,16 @@ class Gate:
                 raise self.lost()
             self.users += 1
 
-    def settle(self) -> None:
+    def move_in_front(self) -> None:
         """Move in front of what came while the gate stood: a compiled call, or diffusers' group offloading.
 
         Inside the compiled call every block's gate would be another constant, and every block another graph. Behind
         group offloading, blocks would be loaded to be skipped.
         """
-        attributes = self.module.__dict__
+        module = self.module
+        attributes = module.__dict__
         compiled = attributes.get("_compiled_call_impl") is not None and attributes.get("forward") is self
-        if compiled or _is_behind_offload(self, self.module):
+        if compiled or diffusers_hooks.is_behind_offload(self, module):
             with _LOCK:
                 users, self.users = self.users, 1
                 self.remove()
@@ -179,9 +192,8 @@ class Gate:
 
     def _holders(self, module: nn.Module) -> list[tuple[Any, str]]:
         """Where this gate is: on the module, or where accelerate and diffusers keep the forward they wrapped."""
-        places: list[tuple[Any, str]] = [(module, self.slot), (module, "forward"), (module, "_old_forward")]
-        for reference in getattr(module.__dict__.get("_diffusers_hook"), "_fn_refs", ()):
-            places += [(reference, "forward"), (reference, "original_forward")]
+        places: list[tuple[Any, str]] = [(module, self.slot), (module, "forward"), (module, accelerate.KEPT_FORWARD)]
+        places += diffusers_hooks.places(module)
         return [(holder, name) for holder, name in dict.fromkeys(places) if holder.__dict__.get(name) is self]
 
     def _wrapper(self, module: nn.Module) -> Any:
@@ -224,39 +236,8 @@ def install_all(gates: Sequence[Gate], inside: Gate | None = None) -> None:
         raise
 
 
-# Hooks of diffusers that stay in front of a gate, by the beginnings of their names: context parallelism splits what a
-# block is given, caches answer in its place, and the two of group offloading that watch the first pass take themselves
-# off in it.
-_IN_FRONT = (
-    *("cp_input", "cp_output", "layer_execution_tracker", "lazy_prefetch_group_offloading"),
-    *("fbc_", "mag_cache_", "taylorseer_cache", "sea_cache_", "pyramid_attention_broadcast", "faster_cache_"),
-)
-
-
-def _behind_hooks(module: nn.Module) -> tuple[Any, str] | None:
-    """Where a gate stands behind the hooks that have to stay in front of it: holder and attribute; None without any."""
-    registry = module.__dict__.get("_diffusers_hook")
-    if registry is None:
-        return None
-    for name, reference in zip(registry._hook_order, registry._fn_refs, strict=True):  # innermost first
-        if name.startswith(_IN_FRONT):
-            return reference, "forward" if reference.original_forward is None else "original_forward"
-    return None
-
-
-def _is_behind_offload(gate: Gate, module: nn.Module) -> bool:
-    registry = module.__dict__.get("_diffusers_hook")
-    if registry is None or (hook := registry.hooks.get("group_offloading")) is None:
-        return False
-    return hook.fn_ref.forward is gate
-
-
-def _apply(act: Act, frame: Frame, call: Call, *args: Any, **kwargs: Any) -> Any:
-    return act(frame, call, args, kwargs)
-
-
-def _handle(handler: Handler, call: Call, *args: Any, **kwargs: Any) -> Any:
-    return handler(call, args, kwargs)
+def _intervene(intervention: Intervention, plan: ActivePlan, call: Call, *args: Any, **kwargs: Any) -> Any:
+    return intervention(plan, call, args, kwargs)
 
 
 def _origin(call: Any) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from skipguide.arguments import sequence_like
+from skipguide.active import ActivePlan, Call
+from skipguide.arguments import Arguments, sequence_like
+from skipguide.blocks import Block
 from skipguide.errors import SkipError
 
 
@@ -62,3 +65,84 @@ class Prefix:
         """Let go of the tensors."""
         self.streams.clear()
         self.kept.clear()
+
+
+class Capture:
+    """Keeps the streams that enter a block, and runs it."""
+
+    __slots__ = ("arguments", "prefix", "streams")
+
+    def __init__(self, block: Block, prefix: Prefix) -> None:
+        self.arguments = Arguments(block.module)
+        self.streams = block.spec.streams
+        self.prefix = prefix
+
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Store references, no copies: blocks do not write into their inputs."""
+        # a new dict, so that a compiled pass does not depend on what the old one held
+        self.prefix.streams = {name: self.arguments.get(name, args, kwargs) for name in self.streams}
+        return call(*args, **kwargs)
+
+
+class Keep:
+    """Runs a block and keeps what it returns, which the model reads again later."""
+
+    __slots__ = ("name", "prefix")
+
+    def __init__(self, block: Block, prefix: Prefix) -> None:
+        self.name = block.name
+        self.prefix = prefix
+
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Store a reference to the output."""
+        out = self.prefix.kept[self.name] = call(*args, **kwargs)
+        return out
+
+
+class Replay:
+    """In place of a block that does not run: what it returned when it did."""
+
+    __slots__ = ("arguments", "name", "prefix", "stream")
+
+    def __init__(self, block: Block, prefix: Prefix) -> None:
+        self.arguments = Arguments(block.module)
+        self.name = block.name
+        self.prefix = prefix
+        self.stream = block.spec.streams[0] if block.spec.padded else None
+
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what was kept."""
+        out = self.prefix.kept[self.name]
+        return out if self.stream is None else out[:, : self.arguments.get(self.stream, args, kwargs).shape[1]]
+
+
+class Inject:
+    """Gives a block the streams that were captured, whatever came in."""
+
+    __slots__ = ("arguments", "padded", "prefix")
+
+    def __init__(self, block: Block, prefix: Prefix) -> None:
+        self.arguments = Arguments(block.module)
+        self.padded = block.spec.padded
+        self.prefix = prefix
+
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Replace the streams and run (or skip) the block with them."""
+        streams = self.prefix.streams
+        if not streams:
+            raise self.prefix.unfilled()
+        if not torch.compiler.is_compiling():
+            self._check_rows(streams, args, kwargs)
+        if self.padded:
+            streams = {k: v[:, : self.arguments.get(k, args, kwargs).shape[1]] for k, v in streams.items()}
+        args, kwargs = self.arguments.put(streams, args, kwargs)
+        return call(*args, **kwargs)
+
+    def _check_rows(self, streams: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for name, captured in streams.items():
+            given = self.arguments.get(name, args, kwargs)
+            if isinstance(given, Tensor) and given.shape[:1] != captured.shape[:1]:
+                raise SkipError(
+                    f"block {self.prefix.layer} is resumed with {given.shape[0]} rows of {name}, and "
+                    f"{captured.shape[0]} were captured: run the same batch, or take prefix.select(rows, batch)"
+                )

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.active import Act, Call, Frame, active_frames
+from skipguide.active import ActivePlan, Call, Intervention, active_plans
 from skipguide.arguments import Arguments
 from skipguide.blocks import Block, find_blocks
 from skipguide.errors import SkipError
 from skipguide.gate import Gate, gate_of, install_all
+from skipguide.model_pass import ModelPass
 from skipguide.rows import run_rows
-from skipguide.sequential import Chain, find_chains
-from skipguide.skipper import batch_size
+from skipguide.sequential import InPlaceSequential, find_sequentials
 from skipguide.stats import Stats
 
 # Called with the place in the router's blocks and the stream that enters the block, `[B, ...]`.
@@ -74,10 +74,10 @@ class Router:
                     f"{', '.join(block.spec.streams)}"
                 )
         self._root = gate_of(self.model)
-        found_chains = find_chains(self.model, [block.module for block in self.blocks])
-        self._chains = {container: tuple(map(gate_of, blocks)) for container, blocks in found_chains.items()}
+        found_sequentials = find_sequentials(self.model, [block.module for block in self.blocks])
+        self._sequentials = {module: tuple(map(gate_of, blocks)) for module, blocks in found_sequentials.items()}
         self._block_gates = [gate_of(block.module) for block in self.blocks]
-        self._gates: list[Gate] = [self._root, *map(gate_of, self._chains), *self._block_gates]
+        self._gates: list[Gate] = [self._root, *map(gate_of, self._sequentials), *self._block_gates]
         self._shortcuts: list[nn.Module | None] = [block.shortcut for block in self.blocks]
         self._shared = [gate_of(module) for module in self._shortcuts if module is not None]
         self._arguments = [Arguments(block.module) for block in self.blocks]
@@ -96,55 +96,54 @@ class Router:
     def running(self, decide: Decide) -> Iterator[Stats]:
         """Route the passes of this thread or task inside the block; gives the ledger of the rows that ran."""
         stats = Stats()
-        frame = Frame(self._root, stats)
-        frame.names = self._names
-        frame.acts = self._acts(decide)
+        active = ActivePlan(self._root, stats)
+        active.names = self._names
+        active.renew = partial(self._interventions, decide)
+        active.interventions = active.renew()
         self.install()
         try:
-            frame.enter()
+            active.enter()
             try:
                 yield stats
             finally:
-                frame.leave()
+                active.leave()
         finally:
             self.remove()
 
-    def _acts(self, decide: Decide) -> dict[int, Act]:
-        """The acts by module, for one pass at a time: they note what the pass may overwrite and has computed."""
-        acts: dict[int, Act] = {self._root.key: _Enter(self, decide)}
-        chains: dict[int, Chain] = {}
-        for container, gates in self._chains.items():
-            acts[id(container)] = chain = Chain(gates)
-            chains |= {gate.key: chain for gate in gates}
+    def _interventions(self, decide: Decide) -> dict[int, Intervention]:
+        """The interventions by gate, for one pass at a time: they note what it may overwrite and has computed."""
+        found: dict[int, Intervention] = {self._root.key: _RouterPass(self)}
+        around: dict[int, InPlaceSequential] = {}
+        for module, gates in self._sequentials.items():
+            found[id(module)] = sequential = InPlaceSequential(gates)
+            around |= {gate.key: sequential for gate in gates}
         for place, block in enumerate(self.blocks):
-            chain = chains.get(id(block.module)) or Chain(())
-            act = _Rows(place, block, self._arguments[place], self._shortcuts[place], decide, chain)
-            acts[id(block.module)] = act
-            if act.once is not None:
-                acts[id(act.shortcut)] = act.once
-        return acts
+            sequential = around.get(id(block.module)) or InPlaceSequential(())
+            rows = _RunRows(place, block, self._arguments[place], self._shortcuts[place], decide, sequential)
+            found[id(block.module)] = rows
+            if rows.once is not None:
+                found[id(rows.shortcut)] = rows.once
+        return found
 
 
-class _Enter:
-    """At the model itself: notes the batch, and notices afterwards when a gate was lost."""
+class _RouterPass(ModelPass):
+    """A pass under a router: it is counted, and a gate that was lost is noticed afterwards."""
 
-    __slots__ = ("decide", "router")
+    __slots__ = ("router",)
 
-    def __init__(self, router: Router, decide: Decide) -> None:
+    def __init__(self, router: Router) -> None:
         self.router = router
-        self.decide = decide
 
-    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with frame.passing() as now:
-            if now is not frame:
-                now.acts = self.router._acts(self.decide)
-            now.batch = batch_size(args, kwargs)
-            now.stats.passes += 1
-            out = call(*args, **kwargs)
-            for gate, block in zip(self.router._block_gates, self.router.blocks, strict=True):
-                if gate.key not in now.seen and not gate.reachable():
-                    raise gate.lost(block.name)
-        return out
+    def open(self, plan: ActivePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count the pass."""
+        super().open(plan, args, kwargs)
+        plan.stats.passes += 1
+
+    def close(self, plan: ActivePlan, out: Any) -> None:
+        """Notice a gate that was lost."""
+        for gate, block in zip(self.router._block_gates, self.router.blocks, strict=True):
+            if gate.key not in plan.seen and not gate.reachable():
+                raise gate.lost(block.name)
 
 
 class _Once:
@@ -155,14 +154,14 @@ class _Once:
     def __init__(self) -> None:
         self.known: Any = None
 
-    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return call(*args, **kwargs) if self.known is None else self.known
 
 
-class _Rows:
+class _RunRows:
     """At a block: asks, and runs what the answer needs."""
 
-    __slots__ = ("arguments", "block", "chain", "decide", "once", "place", "shortcut", "stream")
+    __slots__ = ("arguments", "block", "decide", "once", "place", "sequential", "shortcut", "stream")
 
     def __init__(
         self,
@@ -171,7 +170,7 @@ class _Rows:
         arguments: Arguments,
         shortcut: nn.Module | None,
         decide: Decide,
-        chain: Chain,
+        sequential: InPlaceSequential,
     ) -> None:
         self.place = place
         self.block = block
@@ -179,14 +178,14 @@ class _Rows:
         self.shortcut = shortcut
         self.once = None if shortcut is None else _Once()
         self.decide = decide
-        self.chain = chain
+        self.sequential = sequential
         self.stream = block.spec.streams[0]
 
-    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         alone = len(args) == 1 and not kwargs  # the stream, and nothing else
         x = args[0] if alone else self.arguments.get(self.stream, args, kwargs)
         decision = self.decide(self.place, x)
-        own = self.chain.take(x)
+        own = self.sequential.take(x)
         if decision is None:
             return call(*args, **kwargs)
         rows = x.shape[0]
@@ -201,21 +200,23 @@ class _Rows:
         if len(numbers) == rows:
             return call(*args, **kwargs)
         if not numbers:
-            frame.stats.skipped(self.block.name, rows)
+            plan.stats.skipped(self.block.name, rows)
             if self.shortcut is not None:
                 return self.shortcut(x)
-            return self.chain.keep(x) if own else x
-        frame.stats.skipped(self.block.name, rows - len(numbers))
+            return self.sequential.keep(x) if own else x
+        plan.stats.skipped(self.block.name, rows - len(numbers))
         if alone:
-            return self.chain.keep(run_rows(partial(_on_rows, frame, numbers, call), x, numbers, self.shortcut, own))
+            return self.sequential.keep(
+                run_rows(partial(_on_rows, plan, numbers, call), x, numbers, self.shortcut, own)
+            )
         index = torch.tensor(numbers).to(x.device, non_blocking=True)
         moved, named = self.arguments.rows(args, kwargs, index, rows, self.block.spec.shared)
 
         def run(part: Tensor) -> Tensor:
             some, others = self.arguments.put({self.stream: part}, moved, named)
-            return _on_rows(frame, numbers, call, *some, **others)
+            return _on_rows(plan, numbers, call, *some, **others)
 
-        return self.chain.keep(run_rows(run, x, index, self.shortcut, own))
+        return self.sequential.keep(run_rows(run, x, index, self.shortcut, own))
 
     def _blend(self, weight: Tensor, x: Tensor, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         passed = x
@@ -231,18 +232,18 @@ class _Rows:
         return torch.lerp(passed.to(ran.dtype), ran, weight)
 
 
-def _on_rows(frame: Frame, numbers: list[int], call: Call, *args: Any, **kwargs: Any) -> Tensor:
-    """Call while the frames know that only these rows are left, so that ledgers and row plans stay true."""
-    before = frame.rows
+def _on_rows(plan: ActivePlan, numbers: list[int], call: Call, *args: Any, **kwargs: Any) -> Tensor:
+    """Call while the active plans know that only these rows are left, so that ledgers and row plans stay true."""
+    before = plan.rows
     left = tuple(numbers) if before is None else tuple([before[n] for n in numbers])
-    frames = active_frames()
-    if len(frames) > 1:
-        frames = tuple([other for other in frames if other.rows == before])
+    others = active_plans()
+    if len(others) > 1:
+        others = tuple([other for other in others if other.rows == before])
     try:
-        for other in frames:
+        for other in others:
             other.rows = left
         out: Tensor = call(*args, **kwargs)
         return out
     finally:
-        for other in frames:
+        for other in others:
             other.rows = before

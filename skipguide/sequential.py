@@ -1,7 +1,7 @@
-"""Chain: blocks of one `nn.Sequential`, where nobody but the next block sees what a block returns.
+"""Sequential: blocks of one `nn.Sequential`, where nobody but the next block sees what a block returns.
 
 A router that computed some rows has to put them among the others. Elsewhere that is a copy of the whole batch, since
-its input may be read again; in a chain the rows that ran are written into the batch that it made one block before.
+its input may be read again; here the rows that ran are written into the batch that it made one block before.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from skipguide.active import Call, Frame, active_frames
+from skipguide.active import ActivePlan, Call, active_plans
 from skipguide.gate import Gate
 
 
-class Chain:
-    """The act at such a Sequential: knows which tensor is the router's own while the Sequential runs.
+class InPlaceSequential:
+    """The intervention at such a Sequential: knows which tensor is the router's own while the Sequential runs.
 
     Attributes:
         own: what the router made for the block before, and may overwrite.
@@ -31,14 +31,14 @@ class Chain:
         self.own: Tensor | None = None
         self.runs = False
 
-    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the Sequential."""
         self.runs = self._is_private()
         try:
             return call(*args, **kwargs)
         finally:
             self.runs = False
-            self.own = None  # what leaves the chain is the caller's
+            self.own = None  # what leaves the Sequential is the caller's
 
     def take(self, x: Tensor) -> bool:
         """Whether x is the router's own. From now on it is not: what runs on all of x may keep it or return it."""
@@ -55,7 +55,7 @@ class Chain:
         """Whether nothing else sees a tensor between the blocks: no autograd, hook, mode, wrapper or other plan."""
         return (
             not torch.is_grad_enabled()
-            and len(active_frames()) == 1
+            and len(active_plans()) == 1
             and not torch._C._len_torch_function_stack()
             and not hooks._global_forward_hooks
             and not hooks._global_forward_pre_hooks
@@ -63,12 +63,13 @@ class Chain:
         )
 
 
-def find_chains(model: nn.Module, blocks: Iterable[nn.Module]) -> dict[nn.Module, tuple[nn.Module, ...]]:
-    """The chains of a model: every Sequential that ends in two or more of the blocks, one after the other, and those.
+def find_sequentials(model: nn.Module, blocks: Iterable[nn.Module]) -> dict[nn.Module, tuple[nn.Module, ...]]:
+    """The Sequentials of a model that end in two or more of the blocks, one after the other, and those blocks.
 
     Example:
         >>> stem, a, b = (nn.Linear(2, 2) for _ in range(3))
-        >>> [len(found) for found in find_chains(nn.Sequential(nn.Sequential(stem, a, b), nn.ReLU()), [a, b]).values()]
+        >>> model = nn.Sequential(nn.Sequential(stem, a, b), nn.ReLU())
+        >>> [len(found) for found in find_sequentials(model, [a, b]).values()]
         [2]
     """
     routed = {id(block) for block in blocks}

@@ -8,30 +8,19 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from skipguide.active import Act, Call, Frame
-from skipguide.arguments import first_tensor
-from skipguide.attention import JointValuesPass, ValuesPass
-from skipguide.blocks import Block, BlockMap, find_blocks
+from skipguide.active import ActivePlan
+from skipguide.arguments import batch_size
+from skipguide.blocks import find_blocks
 from skipguide.errors import LostGateError, SkipError
 from skipguide.gate import Gate, gate_of, install_all
 from skipguide.hosts.group_offload import SharedGroups
-from skipguide.interventions import (
-    AddNothing,
-    Capture,
-    ForOthers,
-    Inject,
-    Keep,
-    OnRows,
-    PassOn,
-    PassThrough,
-    Replay,
-    WithoutKeys,
-)
+from skipguide.interventions import ShareRows
+from skipguide.model_pass import ModelPass
 from skipguide.plan import SkipPlan
+from skipguide.planned import PlannedInterventions
 from skipguide.prefix import Prefix
-from skipguide.schedule import Schedule
 from skipguide.stats import Stats
 
 
@@ -81,48 +70,58 @@ class Skipper:
         self.plan = plan
         self.map = find_blocks(model)
         self.stats = Stats()
-        root = gate_of(self.map.model)
-        self.frame = Frame(root, self.stats)
-        sites = _Sites(self.map, self.stats)
+        root = self._root_gate = gate_of(self.map.model)
+        self.active = ActivePlan(root, self.stats)
+        planned = PlannedInterventions(self.map, self.stats)
         for prefix in (capture,) if isinstance(capture, Prefix) else capture or ():
-            sites.capture(prefix)
+            planned.capture(prefix)
         if resume is not None:
-            sites.resume(resume, plan)
+            planned.resume(resume, plan)
         for layer, rows in (share or {}).items():
             block = self.map.select([layer])[0]
-            sites.add(block.module, block.name, ForOthers(block, rows))
+            planned.add(block.module, block.name, ShareRows(block, rows))
         for term in plan.terms:
-            sites.skip(term)
-        self._windows = sites.windows
+            planned.skip(term)
+        self._windows = planned.windows
         self._progress: float | None = None
+        self._root = SkipperPass(self.map.model, planned.modules)
         # a wrapper of the model has a gate too: drivers listen there
         outer = [] if model is self.map.model else [gate_of(model)]
-        self.gates: list[Gate] = [*outer, root, *(gate_of(module) for module in sites.modules.values())]
+        self.gates: list[Gate] = [*outer, root, *(gate_of(module) for module in planned.modules.values())]
         # a module that only serves a skipped sublayer is no entry of the ledger
-        counted = {name: module for name, module in sites.modules.items() if name not in sites.helpers}
-        self.frame.names.update({id(module): name for name, module in counted.items()})
-        self.frame.acts.update(sites.acts)
-        self.frame.acts[root.key] = _Entry(self.map.model, sites.modules)
+        counted = {name: module for name, module in planned.modules.items() if name not in planned.helpers}
+        self.active.names.update({id(module): name for name, module in counted.items()})
+        self.active.interventions.update(planned.interventions)
+        self.active.interventions[root.key] = self._root
 
     def __del__(self) -> None:
         """A Skipper that was dropped inside its `with` block ends its plan and lets go of the model."""
-        if (frame := self.__dict__.get("frame")) is not None:
-            frame.close()
+        if (active := self.__dict__.get("active")) is not None:
+            active.close()
 
     def __enter__(self) -> Skipper:
         """Install the gates and activate the plan in this thread or task."""
         self.install()
-        self.frame.enter()
+        self._root.steady = False
+        self.active.enter()
         return self
 
     def __exit__(self, *exc: object) -> None:
         """Deactivate the plan and remove what nobody else uses."""
-        self.frame.leave()
+        self.active.leave()
         self.remove()
 
     def install(self) -> None:
-        """Put the gates in place without activating the plan; `running()` activates it for one pass."""
-        install_all(self.gates, inside=self.frame.root)
+        """Put the gates in place without activating the plan; `running()` activates it for one pass.
+
+        For drivers, which call `settle()` where modules can have been compiled or offloaded since.
+        """
+        self._root.steady = True
+        install_all(self.gates, inside=self._root_gate)
+
+    def settle(self) -> None:
+        """Put the gates in front of what came while they stood: a compiled call, or group offloading."""
+        self._root.settle()
 
     def remove(self) -> None:
         """Take the gates away that `install` put in place."""
@@ -132,11 +131,11 @@ class Skipper:
     @contextmanager
     def running(self) -> Iterator[Skipper]:
         """Activate the plan for passes inside this block; the gates must be installed."""
-        self.frame.enter()
+        self.active.enter()
         try:
             yield self
         finally:
-            self.frame.leave()
+            self.active.leave()
 
     @property
     def progress(self) -> float | None:
@@ -156,158 +155,47 @@ class Skipper:
         if not 0 <= value <= 1:  # NaN neither: no window would contain it
             raise SkipError("progress is the fraction of the steps done, 0 to 1: set it to step / steps")
         self._progress = value
-        for window in self._windows:
-            window.open = window.schedule.contains(value)
+        for condition, window in self._windows.items():
+            self.active.holds[condition] = window.contains(value)
 
 
-class _Sites:
-    """Collects the acts of a plan, module by module."""
+class SkipperPass(ModelPass):
+    """A pass under a Skipper: it is counted, and a gate that was lost is noticed afterwards.
 
-    def __init__(self, blocks: BlockMap, stats: Stats) -> None:
-        self.blocks = blocks
-        self.stats = stats
-        self.acts: dict[int, Act] = {}
-        self.windows: list[_InWindow] = []
-        # every block has a gate, for the ledger and to notice a lost one
-        self.modules: dict[str, nn.Module] = {block.name: block.module for block in blocks}
-        self.helpers: set[str] = set()  # of the modules, those that only pass on: not a part of the ledger
+    Attributes:
+        steady: the driver sees to it that the gates stand in front, once per call of its pipeline.
+    """
 
-    def add(self, module: nn.Module, name: str, act: Act) -> None:
-        key = id(module)
-        self.modules[name] = module
-        self.acts[key] = _Both(self.acts[key], act) if key in self.acts else act
-
-    def capture(self, prefix: Prefix) -> None:
-        block = self.blocks.select([prefix.layer])[0]
-        for before in self.blocks.blocks[: block.index]:
-            if before.spec.kept:
-                self.add(before.module, before.name, Keep(before, prefix))
-        self.add(block.module, block.name, Capture(block, prefix))
-
-    def resume(self, prefix: Prefix, plan: SkipPlan) -> None:
-        block = self.blocks.select([prefix.layer])[0]
-        for term in plan.terms:
-            for earlier in self.blocks.select(term.layers, term.part, term.stack):
-                if earlier.index < block.index:
-                    raise SkipError(
-                        f"the plan skips block {earlier.index}, which does not run when resuming from block "
-                        f"{block.index}"
-                    )
-        for before in self.blocks.blocks[: block.index]:
-            act: Act = Replay(before, prefix) if before.spec.kept else PassThrough(before, counted=False)
-            if before.spec.cached:
-                refusal = "the blocks before the one to resume from do not run, and make no keys"
-                act = WithoutKeys(act, before.module, before.index, len(self.blocks), refusal)
-            self.add(before.module, before.name, act)
-        self.add(block.module, block.name, Inject(block, prefix))
-
-    def skip(self, term: SkipPlan) -> None:
-        for block in self.blocks.select(term.layers, term.part, term.stack):
-            helpers = block.helper_modules(term.part)
-            self.helpers |= {name for name, _ in helpers}
-            for name, module, act in [*_acts_for(block, term.part), *((*found, PassOn()) for found in helpers)]:
-                if block.spec.cached and not isinstance(act, PassOn):
-                    act = self._without_keys(block, module, act, term)
-                if term.rows is not None:
-                    act = OnRows(act, term.rows, block, module)
-                if (term.start, term.stop) != (0.0, 1.0):
-                    act = _InWindow(act, term.schedule)
-                    self.windows.append(act)
-                self.add(module, name, act)
-            runs = [s.calls for part in ("attn", "cross_attn", "mlp") for _, _, s in block.sublayers(part)]
-            self.stats.weights |= {name: 1 / sum(runs) for name, _, _ in block.sublayers(term.part)}
-
-    def _without_keys(self, block: Block, module: nn.Module, act: Act, term: SkipPlan) -> Act:
-        """The act, for the attention of a language model: it minds the KV cache."""
-        if term.part == "mlp" or not (attention := block.sublayers("attn")):
-            return act
-        name, found, sublayer = attention[0]
-        if sublayer.shares and getattr(found, sublayer.shares, False):
-            raise SkipError(f"{name} cannot be left out: later blocks read its keys and values (shared KV cache)")
-        index = getattr(found, "layer_idx", None)
-        refusal = "" if term.rows is None else "a plan for some batch rows cannot leave keys out of the others"
-        return WithoutKeys(act, module, block.index if index is None else index, len(self.blocks), refusal)
-
-
-def _acts_for(block: Block, part: str) -> list[tuple[str, nn.Module, Act]]:
-    if part == "block":
-        return [(block.name, block.module, PassThrough(block))]
-    if part == "attn_identity" and block.spec.joint:
-        return [(block.name, block.module, JointValuesPass(block))]
-    sublayers = block.sublayers(part)
-    if part == "attn_identity":
-        return [(name, module, ValuesPass(name, module)) for name, module, _ in sublayers]
-    return [(name, module, AddNothing(name, module, sublayer)) for name, module, sublayer in sublayers]
-
-
-class _Both:
-    """Two acts at one module, the first around the second."""
-
-    __slots__ = ("inner", "outer")
-
-    def __init__(self, outer: Act, inner: Act) -> None:
-        self.outer = outer
-        self.inner = inner
-
-    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        def inner(*a: Any, **k: Any) -> Any:
-            return self.inner(frame, call, a, k)
-
-        return self.outer(frame, inner, args, kwargs)
-
-
-class _InWindow:
-    """An act in a window of the steps only."""
-
-    __slots__ = ("act", "open", "schedule")
-
-    def __init__(self, act: Act, schedule: Schedule) -> None:
-        self.act = act
-        self.schedule = schedule
-        # decided when the progress is set: a compiled pass depends on this flag alone, not on the step's number
-        self.open: bool | None = None
-
-    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.open is None:
-            raise SkipError(
-                f"the plan holds for the steps from {self.schedule.start} to {self.schedule.stop}, but nobody said "
-                f"which step this is: set skipper.progress = step / steps before each pass"
-            )
-        if self.open:
-            return self.act(frame, call, args, kwargs)
-        return call(*args, **kwargs)
-
-
-class _Entry:
-    """At the model itself: notes the batch, counts the pass, and notices afterwards when a gate was lost."""
-
-    __slots__ = ("gates", "model", "modules")
+    __slots__ = ("gates", "model", "modules", "steady")
 
     def __init__(self, model: nn.Module, modules: dict[str, nn.Module]) -> None:
         self.model = model
         self.modules = modules
         self.gates = {name: gate_of(module) for name, module in modules.items()}
+        self.steady = False
 
-    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def open(self, plan: ActivePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count the pass, put the gates in front and find groups that are loaded together."""
+        plan.batch = batch_size(args, kwargs)
         if torch.compiler.is_compiling():
-            frame.batch = batch_size(args, kwargs)
-            return call(*args, **kwargs)
-        with frame.passing() as now:
-            now.batch = batch_size(args, kwargs)
-            now.stats.passes += 1
-            for gate in self.gates.values():
-                gate.settle()
-            now.groups = SharedGroups.among(self.modules.values())
-            try:
-                out = call(*args, **kwargs)
-            finally:
-                if now.groups is not None:
-                    now.groups.release()
-                    now.groups = None
-            self._check(now)
-        return out
+            return
+        plan.stats.passes += 1
+        if not self.steady:
+            self.settle()
+        plan.groups = SharedGroups.among(self.modules.values())
 
-    def _check(self, frame: Frame) -> None:
+    def settle(self) -> None:
+        """Put every gate in front of what came while it stood."""
+        for gate in self.gates.values():
+            gate.move_in_front()
+
+    def end(self, plan: ActivePlan) -> None:
+        """Release the groups that nobody has released."""
+        if plan.groups is not None:
+            plan.groups.release()
+            plan.groups = None
+
+    def close(self, plan: ActivePlan, out: Any) -> None:
         """Notice that a module was exchanged, or that its gate was lost: the skip did not happen."""
         for name, gate in self.gates.items():
             if (now := self.model.get_submodule(name)) is not self.modules[name]:
@@ -315,14 +203,8 @@ class _Entry:
                     f"{name} is now another module ({type(now).__module__}.{type(now).__qualname__}) than the one "
                     f"the plan was applied to: apply plans after adapters are added, and remove them before"
                 )
-            if gate.key not in frame.seen and not gate.reachable():
+            if gate.key not in plan.seen and not gate.reachable():
                 raise gate.lost(name)
-
-
-def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """The batch size of a model call: rows of `hidden_states`, or of the first tensor there is."""
-    hidden = kwargs.get("hidden_states")
-    return (hidden if isinstance(hidden, Tensor) else first_tensor(args, kwargs)).shape[0]
 
 
 def capture(model: nn.Module, prefix: Prefix) -> AbstractContextManager[Skipper]:

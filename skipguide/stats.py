@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ class Stats:
         skips: name -> times it was left out, for any rows.
         skipped_rows: the same, counted in batch rows.
         passes: forward passes of the model.
+        passes_without: names -> passes that left out just these, where whole passes are entered instead of calls.
     """
 
     calls: dict[str, int] = field(default_factory=dict)
@@ -23,6 +25,7 @@ class Stats:
     skips: dict[str, int] = field(default_factory=dict)
     skipped_rows: dict[str, int] = field(default_factory=dict)
     passes: int = 0
+    passes_without: Counter[tuple[str, ...]] = field(default_factory=Counter, repr=False)
     weights: dict[str, float] = field(default_factory=dict, repr=False)
 
     def ran(self, name: str, rows: int) -> None:
@@ -34,6 +37,18 @@ class Stats:
         """Enter that `name` was left out for `rows` batch rows."""
         self.skips[name] = self.skips.get(name, 0) + 1
         self.skipped_rows[name] = self.skipped_rows.get(name, 0) + rows
+
+    def passed_without(self, names: tuple[str, ...]) -> None:
+        """Enter a whole pass in which just these were left out: one number a pass, whatever their number."""
+        self.passes += 1
+        self.passes_without[names] += 1
+
+    def left_out_of_passes(self) -> Counter[str]:
+        """Name -> passes that left it out, of those that were entered whole."""
+        found: Counter[str] = Counter()
+        for names, count in self.passes_without.items():
+            found.update(dict.fromkeys(names, count))
+        return found
 
     @property
     def skipped_fraction(self) -> float:

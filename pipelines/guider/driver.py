@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from skipguide.active import Call
+from skipguide.active import ActivePlan, Call, end_everywhere, everywhere_at, hold_everywhere
+from skipguide.arguments import batch_size
 from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
@@ -22,7 +23,6 @@ from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.passes import Passes, Path
 from skipguide.pipelines.sampling.recipe import Recipe, Term
-from skipguide.skipper import batch_size
 
 if TYPE_CHECKING:
     from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
@@ -90,7 +90,7 @@ class Driver:
 
     def _begin(self) -> None:
         gate = gate_of(self.model)
-        if any(isinstance(handler, Interceptor) for handler in gate.handlers):
+        if everywhere_at(gate, Interceptor):
             raise SkipError("SpatiotemporalSkipGuidance is applied to this denoiser: remove() it, or the guider")
         if (cache := cache_on(self.model)) is not None:
             raise SkipError(
@@ -98,21 +98,20 @@ class Driver:
                 f"disable_cache() on it first"
             )
         self.passes.again()
-        gate.handlers += (self,)
+        hold_everywhere(gate, self)
         self._standing = True
 
     def end(self) -> None:
         """Leave the model as it was; the gates stay ready."""
         if self._standing:
             self._standing = False
-            gate = gate_of(self.model)
-            gate.handlers = tuple(handler for handler in gate.handlers if handler is not self)
+            end_everywhere(gate_of(self.model), self)
             self._path = None
             self.passes.pause()
 
     # -- the call of the model ----------------------------------------------------------------------------------
 
-    def __call__(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the denoiser; calls from other threads are none of this guider's."""
         if self._now is None or self._now[0] != threading.get_ident():
             return call(*args, **kwargs)

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, distributed, nn
 
 from skipguide.active import Call
+from skipguide.arguments import batch_size
 from skipguide.errors import SkipError
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.passes import Passes, Path, first, with_first
 from skipguide.plan import SkipPlan
-from skipguide.skipper import Skipper, batch_size
+from skipguide.skipper import Skipper
 
 Job = str
 APART = 1e-3  # relative: latents further apart than this are not the same latents on other hardware

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from skipguide import guidance
-from skipguide.active import Call
+from skipguide.active import ActivePlan, Call, end_everywhere, hold_everywhere
+from skipguide.arguments import batch_size
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.hosts.cache_contexts import ContextNames
@@ -25,7 +26,6 @@ from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.passes import Passes, Path, check_effect, first, with_first
 from skipguide.pipelines.sampling.recipe import Moment, Recipe
 from skipguide.pipelines.sampling.run import Run
-from skipguide.skipper import batch_size
 
 if TYPE_CHECKING:
     from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
@@ -71,20 +71,19 @@ class Interceptor:
     def install(self) -> None:
         """Put the gates in place and listen to the names of cache contexts."""
         self.passes.install()
-        gate_of(self.model).handlers += (self,)
+        hold_everywhere(gate_of(self.model), self)
         ContextNames.listen(self.model)
 
     def remove(self) -> None:
         """Take everything away again."""
-        gate = gate_of(self.model)
-        gate.handlers = tuple(handler for handler in gate.handlers if handler is not self)
+        end_everywhere(gate_of(self.model), self)
         ContextNames.leave(self.model)
         self.passes.remove()
         self.run.release()
 
     # -- one call of the denoiser -------------------------------------------------------------------------------
 
-    def __call__(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the denoiser by the pipeline: a branch of a step, or both."""
         if not is_called_by(self.pipe, self.model):
             return call(*args, **kwargs)
@@ -110,6 +109,7 @@ class Interceptor:
             if run.timesteps is not self._met:  # a cache can come and go between runs
                 self._met = run.timesteps
                 self.recipe.refuse_idle(run.steps)
+                self.passes.settle()
                 self.passes.meet(admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.recipe))
             sigma = run.sigma(self.pipe) if self.recipe.needs_sigma else None
             self.moment = self.recipe.at(run.step, run.steps, sigma)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.active import Call
-from skipguide.arguments import Arguments
+from skipguide.arguments import Arguments, batch_size
 from skipguide.errors import NoEffectError, SkipError
 from skipguide.gate import gate_of
 from skipguide.hosts.wrappers import unwrap
@@ -22,7 +22,7 @@ from skipguide.pipelines.sampling.route import PLAIN, Leg, route
 from skipguide.pipelines.sampling.tail import Tail, fits, in_rows, index_of, part_of, sources
 from skipguide.plan import SkipPlan
 from skipguide.prefix import Prefix
-from skipguide.skipper import Skipper, batch_size
+from skipguide.skipper import Skipper
 
 KEPT = 16  # paths that stay ready; a set of blocks that is drawn anew at every step makes one per step
 
@@ -133,6 +133,11 @@ class Passes:
         for skipper in skippers:
             skipper.install()
             self._installed.append(skipper)
+
+    def settle(self) -> None:
+        """Put the gates in front of what came since they were installed, once per call of the pipeline."""
+        for skipper in self._installed:
+            skipper.settle()
 
     def clear(self) -> None:
         """Let go of the activations that are held."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
+import argparse
+import csv
 import inspect
+import json.decoder
+import shlex
+import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +19,7 @@ from skipguide.errors import SkipError
 
 BUNDLED_LM = "tiny-lm"
 # what the bundled model writes is Python, so that is what it is measured on
-STANDARD_TEXTS = ("argparse", "json.decoder", "textwrap", "statistics", "shlex", "csv")
+STANDARD_TEXTS = (argparse, json.decoder, textwrap, statistics, shlex, csv)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def texts(path: Path | None) -> list[str]:
         SkipError: if the file cannot be read as text.
     """
     if path is None:
-        return [inspect.getsource(importlib.import_module(name)) for name in STANDARD_TEXTS]
+        return [inspect.getsource(module) for module in STANDARD_TEXTS]
     try:
         return [path.read_text(encoding="utf-8")]
     except (OSError, UnicodeDecodeError) as error:

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from threading import RLock, get_ident
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from skipguide.active import Call
 from skipguide.errors import NoEffectError, SkipError
-from skipguide.gate import gate_of
-from skipguide.hosts.kv_cache import length
 from skipguide.llm import cache as kv
-from skipguide.llm.adaskip import AdaSkip
+from skipguide.llm.adaskip_settings import AdaSkipSettings
+from skipguide.llm.applied import AppliedSublayers, check_plan
 from skipguide.llm.cost import SublayerCosts
-from skipguide.llm.engine import AppliedSublayers, check_plan, refuse_second
+from skipguide.llm.find import sublayer_map
+from skipguide.llm.ledger import SublayerLedger
 from skipguide.llm.online import OnlineWindow
-from skipguide.llm.passes import Pass, PassReader
+from skipguide.llm.passes import Pass
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats
-from skipguide.llm.sites import LMFrame, frame_on
-from skipguide.llm.stats import SublayerLedger
-from skipguide.llm.sublayers import SublayerMap, sublayer_map
-from skipguide.llm.watch import watch
+from skipguide.llm.sublayers import SublayerMap
+from skipguide.llm.watch import OnSublayer, watch
+from skipguide.stats import Stats
 
 logger = logging.getLogger(__name__)
 REFERENCE_REQUESTS = 20  # the published code measures the first 20 prompts, whatever comes after
@@ -45,7 +43,7 @@ class AppliedAdaSkip:
     """
 
     def __init__(
-        self, settings: AdaSkip, model: nn.Module, stats: SublayerStats | None, costs: SublayerCosts | None
+        self, settings: AdaSkipSettings, model: nn.Module, stats: SublayerStats | None, costs: SublayerCosts | None
     ) -> None:
         self.settings = settings
         self.model = model
@@ -53,6 +51,7 @@ class AppliedAdaSkip:
         self.statistics: SublayerStats | None = None
         self.costs = costs
         self.window: OnlineWindow | None = None
+        self._plan: SublayerPlan | None = None
         self._inner: AppliedSublayers | None = None
         self._windows: WeakKeyDictionary[Any, OnlineWindow] = WeakKeyDictionary()
         self._calibration: _Calibration | None = None
@@ -68,14 +67,16 @@ class AppliedAdaSkip:
         if stats is not None:
             self._begin(stats)
         else:
-            refuse_second(gate_of(self.map.decoder))
             self._check_number()
+            # nothing is left out yet, and whichever task runs the first request, the plan will hold in all
+            self._inner = AppliedSublayers(SublayerPlan(phase="decode"), self.map)
             self._calibration = _Calibration(self)
+            self._inner.listeners.append(self._calibration.before_pass)
 
     @property
     def plan(self) -> SublayerPlan | None:
         """What is left out; None while the first request is being measured."""
-        return None if self._inner is None else self._inner.plan
+        return self._plan
 
     @property
     def extra(self) -> dict[int, float | None]:
@@ -85,9 +86,9 @@ class AppliedAdaSkip:
     @property
     def stats(self) -> SublayerLedger:
         """The ledger: runs and skips per sublayer, skipped fraction, bytes of keys and values saved."""
-        if self._inner is not None:
+        if self._inner is not None and self._calibration is None:
             return self._inner.stats
-        return SublayerLedger({(site.layer, site.part): site.name for site in self.map.sites}, SublayerPlan())
+        return SublayerLedger(tuple(site.name for site in self.map.sites), Stats())
 
     def __enter__(self) -> AppliedAdaSkip:
         """Return the handle."""
@@ -100,20 +101,15 @@ class AppliedAdaSkip:
             NoEffectError: if the model ran, but nothing of it could be measured or left out.
         """
         try:
-            if self._inner is not None:
-                self._inner.__exit__(kind, *exc)
-            elif kind is None and self._calibration is not None:
+            if kind is None and self._calibration is not None:
                 self._calibration.check_effect()
+            elif self._inner is not None and self._calibration is None:
+                self._inner.__exit__(kind, *exc)
         finally:
             self.remove()
 
     def remove(self) -> None:
         """End it; nothing is left on the model. A second call does nothing."""
-        if self._calibration is not None:
-            self._calibration.stop()
-            self._calibration.frame.leave()
-            self._calibration.frame.close()
-            self._calibration = None
         if self._inner is not None:
             self._inner.remove()
 
@@ -145,8 +141,11 @@ class AppliedAdaSkip:
             self.costs = settings.measure(self.model, round(stats.tokens))
         plan = settings.plan(stats, self.costs)
         self._thresholds = self._online_thresholds(stats, plan)
-        frame = None if self._calibration is None else self._calibration.frame
-        self._inner = AppliedSublayers(plan, self.model, frame=frame)
+        if self._inner is None:
+            self._inner = AppliedSublayers(plan, self.map)
+        else:
+            self._inner.replace(plan)
+        self._plan = plan
         self.statistics = stats
         logger.info("AdaSkip leaves out attention %s and MLP %s", list(plan.attn), list(plan.mlp))
         if settings.online and settings.phase != "prefill" and settings.part != "attn" and not plan.empty:
@@ -194,55 +193,48 @@ class AppliedAdaSkip:
         self._inner.extend_in(mark, found, found if self.settings.compensate else {})
         return None
 
-    # -- called by the calibration --------------------------------------------------------------------------------
+    def _calibrated(self, stats: SublayerStats) -> None:
+        """The first request's prompt was measured; what is full of the whole model goes on under the plan."""
+        assert self._inner is not None
+        calibration, self._calibration = self._calibration, None
+        try:
+            self._begin(stats)
+        except BaseException:
+            self._calibration = calibration
+            raise
+        self._inner.listeners[:] = [each for each in self._inner.listeners if each != _listener(calibration)]
 
-    def _calibrated(self, stats: SublayerStats, caches: Iterable[Any]) -> None:
-        """The first request's prompt was measured; `caches` are full of the whole model, and go on under the plan."""
-        self._begin(stats)
-        self._calibration = None
-        for cache in caches:
-            if self._inner is not None:
-                kv.set_mark(cache, kv.Mark(self._inner.plan, filled=True))
+
+def _listener(calibration: _Calibration | None) -> Any:
+    return None if calibration is None else calibration.before_pass
 
 
 class _Calibration:
     """Measures the first request (or the first 20, as the published code does) at its own prefill.
 
+    It listens to the passes of a plan that leaves nothing out, in the thread or task where AdaSkip was applied and in
+    those that have its context; there, and only there, requests are measured.
+
     Attributes:
-        frame: of the plan to come, entered where AdaSkip was applied: there, and only there, requests are measured,
-            and whichever task of it runs the first one, the plan will hold in all.
-        passes: that were seen there.
-        elsewhere: those of other threads.
+        passes: that were seen.
     """
 
     def __init__(self, applied: AppliedAdaSkip) -> None:
         self.applied = applied
         self.needed = REFERENCE_REQUESTS if applied.settings.reference_compat else 1
-        decoder = applied.map.decoder
-        self.reader = PassReader(decoder)
         self.meter = StatsMeter(len(applied.map), type(applied.map.model).__name__)
         self.request: RequestMeter | None = None
-        self.running = 0
+        self.measuring = 0
         self.lock = RLock()
-        self.caches: WeakSet[Any] = WeakSet()  # whoever is measured first need not be decoded first
-        self.passes = self.elsewhere = 0
-        self.root = gate_of(decoder)
-        self.root.install(inside=True)
-        self.root.handlers += (self._on_pass,)
-        self.frame = LMFrame(self.root.key, {}, _nobody)
-        self.frame.enter()
-
-    def __del__(self) -> None:
-        """The model is gone; a frame that was never adopted goes with it."""
-        if not self.frame.acts:
-            self.frame.close()
+        self.passes = 0
 
     def check_effect(self) -> None:
         """Raise if the model ran, and nothing could be measured."""
-        if self.elsewhere and not self.passes:
+        elsewhere = 0 if self.applied._inner is None else self.applied._inner.elsewhere
+        if elsewhere and not self.passes:
             raise NoEffectError(
-                f"AdaSkip was applied in one thread, and all {self.elsewhere} passes ran in others, with the whole "
-                f"model: measure with AdaSkip.calibrate(), and use AdaSkip.plan(stats).apply(model, everywhere=True)"
+                f"AdaSkip was applied in one thread, and all {elsewhere} passes ran in others, with the whole model: "
+                f"measure with AdaSkip.calibrate(), and use AdaSkip.plan(stats).apply(model, everywhere=True)"
             )
         if self.passes and self.request is None and not self.meter.requests:
             raise NoEffectError(
@@ -250,66 +242,47 @@ class _Calibration:
                 f"needed to measure it. Give AdaSkip.apply the statistics of AdaSkip.calibrate()"
             )
 
-    def stop(self) -> None:
-        """Take the listener away."""
-        if self._on_pass in self.root.handlers:
-            self.root.handlers = tuple(handler for handler in self.root.handlers if handler != self._on_pass)
-            self.root.remove()
+    def before_pass(self, now: Pass) -> Callable[[], None] | None:
+        """Watch a prompt, or choose what to leave out before the first pass after it; how to stop watching."""
+        if self.measuring == get_ident():  # the passes that measure the times of the sublayers
+            return None
+        self.lock.acquire()  # tasks in threads of their own wait until one of them has measured
+        watching = ExitStack()
+        watching.callback(self.lock.release)
+        try:
+            if self.applied._calibration is self and (entering := self._measure(now)) is not None:
+                watching.enter_context(watch(self.applied.model, entering))
+        except BaseException:
+            watching.close()
+            raise
+        return watching.close
 
-    def _on_pass(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.running == get_ident():  # the passes that measure the times of the sublayers
-            return call(*args, **kwargs)
-        if frame_on(self.root) is not self.frame:
-            self.elsewhere += 1
-            return call(*args, **kwargs)
-        with self.lock:  # tasks in threads of their own wait until one of them has measured
-            if (inner := self.applied._inner) is not None:
-                return inner._outside(call, args, kwargs)
-            return self._measure(call, args, kwargs)
-
-    def _measure(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _measure(self, now: Pass) -> OnSublayer | None:
+        """What listens to the sublayers in this pass, or None."""
         self.passes += 1
-        tokens, cache = self.reader.tokens(args, kwargs), self.reader.cache(args, kwargs)
-        fresh = cache is None or length(cache) == 0
-        if fresh:
+        if now.fresh:
             self._end_request()
-        decode = tokens == 1 and not fresh
         enough = self.meter.requests + (self.request is not None) >= self.needed
         # the published code skips from the next request on; here the request that was measured is decoded so already
-        if enough and (decode or fresh) and not (decode and self.applied.settings.reference_compat):
+        if enough and (now.decode or now.fresh) and not (now.decode and self.applied.settings.reference_compat):
             self._end_request()
-            if decode:
-                self.caches.add(cache)
-            inner = self._finish()
-            return inner._outside(call, args, kwargs)
-        if decode or tokens == 1:
-            return call(*args, **kwargs)
-        mask = self.reader.describe(args, kwargs, cache, decode=False, fresh=fresh).mask
+            self._finish()
+            return None
+        if now.decode or now.tokens == 1:
+            return None
         if self.request is None:
             self.request = RequestMeter(len(self.applied.map))
-        with watch(self.applied.model, self.request.entering(mask)):
-            out = call(*args, **kwargs)
-        if (cache := cache if cache is not None else self.reader.made(out)) is not None:
-            self.caches.add(cache)
-        return out
+        return self.request.entering(now.mask)
 
     def _end_request(self) -> None:
         if self.request is not None:
             self.meter.add(self.request)
             self.request = None
 
-    def _finish(self) -> AppliedSublayers:
-        self.running = get_ident()
+    def _finish(self) -> None:
+        self.measuring = get_ident()
         try:
-            stats = self.meter.result()
             with torch.no_grad():
-                self.applied._calibrated(stats, self.caches)
+                self.applied._calibrated(self.meter.result())
         finally:
-            self.running = 0
-        self.stop()
-        assert self.applied._inner is not None
-        return self.applied._inner
-
-
-def _nobody() -> None:
-    """No gate of the plan stands yet, so none can be lost."""
+            self.measuring = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from skipguide.errors import SkipError
 from skipguide.hosts.kv_cache import check_kind, hide, length
-from skipguide.llm.plan import SublayerPlan
+from skipguide.llm.plan_data import SublayerPlanData
 
 _MARK = "_skipguide_mark"
 
@@ -27,7 +27,7 @@ class Mark:
         kinds: a layer of each kind, how many hold keys, how many are gone; None until the first pass is over.
     """
 
-    plan: SublayerPlan
+    plan: SublayerPlanData
     hidden: bool = False
     filled: bool = False
     extra: dict[int, float | None] = field(default_factory=dict)

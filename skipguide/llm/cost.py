@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from skipguide.config import JsonConfig, as_wholes, settle
 from skipguide.errors import SkipError
 from skipguide.hosts.kv_cache import as_argument, cache_of
-from skipguide.llm.engine import refuse_skipping
+from skipguide.llm.applied import refuse_skipping
+from skipguide.llm.find import sublayer_map
 from skipguide.llm.passes import evaluating
-from skipguide.llm.sublayers import sublayer_map
 
 Mark = float | torch.cuda.Event
 

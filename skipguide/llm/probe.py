@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from skipguide.errors import SkipError, UnknownBlockError
 from skipguide.families.language import Layout
 from skipguide.hosts.kv_cache import CACHE_NAMES, as_argument, cache_of
 from skipguide.llm.passes import evaluating
+from skipguide.llm.plan_data import SublayerPlanData
 from skipguide.spec import Sublayer
 
 _ATTN = ("self_attn", "attn", "attention", "self_attention")
@@ -84,22 +85,28 @@ def probe(model: nn.Module) -> tuple[Layout, str]:
     return layout, path
 
 
-def prove(model: nn.Module, layout: Layout, layers: int) -> None:
+def prove(
+    model: nn.Module, layout: Layout, layers: int, apply: Callable[[SublayerPlanData], AbstractContextManager[Any]]
+) -> None:
     """Run a probed layout against the model whose sublayers run, but add zero; bit-equal, or it is refused.
+
+    Args:
+        model: the model.
+        layout: what the probe found.
+        layers: how many layers it has.
+        apply: leaves a plan's sublayers out of the model inside a `with` block.
 
     Raises:
         UnknownBlockError: if a plain pass, or a left-padded cached one, differs.
     """
-    from skipguide.llm.plan import SublayerPlan
-
     stack: Any = model.get_submodule(".".join(filter(None, (layout.models[type(model).__name__], layout.stack))))
     middle = layers // 2
-    plan = SublayerPlan(attn=sorted({0, middle} - {layers - 1}), mlp=sorted({middle, layers - 1}))
+    plan = SublayerPlanData(attn=sorted({0, middle} - {layers - 1}), mlp=sorted({middle, layers - 1}))
     with _zeroed(stack, plan.attn, layout.attn.path), _zeroed(stack, plan.mlp, layout.mlp.path):
         expected = _steps(model)
     plain = _steps(model)
     try:
-        with plan.apply(model):
+        with apply(plan):
             got = _steps(model)
     except UnknownBlockError:
         raise

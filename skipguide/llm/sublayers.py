@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from skipguide.blocks import Block, BlockMap
 from skipguide.errors import SkipError
-from skipguide.families.language import LAYOUTS, Layout, layout_of, submodule
-from skipguide.hosts.wrappers import unwrap
-from skipguide.spec import ModelSpec, Sublayer, renamed, renamed_reader
-
-logger = logging.getLogger(__name__)
+from skipguide.families.language import LAYOUTS, Layout, submodule
+from skipguide.spec import Sublayer, renamed, renamed_reader
 
 Part = Literal["attn", "mlp"]
 PARTS: tuple[Part, Part] = ("attn", "mlp")
-_RECURRENT = ("mamba", "rwkv", "recurrent", "linearattention", "deltanet", "shortconv", "xlstm", "retention")
-_RECURRENT_TYPES = ("linear_attention", "conv", "mamba", "mamba2", "recurrent", "hybrid", "hybrid_sliding")
 
 
 @renamed(serves="helper_modules")
@@ -53,6 +46,7 @@ class SublayerMap:
     Attributes:
         model: the model inside its wrappers.
         decoder: the module that runs the layers.
+        blocks: the layers as blocks of the core.
         layers: the layers.
         family: class of the layers.
         layout: their description.
@@ -66,6 +60,7 @@ class SublayerMap:
         decoder = submodule(model, path)
         assert decoder is not None
         self.decoder = decoder
+        self.blocks = blocks
         self.none_outputs = blocks[0].spec.none_outputs
         self.layers: tuple[nn.Module, ...] = tuple(block.module for block in blocks)
         self.family = type(self.layers[0]).__name__
@@ -143,53 +138,20 @@ class SublayerMap:
         return "\n".join([head, *(f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c}" for a, b, c in rows)])
 
 
-def sublayer_map(model: nn.Module) -> SublayerMap:
-    """List the sublayers of a causal language model.
-
-    Args:
-        model: a model of a known family; wrappers (PEFT, torch.compile, data parallel) are looked through. The layers
-            of another one are found by their shape and proven by a few passes over eight tokens, once.
-
-    Raises:
-        UnknownBlockError: for a model whose layers are not described and cannot be proven, with the reason.
-        SkipError: for a model with recurrent layers: their state cannot leave out a layer and stay right.
-
-    Example:
-        >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32,
-        ...     num_hidden_layers=2, num_attention_heads=2))
-        >>> sublayer_map(model).site(1, "mlp").name
-        'model.layers.1.mlp'
-    """
-    if not isinstance(model, nn.Module):
-        raise SkipError(f"expected a causal language model (torch.nn.Module); got {type(model).__name__}")
-    model = unwrap(model)
-    refuse_recurrent(model)
-    if (found := layout_of(model)) is None:
-        return _probed(model)
-    layout, path = found
-    return SublayerMap(model, layout, path, BlockMap(model, ModelSpec((layout.block(model, path),))))
+def _site(block: Block, part: Part) -> SublayerSite | None:
+    sublayers = block.sublayers(part)
+    if not sublayers:
+        return None
+    name, module, spec = sublayers[0]
+    index: Any = getattr(module, "layer_idx", None)
+    helpers = tuple(module for _, module in block.helper_modules(part))
+    return SublayerSite(block.index, part, name, module, spec, helpers, block.index if index is None else int(index))
 
 
-# What was probed, for as long as the model lives.
-_PROBED: WeakKeyDictionary[nn.Module, tuple[Layout, str]] = WeakKeyDictionary()
-
-
-def _probed(model: nn.Module) -> SublayerMap:
-    from skipguide.llm.probe import probe, prove
-
-    proven = model in _PROBED
-    layout, path = _PROBED[model] if proven else probe(model)
-    found = SublayerMap(model, layout, path, BlockMap(model, ModelSpec((layout.block(model, path),))))
-    if not proven:
-        _PROBED[model] = layout, path
-        try:
-            prove(model, layout, len(found))
-        except BaseException:
-            del _PROBED[model]
-            raise
-        logger.info("%s is not described; its layers were found by a probe and proven on it", type(model).__name__)
-    return found
+def _producers(found: SublayerMap) -> frozenset[int]:
+    """Layers whose keys and values are read by later layers too (Gemma 3n)."""
+    attention = (site for site in found.sites if site.spec.shares)
+    return frozenset(site.layer for site in attention if getattr(site.module, site.spec.shares, False))
 
 
 def families_table() -> str:
@@ -211,31 +173,3 @@ def families_table() -> str:
         scale = "yes" if layout.prenorm and not layout.parallel else "no"
         lines.append(f"| {names} | {form} | {scale} | {layout.note} |")
     return "\n".join(lines)
-
-
-def refuse_recurrent(model: nn.Module) -> None:
-    """Raise for a model that carries a state from token to token other than keys and values."""
-    config = getattr(model, "config", None)
-    types = set(getattr(config, "layer_types", None) or ()) & set(_RECURRENT_TYPES)
-    classes = {type(m).__name__ for m in model.modules() if any(w in type(m).__name__.lower() for w in _RECURRENT)}
-    if types or classes:
-        raise SkipError(
-            f"{type(model).__name__} has recurrent layers ({', '.join(sorted(types | classes))}): their state cannot "
-            f"be left out and stay right. Sublayer skipping is for attention models"
-        )
-
-
-def _site(block: Block, part: Part) -> SublayerSite | None:
-    sublayers = block.sublayers(part)
-    if not sublayers:
-        return None
-    name, module, spec = sublayers[0]
-    index: Any = getattr(module, "layer_idx", None)
-    helpers = tuple(module for _, module in block.helper_modules(part))
-    return SublayerSite(block.index, part, name, module, spec, helpers, block.index if index is None else int(index))
-
-
-def _producers(found: SublayerMap) -> frozenset[int]:
-    """Layers whose keys and values are read by later layers too (Gemma 3n)."""
-    attention = (site for site in found.sites if site.spec.shares)
-    return frozenset(site.layer for site in attention if getattr(site.module, site.spec.shares, False))

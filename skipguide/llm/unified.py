@@ -15,11 +15,11 @@ from torch import nn
 
 from skipguide.config import JsonConfig, as_number, as_whole, settle
 from skipguide.errors import SkipError
+from skipguide.llm.find import sublayer_map
 from skipguide.llm.plan import SublayerPlan
-from skipguide.llm.sublayers import sublayer_map
 
 if TYPE_CHECKING:
-    from skipguide.llm.engine import AppliedSublayers
+    from skipguide.llm.applied import AppliedSublayers
 
 Mode = Literal["balanced", "reference"]
 

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.active import Call, Frame
+from skipguide.active import ActivePlan, Call, Intervention
 from skipguide.arguments import Arguments
 from skipguide.errors import SkipError
-from skipguide.gate import Gate, gate_of
+from skipguide.gate import gate_of, install_all
+from skipguide.llm.find import sublayer_map
 from skipguide.llm.passes import Pass, PassReader
-from skipguide.llm.sublayers import Part, sublayer_map
+from skipguide.llm.sublayers import Part
+from skipguide.model_pass import ModelPass
 from skipguide.stats import Stats
 
 OnSublayer = Callable[[int, Part, Tensor, Tensor], None]
@@ -46,40 +48,32 @@ class Watch:
         self.on_pass = on_pass
         self.now: Pass | None = None
         self._root = gate_of(self.map.decoder)
-        self._frame = Frame(self._root, Stats())
+        self._active = ActivePlan(self._root, Stats())
         self._gates = [self._root]
-        self._frame.acts[self._root.key] = _Start(self)
+        self._active.interventions[self._root.key] = _WatchPass(self)
         for i, layer in enumerate(self.map.layers):
-            act = _Layer(self, i)
-            self._add(layer, act)
+            ends = _LayerEnds(self, i)
+            self._add(layer, ends)
             if self.map.layout.between:
                 middle = layer.get_submodule(self.map.layout.between)
-                self._add(middle, _Middle(act))
+                self._add(middle, _BetweenSublayers(ends))
             else:
-                self._add(self.map.attn(i), _Attention(act))
+                self._add(self.map.attn(i), _AfterAttention(ends))
 
-    def _add(self, module: nn.Module, act: Any) -> None:
+    def _add(self, module: nn.Module, intervention: Intervention) -> None:
         gate = gate_of(module)
         self._gates.append(gate)
-        self._frame.acts[gate.key] = act
+        self._active.interventions[gate.key] = intervention
 
     def __enter__(self) -> Watch:
         """Install the gates and watch in this thread or task."""
-        done: list[Gate] = []
-        try:
-            for gate in self._gates:
-                gate.install(inside=gate is self._root)
-                done.append(gate)
-        except BaseException:
-            for gate in reversed(done):
-                gate.remove()
-            raise
-        self._frame.enter()
+        install_all(self._gates, inside=self._root)
+        self._active.enter()
         return self
 
     def __exit__(self, *exc: object) -> None:
         """Stop, and take the gates away."""
-        self._frame.leave()
+        self._active.leave()
         for gate in reversed(self._gates):
             gate.remove()
 
@@ -109,30 +103,33 @@ def watch(model: nn.Module, on_sublayer: OnSublayer, on_pass: Callable[[Pass], N
     return Watch(model, on_sublayer, on_pass)
 
 
-class _Start:
+class _WatchPass(ModelPass):
+    """At the decoder: what the running pass is."""
+
+    __slots__ = ("reader", "watch")
+
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.reader = PassReader(watch.map.decoder)
 
-    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def open(self, plan: ActivePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Describe the pass, and tell who watches."""
         watch, reader = self.watch, self.reader
         cache = reader.cache(args, kwargs)
         tokens = reader.tokens(args, kwargs)
         held = cache is not None and bool(cache.get_seq_length() > 0) if tokens == 1 else False
         watch.now = reader.describe(args, kwargs, cache, decode=held, fresh=not held)
-        frame.batch = watch.now.batch
+        plan.batch = watch.now.batch
         if watch.on_pass is not None:
             watch.on_pass(watch.now)
-        try:
-            return call(*args, **kwargs)
-        finally:
-            watch.now = None
-            frame.batch = 0
-            frame.seen.clear()
+
+    def end(self, plan: ActivePlan) -> None:
+        """No pass is running."""
+        self.watch.now = None
 
 
-class _Layer:
-    """The ends of a layer; what lies between them is filled in by the other acts."""
+class _LayerEnds:
+    """The ends of a layer; what lies between them is filled in by the other interventions."""
 
     def __init__(self, watch: Watch, layer: int) -> None:
         self.watch = watch
@@ -141,7 +138,7 @@ class _Layer:
         self.before: Tensor | None = None
         self.between: Tensor | None = None
 
-    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before: Tensor = self.arguments.get("hidden_states", args, kwargs)
         self.before, self.between = before, None
         try:
@@ -156,24 +153,24 @@ class _Layer:
         return out
 
     def _between(self) -> Tensor | None:
-        """What the acts inside the layer have left here."""
+        """What the interventions inside the layer have left here."""
         return self.between
 
 
-class _Middle:
-    def __init__(self, layer: _Layer) -> None:
+class _BetweenSublayers:
+    def __init__(self, layer: _LayerEnds) -> None:
         self.layer = layer
 
-    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.layer.between = args[0] if args else next(iter(kwargs.values()))
         return call(*args, **kwargs)
 
 
-class _Attention:
-    def __init__(self, layer: _Layer) -> None:
+class _AfterAttention:
+    def __init__(self, layer: _LayerEnds) -> None:
         self.layer = layer
 
-    def __call__(self, frame: Frame, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = call(*args, **kwargs)
         added = out[0] if isinstance(out, tuple) else out
         before = self.layer.before

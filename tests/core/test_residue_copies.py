@@ -11,7 +11,7 @@ import torch
 from helpers.residue import PLANS, Watch, families, no_gates
 
 from skipguide import SkipError, Skipper, SkipPlan, find_blocks
-from skipguide.active import active_frames
+from skipguide.active import active_plans
 from skipguide.gate import gate_of
 from zoo import BY_NAME
 
@@ -70,7 +70,7 @@ def test_a_dropped_model_is_freed(family, plan, how):
     del skipper, model
     gc.collect()
     assert [reference() for reference in alive] == [None] * 3
-    assert active_frames() == ()
+    assert active_plans() == ()
 
 
 def test_gates_do_not_keep_each_others_models_alive():

@@ -11,7 +11,7 @@ import torch
 from helpers.residue import Watch
 
 from skipguide import Skipper, SkipPlan
-from skipguide.active import active_frames
+from skipguide.active import active_plans
 from zoo import BY_NAME
 
 PLANS = (SkipPlan([1]), SkipPlan([2], "mlp"), SkipPlan([0], "attn_identity") | SkipPlan([3], rows=[1]), None)
@@ -82,7 +82,7 @@ def test_one_skipper_in_two_threads():
             barrier.wait()
             with skipper:
                 assert torch.equal(watch.run(), reference)
-            assert active_frames() == ()
+            assert active_plans() == ()
 
     run_all(work, work)
     watch.same()

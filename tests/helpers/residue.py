@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from skipguide import SkipPlan
-from skipguide.active import active_frames
+from skipguide.active import active_plans
 from skipguide.gate import Gate
 from zoo import BY_NAME
 
@@ -85,4 +85,4 @@ class Watch:
         assert traces(self.model) == self.before
         self.ungated()
         assert inspect.signature(self.model.forward) == self.signature
-        assert active_frames() == ()
+        assert active_plans() == ()

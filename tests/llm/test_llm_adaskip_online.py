@@ -11,7 +11,7 @@ from helpers.adaskip_golden import generate, padded
 from helpers.llm_zoo import CACHE
 from transformers import DynamicCache, StaticCache
 
-from skipguide.active import active_frames
+from skipguide.active import active_plans
 from skipguide.llm import AdaSkip, SublayerPlan
 
 golden, model, stats = adaskip_golden.golden, adaskip_golden.model, adaskip_golden.stats
@@ -98,15 +98,15 @@ def test_a_cache_that_was_reset_has_an_online_stage_again(golden, model, stats):
 
 
 def test_a_model_is_let_go_with_its_handle_while_it_is_watched(golden, model):
-    frames = active_frames()
+    frames = active_plans()
     mine = copy.deepcopy(model)
     applied = AdaSkip(count=2).apply(mine)
     generate(mine, golden["prompt"], 4)
-    assert applied.window.seen == 3 and active_frames()[-1].live
+    assert applied.window.seen == 3 and active_plans()[-1].live
     gone = weakref.ref(mine)
     del mine, applied
     gc.collect()
-    assert gone() is None and active_frames() == frames
+    assert gone() is None and active_plans() == frames
 
 
 def test_batches_of_left_padded_prompts(golden, model, stats):

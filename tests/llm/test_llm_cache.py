@@ -251,7 +251,8 @@ def test_a_cache_is_given_and_found_by_either_name(model, name):
     assert kv.cache_among({"use_cache": True, name: cache}) is cache and kv.cache_among({name: None}) is None
     assert kv.cache_of(type("Output", (), {name: cache})()) is cache and kv.cache_of(object()) is None
     arguments = Arguments(model)
-    assert arguments.cache((0, cache), {}) is cache and arguments.cache((0,), {name: cache}) is cache
-    assert arguments.cache((0,), {"other": other}) is None
+    for args, kwargs in (((0, cache), {}), ((0,), {name: cache})):
+        assert kv.given_cache(arguments, args, kwargs) is cache
+    assert kv.given_cache(arguments, (0,), {"other": other}) is None
     with pytest.raises(SkipError, match="Linear, which does not"):
         kv.cache_argument(nn.Linear(1, 1))

@@ -13,7 +13,7 @@ from helpers.llm_zoo import CACHE
 from helpers.residue import no_gates, traces
 
 from skipguide import LostGateError, NoEffectError, SkipError
-from skipguide.active import active_frames
+from skipguide.active import active_plans
 from skipguide.gate import Gate
 from skipguide.llm import SublayerPlan, sublayer_map, watch
 
@@ -269,7 +269,7 @@ def test_no_trace_after_every_way_of_ending():
     before, plain = traces(model), run(model)
 
     def same():
-        assert traces(model) == before and torch.equal(run(model), plain) and active_frames() == ()
+        assert traces(model) == before and torch.equal(run(model), plain) and active_plans() == ()
         no_gates(model)
 
     for _ in range(2):
@@ -310,7 +310,7 @@ def test_a_failed_installation_takes_everything_away(monkeypatch):
     with pytest.raises(MemoryError):
         SublayerPlan(attn=[0, 1], mlp=[2]).apply(model)
     monkeypatch.undo()
-    assert traces(model) == before and active_frames() == ()
+    assert traces(model) == before and active_plans() == ()
 
 
 def test_a_handle_that_nobody_keeps_does_not_end_the_plan_and_the_model_can_go():

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from skipguide.active import Call
+from skipguide.active import ActivePlan, Call, end_everywhere, everywhere_at, hold_everywhere
 from skipguide.config import as_flag, check_keys
 from skipguide.errors import SkipError
 from skipguide.gate import Gate, gate_of
@@ -125,11 +125,11 @@ class AppliedMask:
 
     def __post_init__(self) -> None:
         gate = gate_of(self.model)
-        if any(isinstance(handler, AppliedMask) for handler in gate.handlers):
+        if everywhere_at(gate, AppliedMask):
             raise SkipError("this model has a mask already: remove it first, or apply the product (keep1 & keep2)")
         self.masker = Masker(self.model, self.mask.fill, self.mask.crop)
         gate.install()
-        gate.handlers += (self,)
+        hold_everywhere(gate, self)
         self.gate = gate
 
     @property
@@ -137,7 +137,7 @@ class AppliedMask:
         """The ledger."""
         return self.masker.stats
 
-    def __call__(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the model."""
         name = None
         if not args:
@@ -165,7 +165,7 @@ class AppliedMask:
         """Take the mask off; the model is as it was."""
         gate, self.gate = self.gate, None
         if gate is not None:
-            gate.handlers = tuple(handler for handler in gate.handlers if handler is not self)
+            end_everywhere(gate, self)
             gate.remove()
 
 
@@ -199,7 +199,7 @@ class MaskedForward:
         Raises:
             SkipError: for a soft mask, or one that does not belong to the images.
         """
-        if any(isinstance(handler, AppliedMask) for handler in gate_of(self.model).handlers):
+        if everywhere_at(gate_of(self.model), AppliedMask):
             raise SkipError("this model has a mask applied already: remove it first, or use the product of both masks")
         given: Any = keep  # check_keep names what is wrong with it
         check_model(self.model, given if isinstance(given, Tensor) else None, self.masker.fill)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skipguide.active import Call
+from skipguide.active import ActivePlan, Call, end_everywhere, hold_everywhere
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.vision.layer_masking.fill import fill, fill_weights
@@ -26,7 +26,7 @@ class _Dropping:
         self.order, self.done = order, False
 
 
-# Threads share the gate and with it each other's handlers: each looks for the pass that it belongs to.
+# Threads share the gate and with it what holds there everywhere: each looks for the pass that it belongs to.
 _PASS: ContextVar[_Dropping | None] = ContextVar("skipguide_dropping", default=None)
 _LOCK = Lock()
 
@@ -128,7 +128,7 @@ def _dropping(tokens: Tokens, order: Tensor, patches: int) -> Iterator[_Dropping
     """Inside, the tokens' site lets through the prefix and those of so many patches that are in `order` `[N, kept]`."""
     mine = _Dropping(order)
 
-    def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def drop(plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = args[0] if args else None
         if _PASS.get() is not mine or not isinstance(x, Tensor):
             return call(*args, **kwargs)
@@ -141,12 +141,12 @@ def _dropping(tokens: Tokens, order: Tensor, patches: int) -> Iterator[_Dropping
     gate = gate_of(tokens.site)
     with _LOCK:
         gate.install()
-        gate.handlers += (handler,)
+        hold_everywhere(gate, drop)
     token = _PASS.set(mine)
     try:
         yield mine
     finally:
         _PASS.reset(token)
         with _LOCK:
-            gate.handlers = tuple(h for h in gate.handlers if h is not handler)
+            end_everywhere(gate, drop)
             gate.remove()

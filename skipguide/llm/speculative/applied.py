@@ -1,30 +1,30 @@
-"""Self-drafting: `SelfSpeculative` on a model: what it refuses, how the drafter is found, how `generate` gets there."""
+"""Self-speculation in force: what it refuses, how the drafter is found, and how `generate` gets there."""
 
 from __future__ import annotations
 
 import contextvars
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from skipguide.active import active_at
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.hosts.kv_cache import as_argument, cache_among
+from skipguide.llm.applied import AppliedSublayers, check_plan
 from skipguide.llm.cache import mark_of
 from skipguide.llm.cost import SublayerCosts
-from skipguide.llm.engine import AppliedSublayers, check_plan
+from skipguide.llm.decoder_pass import DecoderPass
+from skipguide.llm.find import sublayer_map
 from skipguide.llm.plan import SublayerPlan
-from skipguide.llm.sites import frame_on
 from skipguide.llm.speculative import loop
 from skipguide.llm.speculative.acceptance import Controller
 from skipguide.llm.speculative.drafter import PromptMeter, StepClock, choose_drafter
+from skipguide.llm.speculative.settings import SelfSpeculativeSettings
 from skipguide.llm.speculative.stats import SpeculationStats
-from skipguide.llm.sublayers import SublayerMap, sublayer_map
-
-if TYPE_CHECKING:
-    from skipguide.llm.speculative.self_speculative import SelfSpeculative
+from skipguide.llm.sublayers import SublayerMap
 
 _MISSING = object()
 
@@ -40,7 +40,7 @@ class AppliedSelfSpeculative:
         controller: of the last request; the next one begins with what it has learned.
     """
 
-    def __init__(self, config: SelfSpeculative, model: Any) -> None:
+    def __init__(self, config: SelfSpeculativeSettings, model: Any) -> None:
         if not callable(getattr(model, "generate", None)) or not hasattr(model, "prepare_inputs_for_generation"):
             raise SkipError(f"expected a transformers model with generate(); got {type(model).__name__}")
         _check_config(config, sublayer_map(model))
@@ -97,7 +97,7 @@ class AppliedSelfSpeculative:
 
 
 def decode(
-    config: SelfSpeculative,
+    config: SelfSpeculativeSettings,
     stats: SpeculationStats,
     model: Any,
     input_ids: Tensor,
@@ -162,7 +162,7 @@ class _Drafter:
     def drafting(self, cache: Any) -> Iterator[None]:
         """Leave the sublayers out."""
         if self._applied is None:
-            # in a context of its own, so that out here no frame is active and a closed gate costs next to nothing
+            # in a context of its own, so that out here no plan is active and a closed gate costs next to nothing
             self._applied = contextvars.copy_context().run(self.plan.apply, self.model)
         with self._applied.running(), self._applied.drafting(cache):
             yield
@@ -181,7 +181,7 @@ class _Drafter:
 
 
 def _plan(
-    config: SelfSpeculative, meter: PromptMeter | None, costs: SublayerCosts | None, sites: SublayerMap
+    config: SelfSpeculativeSettings, meter: PromptMeter | None, costs: SublayerCosts | None, sites: SublayerMap
 ) -> SublayerPlan:
     if config.plan is not None:
         return SublayerPlan(config.plan.attn, config.plan.mlp, config.plan.attn_scale, config.plan.mlp_scale)
@@ -191,7 +191,7 @@ def _plan(
     return choose_drafter(similarities, costs, config.draft_skip, keep_attn=sites.producers)
 
 
-def _controller(config: SelfSpeculative, applied: AppliedSelfSpeculative | None) -> Controller:
+def _controller(config: SelfSpeculativeSettings, applied: AppliedSelfSpeculative | None) -> Controller:
     before = applied.controller if applied is not None else None
     fresh = Controller(config.max_draft, config.adaptive, config.confidence_exit)
     controller = fresh if before is None else before.again()
@@ -238,7 +238,7 @@ def _result(request: loop.Request, config: Any) -> Any:
     )
 
 
-def _check_config(config: SelfSpeculative, sites: SublayerMap) -> None:
+def _check_config(config: SelfSpeculativeSettings, sites: SublayerMap) -> None:
     for name, found in (("statistics", config.stats), ("costs", config.costs)):
         layers = None if found is None else len(getattr(found, "attn_similarity", getattr(found, "attn_ms", ())))
         if layers is not None and layers != sites.num_layers:
@@ -275,7 +275,7 @@ def _check_request(
         raise SkipError(
             f"SelfSpeculative does not go with {'; '.join(found)}. Leave it out, or decode without drafting"
         )
-    if frame_on(gate_of(sites.decoder)) is not None:
+    if active_at(gate_of(sites.decoder), DecoderPass) is not None:
         raise SkipError(
             "sublayers are left out of this model already (AdaSkip, UnifiedSkip or a plan is applied): the full model "
             "could not verify. End that first"

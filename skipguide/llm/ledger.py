@@ -1,4 +1,4 @@
-"""Stats: the ledger of a sublayer plan."""
+"""Ledger: what ran and what was left out under a sublayer plan, a view of the core's statistics."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from typing import Any
 
 from skipguide.hosts.kv_cache import is_left_out
 from skipguide.llm.cache import Mark
-from skipguide.llm.plan import SublayerPlan
-from skipguide.llm.sites import LMFrame
-
-Key = tuple[int, str]
+from skipguide.stats import Stats
 
 
 class SublayerLedger:
@@ -19,63 +16,56 @@ class SublayerLedger:
     Passes are counted by what they left out; that it was left out is checked after every pass. A pass inside a
     compiled graph is not counted.
 
+    Args:
+        names: the names of all sublayers, in execution order.
+        stats: of the active plan, in which every pass is entered with the names that it left out.
+
     Attributes:
         kv_bytes: bytes of keys and values in the cache of the last pass.
         kv_bytes_saved: bytes that the left-out attention would have held in it.
     """
 
-    def __init__(self, names: dict[Key, str], plan: SublayerPlan) -> None:
+    def __init__(self, names: tuple[str, ...], stats: Stats) -> None:
         self.names = names
-        self.plan = plan
         self.kv_bytes = 0
         self.kv_bytes_saved = 0
-        self._passes: Counter[tuple[bool, bool, tuple[int, ...]]] = Counter()
+        self._stats = stats
 
-    def expected(self, frame: LMFrame) -> int:
-        """How many sublayers the running pass leaves out."""
-        attn = len(self.plan.attn) if frame.attn_off else 0
-        return attn + (len(self.plan.mlp) if frame.mlp_off else 0) + len(frame.extra)
-
-    def enter(self, frame: LMFrame, cache: Any, mark: Mark | None) -> None:
-        """Enter a pass."""
-        self._passes[frame.attn_off, frame.mlp_off, tuple(frame.extra)] += 1
-        if cache is not None:
-            if mark is not None and mark.kinds is None:
-                mark.kinds = _kinds(cache, mark)
-            if mark is not None and mark.kinds is not None:
-                sizes = [(_size(cache.layers[i]), held, gone) for i, held, gone in mark.kinds]
-                self.kv_bytes = sum(size * held for size, held, _ in sizes)
-                self.kv_bytes_saved = sum(size * gone for size, _, gone in sizes)
+    def note_memory(self, cache: Any, mark: Mark | None) -> None:
+        """Note what a cache holds after a pass."""
+        if cache is None or mark is None:
+            return
+        if mark.kinds is None:
+            mark.kinds = _kinds(cache, mark)
+        held = saved = 0
+        for i, kept, gone in mark.kinds:
+            size = _size(cache.layers[i])
+            held += size * kept
+            saved += size * gone
+        self.kv_bytes, self.kv_bytes_saved = held, saved
 
     @property
     def passes(self) -> int:
         """Forward passes of the model under the plan."""
-        return sum(self._passes.values())
-
-    def _left_out(self) -> Counter[Key]:
-        skips: Counter[Key] = Counter()
-        for (attn, mlp, extra), count in self._passes.items():
-            out = [(i, "attn") for i in self.plan.attn if attn] + [(i, "mlp") for i in self.plan.mlp if mlp]
-            skips.update(dict.fromkeys([*out, *((i, "mlp") for i in extra)], count))
-        return skips
+        return self._stats.passes
 
     @property
     def skips(self) -> dict[str, int]:
         """Sublayer -> times it was left out; the others are not listed."""
-        skips = self._left_out()
-        return {name: skips[key] for key, name in self.names.items() if skips[key]}
+        skips = self._stats.left_out_of_passes()
+        return {name: skips[name] for name in self.names if skips[name]}
 
     @property
     def calls(self) -> dict[str, int]:
         """Sublayer -> times it ran."""
-        passes, skips = self.passes, self._left_out()
-        return {name: passes - skips[key] for key, name in self.names.items()}
+        passes, skips = self.passes, self._stats.left_out_of_passes()
+        return {name: passes - skips[name] for name in self.names}
 
     @property
     def skipped_fraction(self) -> float:
         """Share of the sublayers that was left out."""
         total = self.passes * len(self.names)
-        return sum(self._left_out().values()) / total if total else 0.0
+        return sum(self._stats.left_out_of_passes().values()) / total if total else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

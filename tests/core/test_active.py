@@ -1,20 +1,23 @@
-"""The stack of frames: which plans hold here, whatever ends first, and whose pass runs on a frame."""
+"""Active plans: which hold here, whatever ends first, and on whose object a pass runs."""
 
 import contextlib
 import contextvars
 import threading
 
 import pytest
+import torch
+from torch import nn
 
 from skipguide import LostGateError
-from skipguide.active import Frame, active_frames, without
+from skipguide.active import ActivePlan, active_plans
+from skipguide.gate import gate_of
 from skipguide.stats import Stats
 
 
 @pytest.fixture
 def frames():
-    assert active_frames() == ()
-    made = [Frame(None, Stats()) for _ in range(3)]
+    assert active_plans() == ()
+    made = [ActivePlan(None, Stats()) for _ in range(3)]
     yield made
     for frame in made:
         frame.close()
@@ -33,14 +36,14 @@ def test_entered_twice_is_read_once_and_left_from_the_inside(frames):
     one, two, _ = frames
     for frame in (one, two, one):
         frame.enter()
-    assert active_frames() == (one, two)
+    assert active_plans() == (one, two)
     one.leave()
-    assert active_frames() == (one, two), "the inner entry was left: the order is that of the outer one"
+    assert active_plans() == (one, two), "the inner entry was left: the order is that of the outer one"
     assert one.live
     one.leave()
-    assert active_frames() == (two,) and not one.live and two.live
+    assert active_plans() == (two,) and not one.live and two.live
     two.leave()
-    assert active_frames() == () and not two.live
+    assert active_plans() == () and not two.live
 
 
 def test_the_outer_one_may_end_first(frames):
@@ -48,39 +51,27 @@ def test_the_outer_one_may_end_first(frames):
     for frame in frames:
         frame.enter()
     two.leave()
-    assert active_frames() == (one, three)
+    assert active_plans() == (one, three)
     three.leave()
     one.leave()
-    assert active_frames() == ()
+    assert active_plans() == ()
 
 
 def test_left_in_a_thread_that_had_not_entered(frames):
     one = frames[0]
     one.enter()
-    assert threading_frames() == ()
+    assert plans_of_a_thread() == ()
     elsewhere(one.leave)
-    assert not one.live and active_frames() == (one,), "the stack is this thread's; that the plan ended is everybody's"
+    assert not one.live and active_plans() == (one,), "the stack is this thread's; that the plan ended is everybody's"
 
 
-def threading_frames():
+def plans_of_a_thread():
     """What a thread with a context of its own sees."""
     found = []
-    thread = threading.Thread(target=lambda: found.append(active_frames()))
+    thread = threading.Thread(target=lambda: found.append(active_plans()))
     thread.start()
     thread.join(60)
     return found[0]
-
-
-def test_without_one_frame_for_a_while_and_after_an_error(frames):
-    one, two, _ = frames
-    for frame in (one, two, one):
-        frame.enter()
-    with pytest.raises(KeyError), without(one):
-        assert active_frames() == (two,) and one.live
-        raise KeyError
-    assert active_frames() == (one, two)
-    one.leave()
-    assert active_frames() == (one, two), "both entries are back"
 
 
 def test_a_pass_is_cleared_however_it_ends(frames):
@@ -97,14 +88,14 @@ def test_a_pass_is_cleared_however_it_ends(frames):
 
 def test_a_pass_elsewhere_while_one_runs_has_a_frame_of_its_own(frames):
     one, two, _ = frames
-    one.acts[1], one.names[1] = "act", "name"
+    one.interventions[1], one.names[1] = "act", "name"
     one.enter()
     two.enter()
 
     def other():
         with one.passing() as frame:
-            inside = active_frames()
-        return frame, inside, active_frames()
+            inside = active_plans()
+        return frame, inside, active_plans()
 
     with one.passing() as outer:
         frame, inside, after = elsewhere(other)
@@ -114,7 +105,12 @@ def test_a_pass_elsewhere_while_one_runs_has_a_frame_of_its_own(frames):
         assert one.batch == 4 and one.busy, "the outer pass goes on"
     assert outer is one and frame is not one
     assert inside == (frame, two) and after == (one, two)
-    assert frame.acts is one.acts and frame.names is one.names and frame.stats is one.stats and frame.live
+    assert (
+        frame.interventions is one.interventions
+        and frame.names is one.names
+        and frame.stats is one.stats
+        and frame.live
+    )
     assert elsewhere(other)[0] is one, "free again"
 
 
@@ -132,7 +128,7 @@ def passing_of(frame):
         with frame.passing() as found:
             raise KeyError
     except KeyError:
-        return found, None, active_frames()
+        return found, None, active_plans()
 
 
 class Root:
@@ -150,27 +146,26 @@ class Root:
         return LostGateError("lost")
 
 
-def test_a_block_that_is_called_while_its_models_gate_is_lost():
-    block = Root(True)
-    block.key = 7
-    for root, batch, lost in (
-        (Root(True), 0, False),
-        (Root(False), 4, False),
-        (None, 0, False),
-        (Root(False), 0, True),
-    ):
-        frame = Frame(root, Stats())
-        frame.batch = batch
+def test_a_block_that_is_called_while_its_models_gate_is_lost(frames):
+    module = nn.Identity()
+    block = gate_of(module)
+    for there, batch, lost in ((True, 0, False), (False, 4, False), (None, 0, False), (False, 0, True)):
+        root = None if there is None else Root(there)
+        plan = ActivePlan(root, Stats())
+        plan.batch = batch
+        plan.enter()
         with pytest.raises(LostGateError) if lost else contextlib.nullcontext():
-            frame.saw(block)
-        assert frame.seen == (set() if lost else {7})
-    Frame(lone := Root(False), Stats()).saw(lone)  # the model's own gate was called
+            block(torch.ones(1))
+        assert plan.seen == (set() if lost else {block.key})
+        plan.close()
+    lone = Root(False)
+    ActivePlan(lone, Stats()).note_outside(lone)  # the model's own gate was called
 
 
 def test_closed_for_good(frames):
     one, two, _ = frames
-    one.acts[1] = "act"
+    one.interventions[1] = "act"
     for frame in (one, two, one):
         frame.enter()
     one.close()
-    assert active_frames() == (two,) and not one.live and not one.acts and one.root is None
+    assert active_plans() == (two,) and not one.live and not one.interventions and one.root is None

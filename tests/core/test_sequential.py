@@ -8,7 +8,7 @@ from torchvision import models
 
 from skipguide import BlockSpec, Skipper, SkipPlan, find_blocks, register_blocks
 from skipguide.router import Router
-from skipguide.sequential import find_chains
+from skipguide.sequential import find_sequentials
 
 KEEP = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 0], [1, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
 
@@ -197,18 +197,18 @@ def test_chains_of_networks_that_people_use():
     def found(model):
         blocks = [block.module for block in find_blocks(model)]
         names = {module: name for name, module in model.named_modules()}
-        return {names[chain]: len(inside) for chain, inside in find_chains(model, blocks).items()}
+        return {names[chain]: len(inside) for chain, inside in find_sequentials(model, blocks).items()}
 
     with torch.device("meta"):
         assert found(models.resnet50()) == {"layer1": 3, "layer2": 4, "layer3": 6, "layer4": 3}
         assert found(timm.create_model("resnet34")) == {"layer1": 3, "layer2": 4, "layer3": 6, "layer4": 3}
     a, b, c = (nn.Linear(2, 2) for _ in range(3))
-    assert not find_chains(nn.Sequential(a, b, c), [a, b]), "the last is no block, and may keep what it is given"
-    assert not find_chains(nn.Sequential(a, a), [a]), "one block, twice"
-    assert not find_chains(nn.ModuleList([a, b]), [a, b])
+    assert not find_sequentials(nn.Sequential(a, b, c), [a, b]), "the last is no block, and may keep what it is given"
+    assert not find_sequentials(nn.Sequential(a, a), [a]), "one block, twice"
+    assert not find_sequentials(nn.ModuleList([a, b]), [a, b])
 
     class Recording(nn.Sequential):
         def forward(self, x):
             return super().forward(x)
 
-    assert not find_chains(Recording(a, b), [a, b])
+    assert not find_sequentials(Recording(a, b), [a, b])

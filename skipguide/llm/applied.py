@@ -1,26 +1,25 @@
-"""Engine: a sublayer plan on a language model, through plain forwards and `generate`, with its cache kept right."""
+"""Applied sublayers: a sublayer plan on a language model, through plain forwards and `generate`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from threading import get_ident
 from typing import Any
 from weakref import WeakMethod
 
-import torch
 from torch import nn
 
-from skipguide.active import Call, without
+from skipguide.active import ActivePlan, Call, Intervention, active_at, end_everywhere, hold_everywhere
 from skipguide.errors import NoEffectError, SkipError
 from skipguide.gate import Gate, gate_of
 from skipguide.llm import cache as kv
-from skipguide.llm.entry import DecoderAct, Listener, Run
+from skipguide.llm.decoder_pass import DecoderPass, Listener, PlanState
+from skipguide.llm.interventions import interventions_at
+from skipguide.llm.ledger import SublayerLedger
 from skipguide.llm.passes import PassReader
-from skipguide.llm.plan import SublayerPlan, check_scales, sublayer_layers
-from skipguide.llm.sites import LMFrame, acts_at, frame_on
-from skipguide.llm.stats import SublayerLedger
-from skipguide.llm.sublayers import SublayerMap, sublayer_map
+from skipguide.llm.plan_data import SublayerPlanData, check_scales, sublayer_layers
+from skipguide.llm.sublayers import SublayerMap
+from skipguide.stats import Stats
 
 
 class AppliedSublayers:
@@ -34,58 +33,83 @@ class AppliedSublayers:
     """
 
     def __init__(
-        self,
-        plan: SublayerPlan,
-        model: nn.Module,
-        *,
-        cached: bool = True,
-        everywhere: bool = False,
-        frame: LMFrame | None = None,
+        self, plan: SublayerPlanData, sites: SublayerMap, *, cached: bool = True, everywhere: bool = False
     ) -> None:
         self.plan = plan
-        self.map = sublayer_map(model)
-        check_plan(plan, self.map, cached)
-        self._root = gate_of(self.map.decoder)
-        refuse_second(self._root, frame)
+        self.map = sites
+        check_plan(plan, sites, cached)
+        self._root = gate_of(sites.decoder)
+        refuse_second(self._root)
         self.listeners: list[Listener] = []
-        self._run = Run(
-            plan, self.map, cached, _weakly(self._lost), _weakly(self._stand_in_too), _weakly(self._listening)
-        )
-        self.stats: SublayerLedger = self._run.stats
-        self._acts: dict[int, Any] = {}
+        self._cached = cached
+        self._everywhere = everywhere
+        self._elsewhere = 0
         self._gates: list[Gate] = []
         self._extended: set[int] = set()
-        self._elsewhere = 0
-        self._everywhere = everywhere
+        self._active: ActivePlan | None = ActivePlan(self._root, Stats())
+        self._active.counts_calls = False
+        # the same dictionary in all threads and tasks that the plan reaches
+        self._interventions: dict[int, Intervention] = self._active.interventions
+        self._pass = DecoderPass(self._new_state(), PassReader(sites.decoder))
+        self._misses = _OtherThreads(self)
         try:
-            self._put(self.map.decoder, DecoderAct(self._run, PassReader(self.map.decoder)))
-            for i in sorted({*plan.attn, *plan.mlp}):
-                self._stand_in(i)
+            self._put(sites.decoder, self._pass)
+            self._stand()
         except BaseException:
             self._uninstall()
             raise
         # the model holds its plan: a handle that nobody keeps does not end it
-        self._root.handlers += (self._outside,)
-        self._frame: LMFrame | None = frame
-        if frame is not None:  # entered already, where the plan was asked for
-            frame.adopt(self._acts, self._run.lost)
-        else:
-            self._frame = self._new_frame()
-            self._frame.enter()
+        hold_everywhere(self._root, self._misses)
+        self._active.enter()
 
     def __del__(self) -> None:
         """The model is gone, and with it the plan."""
-        if (frame := self.__dict__.get("_frame")) is not None:
-            frame.close()
+        if (active := self.__dict__.get("_active")) is not None:
+            active.close()
+
+    @property
+    def stats(self) -> SublayerLedger:
+        """The ledger."""
+        return self._pass.state.ledger
+
+    @property
+    def elsewhere(self) -> int:
+        """Passes in threads that the plan does not reach."""
+        return self._elsewhere
 
     # -- installation -------------------------------------------------------------------------------------------
 
-    def _new_frame(self) -> LMFrame:
-        return LMFrame(self._root.key, self._acts, self._run.lost)
+    def _new_state(self) -> PlanState:
+        callbacks = (_weakly(self._lost), _weakly(self._stand_in_too), _weakly(self._listening))
+        return PlanState(self.plan, self.map, self._cached, *callbacks)
+
+    def _stand(self) -> None:
+        for i in sorted({*self.plan.attn, *self.plan.mlp}):
+            self._stand_in(i)
+
+    def replace(self, plan: SublayerPlanData) -> None:
+        """Leave out what another plan says from now on, in all threads and tasks that this one has reached.
+
+        Caches that were filled under this plan go on under the other one, so this one must leave nothing out. The
+        ledger begins anew.
+
+        Raises:
+            SkipError: for a plan that the model cannot run; this one goes on.
+        """
+        if self._active is None:
+            raise SkipError("this plan was removed from its model: apply it again")
+        if not self.plan.empty:
+            raise SkipError(f"only a plan that leaves nothing out can be replaced in a running model; got {self.plan}")
+        check_plan(plan, self.map, self._cached)
+        before, self.plan = self.plan, plan
+        state = self._new_state()
+        state.whole, state.enabled, state.drafting = before, self._pass.state.enabled, self._pass.state.drafting
+        self._stand()
+        self._pass.state = state
 
     def _stand_in(self, layer: int, extended: bool = False) -> None:
-        for module, act in acts_at(layer, self.map, self.plan, extended):
-            self._put(module, act)
+        for module, intervention in interventions_at(layer, self.map, self.plan, extended):
+            self._put(module, intervention)
 
     def _stand_in_too(self, mlp: Iterable[int]) -> None:
         for layer in mlp:
@@ -96,12 +120,13 @@ class AppliedSublayers:
     def _listening(self) -> list[Listener]:
         return self.listeners
 
-    def _put(self, module: nn.Module, act: Any) -> None:
+    def _put(self, module: nn.Module, intervention: Intervention) -> None:
         gate = gate_of(module)
-        if gate.key not in self._acts:
+        if gate.key not in self._interventions:
             gate.install(inside=gate is self._root)
             self._gates.append(gate)
-            self._acts[gate.key] = act
+        # where something stands already, an extension of the layer takes its place, with the plan's own part in it
+        self._interventions[gate.key] = intervention
 
     def _uninstall(self) -> None:
         while self._gates:
@@ -116,12 +141,12 @@ class AppliedSublayers:
 
     def remove(self) -> None:
         """End the plan; nothing of it is left on the model. A second call does nothing."""
-        if self._frame is None:
+        if self._active is None:
             return
-        self._frame.leave()
-        self._frame.close()
-        self._frame = None
-        self._root.handlers = tuple(handler for handler in self._root.handlers if handler != self._outside)
+        self._active.leave()
+        self._active.close()
+        self._active = None
+        end_everywhere(self._root, self._misses)
         self._uninstall()
 
     def __enter__(self) -> AppliedSublayers:
@@ -148,7 +173,7 @@ class AppliedSublayers:
                 f"applied.running():` of what plan.apply() returns"
             )
         # a single pass is a prompt; more of them are a generation that never decodes
-        if self.plan.phase == "decode" and not self.plan.empty and 1 < self._run.uncached == passes:
+        if self.plan.phase == "decode" and not self.plan.empty and 1 < self._pass.state.uncached == passes:
             raise NoEffectError(
                 f'phase="decode" leaves out in one-token passes on a KV cache, and all {passes} passes ran without a '
                 f'cache, with the whole model: use a cache, or phase="both"'
@@ -159,39 +184,25 @@ class AppliedSublayers:
     @contextmanager
     def running(self) -> Iterator[AppliedSublayers]:
         """The plan in another thread or task, for as long as it is applied."""
-        if self._frame is None:
+        if self._active is None:
             raise SkipError("this plan was removed from its model: apply it again")
-        frame = self._new_frame()
-        frame.enter()
+        active = self._active.again()
+        active.enter()
         try:
             yield self
         finally:
-            frame.leave()
-
-    def _outside(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A handler at the decoder: is this the pass of a thread in which no plan was applied?"""
-        if (frame := frame_on(self._root)) is not None:
-            if torch.compiler.is_compiling() or frame.acts is not self._acts or frame.thread == get_ident():
-                return call(*args, **kwargs)
-            # asyncio.to_thread and thread pools of servers hand the context on: two passes at once need two frames
-            with without(frame), self.running():
-                return call(*args, **kwargs)
-        if self._everywhere:
-            with self.running():
-                return call(*args, **kwargs)
-        self._elsewhere += 1
-        return call(*args, **kwargs)
+            active.leave()
 
     # -- a sequence ---------------------------------------------------------------------------------------------
 
     @property
     def enabled(self) -> bool:
         """False runs the whole model for a while, on caches of its own: nothing is left out, marked or counted."""
-        return self._run.enabled
+        return self._pass.state.enabled
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        self._run.enabled = bool(value)
+        self._pass.state.enabled = bool(value)
 
     def extend(self, mlp: Iterable[int], mlp_scale: Mapping[int, float] | None = None) -> None:
         """Leave out more feed-forwards for the rest of the sequence that ran last, from its next decode pass on.
@@ -211,7 +222,7 @@ class AppliedSublayers:
         for layer in layers:
             self.map.site(layer, "mlp")
         _check_scale(bool(scales), self.map)
-        if (mark := self._run.last) is None or self._frame is None:
+        if (mark := self._pass.state.last) is None or self._active is None:
             raise SkipError("extend() adds to a sequence that is running: call it after a pass with a KV cache")
         self.extend_in(mark, layers, scales)
 
@@ -225,7 +236,7 @@ class AppliedSublayers:
     @property
     def extra(self) -> dict[int, float | None]:
         """Feed-forwards that `extend` left out in the sequence that ran last -> their factor (None: 1)."""
-        return dict(self._run.last.extra) if self._run.last else {}
+        return dict(self._pass.state.last.extra) if self._pass.state.last else {}
 
     def drafting(self, cache: Any) -> AbstractContextManager[None]:
         """Run the skipped model on the full model's cache; afterwards the cache is as it was, to the same objects.
@@ -241,12 +252,12 @@ class AppliedSublayers:
 
     @contextmanager
     def _draft(self, cache: Any) -> Iterator[None]:
-        with kv.hidden(cache, self._run.hide, self.map.num_layers):
-            self._run.drafting += 1
+        with kv.hidden(cache, self._pass.state.hide, self.map.num_layers):
+            self._pass.state.drafting += 1
             try:
                 yield
             finally:
-                self._run.drafting -= 1
+                self._pass.state.drafting -= 1
 
 
 def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -259,14 +270,30 @@ def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def refuse_second(root: Gate, own: LMFrame | None = None) -> None:
+class _OtherThreads:
+    """Stands at the decoder in all threads: a pass in one that the plan has not reached gets it, or is counted."""
+
+    def __init__(self, applied: AppliedSublayers) -> None:
+        self.applied = applied
+
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One pass of the decoder."""
+        applied = self.applied
+        if active_at(applied._root, DecoderPass) is None:
+            if applied._everywhere:
+                with applied.running():
+                    return call(*args, **kwargs)
+            applied._elsewhere += 1
+        return call(*args, **kwargs)
+
+
+def refuse_second(root: Gate) -> None:
     """Refuse a plan where another one holds, or waits for its statistics.
 
     Args:
         root: the gate of the model's decoder.
-        own: the frame of the plan itself, if it has one by now.
     """
-    if (held := frame_on(root)) is not None and held is not own:
+    if active_at(root, DecoderPass) is not None:
         raise SkipError(
             "a sublayer plan is applied to this model already: remove it first, or make one plan of the two"
         )
@@ -278,16 +305,15 @@ def refuse_skipping(sites: SublayerMap) -> None:
     Raises:
         SkipError: if a plan is applied to it, not empty and enabled.
     """
-    frame = frame_on(gate_of(sites.decoder))
-    act: Any = None if frame is None else frame.acts.get(frame.key)
-    if act is not None and act.run.enabled and not act.run.plan.empty:
+    found = active_at(gate_of(sites.decoder), DecoderPass)
+    if found is not None and found[1].state.enabled and not found[1].state.plan.empty:
         raise SkipError(
             "sublayers are left out of this model (AdaSkip, UnifiedSkip or a plan is applied), and only the whole "
             "model can be measured: remove that first"
         )
 
 
-def check_plan(plan: SublayerPlan, sites: SublayerMap, cached: bool = True) -> None:
+def check_plan(plan: SublayerPlanData, sites: SublayerMap, cached: bool = True) -> None:
     """Refuse a plan that the model cannot run.
 
     Raises:

@@ -1,0 +1,39 @@
+"""The hooks of diffusers: which of them stay in front of a gate, and where they keep the forward that they wrapped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+# By the beginnings of their names. Context parallelism splits what a block is given, caches answer in its place, and
+# the two of group offloading that watch the first pass take themselves off in it.
+IN_FRONT = (
+    *("cp_input", "cp_output", "layer_execution_tracker", "lazy_prefetch_group_offloading"),
+    *("fbc_", "mag_cache_", "taylorseer_cache", "sea_cache_", "pyramid_attention_broadcast", "faster_cache_"),
+)
+
+
+def place_behind(module: nn.Module) -> tuple[Any, str] | None:
+    """Where a gate stands behind the hooks that have to stay in front of it: holder and attribute; None without any."""
+    registry = module.__dict__.get("_diffusers_hook")
+    if registry is None:
+        return None
+    for name, reference in zip(registry._hook_order, registry._fn_refs, strict=True):  # innermost first
+        if name.startswith(IN_FRONT):
+            return reference, "forward" if reference.original_forward is None else "original_forward"
+    return None
+
+
+def is_behind_offload(gate: object, module: nn.Module) -> bool:
+    """Whether group offloading stands in front of a gate: its blocks would be loaded to be skipped."""
+    registry = module.__dict__.get("_diffusers_hook")
+    if registry is None or (hook := registry.hooks.get("group_offloading")) is None:
+        return False
+    return hook.fn_ref.forward is gate
+
+
+def places(module: nn.Module) -> list[tuple[Any, str]]:
+    """Where the hooks on a module keep the forward that they wrapped: holders and attributes."""
+    references = getattr(module.__dict__.get("_diffusers_hook"), "_fn_refs", ())
+    return [(reference, name) for reference in references for name in ("forward", "original_forward")]

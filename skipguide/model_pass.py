@@ -1,0 +1,43 @@
+"""Model pass: what happens at the model itself when a pass of it begins and ends under a plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from skipguide.active import ActivePlan, Call
+from skipguide.arguments import batch_size
+
+
+class ModelPass:
+    """The root intervention of a plan: opens a pass of the model, and closes it however it ends.
+
+    It is made for many passes, in many threads: what belongs to one pass is kept on the `ActivePlan` that is given.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the pass."""
+        if torch.compiler.is_compiling():
+            self.open(plan, args, kwargs)
+            return call(*args, **kwargs)
+        with plan.passing() as now:
+            try:
+                self.open(now, args, kwargs)
+                out = call(*args, **kwargs)
+            finally:
+                self.end(now)
+            self.close(now, out)
+        return out
+
+    def open(self, plan: ActivePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the model runs, also while it is traced: note the batch, and what this pass is about."""
+        plan.batch = batch_size(args, kwargs)
+
+    def end(self, plan: ActivePlan) -> None:
+        """After the model ran, or failed: give back what was taken for the pass."""
+
+    def close(self, plan: ActivePlan, out: Any) -> None:
+        """After the model ran: enter the pass in the ledger, and check that the plan was followed."""

@@ -1,0 +1,120 @@
+"""Planned interventions: what stands where on one model, from a plan, captured prefixes and a prefix to resume from."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from skipguide.active import Intervention
+from skipguide.attention import JointValuesPass, ValuesPass
+from skipguide.blocks import Block, BlockMap
+from skipguide.errors import SkipError
+from skipguide.interventions import LeaveOutKeys, Nested, OnRows, ReturnInput, SkipBlock, When, ZeroBranch
+from skipguide.plan import SkipPlan
+from skipguide.prefix import Capture, Inject, Keep, Prefix, Replay
+from skipguide.schedule import Schedule
+from skipguide.stats import Stats
+
+
+class PlannedInterventions:
+    """Collects the interventions of a plan, module by module."""
+
+    def __init__(self, blocks: BlockMap, stats: Stats) -> None:
+        self.blocks = blocks
+        self.stats = stats
+        self.interventions: dict[int, Intervention] = {}
+        self.windows: dict[str, Schedule] = {}
+        # every block has a gate, for the ledger and to notice a lost one
+        self.modules: dict[str, nn.Module] = {block.name: block.module for block in blocks}
+        self.helpers: set[str] = set()  # of the modules, those that only pass on: not a part of the ledger
+
+    def add(self, module: nn.Module, name: str, added: Intervention) -> None:
+        """Put an intervention at a module, inside those that are there."""
+        key = id(module)
+        self.modules[name] = module
+        before = self.interventions.get(key)
+        self.interventions[key] = added if before is None else Nested(before, added)
+
+    def capture(self, prefix: Prefix) -> None:
+        """Fill a prefix with what enters its block, and with what the model reads again of the blocks before."""
+        block = self.blocks.select([prefix.layer])[0]
+        for before in self.blocks.blocks[: block.index]:
+            if before.spec.kept:
+                self.add(before.module, before.name, Keep(before, prefix))
+        self.add(block.module, block.name, Capture(block, prefix))
+
+    def resume(self, prefix: Prefix, plan: SkipPlan) -> None:
+        """Start from a prefix: the blocks before it do not run, and its block gets what was captured.
+
+        Raises:
+            SkipError: if the plan skips one of them.
+        """
+        block = self.blocks.select([prefix.layer])[0]
+        for term in plan.terms:
+            for earlier in self.blocks.select(term.layers, term.part, term.stack):
+                if earlier.index < block.index:
+                    raise SkipError(
+                        f"the plan skips block {earlier.index}, which does not run when resuming from block "
+                        f"{block.index}"
+                    )
+        for before in self.blocks.blocks[: block.index]:
+            instead: Intervention = Replay(before, prefix) if before.spec.kept else SkipBlock(before, counted=0)
+            if before.spec.cached:
+                refusal = "the blocks before the one to resume from do not run, and make no keys"
+                instead = LeaveOutKeys(instead, before.module, before.index, len(self.blocks), refusal)
+            self.add(before.module, before.name, instead)
+        self.add(block.module, block.name, Inject(block, prefix))
+
+    def skip(self, term: SkipPlan) -> None:
+        """Leave out what one term of a plan names."""
+        for block in self.blocks.select(term.layers, term.part, term.stack):
+            helpers = block.helper_modules(term.part)
+            self.helpers |= {name for name, _ in helpers}
+            for name, module, found in [
+                *_left_out(block, term.part),
+                *((*helper, ReturnInput()) for helper in helpers),
+            ]:
+                added = found
+                if block.spec.cached and not isinstance(found, ReturnInput):
+                    added = self._with_keys(block, module, added, term)
+                if term.rows is not None:
+                    added = OnRows(added, term.rows, block, module)
+                if (term.start, term.stop) != (0.0, 1.0):
+                    added = self._in_window(added, term.schedule)
+                self.add(module, name, added)
+            runs = [s.calls for part in ("attn", "cross_attn", "mlp") for _, _, s in block.sublayers(part)]
+            self.stats.weights |= {name: 1 / sum(runs) for name, _, _ in block.sublayers(term.part)}
+
+    def _in_window(self, intervention: Intervention, window: Schedule) -> When:
+        """The intervention in a window of the steps only."""
+        # decided when the progress is set: a compiled pass depends on this flag alone, not on the step's number
+        condition = f"steps {window.start} to {window.stop}"
+        self.windows[condition] = window
+        return When(
+            condition,
+            intervention,
+            f"the plan holds for the steps from {window.start} to {window.stop}, but nobody said which step this is: "
+            f"set skipper.progress = step / steps before each pass",
+        )
+
+    def _with_keys(self, block: Block, module: nn.Module, intervention: Intervention, term: SkipPlan) -> Intervention:
+        """The intervention at the attention of a language model: its keys are left out of the KV cache too."""
+        if term.part == "mlp" or not (attention := block.sublayers("attn")):
+            return intervention
+        name, found, sublayer = attention[0]
+        if sublayer.shares and getattr(found, sublayer.shares, False):
+            raise SkipError(f"{name} cannot be left out: later blocks read its keys and values (shared KV cache)")
+        index = getattr(found, "layer_idx", None)
+        refusal = "" if term.rows is None else "a plan for some batch rows cannot leave keys out of the others"
+        return LeaveOutKeys(intervention, module, block.index if index is None else index, len(self.blocks), refusal)
+
+
+def _left_out(block: Block, part: str) -> list[tuple[str, nn.Module, Intervention]]:
+    """Name, module and intervention for every module that a part of a block consists of."""
+    if part == "block":
+        return [(block.name, block.module, SkipBlock(block))]
+    if part == "attn_identity" and block.spec.joint:
+        return [(block.name, block.module, JointValuesPass(block))]
+    sublayers = block.sublayers(part)
+    if part == "attn_identity":
+        return [(name, module, ValuesPass(name, module)) for name, module, _ in sublayers]
+    return [(name, module, ZeroBranch(name, module, sublayer)) for name, module, sublayer in sublayers]
