@@ -14,8 +14,8 @@ from skipguide.vision.layer_masking import mask_of
 from skipguide.vision.layer_masking.action import prepare
 from skipguide.vision.layer_masking.fill import fill, fill_weights
 from skipguide.vision.layer_masking.geometry import Window
+from skipguide.vision.layer_masking.mask_cache import MaskCache
 from skipguide.vision.layer_masking.masks import whole
-from skipguide.vision.layer_masking.morphology import Morphology
 from skipguide.vision.layer_masking.rules.windows import run_window
 from zoo.masking import close
 
@@ -112,9 +112,9 @@ def test_layers_of_the_reference():
     mask, x = unit["m"].bool(), unit["x"]
 
     def run(op, plain):
-        shapes = Morphology()
-        after = shapes.mask(op, [mask])
-        action = prepare(op, [mask], after, [whole(mask)], whole(after), op.rounds, torch.float32, "neighbours", shapes)
+        cache = MaskCache()
+        after = cache.mask(op, [mask])
+        action = prepare(op, [mask], after, [whole(mask)], whole(after), op.rounds, torch.float32, "neighbours", cache)
         out = run_window(op, action, x, whole(mask), plain, plain)
         return out * after, after, action
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.layer_mask import MaskedForward
-from skipguide.vision.layer_masking.many import many_masks
+from skipguide.vision.layer_masking.mask_batches import many_masks
 
 METHODS = ("lime", "occlusion", "rise")
 SENTINEL = -1e4

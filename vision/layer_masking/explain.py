@@ -13,7 +13,7 @@ from skipguide.vision.layer_masking.attribution import METHODS, lime, occlusion,
 from skipguide.vision.layer_masking.baselines import BASELINES, painted
 from skipguide.vision.layer_masking.classifiers import Classifier
 from skipguide.vision.layer_masking.layer_mask import FILLS, masked_forward
-from skipguide.vision.layer_masking.many import many_masks
+from skipguide.vision.layer_masking.mask_batches import many_masks
 from skipguide.vision.layer_masking.segments import grid_segments, segment_masks, slic_segments
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from skipguide.vision.layer_masking.action import Action, filled_before, prepare
 from skipguide.vision.layer_masking.geometry import Op, Pointwise, Window
+from skipguide.vision.layer_masking.mask_cache import MaskCache
 from skipguide.vision.layer_masking.masks import Box, grow, span, whole
-from skipguide.vision.layer_masking.morphology import Morphology
 
 ALIGNED = 4  # positions: matrix products of the CPU's library lose an eighth where rows start at odd places
 WORTH_ALIGNING = 1.025  # of the positions
@@ -61,7 +61,7 @@ class Plan:
     actions: list[Action]
     rounds: list[int]
     share: float = 1.0
-    memory: Morphology = field(default_factory=Morphology)
+    cache: MaskCache = field(default_factory=MaskCache)
 
 
 def make_plan(trace: Trace, keep: Tensor, dtype: torch.dtype, how: str = "neighbours", crop: bool = True) -> Plan:
@@ -74,21 +74,21 @@ def make_plan(trace: Trace, keep: Tensor, dtype: torch.dtype, how: str = "neighb
         how: "neighbours", "zeros" or "partial".
         crop: compute boxes only.
     """
-    shapes = Morphology()
+    cache = MaskCache()
     masks: list[Tensor | None] = [keep]
     for op in trace.ops:
-        masks.append(shapes.mask(op, [_known(masks, i) for i in op.inputs]))
-    needs, reaches = _needs(trace, masks)
-    rounds, boxes = _settle(trace, masks, needs, reaches, shapes, how)
+        masks.append(cache.mask(op, [_known(masks, i) for i in op.inputs]))
+    needs, reaches = _read_positions(trace, masks)
+    rounds, boxes = _rounds_and_boxes(trace, masks, needs, reaches, cache, how)
     full = [None if m is None else whole(m) for m in masks]
     if not crop or trace.fixed:
         boxes = list(full)
     else:
-        boxes = _flow(trace, boxes)
-    share = _share(trace, boxes, masks)
+        boxes = _computed_boxes(trace, boxes)
+    share = _computed_share(trace, boxes, masks)
     if share > WORTH_CROPPING:
         boxes, share = list(full), 1.0
-    plan = Plan(trace, masks, boxes, [], rounds, share, shapes)
+    plan = Plan(trace, masks, boxes, [], rounds, share, cache)
     for number, op in enumerate(trace.ops):
         plan.actions.append(
             prepare(
@@ -100,7 +100,7 @@ def make_plan(trace: Trace, keep: Tensor, dtype: torch.dtype, how: str = "neighb
                 rounds[number],
                 dtype,
                 how,
-                shapes,
+                cache,
             )
         )
     return plan
@@ -112,7 +112,7 @@ def _known(masks: Sequence[Tensor | None], number: int) -> Tensor:
     return mask
 
 
-def _needs(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tensor | None], list[Tensor | None]]:
+def _read_positions(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Per activation the known positions that are read; per operation all positions that it reads of its input."""
     needs: list[Tensor | None] = [None] * len(masks)
     reaches: list[Tensor | None] = [None] * len(trace.ops)
@@ -157,12 +157,12 @@ def _filled_from(op: Op, reach: Tensor, mask: Tensor) -> Tensor:
     return reach & mask
 
 
-def _settle(
+def _rounds_and_boxes(
     trace: Trace,
     masks: list[Tensor | None],
     needs: list[Tensor | None],
     reaches: list[Tensor | None],
-    shapes: Morphology,
+    cache: MaskCache,
     how: str,
 ) -> tuple[list[int], list[Box | None]]:
     """Rounds and boxes as Python numbers: everything is asked at once, so a GPU waits once.
@@ -176,7 +176,7 @@ def _settle(
         if reach is not None:
             mask = _known(masks, op.inputs[0])
             steps = op.rounds if how == "neighbours" else 0
-            for step, known in enumerate(shapes.rings(mask, max(steps - 1, 0))):
+            for step, known in enumerate(cache.rings(mask, max(steps - 1, 0))):
                 key = (id(reach), id(mask), step)
                 keys.append(key)
                 if key not in flags:
@@ -222,7 +222,7 @@ def aligned(box: Box, bounds: Box) -> Box:
     return top, bottom, right - wide, right
 
 
-def _flow(trace: Trace, wanted: list[Box | None]) -> list[Box | None]:
+def _computed_boxes(trace: Trace, wanted: list[Box | None]) -> list[Box | None]:
     """What is computed: windows make the box that is wanted, other operations what their inputs have in common."""
     boxes: list[Box | None] = [wanted[0]]
     for number, op in enumerate(trace.ops):
@@ -235,7 +235,7 @@ def _flow(trace: Trace, wanted: list[Box | None]) -> list[Box | None]:
     return boxes
 
 
-def _share(trace: Trace, boxes: list[Box | None], masks: list[Tensor | None]) -> float:
+def _computed_share(trace: Trace, boxes: list[Box | None], masks: list[Tensor | None]) -> float:
     done = total = 0
     for number, op in enumerate(trace.ops):
         box, mask = boxes[number + 1], masks[number + 1]

@@ -1,12 +1,11 @@
-"""Grid: encoder levels and decoder nodes that are evaluated on demand; the trunk of UNet++ and of the floor plan net.
+"""A U-Net as a grid of nodes that are evaluated on demand: the trunk of UNet++ and of the floor plan net.
 
-Node (i, j) lies at level i (0 is the finest) and column j. Column 0 is the encoder; a later node reads what lies left
-of it at its level and the node below. Nothing runs that the wanted node does not need.
+Node (i, j) lies at level i (0 is the finest) and column j. Column 0 is the encoder. A later node reads the nodes left
+of it at its level, and the node one level deeper in the column before. Only the nodes that a wanted node needs are run.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from skipguide.config import as_flag, as_list, as_whole
 from skipguide.errors import SkipError
+from skipguide.vision.timm_encoder import TimmEncoder
 
 Node = tuple[int, int]
 
@@ -54,88 +54,8 @@ class ConvBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(x)))
 
 
-class TimmLevels(nn.Module):
-    """A timm backbone as levels of distinct stride, that stops where it is told to.
-
-    Args:
-        name: a timm model.
-        in_channels: channels of the images.
-        depth: deepest level to keep; deeper weights are dropped. None keeps all.
-        pretrained: load timm's weights.
-        arguments: passed to `timm.create_model`.
-
-    Raises:
-        SkipError: for an unknown name, a backbone without intermediate features, or one whose features all have one
-            stride (a plain ViT).
-    """
-
-    def __init__(
-        self, name: str, in_channels: int, depth: int | None, pretrained: bool, arguments: dict[str, Any]
-    ) -> None:
-        super().__init__()
-        import timm
-
-        # Models with a window or a position table check the image size; some let themselves be talked out of it.
-        options = {"features_only": True, "feature_cls": "getter", "in_chans": in_channels, "pretrained": pretrained}
-        flexible = True
-        try:
-            try:
-                model = timm.create_model(name, **options, strict_img_size=False, **arguments)
-            except TypeError:
-                flexible = False
-                model = timm.create_model(name, **options, **arguments)
-        except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
-            raise SkipError(
-                f"timm has no usable features for {name!r}: {error}; pick one of timm.list_models(), one with "
-                "forward_intermediates"
-            ) from error
-        body = model.model
-        if not hasattr(body, "forward_intermediates"):
-            raise SkipError(f"{name} has no forward_intermediates and cannot stop early; choose another backbone")
-        strides = [int(r) for r in model.feature_info.reduction()]
-        channels = model.feature_info.channels()
-        last = {stride: at for at, stride in enumerate(strides)}  # of several features with one stride, the last
-        levels = [last[stride] for stride in sorted(last)]
-        if len(levels) < 2:
-            raise SkipError(
-                f"the features of {name} all have stride {strides[0]}: a grid needs levels of falling resolution; "
-                "choose a backbone with stages (resnet, convnext, swin, pvt_v2, ...)"
-            )
-        if depth is not None:
-            levels = levels[: depth + 1]
-        self.strides = [strides[at] for at in levels]
-        self.channels = [channels[at] for at in levels]
-        self.indices = [int(model.out_indices[at]) for at in levels]
-        if depth is not None:
-            body.prune_intermediate_layers(self.indices, prune_norm=True)
-        self.name = name
-        self.model = body
-        config = getattr(body, "pretrained_cfg", None) or {}
-        self.multiple = math.lcm(*strides)  # of all levels, so that a pruned model pads as the full one does
-        if config.get("fixed_input_size") and not flexible:
-            self.multiple = math.lcm(self.multiple, int(arguments.get("img_size", config["input_size"][-1])))
-
-    def forward(self, images: Tensor, level: int) -> list[Tensor]:
-        """Features `[N, channels, h, w]` of levels 0 to `level`; what lies deeper does not run."""
-        indices = self.indices[: level + 1]
-        try:
-            return cast(
-                "list[Tensor]",
-                self.model.forward_intermediates(
-                    images, indices=indices, stop_early=True, output_fmt="NCHW", intermediates_only=True
-                ),
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except (AssertionError, RuntimeError) as error:
-            height, width = images.shape[-2:]
-            raise SkipError(
-                f"the backbone {self.name} cannot take images of {height}x{width} pixels: {error}"
-            ) from error
-
-
-class SkipGrid(nn.Module):
-    """Encoder and decoder nodes; a subclass adds the heads.
+class UNetGrid(nn.Module):
+    """The nodes of encoder and decoder; a subclass adds the heads.
 
     Args:
         encoder: None for plain convolution blocks with max pooling, or the name of a timm backbone.
@@ -174,7 +94,7 @@ class SkipGrid(nn.Module):
         nested, skips = as_flag("nested", nested), as_flag("skips", skips)
         full_resolution, pretrained = as_flag("full_resolution", full_resolution), as_flag("pretrained", pretrained)
         self.in_channels, self.nested, self.skips, self.inject = in_channels, nested, skips, inject
-        self.encoder: TimmLevels | None = None
+        self.encoder: TimmEncoder | None = None
         self.stem: ConvBlock | None = None
         if encoder is None:
             if encoder_args or pretrained or full_resolution:
@@ -184,7 +104,7 @@ class SkipGrid(nn.Module):
             sources: list[int] = [in_channels, *widths]
         else:
             below = None if depth is None else depth - int(full_resolution)
-            self.encoder = TimmLevels(encoder, in_channels, below, pretrained, dict(encoder_args or {}))
+            self.encoder = TimmEncoder(encoder, in_channels, below, pretrained, dict(encoder_args or {}))
             sources = list(self.encoder.channels)
             strides = ([1] if full_resolution else []) + self.encoder.strides
             if full_resolution and self.encoder.strides[0] == 1:
@@ -226,8 +146,8 @@ class SkipGrid(nn.Module):
         return cast(nn.ModuleDict, self.node[str(i)])[str(j)]
 
 
-class Walk:
-    """The values of one batch, node by node, as they are asked for.
+class NodeValues:
+    """The nodes' values for one batch, each computed when it is first asked for.
 
     Args:
         grid: the nodes.
@@ -236,10 +156,10 @@ class Walk:
 
     Attributes:
         values: what has been computed, `[rows, width, h, w]` per node.
-        rows_run: how many rows each node ran, over the whole walk.
+        rows_run: how many rows each node ran, in all.
     """
 
-    def __init__(self, grid: SkipGrid, images: Tensor, tap: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(self, grid: UNetGrid, images: Tensor, tap: Callable[[Tensor], Tensor] | None = None) -> None:
         self.grid, self.tap = grid, tap
         self.size = tuple(images.shape[-2:])
         if grid.encoder is not None:

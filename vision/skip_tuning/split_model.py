@@ -84,12 +84,13 @@ class SplitModel:
             self._fingerprint = fingerprint(self.pretrained)
         return self._fingerprint
 
-    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_parameters(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the trained parameters by name."""
         for name, parameter in self.parameters().items():
             parameter.data.copy_(tensors[name])
 
-    def _changed(self) -> None:
-        """The weights are going to be trained: forget what was computed with the old ones."""
+    def forget_answers(self) -> None:
+        """Forget what was computed with the present weights, because they are going to be trained."""
         self._tuned = None
 
     def prefix_to(self, device: torch.device) -> None:
@@ -115,7 +116,7 @@ class SplitModel:
         if self._tuned is None:
             self._tuned = {name: p.detach().clone() for name, p in self.parameters().items()}
         start = dict(self.pretrained.named_parameters())
-        self._load(
+        self.load_parameters(
             {
                 name: torch.lerp(start[name].detach().float().to(t.device), t, alpha) if alpha < 1 else t
                 for name, t in self._tuned.items()

@@ -1,4 +1,4 @@
-"""Morphology: what was computed from a mask, remembered."""
+"""MaskCache: what was computed from a mask, remembered."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from skipguide.vision.layer_masking.masks import Box, grow, move, rectangle_of, 
 
 
 @dataclass
-class Morphology:
+class MaskCache:
     """Remembers what was computed from a mask: blocks of a stage share theirs."""
 
     memo: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict)
