@@ -1,4 +1,4 @@
-"""Files of the floor plan data set: read back as written, refused where damaged, and no code in them runs."""
+"""Floor plans: files of the data set, made-up plans, regions by flood fill, and pictures."""
 
 import pickle
 
@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.layout_graphs import TRIANGLE
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from skipguide.errors import SkipError
 from skipguide.vision.floorplan import (
@@ -19,12 +21,15 @@ from skipguide.vision.floorplan import (
     MSDFolder,
     Plan,
     collate,
+    draw_plan,
     generate_plan,
     preprocess,
     save_submission,
     write_plan,
 )
+from skipguide.vision.floorplan.generate import PROGRAMMES
 from skipguide.vision.floorplan.msd import read_graph, to_classes
+from skipguide.vision.floorplan.regions import grow, innermost, outside, regions
 
 
 def test_preprocess_channels():
@@ -167,3 +172,129 @@ def test_submission(tmp_path):
     for bad in (torch.tensor([[11]]), torch.rand(3, 3), torch.zeros(3, dtype=torch.long), classes[None]):
         with pytest.raises(SkipError, match="expected classes"):
             save_submission(bad, tmp_path, "44")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(24, 70))
+def test_made_up_plans_keep_their_rules(seed, size):
+    plan = generate_plan(seed, size)
+    target = plan.target.numpy()
+    graph = plan.graph.to_networkx()
+    assert networkx.is_connected(graph)
+    rooms = regions(target)
+    areas = {}
+    for number in np.unique(rooms):
+        kind = int(target.ravel()[number])
+        if kind < STRUCTURE:
+            areas[number] = (int((rooms == number).sum()), kind)
+    assert len(areas) == len(plan.graph) >= 2
+    # zones go by rank in size, in the order of the programme
+    order = PROGRAMMES[plan.name.split("-")[0]]
+    ranked = sorted(areas.values(), reverse=True)
+    assert sorted(plan.graph.zones.tolist()) == sorted(order[: len(ranked)])
+    sizes = [area for area, _ in ranked]
+    for rank, (area, kind) in enumerate(ranked):
+        if sizes.count(area) == 1:
+            assert kind in ZONES[order[rank]]
+    # what a room is within its zone goes by the number of its connections
+    kinds = sorted(kind for _, kind in areas.values())
+    table = {0: (0, 0, 0, 0), 1: (2, 3, 1, 4), 2: (7, 6, 5, 5), 3: (8, 8, 8, 8)}
+    zones = plan.graph.zones.tolist()
+    assert kinds == sorted(table[zones[r]][min(graph.degree[r], 4) - 1] for r in graph.nodes)
+    # the image: the outside is exactly the background
+    assert torch.equal(plan.image[1] == 1, plan.target == BACKGROUND)
+
+
+def test_plans_are_repeatable_and_differ():
+    one, two, other = generate_plan(5), generate_plan(5), generate_plan(6)
+    assert torch.equal(one.image, two.image)
+    assert torch.equal(one.target, two.target)
+    assert torch.equal(one.graph.edges, two.graph.edges)
+    assert not torch.equal(one.target, other.target)
+    named = [generate_plan(7, programme=name) for name in PROGRAMMES]
+    assert len({tuple(plan.target.flatten().tolist()) for plan in named}) == 3
+    # nothing in the image tells the programme
+    assert len({tuple(plan.image[1].flatten().tolist()) for plan in named}) == 1
+    whole = generate_plan(7, keep_walls=1.0)
+    assert torch.equal(whole.image[2] == 0, whole.target == STRUCTURE)
+    for arguments, message in (
+        ({"size": 8}, "24"),
+        ({"rooms": (1, 4)}, "2 to 8"),
+        ({"rooms": (5, 4)}, "2 to 8"),
+        ({"keep_walls": 2.0}, "keep_walls"),
+        ({"programme": "castle"}, "family"),
+    ):
+        with pytest.raises(SkipError, match=message):
+            generate_plan(0, **arguments)
+    with pytest.raises(SkipError, match="one size"):
+        collate([generate_plan(0, 24), generate_plan(0, 32)])
+
+
+def slow_regions(values):
+    height, width = values.shape
+    labels = -np.ones(values.shape, dtype=int)
+    for start in range(values.size):
+        todo = [divmod(start, width)]
+        while todo:
+            y, x = todo.pop()
+            if labels[y, x] < 0 and values[y, x] == values.flat[start]:
+                labels[y, x] = start
+                near = ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1))
+                todo += [(a, b) for a, b in near if 0 <= a < height and 0 <= b < width]
+    return labels
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 10**6))
+def test_regions_equal_a_plain_flood_fill(height, width, seed):
+    values = np.random.default_rng(seed).integers(0, 3, (height, width))
+    assert np.array_equal(regions(values), slow_regions(values))
+
+
+def test_outside_and_gaps():
+    walls = np.zeros((12, 12), dtype=bool)
+    walls[2:10, 2] = walls[2:10, 9] = walls[2, 2:10] = walls[9, 2:10] = True
+    closed = outside(walls)
+    assert closed[0, 0]
+    assert not closed[5, 5]
+    assert closed.sum() == 144 - 64
+    walls[2, 5:7] = False  # a door of two pixels
+    assert outside(walls)[5, 5]
+    kept = outside(walls, gap=1)
+    assert kept[0, 0]
+    assert not kept[5, 5]
+    assert not (kept & walls).any()
+    touching = np.ones((4, 4), dtype=bool)  # walls on the border leave no outside
+    touching[1:3, 1:3] = False
+    assert not outside(touching).any()
+
+
+def test_innermost_is_deep_inside():
+    mask = np.zeros((20, 20), dtype=bool)
+    mask[2:9, 3:18] = True
+    mask[9:19, 3:5] = True
+    row, column = innermost(mask)
+    assert not (~mask & grow(np.pad(np.ones((1, 1), bool), ((row, 19 - row), (column, 19 - column))), 3)).any()
+    assert innermost(np.eye(3, dtype=bool)) == (1, 1)
+
+
+def test_picture_has_rooms_names_and_legend():
+    plan = generate_plan(3, 64)
+    bare = draw_plan(plan.target, labels=False, legend=False)
+    assert bare.height == bare.width == 384
+    named = draw_plan(plan.target, legend=False)
+    assert named.size == bare.size
+    assert named.tobytes() != bare.tobytes()
+    zoom = bare.height // 64
+    walls = (plan.target == STRUCTURE).numpy().repeat(zoom, 0).repeat(zoom, 1)
+    assert np.array_equal(np.asarray(named)[walls], np.asarray(bare)[walls]), "a name leaves its room"
+    full = draw_plan(plan.target, title="A made-up plan")
+    assert full.width > bare.width
+    assert full.height > bare.height
+    logits = torch.nn.functional.one_hot(plan.target, 11).permute(2, 0, 1).float()
+    assert draw_plan(logits).tobytes() == draw_plan(plan.target).tobytes()
+    draw_plan(torch.full((3, 3), IGNORE))
+    with pytest.raises(SkipError, match="expected classes"):
+        draw_plan(torch.rand(3, 3))
+    with pytest.raises(SkipError, match="expected classes"):
+        draw_plan(plan.target[None])  # classes of a batch are no logits
