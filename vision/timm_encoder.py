@@ -12,7 +12,7 @@ from skipguide.errors import SkipError
 
 
 class TimmEncoder(nn.Module):
-    """A timm backbone as levels of distinct stride, that stops where it is told to.
+    """A timm backbone as levels of distinct stride, that runs no deeper than the level that is wanted.
 
     Args:
         name: a timm model.

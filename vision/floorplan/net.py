@@ -13,11 +13,11 @@ from skipguide.config import as_flag, as_number, as_whole, as_wholes, is_one_of
 from skipguide.errors import SkipError
 from skipguide.vision.floorplan.graph import EDGE_TYPES, GraphBatch, GraphConv, LayoutGraph
 from skipguide.vision.floorplan.plan import CLASSES, ZONES
-from skipguide.vision.saved import Saved
+from skipguide.vision.pretrained import PretrainedMixin
 from skipguide.vision.unet_grid import NodeValues, UNetGrid, check_images, resize
 
 
-class FloorPlanNet(UNetGrid, Saved, library_name="skipguide", license="apache-2.0"):
+class FloorPlanNet(UNetGrid, PretrainedMixin, library_name="skipguide", license="apache-2.0"):
     """Structure image and layout graph in, a class per pixel out (arXiv 2309.13881, section 3).
 
     The image is injected again at every decoder step. The graph enters at the bottleneck: as a map of low resolution

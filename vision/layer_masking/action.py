@@ -1,4 +1,4 @@
-"""Action: how one operation is run under given masks."""
+"""How one operation is run under given masks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipguide.vision.layer_masking.geometry import Adaptive, Leave, Op, Pad, Pointwise, Reduce, Window
+from skipguide.vision.layer_masking.geometry import Adaptive, Flatten, Op, Pad, Pointwise, Reduce, Window
 from skipguide.vision.layer_masking.mask_cache import MaskCache
 from skipguide.vision.layer_masking.masks import Box, join, meet, move, padded, whole
 
@@ -50,19 +50,22 @@ def prepare(
     how: str,
     cache: MaskCache,
 ) -> Action:
-    """How to run an operation; `rounds` -1: it reads nothing hidden. Equal ones share the answer."""
+    """How to run an operation; operations of one kind on the same masks share the answer.
+
+    `rounds` is -1 for an operation that reads nothing hidden.
+    """
     if isinstance(op, Pointwise):
         assert box is not None
         return Action(box)
     key = (op.kind_of, id(masks[0]), id(after), inputs[0], box, rounds, dtype, how)
     if key not in cache.actions:
-        cache.actions[key] = _prepared(op, masks[0], after, inputs[0], box, rounds, dtype, how, cache)
+        cache.actions[key] = _prepare_one(op, masks[0], after, inputs[0], box, rounds, dtype, how, cache)
         cache.kept += [masks[0], after]
     action: Action = cache.actions[key]
     return action
 
 
-def _prepared(
+def _prepare_one(
     op: Op,
     mask: Tensor,
     after: Tensor | None,
@@ -74,9 +77,9 @@ def _prepared(
     cache: MaskCache,
 ) -> Action:
     assert source is not None
-    if isinstance(op, Reduce | Leave):
+    if isinstance(op, Reduce | Flatten):
         action = Action(source)
-        # `Leave` may be cut only if nothing is: a feature per position
+        # where a `Flatten` occurs no activation is cut to a box, because every position becomes a feature of its own
         if rounds >= 0:
             action.part = cache.part(mask, source, dtype)
         if isinstance(op, Reduce) and op.how == "mean" and (rounds >= 0 or source != whole(mask)):

@@ -1,6 +1,6 @@
-"""Attribution: which parts of the image an answer rests on, by leaving them out.
+"""Which parts of an image an answer rests on, found by leaving them out.
 
-All three ask the model about many masks and differ in which masks: occlusion hides one part at a time, LIME
+All three methods run the model under many masks and differ in which: occlusion hides one part at a time, LIME
 (arXiv 1602.04938) fits a linear model to random ones, RISE (arXiv 1806.07421) averages them.
 """
 

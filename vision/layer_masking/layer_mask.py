@@ -115,7 +115,7 @@ class AppliedMask:
     Attributes:
         mask: the settings.
         model: the model.
-        stats: the ledger.
+        stats: what its passes ran.
     """
 
     mask: LayerMask
@@ -134,7 +134,7 @@ class AppliedMask:
 
     @property
     def stats(self) -> MaskStats:
-        """The ledger."""
+        """What its passes ran."""
         return self.masker.stats
 
     def __call__(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -173,7 +173,7 @@ class MaskedForward:
     """`f(keep, images) -> logits`: the model as a function of the mask, the form that captum attributes.
 
     Attributes:
-        stats: the ledger.
+        stats: what its passes ran.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class MaskedForward:
 
     @property
     def stats(self) -> MaskStats:
-        """The ledger."""
+        """What its passes ran."""
         return self.masker.stats
 
     def __call__(self, keep: Tensor, images: Tensor) -> Any:
@@ -233,7 +233,7 @@ def masked_forward(
 
 
 def mask_of(activation: Tensor) -> Tensor | None:
-    """What is known of an activation, seen from a forward hook during a masked pass: bool `[N or 1, 1, h, w]`."""
+    """The mask of an activation, asked for in a forward hook of a masked pass: bool `[N or 1, 1, h, w]`."""
     info = info_of(activation)
     if info is None or info.number is None:
         return None

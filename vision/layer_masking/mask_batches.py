@@ -1,4 +1,4 @@
-"""Many: thousands of masks for one image, each answered once, in batches that fit."""
+"""Thousands of masks for one image: each different mask is run once, in batches that fit into memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MaskCache: what was computed from a mask, remembered."""
+"""What was computed from masks, kept so that operations on the same masks share it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from skipguide.vision.layer_masking.masks import Box, grow, move, rectangle_of, 
 
 @dataclass
 class MaskCache:
-    """Remembers what was computed from a mask: blocks of a stage share theirs."""
+    """Answers that depend on masks alone. Keys hold the ids of masks, hence `kept` holds the masks.
+
+    Attributes:
+        memo: the masks after operations.
+        wider: pairs of ids: the first mask is contained in the second.
+        lists: rings of fill, fill weights and parts of masks.
+        actions: how operations are run.
+        rectangles: the visible rectangle of a mask, or None.
+        kept: the masks whose ids are in use.
+    """
 
     memo: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict)
     wider: set[tuple[int, int]] = field(default_factory=set)
@@ -26,7 +35,7 @@ class MaskCache:
     kept: list[object] = field(default_factory=list)
 
     def mask(self, op: Op, masks: Sequence[Tensor]) -> Tensor | None:
-        """`op.mask`, once for equal questions."""
+        """`op.mask(masks)`, computed once for operations of one kind."""
         first = masks[0]
         if isinstance(op, Pointwise) and all(mask is first for mask in masks):
             return first
@@ -83,7 +92,7 @@ class MaskCache:
         return self.lists[key][0]
 
     def rectangle(self, mask: Tensor) -> Box | None:
-        """The visible positions if they are one rectangle, in all rows. A GPU is not asked: it would be waited for."""
+        """The visible positions if they are one rectangle, in all rows; None on a GPU, which would be waited for."""
         if mask.is_cuda:
             return None
         if id(mask) not in self.rectangles:

@@ -1,4 +1,4 @@
-"""Masker: runs one model under masks, and remembers what it does."""
+"""Runs one model under masks, by a plan once its operations are known."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from skipguide.vision.layer_masking.tokens import run_tokens, tokens_of
 
 logger = logging.getLogger(__name__)
 
-# What a model does is the same whatever is masked: traces are kept for as long as their model lives.
+# A trace does not depend on the masks, so it is kept for as long as its model lives.
 _TRACES: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Trace]] = WeakKeyDictionary()
 
 
 @dataclass
 class MaskStats:
-    """The ledger of an applied mask.
+    """What the passes of an applied mask ran.
 
     Attributes:
         calls: passes of the model.
@@ -68,7 +68,8 @@ class Masker:
         stats = self.stats
         stats.calls += 1
         stats.rows += images.shape[0]
-        # asked together, so that a GPU is waited for once; the share rounds to 1 where one pixel of many is hidden
+        # Both in one transfer, so that a GPU is waited for once. The share alone does not do: it rounds to 1 where one
+        # pixel of very many is hidden.
         stats.visible, whole = torch.stack([keep.float().mean(), keep.all().float()]).tolist()
         stats.computed = 1.0
         if whole:
@@ -117,7 +118,7 @@ class Masker:
 
     def _plan_for(self, trace: Trace, keep: Tensor, images: Tensor) -> Plan:
         key = (id(trace), images.dtype, self.fill, self.crop)
-        # by value: a mask that was changed in place is another one, and an equal one from elsewhere is the same
+        # compared by value: a mask may have been changed in place, and an equal one may be another tensor
         if self._plan is not None and self._plan[0] == key and torch.equal(self._plan[1], keep):
             return self._plan[2]
         with torch.no_grad():

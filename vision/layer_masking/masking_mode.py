@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.activation_info import TAG, ActivationInfo, tensors_in
 from skipguide.vision.layer_masking.masked_pass import MaskedPass
-from skipguide.vision.layer_masking.rules.names import name_of, where
+from skipguide.vision.layer_masking.rules.names import name_of, running_module
 from skipguide.vision.layer_masking.rules.table import apply_rule
 
 
@@ -66,7 +66,7 @@ class MaskingMode(TorchFunctionMode):
         if getattr(func, "__name__", "") in ("__get__", "size", "dim", "__set__", "__len__"):
             return
         raise SkipError(
-            f"layer masking cannot follow the model: {name_of(func)}{where()} takes a tensor "
+            f"layer masking cannot follow the model: {name_of(func)}{running_module()} takes a tensor "
             f"{tuple(tensor.shape)} that no operation of torch made here (a custom autograd function, a compiled or "
             f"scripted part). Use the model without it"
         )

@@ -1,8 +1,8 @@
-"""Plan: everything that follows from the masks alone, computed once for a batch of masks and a resolution.
+"""The plan of a pass: everything that follows from the masks alone, computed once for masks and a resolution.
 
-Forwards: what is known after every operation. Backwards: which known positions the answer reads at all, because a
-residual add or a stride throws the others away. From both follow the rounds of fill (k - 1 at most, one where an add
-cuts the ring, none where nothing hidden is read) and, per activation, the box outside of which nothing is computed.
+Forwards through the operations: which positions are known after each. Backwards: which of them the answer reads,
+because a residual add or a stride drops others. From both follow how many rounds of fill each operation needs (at most
+k - 1 for a window of k; none where it reads nothing hidden), and the box of each activation that has to be computed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from skipguide.vision.layer_masking.geometry import Op, Pointwise, Window
 from skipguide.vision.layer_masking.mask_cache import MaskCache
 from skipguide.vision.layer_masking.masks import Box, grow, span, whole
 
-ALIGNED = 4  # positions: matrix products of the CPU's library lose an eighth where rows start at odd places
-WORTH_ALIGNING = 1.025  # of the positions
-WORTH_CROPPING = 0.9  # of the positions; cutting costs copies
+ALIGNED = 4  # positions; matrix products on the CPU take an eighth longer where rows do not start at multiples of it
+WORTH_ALIGNING = 1.025  # times the width at most
+WORTH_CROPPING = 0.9  # of the positions at most; cutting costs copies
 
 
 @dataclass(frozen=True)
@@ -119,18 +119,20 @@ def _read_positions(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tens
     for number in trace.outputs:
         needs[number] = masks[number]
     memo: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
-    unions: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}  # both masks too: what lives keeps its id
+    unions: dict[
+        tuple[int, int], tuple[Tensor, Tensor, Tensor]
+    ] = {}  # with both masks: an id is only unique while its mask lives
     for number in reversed(range(len(trace.ops))):
         op, need = trace.ops[number], needs[number + 1]
         if need is None and masks[number + 1] is not None:
-            continue  # nobody reads it
+            continue  # it is not read
         for i in op.inputs:
             mask = _known(masks, i)
             if isinstance(op, Pointwise):
                 assert need is not None
                 reads = need
             else:
-                # operations of a stage ask the same question: same geometry, same masks
+                # operations of a stage often have the same geometry and the same masks: computed once
                 key = (op.kind_of, id(mask), id(need))
                 if key not in memo:
                     reach = op.reach(need, mask)
@@ -141,7 +143,7 @@ def _read_positions(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tens
                 needs[i] = reads
                 continue
             pair = (id(before), id(reads))
-            if pair not in unions:  # asked once of masks that meet again and again: a GPU is waited for
+            if pair not in unions:  # once per pair: each comparison waits for a GPU
                 both = before | reads
                 unions[pair] = (before if torch.equal(before, both) else both, before, reads)
             needs[i] = unions[pair][0]
@@ -151,7 +153,7 @@ def _read_positions(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tens
 def _filled_from(op: Op, reach: Tensor, mask: Tensor) -> Tensor:
     """The visible positions that are read, or that the fill of what is read takes means of."""
     if filled_before(op):
-        return reach  # hidden ones too: the padding before has filled them
+        return reach  # hidden ones too, because the padding before it has filled them
     if op.rounds:
         reach = reach | grow(reach > mask, op.rounds)
     return reach & mask
@@ -165,7 +167,7 @@ def _rounds_and_boxes(
     cache: MaskCache,
     how: str,
 ) -> tuple[list[int], list[Box | None]]:
-    """Rounds and boxes as Python numbers: everything is asked at once, so a GPU waits once.
+    """Rounds and boxes as Python numbers, in one transfer, so that a GPU is waited for once.
 
     The rounds are -1 where nothing hidden is read.
     """
@@ -207,7 +209,7 @@ def _rounds_and_boxes(
 
 
 def aligned(box: Box, bounds: Box) -> Box:
-    """The box, wider by so little that its positions are a multiple of what the CPU likes; itself if that costs much.
+    """The box, widened to a multiple of `ALIGNED` positions if that takes little; else the box itself.
 
     Example:
         >>> aligned((7, 50, 7, 50), (0, 56, 0, 56)), aligned((2, 13, 2, 13), (0, 14, 0, 14))
@@ -223,7 +225,7 @@ def aligned(box: Box, bounds: Box) -> Box:
 
 
 def _computed_boxes(trace: Trace, wanted: list[Box | None]) -> list[Box | None]:
-    """What is computed: windows make the box that is wanted, other operations what their inputs have in common."""
+    """The box of each activation: a window makes the wanted one, other operations what their inputs have in common."""
     boxes: list[Box | None] = [wanted[0]]
     for number, op in enumerate(trace.ops):
         if wanted[number + 1] is None or not isinstance(op, Pointwise):

@@ -1,4 +1,4 @@
-"""The checkpoint: a killed run goes on after its last whole epoch."""
+"""The checkpoint of a run, from which a killed run goes on after its last whole epoch."""
 
 from __future__ import annotations
 

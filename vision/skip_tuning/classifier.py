@@ -1,4 +1,4 @@
-"""The classifier: images against the prompts of some classes, whatever the weights are."""
+"""Classifies images by comparing them with prompts of the classes, with any weights."""
 
 from __future__ import annotations
 

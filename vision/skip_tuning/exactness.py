@@ -1,4 +1,4 @@
-"""Exactness: resumed passes against the model's own."""
+"""Checks that resumed passes give what the model itself gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prefixes: what the frozen layers make of the training images, computed once per view."""
+"""The output of the frozen layers for the training images, computed once per view."""
 
 from __future__ import annotations
 

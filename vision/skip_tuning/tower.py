@@ -1,6 +1,6 @@
 """Towers: an image or text encoder seen as embedding, blocks and head, so that it can start from the middle.
 
-A tower never computes what its result cannot depend on: text is cut behind the last end-of-text token, and the last
+A tower computes only what its result depends on: text is cut behind the last end-of-text token, and the last
 block runs for the one position that is pooled.
 """
 

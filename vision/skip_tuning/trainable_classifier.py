@@ -17,7 +17,7 @@ from skipguide.vision.skip_tuning.towers import find_towers
 
 
 class TrainableClassifier(PromptClassifier):
-    """What the training loop and its parts work on; `SkipTuner` adds `fit` and files.
+    """What the training loop and its parts work on; `SkipTuner` adds `fit` and files, and documents the arguments.
 
     Attributes:
         class_skip: which classes a step compares with; None is all of them.
@@ -29,7 +29,7 @@ class TrainableClassifier(PromptClassifier):
         processor_or_tokenizer: Any,
         classnames: Sequence[str],
         skip_layers: int | Mapping[str, int] | None = None,
-        class_skip: ClassSkip | None = None,
+        class_skip: ClassSkip | None = ClassSkip(),  # noqa: B008 (frozen)
         *,
         templates: str | Sequence[str] = DEFAULT_TEMPLATE,
         trainable: Callable[[str], bool] | None = None,

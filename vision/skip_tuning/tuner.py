@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +17,6 @@ from skipguide.vision.skip_tuning.config import TuneConfig
 from skipguide.vision.skip_tuning.fit import train
 from skipguide.vision.skip_tuning.inputs import read_examples
 from skipguide.vision.skip_tuning.options import RunOptions
-from skipguide.vision.skip_tuning.prompts import DEFAULT_TEMPLATE
 from skipguide.vision.skip_tuning.results import TuneReport
 from skipguide.vision.skip_tuning.trainable_classifier import TrainableClassifier
 
@@ -57,29 +55,7 @@ class SkipTuner(TrainableClassifier):
         ['red circle', 'blue star']
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        processor_or_tokenizer: Any,
-        classnames: Sequence[str],
-        skip_layers: int | Mapping[str, int] | None = None,
-        class_skip: ClassSkip | None = ClassSkip(),  # noqa: B008 (frozen)
-        *,
-        templates: str | Sequence[str] = DEFAULT_TEMPLATE,
-        trainable: Callable[[str], bool] | None = None,
-        device: str | torch.device | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            processor_or_tokenizer,
-            classnames,
-            skip_layers,
-            class_skip,
-            templates=templates,
-            trainable=trainable,
-            device=device,
-        )
-        self.report: TuneReport | None = None
+    report: TuneReport | None = None
 
     # training
 

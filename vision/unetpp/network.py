@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from skipguide.config import as_flag, as_number, as_whole, whole
 from skipguide.errors import SkipError
-from skipguide.vision.saved import Saved
+from skipguide.vision.pretrained import PretrainedMixin
 from skipguide.vision.unet_grid import Node, NodeValues, UNetGrid, check_images
 
 # keys of the plain PyTorch UNet++: conv{level}_{column}, and final without deep supervision
@@ -46,7 +46,7 @@ class GridRun:
     rows_run: dict[Node, int]
 
 
-class UNetPlusPlus(UNetGrid, Saved, library_name="skipguide", license="apache-2.0"):
+class UNetPlusPlus(UNetGrid, PretrainedMixin, library_name="skipguide", license="apache-2.0"):
     """A UNet++ whose nodes run on demand (arXiv 1807.10165, section 3.1 to 3.3).
 
     Args:

@@ -1,4 +1,4 @@
-"""Arguments: what an operation of torch was called with."""
+"""The arguments of an operation of torch, and the type of a rule."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from skipguide.vision.layer_masking.activation_info import ActivationInfo, info_
 from skipguide.vision.layer_masking.masked_pass import MaskedPass
 
 Arguments = tuple[Any, ...]
+# (pass, torch's function, its name, its arguments, the arguments that are activations with positions) -> the result
 Rule = Callable[[MaskedPass, Callable[..., Any], str, Arguments, Mapping[str, Any], list[Tensor]], Any]
 
 
@@ -36,7 +37,7 @@ def axes_of(value: Any, ndim: int) -> tuple[int, ...]:
 
 
 def map_at(x: Any, name: str) -> ActivationInfo:
-    """The info of an activation in the layout of a convolution.
+    """What is known of an activation in the layout of a convolution.
 
     Raises:
         SkipError: for another layout.

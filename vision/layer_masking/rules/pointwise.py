@@ -1,4 +1,4 @@
-"""Pointwise: operations that read the same position of every operand, and questions about shapes."""
+"""Rules for operations that read the same position of every operand, and for questions about shapes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from skipguide.vision.layer_masking.geometry import Pointwise
 from skipguide.vision.layer_masking.masked_pass import MaskedPass
 from skipguide.vision.layer_masking.masks import Box
 from skipguide.vision.layer_masking.rules.arguments import Arguments
-from skipguide.vision.layer_masking.rules.names import NOT_NEGATIVE, OUT_OF_PLACE, STAYS
+from skipguide.vision.layer_masking.rules.names import KEEPS_SIGN, NOT_NEGATIVE, OUT_OF_PLACE
 
 
-def question(masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
-    """Shape and type: the whole activation's, also where only a box of it was computed."""
+def answer_question(masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+    """Answer as for the whole activation, also where only a box of it was computed."""
     out = func(*args, **kwargs)
     x = args[0]
     if isinstance(out, Tensor):  # `.T`, `.data`, `.grad` and their like
@@ -30,7 +30,7 @@ def question(masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: 
         sizes[info.dims[0]], sizes[info.dims[1]] = mask.shape[-2], mask.shape[-1]
         return torch.Size(sizes)
     if name == "size" and isinstance(out, int):
-        return question(masked, torch.Tensor.size, "size", (x,), {})[args[1] if len(args) > 1 else kwargs["dim"]]
+        return answer_question(masked, torch.Tensor.size, "size", (x,), {})[args[1] if len(args) > 1 else kwargs["dim"]]
     return out
 
 
@@ -60,7 +60,7 @@ def pointwise(
             out = _rewritten(into, out)
         return masked.tag(out, first, positive=name in NOT_NEGATIVE)
     out = func(*args, **kwargs)
-    positive = name in NOT_NEGATIVE or (name in STAYS and first.positive)
+    positive = name in NOT_NEGATIVE or (name in KEEPS_SIGN and first.positive)
     return masked.tag(out, first, positive=positive, padded=first.padded and len(placed) == 1)
 
 
@@ -95,8 +95,8 @@ def _written(func: Any, args: Arguments) -> Tensor | None:
 def _rewritten(into: Tensor, value: Tensor) -> Tensor:
     """Let the operand hold the result, which is smaller.
 
-    Most models go on with what the operation returned, but they may as well go on with the operand. Where autograd
-    forbids it, the operand is no longer followed.
+    A model may go on with the operation's result or with its operand. Where autograd forbids to change the operand, it
+    is no longer followed.
     """
     if torch.is_grad_enabled() and (into.requires_grad or value.requires_grad):
         delattr(into, TAG)

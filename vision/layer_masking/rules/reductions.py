@@ -1,4 +1,4 @@
-"""Reductions: positions to one number, or to a few bins."""
+"""Rules for reductions: positions to one number, or to a few bins."""
 
 from __future__ import annotations
 

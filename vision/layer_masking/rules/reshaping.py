@@ -1,4 +1,4 @@
-"""Layout: other orders of dimensions, groups of channels, positions that become features."""
+"""Rules that reshape: other orders of dimensions, groups of channels, positions that become features."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.activation_info import cast_like, in_layout, info_at, info_of, number_of
-from skipguide.vision.layer_masking.geometry import Leave, Pointwise
+from skipguide.vision.layer_masking.geometry import Flatten, Pointwise
 from skipguide.vision.layer_masking.masked_pass import MaskedPass
 from skipguide.vision.layer_masking.rules.arguments import Arguments, argument, axes_of
 from skipguide.vision.layer_masking.rules.pointwise import pointwise
@@ -91,7 +91,6 @@ def reshape(
     info, number = info_at(x), number_of(x)
     mask = masked.mask(number)
     masked.fixed = masked.fixed or f"{name} of positions"
-    op_leave = Leave(name, (number,))
     plain = func(*args, **kwargs)
     if plain.shape == x.shape:
         masked.record(Pointwise(name, (number,)))
@@ -100,7 +99,7 @@ def reshape(
         masked.record(Pointwise(name, (number,)))
         return masked.tag(plain, info, positive=info.positive)
     if plain.ndim == 2 and plain.shape[0] == x.shape[0]:
-        action = masked.record(op_leave)
+        action = masked.record(Flatten(name, (number,)))
         if action.part is not None:
             x = x * cast_like(in_layout(action.part, info.dims, x.ndim), x)
         return masked.tag(func(x, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"}), info)
@@ -110,11 +109,9 @@ def reshape(
 def expand_as(
     masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
 ) -> Any:
-    """A pooled value for every position: it is left as it is, since what follows broadcasts."""
+    """A pooled value for every position: it stays as it is, because the operations that follow broadcast it."""
     x, other = args[0], args[1] if len(args) > 1 else kwargs["other"]
-    mine = info_of(x)
-    if mine is not None and mine.number is not None:
-        if x.shape[-2:] != other.shape[-2:]:
-            raise SkipError(f"layer masking does not know {name} of {tuple(x.shape)} to {tuple(other.shape)}")
-        return x
+    info = info_of(x)
+    if info is not None and info.number is not None and x.shape[-2:] != other.shape[-2:]:
+        raise SkipError(f"layer masking does not know {name} of {tuple(x.shape)} to {tuple(other.shape)}")
     return x

@@ -1,4 +1,4 @@
-"""Rows: some images of a batch taken out, or put back; each row keeps its mask."""
+"""Rules for rows: some images of a batch taken out or put back; each row keeps its mask."""
 
 from __future__ import annotations
 

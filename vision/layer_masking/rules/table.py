@@ -1,7 +1,7 @@
-"""Rules: which operations of torch are understood on masked activations, and what each becomes.
+"""Which operations of torch are understood on masked activations, and the rule for each.
 
-A table from names to functions. What is not in it is refused by name: an operation that mixes positions in a way
-that is not understood would let hidden pixels through without a word.
+What is not in the table is refused by name: an operation that mixes positions in a way that is not understood would
+silently let hidden pixels influence visible ones.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.masked_pass import MaskedPass
 from skipguide.vision.layer_masking.rules.arguments import Arguments, Rule
-from skipguide.vision.layer_masking.rules.names import BINARY, FREE, UNARY, name_of, where
-from skipguide.vision.layer_masking.rules.pointwise import pointwise, question
+from skipguide.vision.layer_masking.rules.names import BINARY, QUESTIONS, UNARY, name_of, running_module
+from skipguide.vision.layer_masking.rules.pointwise import answer_question, pointwise
 from skipguide.vision.layer_masking.rules.reductions import (
     adaptive_avg_pool2d,
     adaptive_max_pool2d,
@@ -61,13 +61,13 @@ def apply_rule(
         SkipError: for one that is not understood, named.
     """
     name = name_of(func)
-    if name in FREE:
-        return question(masked, func, name, args, kwargs)
+    if name in QUESTIONS:
+        return answer_question(masked, func, name, args, kwargs)
     rule = RULES.get(name)
     if rule is None:
         shapes = ", ".join(str(tuple(t.shape)) for t in placed)
         raise SkipError(
-            f"layer masking does not know the operation {name!r}{where()} on activations {shapes}: it may mix "
+            f"layer masking does not know the operation {name!r}{running_module()} on activations {shapes}: it may mix "
             f"hidden and visible positions. Known: convolutions, pools, norms per position, adds, cat; see "
             f"skipguide.vision.layer_masking.rules"
         )

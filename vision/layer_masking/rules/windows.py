@@ -1,4 +1,4 @@
-"""Windows: convolutions, poolings and paddings, which read the filled activation."""
+"""Rules for convolutions, poolings and paddings, which read the filled activation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def conv2d(
         vertical, horizontal = (0, 0) if padding == "valid" else pair_of(padding)
         pads = (vertical, vertical, horizontal, horizontal)
     op = Window(name, (number_of(x),), "conv", kernel, stride, pads, dilation, padded=info.padded)
-    if info.padded and max(op.span) > masked.widest:  # the padding before filled for the model's own convolutions
+    if info.padded and max(op.span) > masked.widest:  # the padding filled for the model's own windows
         raise SkipError(
             f"layer masking does not know {name} over {op.span} positions after a padding of its own: expected at most "
             f"{masked.widest}, the widest that the model's weights and their modules' `dilation` say"
@@ -47,7 +47,7 @@ def conv2d(
     groups = given.get("groups", 1)
     source = masked.boxes[op.inputs[0]]
     assert source is not None
-    late = None if action.scale is None else bias  # a partial convolution weighs what it saw, not its bias
+    late = None if action.scale is None else bias  # a partial convolution scales the sum, not the bias
     first = bias if late is None else None
     out = run_window(
         op, action, x, source,
@@ -124,12 +124,12 @@ def run_window(
     """A convolution or pooling: `plain` with the model's own padding, `bare` without any."""
     region, work = action.region, action.work
     assert work is not None
-    # what is hidden loses a maximum
+    # in a maximum, hidden positions are the lowest number
     low = torch.finfo(x.dtype).min if op.kind == "max" and not op.positive else 0.0
     if action.part is None:
         out = plain(x) if region is None else bare(move(x, source, region, low))
         if low != 0 and region is not None and meet(region, source) != region:
-            # a window that nobody reads may hold nothing but `low`, and a convolution makes infinity of it
+            # a window whose value is not needed may see nothing but `low`, of which a convolution would make infinity
             out = out.masked_fill(out == low, 0.0)
     elif action.frame is not None:
         assert region is not None

@@ -1,4 +1,4 @@
-"""Saved: networks that go to a folder or the hub and come back whole."""
+"""Networks that are saved to a folder or the hub, and come back with the same settings and weights."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from skipguide.config import native
 from skipguide.errors import SkipError
 
 
-class Saved(PyTorchModelHubMixin):
+class PretrainedMixin(PyTorchModelHubMixin):
     """`save_pretrained` and `from_pretrained`, with the saved weights and no others."""
 
     def __new__(cls, *args: Any, **settings: Any) -> Self:
-        """Note the settings as plain data: the hub's mixin leaves out of the file what is not JSON, without a word."""
+        """Note the settings as plain data: the hub's mixin silently leaves out what is not JSON."""
         return super().__new__(cls, *map(_plain, args), **{name: _plain(value) for name, value in settings.items()})
 
     @classmethod
     def _from_pretrained(cls, **settings: Any) -> Self:
-        # The saved weights replace those of the backbone's library: nothing to download a second time. Strict, or a
-        # part that the file lacks would keep its random start without a word.
+        # The saved weights replace those of the backbone's library, so those are not downloaded again. Strict, because
+        # a part that the file lacks would silently keep its random start.
         settings = {"strict": True} | settings | {"pretrained": False}
         try:
             return cast(Self, super()._from_pretrained(**settings))
