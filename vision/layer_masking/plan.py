@@ -119,9 +119,8 @@ def _read_positions(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tens
     for number in trace.outputs:
         needs[number] = masks[number]
     memo: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
-    unions: dict[
-        tuple[int, int], tuple[Tensor, Tensor, Tensor]
-    ] = {}  # with both masks: an id is only unique while its mask lives
+    # unions are kept with their two masks, because an id is only unique while its mask lives
+    unions: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
     for number in reversed(range(len(trace.ops))):
         op, need = trace.ops[number], needs[number + 1]
         if need is None and masks[number + 1] is not None:
