@@ -10,7 +10,7 @@ from torch import nn
 
 from skipguide.errors import SkipError
 from skipguide.vision import SkipDEQ
-from skipguide.vision.skip_deq.network import ConvergenceWarning, jacobian_penalty, skip_loss
+from skipguide.vision.skip_deq import ConvergenceWarning, jacobian_penalty, skip_loss
 
 
 def test_images_and_low_precision():
