@@ -1,4 +1,4 @@
-"""Fixed points: solve z = f(z) for every row of a batch, within a budget of evaluations, and say how well it went.
+"""Fixed points: solve z = f(z) for every row of a batch, within a budget of evaluations, and report how well it went.
 
 Rows are separate problems: each has its own residual, history and step. A solver proposes where to look next; the
 search counts, keeps the best point of every row and ends, by convergence or by the budget, whatever the cell does.
@@ -101,6 +101,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _picard(search: _Search, memory: int) -> NoReturn:
+    """Repeat f; a row whose step is not finite goes back to its best point."""
     z = search.start
     while True:
         step = search(z)
@@ -145,6 +146,7 @@ class _Patience:
 
 
 def _anderson(search: _Search, memory: int) -> NoReturn:
+    """Anderson acceleration: every row extrapolates from a least-squares fit of its own last differences."""
     z = search.start
     step = search(z)
     moves: list[Tensor] = []
@@ -183,6 +185,7 @@ def _anderson(search: _Search, memory: int) -> NoReturn:
 
 
 def _broyden(search: _Search, memory: int) -> NoReturn:
+    """Broyden's method: every row's inverse Jacobian is a sum of rank-one terms, started anew when full."""
     z = search.start
     step = search(z)
     # The inverse Jacobian of f(z) - z is -1 plus a sum of u v^T.

@@ -21,7 +21,8 @@ from transformers import CLIPConfig, CLIPModel
 from demos.benchmarks import measure
 from skipguide.vision.skip_tuning.classes import ClassSkip, choose, rank
 from skipguide.vision.skip_tuning.step import StepModule, TextPrefix
-from skipguide.vision.skip_tuning.towers import Towers, find_towers
+from skipguide.vision.skip_tuning.tower import Towers
+from skipguide.vision.skip_tuning.towers import find_towers
 
 OUT = Path(__file__).with_suffix(".json")
 BATCH = 4

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from demos import study
 from demos.skip_deq.tasks import Examples, Net, build, digits, sequences
-from skipguide.vision.skip_deq.network import ConvergenceWarning, skip_loss
+from skipguide.vision.skip_deq import ConvergenceWarning, skip_loss
 
 HOME = Path(__file__).parent
 # Weight of the skip loss, and whether it trains the guess alone.

@@ -6,7 +6,7 @@ from torch import nn
 from skipguide.vision.fixed_point import SOLVERS
 
 ALL = sorted(SOLVERS)
-# Shows that a solver gets there; the efficient ones are held to less in test_fixed_point_solution.
+# Shows that a solver gets there; the efficient ones are held to less in test_fixed_point.
 BUDGET = 1000
 
 

@@ -1,4 +1,4 @@
-"""Layer masking: parity with the published code."""
+"""Layer masking: parity with the published code, and the ablation by partial convolution."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from skipguide.vision.layer_masking import mask_of
 from skipguide.vision.layer_masking.action import prepare
 from skipguide.vision.layer_masking.fill import fill, fill_weights
 from skipguide.vision.layer_masking.geometry import Window
+from skipguide.vision.layer_masking.mask_cache import MaskCache
 from skipguide.vision.layer_masking.masks import whole
-from skipguide.vision.layer_masking.morphology import Morphology
 from skipguide.vision.layer_masking.rules.windows import run_window
 from zoo.masking import close
 
@@ -112,9 +112,9 @@ def test_layers_of_the_reference():
     mask, x = unit["m"].bool(), unit["x"]
 
     def run(op, plain):
-        shapes = Morphology()
-        after = shapes.mask(op, [mask])
-        action = prepare(op, [mask], after, [whole(mask)], whole(after), op.rounds, torch.float32, "neighbours", shapes)
+        cache = MaskCache()
+        after = cache.mask(op, [mask])
+        action = prepare(op, [mask], after, [whole(mask)], whole(after), op.rounds, torch.float32, "neighbours", cache)
         out = run_window(op, action, x, whole(mask), plain, plain)
         return out * after, after, action
 
@@ -152,3 +152,31 @@ def test_layers_of_the_reference():
             return F.adaptive_avg_pool2d(self.same(x), 1)
 
     torch.testing.assert_close(masked_forward(Mean().eval())(mask, x), unit["gap.out"], rtol=1e-4, atol=1e-5)
+
+
+class Biased(nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3, **settings)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("settings", [{"padding": 1}, {"stride": 2}, {"dilation": 2, "padding": (0, 2), "groups": 2}])
+@pytest.mark.parametrize("crop", [False, True])
+@torch.no_grad()
+def test_a_bias_is_added_after_the_weighing(settings, crop):
+    torch.manual_seed(0)
+    model, x = Biased(**settings), torch.randn(2, 4, 16, 20)
+    keep = torch.zeros(1, 1, 16, 20, dtype=torch.bool)
+    keep[..., 3:9, 4:12] = True
+    conv = model.conv
+    window = torch.full((1, 1, 3, 3), 1 / 9)
+    share = F.conv2d(keep.float(), window, None, conv.stride, conv.padding, conv.dilation)
+    known = share > 0
+    plain = F.conv2d(x * keep, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    values = (plain / share.clamp_min(1e-9) + conv.bias[:, None, None]) * known
+    forward = masked_forward(model, "partial", crop=crop)
+    for _ in range(2):
+        torch.testing.assert_close(forward(keep, x), values.sum((2, 3)) / known.sum())

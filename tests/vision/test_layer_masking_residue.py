@@ -40,7 +40,7 @@ def test_no_trace_is_left(images, keep):
     masked_forward(model)(keep, images)
     assert state(model) == before
     pickle.dumps(model)
-    assert not any(hasattr(p, "_skipguide_spot") for p in (*model.parameters(), *model.buffers(), images, keep))
+    assert not any(hasattr(p, "_skipguide_activation") for p in (*model.parameters(), *model.buffers(), images, keep))
 
 
 @torch.no_grad()

@@ -1,14 +1,16 @@
-"""Skip Tuning: fitting, repeated, stopped and resumed, in every precision and by two processes."""
+"""Skip Tuning: fitting, stopped, resumed, ended by what is not finite; the methods it is compared with."""
 
 import copy
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.tuning import MODELS, NAMES, clip, images, pairs, run, same, state, tuner, words
 from helpers.two_processes import run_in_two
 
+from demos.skip_tuning.baselines import METHODS, build, linear_probe
 from skipguide.errors import SkipError
 from skipguide.vision.skip_tuning import ClassSkip, SkipTuner
 
@@ -160,3 +162,110 @@ def test_on_cuda_the_prefix_leaves_the_device():
     assert t.model.text_model.encoder.layers[0].mlp.fc1.weight.device.type == "cpu"
     assert t.model.text_model.encoder.layers[2].mlp.fc1.weight.device.type == "cuda"
     assert t.evaluate(pairs()).count == 8
+
+
+def weights(of):
+    return {name: p.detach().clone() for name, p in of.parameters().items()}
+
+
+def fit_briefly(which, pictures=None, **more):
+    more = {"epochs": 2, "lr_text": 1e-2, "lr_image": 1e-2, "warmup_lr": 1e-3, "progress": False} | more
+    return which.fit((pictures or images(8), pairs()[1]), **more)
+
+
+def overflowing(place):
+    """Images of which one is finite and too large for the norms of the tower, so that its features are NaN."""
+    return [p * 1e30 if i == place else p for i, p in enumerate(images(8))]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_loss_that_is_not_finite_leaves_the_weights(optimizer):
+    which = tuner()
+    before = weights(which)
+    with pytest.raises(SkipError, match="epoch 0 has a loss of nan after 0 steps"):
+        fit_briefly(which, overflowing(7), optimizer=optimizer, batch_size=8)
+    assert same(before, weights(which))
+    assert all(p.grad is None for p in which.parameters().values())
+    fit_briefly(which, optimizer=optimizer)  # goes on as usual
+    assert not same(before, weights(which))
+
+
+def test_the_steps_before_are_kept():
+    """A run that breaks in its third epoch has the weights of one that was stopped there."""
+    broken, stopped = tuner(), tuner()
+    settings = {"epochs": 3, "views": "per_epoch"}
+    with pytest.raises(SkipError, match=r"epoch 2 has a loss of nan after \d+ steps, whose weights are kept"):
+        fit_briefly(broken, augment=spoil_the_third_epoch(), **settings)
+    with pytest.raises(StopIteration):
+        fit_briefly(stopped, augment=spoil_the_third_epoch(StopIteration), **settings)
+    assert same(weights(broken), weights(stopped))
+
+
+def spoil_the_third_epoch(error=None):
+    """An augmentation that gives what overflows, or raises."""
+    seen = []
+    before = 2 + 2 * (1 + 8)  # two that are compared, then per epoch one for its size and all
+
+    def change(image):
+        seen.append(1)
+        if len(seen) > before and error is not None:
+            raise error
+        return image * 1e30 if len(seen) > before else image
+
+    return change
+
+
+def test_gradients_that_are_not_finite_leave_the_weights():
+    which = tuner()
+    parameter = next(iter(which.parameters().values()))
+    parameter.register_hook(lambda grad: grad * torch.inf)
+    before = weights(which)
+    with pytest.raises(SkipError, match="epoch 0 has gradients whose norm is not finite after 0 steps"):
+        fit_briefly(which)
+    assert same(before, weights(which))
+
+
+def test_pixels_that_are_not_finite_are_named():
+    for broken in (torch.nan, torch.inf):
+        pictures = images(8)
+        pictures[3] = torch.full_like(pictures[3], broken)
+        with pytest.raises(SkipError, match="finite pixels"):
+            fit_briefly(tuner(), pictures)
+        with pytest.raises(SkipError, match="finite pixels"):
+            tuner().predict(pictures[3])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_baselines_train_what_they_say(name):
+    model = clip()
+    before = state(model)
+    t = build(name, model, words, NAMES, templates="a {}")
+    t.fit(pairs(), epochs=1, lr_text=1e-2, lr_image=1e-2, progress=False)
+    assert same(before, state(model))
+    if METHODS[name].lora:
+        assert all("lora_" in n for n in t.names)
+        assert len(t.names) == 2 * 3 * 4
+    else:
+        first = any("layers.0." in n for n in t.names)
+        assert first is not METHODS[name].layers
+    assert (t.class_skip is not None) is METHODS[name].classes
+
+
+def test_linear_probe_separates():
+    x = torch.nn.functional.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    y = (x[:, 0] > 0).long()
+    assert (linear_probe(x, y, 2, 1e-5)(x).argmax(1) == y).float().mean() > 0.95
+
+
+def test_committed_benchmark():
+    """Bars follow from the measurements; no clock is looked at here."""
+    path = Path(__file__).parents[2] / "demos" / "benchmarks" / "skip_tuning.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["settings"]["size"] == "b16"
+    rows = found["classes"]["100"]["rows"]
+    assert (
+        found["bars"]["time_to_reference_100"]["value"] == found["classes"]["100"]["time_to_reference"]["median"] <= 0.5
+    )
+    memory = rows["ours"]["peak_bytes"] / rows["full"]["peak_bytes"]
+    assert found["bars"]["memory_to_full_100"]["value"] == round(memory, 4) <= 1 / 3
+    assert "extrapolated" in found["classes"]["1000"]["rows"]["full"]

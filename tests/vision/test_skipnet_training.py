@@ -1,14 +1,19 @@
-"""Training of SkipNet: resumed to the bit, frozen where it says so, the same in two processes."""
+"""Training of SkipNet: objectives by hand, resumed to the bit, the same in two processes, wrong settings refused."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
+from helpers.tiny_skipnet import TINY
 from helpers.two_processes import run_in_two
 from helpers.wired_skipnet import data, same, state, tiny
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from demos.skipnet.wires import turn_and_recolour
+from skipguide import SkipError
+from skipguide.vision import SkipNet
+from skipguide.vision.skipnet.objectives import Reinforce, budget_loss, cumulative_rewards, reinforce_loss
 from skipguide.vision.skipnet.train import TrainConfig, train
 
 STAGES = {
@@ -162,3 +167,108 @@ def test_two_processes_agree(tmp_path):
     totals = [torch.load(tmp_path / f"total{rank}.pt") for rank in range(2)]
     assert torch.equal(*totals)
     assert json.loads((tmp_path / "budget" / "config.json").read_text())["stage"] == "budget"
+
+
+def test_bad_training_is_refused(tmp_path):
+    positive = r"expected positive lr, .* and warmup in \[0, 1\); got .*"
+    whole = "as a whole number of at least 1; got 0"
+    for wrong, message in (
+        ({"stage": "rl"}, r"unknown stage 'rl'; expected one of dense, "),
+        ({"steps": 0}, f"steps {whole}"),
+        ({"batch_size": 0}, f"batch_size {whole}"),
+        ({"save_every": 0}, f"save_every {whole}"),
+        ({"lr": 0}, positive + r"\blr=0,"),
+        ({"lr": float("nan")}, "lr as a finite number of at least 0; got nan"),
+        ({"gate_lr": 0}, positive + "gate_lr=0,"),
+        ({"warmup": 1}, positive + "warmup=1,"),
+        ({"optimizer": "lbfgs"}, "optimizer 'adamw' or 'sgd'; got 'lbfgs'"),
+        ({"budget_target": 1}, r"target in \[0, 1\); got 1"),
+        ({"gamma": 3}, r"gamma in \[0, 1\] .*gamma=3"),
+        ({"reduction": "max"}, "reduction 'mean' or 'sum' .*got 'max'"),
+    ):
+        with pytest.raises(SkipError, match=message):
+            TrainConfig(**wrong)
+    net = tiny()
+    before = state(net)
+    with pytest.raises(SkipError, match="fixed"):
+        train(net, data(), TrainConfig(stage="fixed"))
+    with pytest.raises(SkipError, match="fixed"):
+        train(net, data(), TrainConfig(), decisions=torch.ones(3, dtype=torch.bool))
+    with pytest.raises(SkipError, match="empty"):
+        train(net, TensorDataset(torch.empty(0, 3, 10, 10), torch.empty(0)), TrainConfig())
+    assert same(before, state(net))
+    train(net, data(), TrainConfig(steps=1, batch_size=4), out=tmp_path)
+    with pytest.raises(SkipError, match=r"other settings \(lr\)"):
+        train(tiny(), data(), TrainConfig(steps=1, batch_size=4, lr=1.0), out=tmp_path)
+    with pytest.raises(SkipError, match="exists"):
+        train(tiny(), data(), TrainConfig(steps=1, batch_size=4), out=tmp_path, resume=False)
+    assert TrainConfig.load_json(tmp_path / "config.json") == TrainConfig(steps=1, batch_size=4)
+    broken = tiny()
+    with torch.no_grad():
+        broken.backbone.fc.weight.fill_(torch.inf)
+    with pytest.raises(SkipError, match="the loss is"):
+        train(broken, data(), TrainConfig(steps=1, batch_size=4))
+    assert not broken.training
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    few = TrainConfig("fixed", steps=2, batch_size=4, save_every=1)
+    first = torch.tensor([True, False, True])
+    train(tiny(), data(), few, out=tmp_path / "run", decisions=first)
+    with pytest.raises(SkipError, match="other decisions"):
+        train(tiny(), data(), few, out=tmp_path / "run", decisions=~first)
+    other = SkipNet(TINY, gate="ff2")
+    with pytest.raises(SkipError, match="another network"):
+        train(other, data(), few, out=tmp_path / "run", decisions=first)
+    (tmp_path / "run" / "state.pt").write_bytes(b"half")
+    with pytest.raises(SkipError, match="is damaged"):
+        train(tiny(), data(), few, out=tmp_path / "run", decisions=first)
+    net = tiny()
+    net.save_pretrained(tmp_path / "model")
+    with pytest.raises(SkipError, match="belongs to something else"):
+        train(net, data(), few, out=tmp_path / "model", decisions=first)
+    assert same(state(SkipNet.from_pretrained(tmp_path / "model")), state(net))
+    (tmp_path / "run" / "state.pt").unlink()  # stopped before its first state: the settings may change
+    train(tiny(), data(), TrainConfig("budget", steps=1, batch_size=4), out=tmp_path / "run")
+
+
+def test_objectives_refuse_nonsense():
+    for bad in ({"reduction": "max"}, {"baseline": "ema"}, {"gamma": 2}, {"alpha": -1}):
+        with pytest.raises(SkipError):
+            Reinforce(**bad)
+    with pytest.raises(SkipError, match=r"\[B, G\]"):
+        cumulative_rewards(torch.ones(3), torch.ones(3), Reinforce())
+    with pytest.raises(SkipError, match="target"):
+        budget_loss(torch.ones(1, 2), 1.0)
+    assert Reinforce.from_dict(Reinforce.cifar().to_dict()) == Reinforce.cifar()
+
+
+def test_rewards_and_their_gradient():
+    """gamma, baseline, detach and the gradient of the surrogate, by hand."""
+    actions, ce = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]), torch.tensor([0.5, 2.0], requires_grad=True)
+    terms = Reinforce(alpha=0.3, gamma=0.5, baseline="none", weight=1.0)
+    # r = 0.1 for a skip; the final reward comes a step after the last decision and is discounted too, as published
+    last = [0.1 + 0.5 * -0.5, 0.0 + 0.5 * -2.0]
+    second = [0.1 + 0.5 * last[0], 0.0 + 0.5 * last[1]]
+    first = [0.0 + 0.5 * second[0], 0.1 + 0.5 * second[1]]
+    wanted = torch.tensor([first, second, last]).T
+    assert torch.allclose(cumulative_rewards(actions, ce, terms), wanted)
+    logits = torch.zeros(2, 3, requires_grad=True)
+    reinforce_loss(logits, actions, ce, terms).backward()
+    # d log p(a) / d logit = a - p
+    assert torch.allclose(logits.grad, -(actions - 0.5) * wanted / 2)
+    assert ce.grad is None
+    reinforce_loss(logits, actions, ce, dataclasses.replace(terms, detach=False)).backward()
+    assert ce.grad is not None
+    centred = dataclasses.replace(terms, baseline="batch_mean")
+    logits.grad = None
+    reinforce_loss(logits, actions, ce.detach(), centred).backward()
+    assert torch.allclose(logits.grad, -(actions - 0.5) * (wanted - wanted.mean(0)) / 2)
+
+
+def test_the_budget_counts_what_is_above_its_target():
+    gates = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
+    assert budget_loss(gates).item() == 0.75
+    assert budget_loss(gates, 0.5).item() == 0.25
+    assert budget_loss(gates, 0.8).item() == 0.0
+    assert budget_loss(gates, 0.0, torch.tensor([3.0, 1.0])).item() == pytest.approx((1 + 0.25) / 2)

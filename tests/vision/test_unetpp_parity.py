@@ -31,7 +31,7 @@ def golden():
 @torch.no_grad()
 def test_heads_and_nodes_equal_the_reference(golden):
     model, tensors, _ = golden
-    walk = unetpp.Walk(model, tensors["input"])
+    walk = unetpp.NodeValues(model, tensors["input"])
     for i, j in model.nodes():
         torch.testing.assert_close(walk(i, j), tensors[f"act_eval/node{i}.{j}"], atol=5e-5, rtol=1e-5)
     for level, logits in enumerate(model(tensors["input"]), start=1):

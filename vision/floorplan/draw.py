@@ -11,7 +11,7 @@ from torch import Tensor
 from skipguide.errors import SkipError
 from skipguide.media.frames import comfortable_zoom
 from skipguide.media.sheets import INK, PAPER, banner, in_a_row, stacked
-from skipguide.vision.floorplan.plan import BACKGROUND, CLASSES, STRUCTURE
+from skipguide.vision.floorplan.plan import BACKGROUND, CLASSES, STRUCTURE, as_classes
 from skipguide.vision.floorplan.regions import innermost, regions
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def draw_plan(
     """
     from PIL import Image
 
-    found = classes.detach().cpu()
-    found = found.argmax(0) if found.ndim == 3 and found.is_floating_point() else found
+    found = as_classes(classes)
     if found.ndim != 2 or found.numel() == 0 or found.is_floating_point():
         raise SkipError(f"expected classes [H, W] or logits [classes, H, W]; got {tuple(classes.shape)}")
     values = found.numpy()

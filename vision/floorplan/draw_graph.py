@@ -18,7 +18,7 @@ UNKNOWN = (170, 170, 170)
 
 
 def draw_graph(graph: LayoutGraph, size: int = 384) -> Image:
-    """A layout graph as a picture with a legend of its zones and connections; where a room lies it does not tell.
+    """A layout graph as a picture with a legend of its zones and connections; it does not show where rooms lie.
 
     Args:
         graph: the rooms.
@@ -45,16 +45,18 @@ def draw_graph(graph: LayoutGraph, size: int = 384) -> Image:
         reach = 0 if len(graph) == 1 else size / 2 - disc - 8
         places.append((size / 2 + reach * math.cos(turn), size / 2 + reach * math.sin(turn)))
     for (one, other), kind in zip(graph.edges.T.tolist(), graph.edge_types.tolist(), strict=True):
-        draw.line((*places[one], *places[other]), fill=_of(EDGE_COLOURS, kind), width=3)
+        draw.line((*places[one], *places[other]), fill=_colour_at(EDGE_COLOURS, kind), width=3)
     for (x, y), zone in zip(places, graph.zones.tolist(), strict=True):
-        draw.ellipse((x - disc, y - disc, x + disc, y + disc), fill=_of(ZONE_COLOURS, zone), outline=INK, width=2)
+        draw.ellipse(
+            (x - disc, y - disc, x + disc, y + disc), fill=_colour_at(ZONE_COLOURS, zone), outline=INK, width=2
+        )
     for at, (zone, line) in enumerate(zip(zones, lines, strict=True)):
         y = size + 4 + step * at
-        draw.ellipse((4, y, 18, y + 14), fill=_of(ZONE_COLOURS, zone), outline=INK)
+        draw.ellipse((4, y, 18, y + 14), fill=_colour_at(ZONE_COLOURS, zone), outline=INK)
         draw.text((24, y + 7), line, fill=INK, font=font, anchor="lm")
     for at, kind in enumerate(types):
         y = size + 11 + step * at
-        draw.line((size // 2, y, size // 2 + 24, y), fill=_of(EDGE_COLOURS, kind), width=3)
+        draw.line((size // 2, y, size // 2 + 24, y), fill=_colour_at(EDGE_COLOURS, kind), width=3)
         name = EDGE_TYPES[kind] if kind < len(EDGE_TYPES) else f"connection {kind}"
         draw.text((size // 2 + 30, y), name, fill=INK, font=font, anchor="lm")
     return canvas
@@ -64,5 +66,5 @@ def _zone_name(zone: int) -> str:
     return ZONE_NAMES[zone] if zone < len(ZONE_NAMES) else f"{zone}th"
 
 
-def _of(colours: tuple[tuple[int, int, int], ...], at: int) -> tuple[int, int, int]:
+def _colour_at(colours: tuple[tuple[int, int, int], ...], at: int) -> tuple[int, int, int]:
     return colours[at] if at < len(colours) else UNKNOWN

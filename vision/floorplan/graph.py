@@ -233,7 +233,7 @@ class GraphConv(nn.Module):
         source, target = edge_index
         # In float32 at least: bfloat16 cannot count beyond 256 neighbours, nor add up their messages.
         wide = torch.promote_types(x.dtype, torch.float32)
-        counts = (source != target).to(wide)  # of loops nothing; a mask as an index would wait for a GPU
+        counts = (source != target).to(wide)  # 0 for loops; a mask as an index would wait for a GPU
         degree = torch.ones(len(x), dtype=wide, device=x.device).index_add(0, target, counts)
         scale = degree.rsqrt()
         by_type = torch.einsum("rf,tfo->tro", x, self.weight)  # the last matrix is that of the loop
@@ -265,7 +265,7 @@ class GraphConv(nn.Module):
 
 
 def _span(numbers: Tensor) -> tuple[int, int]:
-    """The least and the largest of whole numbers, asked of the device at once; zeros where there are none."""
+    """The least and the largest of whole numbers, in one transfer; zeros where there are none."""
     if not numbers.numel():
         return 0, 0
     low, high = torch.stack(numbers.aminmax()).tolist()

@@ -19,7 +19,7 @@ from torch import Tensor
 from skipguide.errors import SkipError
 from skipguide.files import replacing
 from skipguide.vision.floorplan.graph import LayoutGraph
-from skipguide.vision.floorplan.plan import BACKGROUND, CLASSES, IGNORE, Plan
+from skipguide.vision.floorplan.plan import BACKGROUND, CLASSES, IGNORE, Plan, as_classes
 from skipguide.vision.floorplan.regions import outside
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def to_classes(full_out: NDArray[Any]) -> Tensor:
 
 
 class _GraphUnpickler(pickle.Unpickler):
-    """A pickle can run anything; a layout graph needs networkx' classes and plain data."""
+    """Loads networkx' classes and plain data only, because a pickle could run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
         plain = {"builtins": {"set", "frozenset", "complex", "slice", "range"}, "collections": {"OrderedDict"}}
@@ -183,8 +183,7 @@ def submission_image(classes: Tensor) -> Image:
     """
     from PIL import Image
 
-    found = classes.detach().cpu()
-    found = found.argmax(0) if found.ndim == 3 and found.is_floating_point() else found
+    found = as_classes(classes)
     if found.ndim != 2 or found.is_floating_point() or not 0 <= int(found.min()) <= int(found.max()) < len(CLASSES):
         raise SkipError(f"expected classes 0..{len(CLASSES) - 1} [H, W] or logits; got {tuple(classes.shape)}")
     return Image.fromarray(torch.where(found == BACKGROUND, MSD_BACKGROUND, found).numpy().astype(np.uint8))

@@ -13,11 +13,11 @@ from skipguide.config import as_flag, as_number, as_whole, as_wholes, is_one_of
 from skipguide.errors import SkipError
 from skipguide.vision.floorplan.graph import EDGE_TYPES, GraphBatch, GraphConv, LayoutGraph
 from skipguide.vision.floorplan.plan import CLASSES, ZONES
-from skipguide.vision.grid import SkipGrid, Walk, check_images, resize
-from skipguide.vision.saved import Saved
+from skipguide.vision.pretrained import PretrainedMixin
+from skipguide.vision.unet_grid import NodeValues, UNetGrid, check_images, resize
 
 
-class FloorPlanNet(SkipGrid, Saved, library_name="skipguide", license="apache-2.0"):
+class FloorPlanNet(UNetGrid, PretrainedMixin, library_name="skipguide", license="apache-2.0"):
     """Structure image and layout graph in, a class per pixel out (arXiv 2309.13881, section 3).
 
     The image is injected again at every decoder step. The graph enters at the bottleneck: as a map of low resolution
@@ -126,12 +126,12 @@ class FloorPlanNet(SkipGrid, Saved, library_name="skipguide", license="apache-2.
                 raise SkipError(
                     "this net sees the image alone (graph=None): pass no graphs, or build it with graph='map'"
                 )
-            walk = Walk(self, images)
+            values = NodeValues(self, images)
         else:
             batch = self._batch(graphs, images)
-            walk = Walk(self, images, lambda bottom: self._condition(bottom, batch))
-        walk.reach(self.depth)
-        return walk.finish(self.head(walk(0, self.depth)))
+            values = NodeValues(self, images, lambda bottom: self._condition(bottom, batch))
+        values.reach(self.depth)
+        return values.finish(self.head(values(0, self.depth)))
 
     def _batch(self, graphs: GraphBatch | Sequence[LayoutGraph] | None, images: Tensor) -> GraphBatch:
         if graphs is None:

@@ -1,4 +1,4 @@
-"""A plan and its classes."""
+"""A floor plan and its classes."""
 
 from __future__ import annotations
 
@@ -45,6 +45,12 @@ class Plan:
     graph: LayoutGraph
     target: Tensor | None = None
     name: str = ""
+
+
+def as_classes(values: Tensor) -> Tensor:
+    """A class per pixel `[H, W]` on the CPU, from such a map or from logits `[classes, H, W]`."""
+    found = values.detach().cpu()
+    return found.argmax(0) if found.ndim == 3 and found.is_floating_point() else found
 
 
 def collate(plans: Sequence[Plan]) -> tuple[Tensor, GraphBatch, Tensor | None]:

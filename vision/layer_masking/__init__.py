@@ -11,7 +11,7 @@ from skipguide.vision.layer_masking.layer_mask import (
     mask_of,
     masked_forward,
 )
-from skipguide.vision.layer_masking.many import many_masks
+from skipguide.vision.layer_masking.mask_batches import many_masks
 from skipguide.vision.layer_masking.segments import grid_segments, segment_masks, slic_segments
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Action: how one operation is run under given masks."""
+"""How one operation is run under given masks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipguide.vision.layer_masking.geometry import Adaptive, Leave, Op, Pad, Pointwise, Reduce, Window
+from skipguide.vision.layer_masking.geometry import Adaptive, Flatten, Op, Pad, Pointwise, Reduce, Window
+from skipguide.vision.layer_masking.mask_cache import MaskCache
 from skipguide.vision.layer_masking.masks import Box, join, meet, move, padded, whole
-from skipguide.vision.layer_masking.morphology import Morphology
 
 
 @dataclass
@@ -48,21 +48,24 @@ def prepare(
     rounds: int,
     dtype: torch.dtype,
     how: str,
-    shapes: Morphology,
+    cache: MaskCache,
 ) -> Action:
-    """How to run an operation; `rounds` -1: it reads nothing hidden. Equal ones share the answer."""
+    """How to run an operation; operations of one kind on the same masks share the answer.
+
+    `rounds` is -1 for an operation that reads nothing hidden.
+    """
     if isinstance(op, Pointwise):
         assert box is not None
         return Action(box)
     key = (op.kind_of, id(masks[0]), id(after), inputs[0], box, rounds, dtype, how)
-    if key not in shapes.actions:
-        shapes.actions[key] = _prepared(op, masks[0], after, inputs[0], box, rounds, dtype, how, shapes)
-        shapes.kept += [masks[0], after]
-    action: Action = shapes.actions[key]
+    if key not in cache.actions:
+        cache.actions[key] = _prepare_one(op, masks[0], after, inputs[0], box, rounds, dtype, how, cache)
+        cache.kept += [masks[0], after]
+    action: Action = cache.actions[key]
     return action
 
 
-def _prepared(
+def _prepare_one(
     op: Op,
     mask: Tensor,
     after: Tensor | None,
@@ -71,14 +74,14 @@ def _prepared(
     rounds: int,
     dtype: torch.dtype,
     how: str,
-    shapes: Morphology,
+    cache: MaskCache,
 ) -> Action:
     assert source is not None
-    if isinstance(op, Reduce | Leave):
+    if isinstance(op, Reduce | Flatten):
         action = Action(source)
-        # `Leave` may be cut only if nothing is: a feature per position
+        # where a `Flatten` occurs no activation is cut to a box, because every position becomes a feature of its own
         if rounds >= 0:
-            action.part = shapes.part(mask, source, dtype)
+            action.part = cache.part(mask, source, dtype)
         if isinstance(op, Reduce) and op.how == "mean" and (rounds >= 0 or source != whole(mask)):
             area = (source[1] - source[0]) * (source[3] - source[2])
             action.scale = area / mask.sum((2, 3), keepdim=True).clamp_min(1)
@@ -90,7 +93,7 @@ def _prepared(
             return Action(box)
         share = F.adaptive_avg_pool2d(mask.float(), op.size)
         scale = torch.where(share > 0, 1 / share.clamp_min(1e-12), 0.0)
-        return Action(box, part=shapes.part(mask, source, dtype), scale=scale.to(dtype))
+        return Action(box, part=cache.part(mask, source, dtype), scale=scale.to(dtype))
     direct = source == whole(mask) and box == whole(after)
     work = whole(mask)
     region: Box | None = None
@@ -117,21 +120,21 @@ def _prepared(
         work = join(region, join(source, meet(wide, whole(mask))))
     action.work = work
     if not filled_before(op):
-        action.part = shapes.part(mask, work, dtype)
-        rectangle = shapes.rectangle(mask) if isinstance(op, Window) and region is not None else None
+        action.part = cache.part(mask, work, dtype)
+        rectangle = cache.rectangle(mask) if isinstance(op, Window) and region is not None else None
         if rectangle is not None and meet(rectangle, source) == meet(rectangle, work) == rectangle:
             action.frame = rectangle
     if isinstance(op, Window) and op.kind == "avg":
         action.scale = _average(op, mask, box, dtype, direct)
     elif isinstance(op, Window) and op.kind == "max" and not op.positive:
-        action.after = shapes.part(after, box, dtype)
+        action.after = cache.part(after, box, dtype)
     elif how == "partial" and isinstance(op, Window) and convolves:
         ones = torch.full((1, 1, *op.kernel), 1 / (op.kernel[0] * op.kernel[1]), device=mask.device)
         share = F.conv2d(padded(mask, op.padding).float(), ones, None, op.stride, 0, op.dilation)
         scale = torch.where(share > 0, 1 / share.clamp_min(1e-12), 0.0)
-        action.scale = shapes.part(scale, box, dtype)
+        action.scale = cache.part(scale, box, dtype)
     elif how == "neighbours" and rounds > 0:
-        action.weights = shapes.weights(mask, rounds, work, dtype)
+        action.weights = cache.weights(mask, rounds, work, dtype)
     return action
 
 

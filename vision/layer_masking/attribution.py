@@ -1,6 +1,6 @@
-"""Attribution: which parts of the image an answer rests on, by leaving them out.
+"""Which parts of an image an answer rests on, found by leaving them out.
 
-All three ask the model about many masks and differ in which masks: occlusion hides one part at a time, LIME
+All three methods run the model under many masks and differ in which: occlusion hides one part at a time, LIME
 (arXiv 1602.04938) fits a linear model to random ones, RISE (arXiv 1806.07421) averages them.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.layer_mask import MaskedForward
-from skipguide.vision.layer_masking.many import many_masks
+from skipguide.vision.layer_masking.mask_batches import many_masks
 
 METHODS = ("lime", "occlusion", "rise")
 SENTINEL = -1e4

@@ -1,4 +1,4 @@
-"""Baselines: hidden pixels painted over, the usual stand-ins for an absent region. The network sees the paint."""
+"""Baselines: hidden pixels are painted over, and the network sees the paint as part of the image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PixelScale = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def pixel_scale(model: nn.Module) -> PixelScale:
-    """Mean and standard deviation of the model's preprocessing: timm's word for it, else ImageNet's."""
+    """Mean and standard deviation of the model's preprocessing: as timm states it, else ImageNet's."""
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     try:
         return tuple(config["mean"]), tuple(config["std"])

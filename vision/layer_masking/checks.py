@@ -1,4 +1,4 @@
-"""Checks: what is refused before a model runs under masks."""
+"""What is refused before a model runs under masks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.baselines import BASELINES
 from skipguide.vision.layer_masking.tokens import tokens_of
 
-LAYERS = {"neighbours": "neighbours", "zeros": "zeros", "partial": "partial"}
-FILLS = (*LAYERS, *BASELINES)
+LAYER_FILLS = ("neighbours", "zeros", "partial")
+FILLS = (*LAYER_FILLS, *BASELINES)
 
 
 def check_keep(keep: Any, soft: bool = False) -> Tensor:
@@ -55,7 +55,7 @@ def check_model(model: nn.Module, keep: Tensor | None, fill: str) -> None:
         raise SkipError(
             "the model is in training mode and has batch norm, whose statistics the mask would enter: call model.eval()"
         )
-    if fill in LAYERS and tokens_of(model) is None and not any(_convolves(m) for m in model.modules()):
+    if fill in LAYER_FILLS and tokens_of(model) is None and not any(_convolves(m) for m in model.modules()):
         raise SkipError(
             f"{type(model).__name__} has no 2D convolution: layer masking is for convolutional networks and the vision "
             f"transformers of timm and torchvision"

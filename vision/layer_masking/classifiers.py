@@ -1,4 +1,4 @@
-"""Classifiers: from a name to a model, the way it wants its images, and what its classes are called."""
+"""Classifiers by name: the model, its preprocessing and the names of its classes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Classifier:
     """A model with its preprocessing.
 
     Attributes:
-        name: what it was asked for by.
+        name: as given to `load_classifier`.
         model: in eval mode.
         prepare: from a picture to `[3, H, W]`, normalised.
         scale: mean and standard deviation of that normalisation.

@@ -1,4 +1,4 @@
-"""Explain: which parts of a picture a classifier's answer rests on, with the test of the explanation beside it."""
+"""Explains a classifier's answer by the parts of the picture it rests on, and tests the explanation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from skipguide.vision.layer_masking.attribution import METHODS, lime, occlusion,
 from skipguide.vision.layer_masking.baselines import BASELINES, painted
 from skipguide.vision.layer_masking.classifiers import Classifier
 from skipguide.vision.layer_masking.layer_mask import FILLS, masked_forward
-from skipguide.vision.layer_masking.many import many_masks
+from skipguide.vision.layer_masking.mask_batches import many_masks
 from skipguide.vision.layer_masking.segments import grid_segments, segment_masks, slic_segments
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def explain(
         progress: show a bar.
 
     Raises:
-        SkipError: for settings that are not known, or an image without an answer.
+        SkipError: for settings that are not known, or an image whose answer is not finite.
     """
     if method not in METHODS:
         raise SkipError(f"expected method {', '.join(METHODS)}; got {method!r}")
@@ -199,7 +199,7 @@ def draw(explanation: Explanation, classifier: Classifier, height: int = 224) ->
     def variant(name: str, mask: Tensor) -> Image.Image:
         if name in BASELINES:
             return classifier.picture(painted(x[None], mask, name, classifier.scale)[0])
-        # an absent region has no colour: stripes say so
+        # an absent region has no colour, so it is drawn as stripes
         stripes = (torch.arange(x.shape[-2])[:, None] + torch.arange(x.shape[-1])) // max(2, x.shape[-2] // 32) % 2
         pixels = torch.from_numpy(np.array(seen))
         ground = (205 + 25 * stripes).to(torch.uint8)[..., None].expand_as(pixels)

@@ -1,4 +1,4 @@
-"""Fill: hidden positions take the mean of their known neighbours, ring by ring (arXiv 2211.14646, section 3).
+"""Hidden positions take the mean of their known neighbours, ring by ring (arXiv 2211.14646, section 3).
 
 Round d writes the positions at Chebyshev distance d from the visible ones and never revises them. So the weights
 depend on the mask alone and are computed once, and a window of k needs at most k - 1 rounds.

@@ -1,4 +1,6 @@
-"""Geometry: what an operation does to masks, forwards (what is known after it) and backwards (what it reads).
+"""The operations of a model as geometry: what each does to masks, and which positions of its input it reads.
+
+A position is known where it is visible, or was computed from at least one visible position.
 
 Masks are bool `[R, 1, H, W]`, R = rows of the batch, or 1 for all of them. Nothing here looks at data.
 """
@@ -32,11 +34,11 @@ class Op:
 
     @cached_property
     def kind_of(self) -> tuple[object, ...]:
-        """Everything but torch's name and who it takes: operations of one kind are run alike on the same masks."""
+        """Everything but the name and the inputs: operations of one kind are run alike on the same masks."""
         return (type(self), *(getattr(self, f.name) for f in fields(self) if f.name not in ("name", "inputs")))
 
     def mask(self, masks: Sequence[Tensor]) -> Tensor | None:
-        """What is known after it; None if positions are gone."""
+        """The positions that are known after it; None if its result has no positions."""
         known = masks[0]
         for other in masks[1:]:
             known = both(known, other)
@@ -172,7 +174,7 @@ class Pad(Op):
         return F.pad(masks[0].float(), self.amounts, mode=self.mode) > 0
 
     def reach(self, need: Tensor | None, mask: Tensor) -> Tensor:
-        """The transpose of the padding."""
+        """The positions that the needed part of the padded map comes from."""
         if need is None:
             return torch.ones_like(mask)
         if self.mode == "constant":
@@ -207,7 +209,7 @@ class Adaptive(Op):
 
 
 @dataclass(frozen=True)
-class Leave(Op):
+class Flatten(Op):
     """Positions become features (`flatten`): hidden ones are 0."""
 
     def mask(self, masks: Sequence[Tensor]) -> None:

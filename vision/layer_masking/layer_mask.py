@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -15,10 +15,10 @@ from skipguide.active import ActivePlan, Call, end_everywhere, everywhere_at, ho
 from skipguide.config import as_flag, check_keys
 from skipguide.errors import SkipError
 from skipguide.gate import Gate, gate_of
+from skipguide.vision.layer_masking.activation_info import info_of
 from skipguide.vision.layer_masking.baselines import PixelScale
 from skipguide.vision.layer_masking.checks import FILLS, check_fill, check_keep, check_model, expanded
 from skipguide.vision.layer_masking.masker import Masker, MaskStats
-from skipguide.vision.layer_masking.spot import TAG, spot_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ class AppliedMask:
     Attributes:
         mask: the settings.
         model: the model.
-        stats: the ledger.
+        stats: what its passes ran.
     """
 
     mask: LayerMask
@@ -134,7 +134,7 @@ class AppliedMask:
 
     @property
     def stats(self) -> MaskStats:
-        """The ledger."""
+        """What its passes ran."""
         return self.masker.stats
 
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -173,7 +173,7 @@ class MaskedForward:
     """`f(keep, images) -> logits`: the model as a function of the mask, the form that captum attributes.
 
     Attributes:
-        stats: the ledger.
+        stats: what its passes ran.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class MaskedForward:
 
     @property
     def stats(self) -> MaskStats:
-        """The ledger."""
+        """What its passes ran."""
         return self.masker.stats
 
     def __call__(self, keep: Tensor, images: Tensor) -> Any:
@@ -233,14 +233,12 @@ def masked_forward(
 
 
 def mask_of(activation: Tensor) -> Tensor | None:
-    """What is known of an activation, seen from a forward hook during a masked pass: bool `[N or 1, 1, h, w]`."""
-    spot = spot_of(activation)
-    if spot is None or spot.number is None:
+    """The mask of an activation, asked for in a forward hook of a masked pass: bool `[N or 1, 1, h, w]`."""
+    info = info_of(activation)
+    if info is None or info.number is None:
         return None
     with torch._C.DisableTorchFunction():  # a hook runs inside the watched pass
-        return spot.run.mask(spot.number).clone()
+        return info.owner.mask(info.number).clone()
 
 
-Forward = Callable[[Tensor, Tensor], Any]
-
-__all__ = ["FILLS", "TAG", "AppliedMask", "LayerMask", "MaskStats", "MaskedForward", "mask_of", "masked_forward"]
+__all__ = ["FILLS", "AppliedMask", "LayerMask", "MaskStats", "MaskedForward", "mask_of", "masked_forward"]

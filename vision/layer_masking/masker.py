@@ -1,4 +1,4 @@
-"""Masker: runs one model under masks, and remembers what it does."""
+"""Runs one model under masks, by a plan once its operations are known."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from torch import Tensor, nn
 from skipguide.active import Call
 from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.baselines import BASELINES, PixelScale, painted, pixel_scale
+from skipguide.vision.layer_masking.masked_pass import ChangedError, MaskedPass
+from skipguide.vision.layer_masking.masking_mode import MaskingMode
 from skipguide.vision.layer_masking.plan import Plan, Trace, make_plan
 from skipguide.vision.layer_masking.rules.arguments import pair_of
-from skipguide.vision.layer_masking.run import ChangedError, MaskedRun
 from skipguide.vision.layer_masking.tokens import run_tokens, tokens_of
 
 logger = logging.getLogger(__name__)
 
-# What a model does is the same whatever is masked: traces are kept for as long as their model lives.
+# A trace does not depend on the masks, so it is kept for as long as its model lives.
 _TRACES: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Trace]] = WeakKeyDictionary()
 
 
 @dataclass
 class MaskStats:
-    """The ledger of an applied mask.
+    """What the passes of an applied mask ran.
 
     Attributes:
         calls: passes of the model.
@@ -67,7 +68,8 @@ class Masker:
         stats = self.stats
         stats.calls += 1
         stats.rows += images.shape[0]
-        # asked together, so that a GPU is waited for once; the share rounds to 1 where one pixel of many is hidden
+        # Both in one transfer, so that a GPU is waited for once. The share alone does not do: it rounds to 1 where one
+        # pixel of very many is hidden.
         stats.visible, whole = torch.stack([keep.float().mean(), keep.all().float()]).tolist()
         stats.computed = 1.0
         if whole:
@@ -87,36 +89,36 @@ class Masker:
         trace = traces.get(key)
         if trace is not None and not trace.dynamic:
             plan = self._plan_for(trace, keep, images)
-            run = MaskedRun(plan.masks[0], self.fill, plan, trace.widest)  # type: ignore[arg-type]
+            masked = MaskedPass(plan.masks[0], self.fill, plan, trace.widest)  # type: ignore[arg-type]
             try:
-                output = self._watched(run, call, images, args, kwargs)
+                output = self._watched(MaskingMode(masked), call, images, args, kwargs)
             except ChangedError:
                 logger.info("%s did something else than before: tracing it again", type(self.model).__name__)
                 traces.pop(key, None)
                 self._plan = None
             else:
                 self.stats.planned += 1
-                self.stats.fill_rounds += run.rounds
+                self.stats.fill_rounds += masked.rounds
                 self.stats.computed = plan.share
                 return output
-        run = MaskedRun(keep, self.fill, None, self._widest(), self._parameters())
-        output = self._watched(run, call, images, args, kwargs)
-        self.stats.fill_rounds += run.rounds
-        self.largest = max(self.largest, run.largest)
-        if not any(op.rounds or op.name == "conv2d" for op in run.ops):
+        masked = MaskedPass(keep, self.fill, None, self._widest())
+        output = self._watched(MaskingMode(masked, self._parameters()), call, images, args, kwargs)
+        self.stats.fill_rounds += masked.rounds
+        self.largest = max(self.largest, masked.largest)
+        if not any(op.rounds or op.name == "conv2d" for op in masked.ops):
             raise SkipError(f"{type(self.model).__name__} ran no convolution on the images: nothing was masked")
-        traces[key] = run.trace()
+        traces[key] = masked.trace()
         return output
 
-    def _watched(self, run: MaskedRun, call: Call, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
-        entered = run.enter(images)
-        with run:
+    def _watched(self, mode: MaskingMode, call: Call, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
+        entered = mode.masked.enter(images)
+        with mode:
             output = call(entered, *args, **kwargs)
-        return run.leave(output)
+        return mode.masked.leave(output)
 
     def _plan_for(self, trace: Trace, keep: Tensor, images: Tensor) -> Plan:
         key = (id(trace), images.dtype, self.fill, self.crop)
-        # by value: a mask that was changed in place is another one, and an equal one from elsewhere is the same
+        # compared by value: a mask may have been changed in place, and an equal one may be another tensor
         if self._plan is not None and self._plan[0] == key and torch.equal(self._plan[1], keep):
             return self._plan[2]
         with torch.no_grad():

@@ -1,6 +1,6 @@
-"""Masks: what windows see of a bool mask `[R, 1, H, W]`.
+"""Bool masks `[R, 1, H, W]`: what windows see of them, and boxes cut out of them.
 
-A pooling of one channel is slow on a CPU, which vectorises over channels; shifted ORs of bytes take a fiftieth of it.
+On a CPU a pooling vectorises over channels and is slow for a mask's one; shifted ORs of bytes take a fiftieth of it.
 """
 
 from __future__ import annotations

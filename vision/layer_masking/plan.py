@@ -1,8 +1,8 @@
-"""Plan: everything that follows from the masks alone, computed once for a batch of masks and a resolution.
+"""The plan of a pass: everything that follows from the masks alone, computed once for masks and a resolution.
 
-Forwards: what is known after every operation. Backwards: which known positions the answer reads at all, because a
-residual add or a stride throws the others away. From both follow the rounds of fill (k - 1 at most, one where an add
-cuts the ring, none where nothing hidden is read) and, per activation, the box outside of which nothing is computed.
+Forwards through the operations: which positions are known after each. Backwards: which of them the answer reads,
+because a residual add or a stride drops others. From both follow how many rounds of fill each operation needs (at most
+k - 1 for a window of k; none where it reads nothing hidden), and the box of each activation that has to be computed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from skipguide.vision.layer_masking.action import Action, filled_before, prepare
 from skipguide.vision.layer_masking.geometry import Op, Pointwise, Window
+from skipguide.vision.layer_masking.mask_cache import MaskCache
 from skipguide.vision.layer_masking.masks import Box, grow, span, whole
-from skipguide.vision.layer_masking.morphology import Morphology
 
-ALIGNED = 4  # positions: matrix products of the CPU's library lose an eighth where rows start at odd places
-WORTH_ALIGNING = 1.025  # of the positions
-WORTH_CROPPING = 0.9  # of the positions; cutting costs copies
+ALIGNED = 4  # positions; matrix products on the CPU take an eighth longer where rows do not start at multiples of it
+WORTH_ALIGNING = 1.025  # times the width at most
+WORTH_CROPPING = 0.9  # of the positions at most; cutting costs copies
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Plan:
     actions: list[Action]
     rounds: list[int]
     share: float = 1.0
-    memory: Morphology = field(default_factory=Morphology)
+    cache: MaskCache = field(default_factory=MaskCache)
 
 
 def make_plan(trace: Trace, keep: Tensor, dtype: torch.dtype, how: str = "neighbours", crop: bool = True) -> Plan:
@@ -74,21 +74,21 @@ def make_plan(trace: Trace, keep: Tensor, dtype: torch.dtype, how: str = "neighb
         how: "neighbours", "zeros" or "partial".
         crop: compute boxes only.
     """
-    shapes = Morphology()
+    cache = MaskCache()
     masks: list[Tensor | None] = [keep]
     for op in trace.ops:
-        masks.append(shapes.mask(op, [_known(masks, i) for i in op.inputs]))
-    needs, reaches = _needs(trace, masks)
-    rounds, boxes = _settle(trace, masks, needs, reaches, shapes, how)
+        masks.append(cache.mask(op, [_known(masks, i) for i in op.inputs]))
+    needs, reaches = _read_positions(trace, masks)
+    rounds, boxes = _rounds_and_boxes(trace, masks, needs, reaches, cache, how)
     full = [None if m is None else whole(m) for m in masks]
     if not crop or trace.fixed:
         boxes = list(full)
     else:
-        boxes = _flow(trace, boxes)
-    share = _share(trace, boxes, masks)
+        boxes = _computed_boxes(trace, boxes)
+    share = _computed_share(trace, boxes, masks)
     if share > WORTH_CROPPING:
         boxes, share = list(full), 1.0
-    plan = Plan(trace, masks, boxes, [], rounds, share, shapes)
+    plan = Plan(trace, masks, boxes, [], rounds, share, cache)
     for number, op in enumerate(trace.ops):
         plan.actions.append(
             prepare(
@@ -100,7 +100,7 @@ def make_plan(trace: Trace, keep: Tensor, dtype: torch.dtype, how: str = "neighb
                 rounds[number],
                 dtype,
                 how,
-                shapes,
+                cache,
             )
         )
     return plan
@@ -112,25 +112,26 @@ def _known(masks: Sequence[Tensor | None], number: int) -> Tensor:
     return mask
 
 
-def _needs(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tensor | None], list[Tensor | None]]:
+def _read_positions(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Per activation the known positions that are read; per operation all positions that it reads of its input."""
     needs: list[Tensor | None] = [None] * len(masks)
     reaches: list[Tensor | None] = [None] * len(trace.ops)
     for number in trace.outputs:
         needs[number] = masks[number]
     memo: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
-    unions: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}  # both masks too: what lives keeps its id
+    # unions are kept with their two masks, because an id is only unique while its mask lives
+    unions: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
     for number in reversed(range(len(trace.ops))):
         op, need = trace.ops[number], needs[number + 1]
         if need is None and masks[number + 1] is not None:
-            continue  # nobody reads it
+            continue  # it is not read
         for i in op.inputs:
             mask = _known(masks, i)
             if isinstance(op, Pointwise):
                 assert need is not None
                 reads = need
             else:
-                # operations of a stage ask the same question: same geometry, same masks
+                # operations of a stage often have the same geometry and the same masks: computed once
                 key = (op.kind_of, id(mask), id(need))
                 if key not in memo:
                     reach = op.reach(need, mask)
@@ -141,7 +142,7 @@ def _needs(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tensor | None
                 needs[i] = reads
                 continue
             pair = (id(before), id(reads))
-            if pair not in unions:  # asked once of masks that meet again and again: a GPU is waited for
+            if pair not in unions:  # once per pair: each comparison waits for a GPU
                 both = before | reads
                 unions[pair] = (before if torch.equal(before, both) else both, before, reads)
             needs[i] = unions[pair][0]
@@ -151,21 +152,21 @@ def _needs(trace: Trace, masks: list[Tensor | None]) -> tuple[list[Tensor | None
 def _filled_from(op: Op, reach: Tensor, mask: Tensor) -> Tensor:
     """The visible positions that are read, or that the fill of what is read takes means of."""
     if filled_before(op):
-        return reach  # hidden ones too: the padding before has filled them
+        return reach  # hidden ones too, because the padding before it has filled them
     if op.rounds:
         reach = reach | grow(reach > mask, op.rounds)
     return reach & mask
 
 
-def _settle(
+def _rounds_and_boxes(
     trace: Trace,
     masks: list[Tensor | None],
     needs: list[Tensor | None],
     reaches: list[Tensor | None],
-    shapes: Morphology,
+    cache: MaskCache,
     how: str,
 ) -> tuple[list[int], list[Box | None]]:
-    """Rounds and boxes as Python numbers: everything is asked at once, so a GPU waits once.
+    """Rounds and boxes as Python numbers, in one transfer, so that a GPU is waited for once.
 
     The rounds are -1 where nothing hidden is read.
     """
@@ -176,7 +177,7 @@ def _settle(
         if reach is not None:
             mask = _known(masks, op.inputs[0])
             steps = op.rounds if how == "neighbours" else 0
-            for step, known in enumerate(shapes.rings(mask, max(steps - 1, 0))):
+            for step, known in enumerate(cache.rings(mask, max(steps - 1, 0))):
                 key = (id(reach), id(mask), step)
                 keys.append(key)
                 if key not in flags:
@@ -207,7 +208,7 @@ def _settle(
 
 
 def aligned(box: Box, bounds: Box) -> Box:
-    """The box, wider by so little that its positions are a multiple of what the CPU likes; itself if that costs much.
+    """The box, widened to a multiple of `ALIGNED` positions if that takes little; else the box itself.
 
     Example:
         >>> aligned((7, 50, 7, 50), (0, 56, 0, 56)), aligned((2, 13, 2, 13), (0, 14, 0, 14))
@@ -222,8 +223,8 @@ def aligned(box: Box, bounds: Box) -> Box:
     return top, bottom, right - wide, right
 
 
-def _flow(trace: Trace, wanted: list[Box | None]) -> list[Box | None]:
-    """What is computed: windows make the box that is wanted, other operations what their inputs have in common."""
+def _computed_boxes(trace: Trace, wanted: list[Box | None]) -> list[Box | None]:
+    """The box of each activation: a window makes the wanted one, other operations what their inputs have in common."""
     boxes: list[Box | None] = [wanted[0]]
     for number, op in enumerate(trace.ops):
         if wanted[number + 1] is None or not isinstance(op, Pointwise):
@@ -235,7 +236,7 @@ def _flow(trace: Trace, wanted: list[Box | None]) -> list[Box | None]:
     return boxes
 
 
-def _share(trace: Trace, boxes: list[Box | None], masks: list[Tensor | None]) -> float:
+def _computed_share(trace: Trace, boxes: list[Box | None], masks: list[Tensor | None]) -> float:
     done = total = 0
     for number, op in enumerate(trace.ops):
         box, mask = boxes[number + 1], masks[number + 1]

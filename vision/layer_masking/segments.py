@@ -1,4 +1,4 @@
-"""Segments: the parts of an image that an explanation speaks about, and masks made of them."""
+"""Segments, the parts of an image that an explanation ranks, and masks made of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens: in a vision transformer an absent patch is a token that is not there."""
+"""Layer masking of vision transformers: the tokens of hidden patches are left out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from skipguide.vision.layer_masking.fill import fill, fill_weights
 
 
 class _Dropping:
-    """The patches `[N, kept]` of one pass, and whether it got to the place where the others are left out."""
+    """The patches `[N, kept]` that a pass keeps, and whether it reached the module where others are left out."""
 
     def __init__(self, order: Tensor) -> None:
         self.order, self.done = order, False

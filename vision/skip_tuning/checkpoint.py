@@ -1,10 +1,9 @@
-"""The checkpoint: a killed run goes on after its last whole epoch."""
+"""The checkpoint of a run, from which a killed run goes on after its last whole epoch."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,9 +12,7 @@ from skipguide.files import replacing
 from skipguide.vision.skip_tuning.config import TuneConfig
 from skipguide.vision.skip_tuning.inputs import Examples
 from skipguide.vision.skip_tuning.options import RunOptions
-
-if TYPE_CHECKING:
-    from skipguide.vision.skip_tuning.tuner import SkipTuner
+from skipguide.vision.skip_tuning.trainable_classifier import TrainableClassifier
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +20,7 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """The state after the last whole epoch, in one file that is replaced at once."""
 
-    def __init__(self, tuner: SkipTuner, config: TuneConfig, examples: Examples, options: RunOptions) -> None:
+    def __init__(self, tuner: TrainableClassifier, config: TuneConfig, examples: Examples, options: RunOptions) -> None:
         self.tuner = tuner
         self.file = Path(str(options.checkpoint_dir)) / "checkpoint.pt"
         self.about = {
@@ -63,7 +60,7 @@ class Checkpoint:
                 f"expected a checkpoint of this run in {self.file}; its {', '.join(differs)} differ: delete it, or "
                 "choose another checkpoint_dir"
             )
-        self.tuner._load(state["weights"])
+        self.tuner.load_parameters(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
         log.info("going on after epoch %d of %s", state["epoch"], self.file)
         return state["epoch"], list(state["losses"])

@@ -1,4 +1,4 @@
-"""Class skipping: train against the classes that look like the batch, and a few of the rest."""
+"""Class skipping: a step trains against the classes that look like the batch, and a few of the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classifier: images against the prompts of some classes, whatever the weights are."""
+"""Classifies images by comparing them with prompts of the classes, with any weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from skipguide.errors import SkipError
 from skipguide.vision.skip_tuning.inputs import find_preparer, plain, read_examples
 from skipguide.vision.skip_tuning.prompts import DEFAULT_TEMPLATE, check_names, check_templates, fill
 from skipguide.vision.skip_tuning.results import BaseNew, Evaluation
-from skipguide.vision.skip_tuning.split import SplitModel
+from skipguide.vision.skip_tuning.split_model import SplitModel
 
 
 class PromptClassifier(SplitModel):
@@ -44,12 +44,14 @@ class PromptClassifier(SplitModel):
         )
         self._classifiers: dict[Any, Tensor] = {}
 
-    def _load(self, tensors: Mapping[str, Tensor]) -> None:
-        super()._load(tensors)
+    def load_parameters(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the trained parameters by name, and forget the class features that others gave."""
+        super().load_parameters(tensors)
         self._classifiers.clear()
 
-    def _changed(self) -> None:
-        super()._changed()
+    def forget_answers(self) -> None:
+        """Forget the class features, because the weights are going to be trained."""
+        super().forget_answers()
         self._classifiers.clear()
 
     # texts

@@ -1,4 +1,4 @@
-"""How a run trains: frozen, JSON, the defaults of the reference's base-to-new experiments."""
+"""The settings of a run, as frozen data; the defaults are the reference's base-to-new experiments."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""Exactness: resumed passes against the model's own."""
+"""Checks that resumed passes give what the model itself gives."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,13 +8,11 @@ from skipguide.errors import SkipError
 from skipguide.vision.skip_tuning.precision import autocast
 from skipguide.vision.skip_tuning.prefixes import ImagePrefixes
 from skipguide.vision.skip_tuning.step import TextPrefix
-
-if TYPE_CHECKING:
-    from skipguide.vision.skip_tuning.tuner import SkipTuner
+from skipguide.vision.skip_tuning.trainable_classifier import TrainableClassifier
 
 
 @torch.no_grad()
-def check_exact(tuner: SkipTuner, prefixes: ImagePrefixes, texts: TextPrefix) -> float:
+def check_exact(tuner: TrainableClassifier, prefixes: ImagePrefixes, texts: TextPrefix) -> float:
     """Compare the resumed passes with the model's own on two images and two texts.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps on cached prefixes, in one process or several, and an honest report."""
+"""The training loop: epochs of steps on cached prefixes, in one process or several, and a report of what it cost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import os
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.utils import get_total_norm
@@ -24,12 +24,10 @@ from skipguide.vision.skip_tuning.prefixes import ImagePrefixes
 from skipguide.vision.skip_tuning.results import TuneReport
 from skipguide.vision.skip_tuning.samplers import class_batches, few_shot, random_batches
 from skipguide.vision.skip_tuning.step import StepModule
-
-if TYPE_CHECKING:
-    from skipguide.vision.skip_tuning.tuner import SkipTuner
+from skipguide.vision.skip_tuning.trainable_classifier import TrainableClassifier
 
 
-def run(tuner: SkipTuner, examples: Examples, config: TuneConfig, options: RunOptions) -> TuneReport:
+def train(tuner: TrainableClassifier, examples: Examples, config: TuneConfig, options: RunOptions) -> TuneReport:
     """Train `tuner` on `examples`; what `SkipTuner.fit` calls."""
     began = time.perf_counter()
     accelerator = options.accelerator or _launched()
@@ -58,7 +56,7 @@ def run(tuner: SkipTuner, examples: Examples, config: TuneConfig, options: RunOp
     module = step if accelerator is None or accelerator.num_processes == 1 else accelerator.prepare(step)
     steps, kept = 0, 0
     held = 0
-    tuner._changed()  # before the first step: a run may be stopped
+    tuner.forget_answers()  # before the first step: a run may be stopped
     epochs = tqdm(range(start, config.epochs), "epochs", disable=not (options.progress and main), leave=False)
     for epoch in epochs:
         set_rates(optimizer, config, epoch)
@@ -122,7 +120,7 @@ def batches(labels: list[int], config: TuneConfig, epoch: int, accelerator: Any)
     return every[accelerator.process_index :: accelerator.num_processes][:share]
 
 
-def check_step(tuner: SkipTuner, loss: float, epoch: int, steps: int, *, scaled: bool) -> None:
+def check_step(tuner: TrainableClassifier, loss: float, epoch: int, steps: int, *, scaled: bool) -> None:
     """Raise a `SkipError` for a loss or gradients that are not finite, with the weights as they are.
 
     After `backward`: there every process gets the others' gradients, so that none goes on and waits for one that
@@ -141,7 +139,7 @@ def check_step(tuner: SkipTuner, loss: float, epoch: int, steps: int, *, scaled:
     )
 
 
-def check_finite(tuner: SkipTuner) -> None:
+def check_finite(tuner: TrainableClassifier) -> None:
     """Raise a `SkipError` for weights that are not finite."""
     for name, parameter in tuner.parameters().items():
         if not bool(torch.isfinite(parameter).all()):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
-from skipguide.vision.skip_tuning.towers import TextTower, Tower, Towers
+from skipguide.vision.skip_tuning.tower import TextTower, Tower, Towers
 
 
 def _one_query(block: Any, hidden: Tensor, where: Tensor | None, keep: Tensor | None) -> Tensor:

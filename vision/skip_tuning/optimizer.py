@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from skipguide.vision.skip_tuning.config import TuneConfig
 from skipguide.vision.skip_tuning.schedule import learning_rate
-
-if TYPE_CHECKING:
-    from skipguide.vision.skip_tuning.tuner import SkipTuner
+from skipguide.vision.skip_tuning.trainable_classifier import TrainableClassifier
 
 
-def make_optimizer(tuner: SkipTuner, config: TuneConfig) -> torch.optim.Optimizer:
+def make_optimizer(tuner: TrainableClassifier, config: TuneConfig) -> torch.optim.Optimizer:
     """One group per tower, text first."""
     image = {id(p) for p in tuner.towers.image.trained(0)}
     groups = [

@@ -1,4 +1,4 @@
-"""Options: what a run needs beside its settings, which is no JSON."""
+"""What a run needs beside its settings and cannot be written as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass
 class RunOptions:
-    """What a run needs beside its settings: places and objects, which are no JSON.
+    """Places and objects that a run needs beside its settings.
 
     Attributes:
         cache_dir: folder of caches on disk.

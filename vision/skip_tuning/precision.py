@@ -1,4 +1,4 @@
-"""Precision: the dtype that a run computes in."""
+"""The dtype that a run computes in."""
 
 from __future__ import annotations
 

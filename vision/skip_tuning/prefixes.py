@@ -1,10 +1,10 @@
-"""Prefixes: what the frozen layers make of the training images, computed once per view."""
+"""The output of the frozen layers for the training images, computed once per view."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,7 @@ from skipguide.vision.skip_tuning.config import TuneConfig
 from skipguide.vision.skip_tuning.inputs import Examples
 from skipguide.vision.skip_tuning.options import RunOptions
 from skipguide.vision.skip_tuning.precision import autocast
-
-if TYPE_CHECKING:
-    from skipguide.vision.skip_tuning.tuner import SkipTuner
+from skipguide.vision.skip_tuning.trainable_classifier import TrainableClassifier
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -25,7 +23,12 @@ class ImagePrefixes:
     """Prefix features of the training images, one cache per view."""
 
     def __init__(
-        self, tuner: SkipTuner, examples: Examples, config: TuneConfig, options: RunOptions, dtype: torch.dtype
+        self,
+        tuner: TrainableClassifier,
+        examples: Examples,
+        config: TuneConfig,
+        options: RunOptions,
+        dtype: torch.dtype,
     ) -> None:
         self.tuner, self.examples, self.config, self.options = tuner, examples, config, options
         self.dtype = dtype if config.cache_dtype == "auto" else DTYPES[config.cache_dtype]

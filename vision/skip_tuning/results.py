@@ -1,4 +1,4 @@
-"""What a run reports: cost, accuracy, and the base/new table."""
+"""Results of a run: its cost, its accuracy, and the base/new table."""
 
 from __future__ import annotations
 

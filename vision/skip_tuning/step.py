@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipguide.vision.skip_tuning.classes import ClassSkip, choose, rank
-from skipguide.vision.skip_tuning.towers import Towers
+from skipguide.vision.skip_tuning.tower import Towers
 
 
 @dataclass

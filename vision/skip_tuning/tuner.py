@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from skipguide.errors import SkipError
 from skipguide.files import versions
 from skipguide.vision.skip_tuning.adapter import read_adapter, write_adapter
 from skipguide.vision.skip_tuning.classes import ClassSkip
-from skipguide.vision.skip_tuning.classifier import PromptClassifier
 from skipguide.vision.skip_tuning.config import TuneConfig
-from skipguide.vision.skip_tuning.fit import run
+from skipguide.vision.skip_tuning.fit import train
 from skipguide.vision.skip_tuning.inputs import read_examples
 from skipguide.vision.skip_tuning.options import RunOptions
-from skipguide.vision.skip_tuning.prompts import DEFAULT_TEMPLATE
 from skipguide.vision.skip_tuning.results import TuneReport
-from skipguide.vision.skip_tuning.step import TextPrefix
-from skipguide.vision.skip_tuning.towers import find_towers
+from skipguide.vision.skip_tuning.trainable_classifier import TrainableClassifier
 
 
-class SkipTuner(PromptClassifier):
+class SkipTuner(TrainableClassifier):
     """Adapts a CLIP to a few images of some classes. The given model itself is never changed.
 
     Layers before `skip_layers` are frozen and run once per image; class skipping compares every batch with the
@@ -60,42 +55,9 @@ class SkipTuner(PromptClassifier):
         ['red circle', 'blue star']
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        processor_or_tokenizer: Any,
-        classnames: Sequence[str],
-        skip_layers: int | Mapping[str, int] | None = None,
-        class_skip: ClassSkip | None = ClassSkip(),  # noqa: B008 (frozen)
-        *,
-        templates: str | Sequence[str] = DEFAULT_TEMPLATE,
-        trainable: Callable[[str], bool] | None = None,
-        device: str | torch.device | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            processor_or_tokenizer,
-            classnames,
-            skip_layers,
-            templates=templates,
-            trainable=trainable,
-            device=device,
-        )
-        self.class_skip = class_skip
-        self.report: TuneReport | None = None
+    report: TuneReport | None = None
 
     # training
-
-    @torch.no_grad()
-    def text_prefix(self) -> TextPrefix:
-        """The class texts at the first trained block, and their features before tuning."""
-        self.prefix_to(self.device)
-        tokens, where = self.tokens()
-        hidden = self.towers.text.prefix(tokens, self.text_layer).float()
-        frozen = find_towers(self.pretrained)
-        at = next(self.pretrained.parameters()).device
-        prototypes = F.normalize(frozen.text.full(tokens.to(at)).float(), dim=-1).to(self.device)
-        return TextPrefix(hidden, where, prototypes)
 
     def fit(self, data: Any, config: TuneConfig | None = None, **changes: Any) -> TuneReport:
         """Train on images.
@@ -118,7 +80,7 @@ class SkipTuner(PromptClassifier):
         if callable(changes.get("augment")):
             options["transform"] = changes.pop("augment")
         settings = replace(config or TuneConfig(), **changes)
-        self.report = run(self, read_examples(data, self.classnames), settings, RunOptions(**options))
+        self.report = train(self, read_examples(data, self.classnames), settings, RunOptions(**options))
         return self.report
 
     # results
@@ -166,7 +128,7 @@ class SkipTuner(PromptClassifier):
             )
         start = dict(self.pretrained.named_parameters())
         self._tuned = None
-        self._load({name: tensors[name] if name in tensors else start[name] for name in own})
+        self.load_parameters({name: tensors[name] if name in tensors else start[name] for name in own})
         return self
 
     @classmethod

@@ -9,11 +9,8 @@ Example:
     (torch.Size([2, 10]), torch.Size([2, 17]), torch.Size([2]))
 """
 
-import sys
-from types import ModuleType
-from typing import Any
-
 from skipguide.vision.skipnet.backbones import CifarResNet, build_backbone
+from skipguide.vision.skipnet.callable_package import make_callable
 from skipguide.vision.skipnet.gates import FeedForwardGates, Gates, RecurrentGates
 from skipguide.vision.skipnet.net import SkipNet, skipnet
 from skipguide.vision.skipnet.routing import Costs, Routing
@@ -30,15 +27,4 @@ __all__ = [
     "skipnet",
 ]
 
-
-class _CallablePackage(ModuleType):
-    """Importing a package binds its name on the parent, over the function that is called the same.
-
-    So `skipguide.vision.skipnet`, whichever of the two a caller got hold of, can be called.
-    """
-
-    def __call__(self, name: str, gate: str = "rnn", num_classes: int = 10, pretrained: Any = None) -> SkipNet:
-        return skipnet(name, gate, num_classes, pretrained)
-
-
-sys.modules[__name__].__class__ = _CallablePackage
+make_callable(__name__)

@@ -181,7 +181,7 @@ def _with_head(model: nn.Module, num_classes: int) -> nn.Module:
 
 
 @torch.no_grad()
-def probe(
+def measure_blocks(
     model: nn.Module, image: Sequence[int], blocks: Sequence[tuple[nn.Module, nn.Module | None]]
 ) -> tuple[list[tuple[tuple[int, ...], int, int]], int]:
     """Shapes and costs of a network's blocks, measured on the meta device: nothing is computed.

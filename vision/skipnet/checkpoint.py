@@ -1,8 +1,8 @@
-"""Checkpoint: the published networks' keys, translated.
+"""Published checkpoints: their keys, translated into those of `SkipNet`.
 
 The gated networks name block i of group g `group{g}_layer{i}`, its projection `group{g}_ds{i}` (the same tensors as the
 block's own `downsample`) and the gate that reads its output `group{g}_gate{i}`; a recurrent gate's shared part is
-`control`. The gate after the last block exists and decides nothing: it is left out.
+`control`. The gate after the last block decides nothing, and is left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Evaluate: accuracy against computation, and the controls that a claim about routing has to beat."""
+"""Accuracy and computation of a SkipNet, and of controls that decide without looking at the image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Evaluation:
         gates: bool `[N, G]`, the gated blocks that ran.
         macs: `[N]` float64, of every image.
         macs_fraction: their mean over the ungated network's.
-        block_rows: rows that the gated blocks computed: what the ledger counted, not what the gates said.
+        block_rows: rows that the gated blocks computed, counted where they ran.
     """
 
     correct: Tensor
@@ -120,7 +120,7 @@ def evaluate(
 
 
 def random_gates(rates: Tensor, seed: int = 0) -> Decide:
-    """The control that knows how often each gate opens and nothing of the image."""
+    """A control: each gate opens at its usual rate, whatever the image."""
     random = torch.Generator().manual_seed(seed)
 
     def decide(first: int, count: int) -> Tensor:
@@ -130,7 +130,7 @@ def random_gates(rates: Tensor, seed: int = 0) -> Decide:
 
 
 def fixed_gates(decisions: Tensor) -> Decide:
-    """The same blocks for every image."""
+    """A control: the same blocks for every image."""
 
     def decide(first: int, count: int) -> Tensor:
         return decisions.expand(count, -1)

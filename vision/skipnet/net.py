@@ -12,13 +12,13 @@ from skipguide.blocks import find_blocks
 from skipguide.config import as_list
 from skipguide.errors import SkipError
 from skipguide.router import Router
-from skipguide.vision.saved import Saved
-from skipguide.vision.skipnet.backbones import CifarResNet, build_backbone, probe, unweighted
+from skipguide.vision.pretrained import PretrainedMixin
+from skipguide.vision.skipnet.backbones import CifarResNet, build_backbone, measure_blocks, unweighted
 from skipguide.vision.skipnet.gates import build_gates
 from skipguide.vision.skipnet.routing import Costs, Decisions, Routing
 
 
-class SkipNet(nn.Module, Saved):
+class SkipNet(nn.Module, PretrainedMixin):
     """A residual network with a gate before every block but the first.
 
     In eval mode a block runs for the images whose gate keeps it, and for no others; with all gates open the output is
@@ -80,7 +80,7 @@ class SkipNet(nn.Module, Saved):
         self.gate = gate
         self._blocks = blocks
         self._router = Router(backbone, blocks[1:])
-        sites, whole = probe(backbone, self.image_size, [(block.module, block.shortcut) for block in blocks])
+        sites, whole = measure_blocks(backbone, self.image_size, [(block.module, block.shortcut) for block in blocks])
         self._costs: dict[tuple[int, ...], Costs] = {}
         channels = [shape[1] if len(shape) == 4 else shape[-1] for shape, _, _ in sites[1:]]
         like = next(backbone.parameters())
@@ -147,7 +147,7 @@ class SkipNet(nn.Module, Saved):
         size = self.image_size if image_size is None else _checked_size(image_size)
         if size not in self._costs:
             pairs = [(block.module, block.shortcut) for block in self._blocks]
-            self._costs[size] = self._count(*probe(self.backbone, size, pairs))
+            self._costs[size] = self._count(*measure_blocks(self.backbone, size, pairs))
         return self._costs[size]
 
     def _count(self, sites: list[tuple[tuple[int, ...], int, int]], whole: int) -> Costs:

@@ -1,4 +1,4 @@
-"""Objectives: the price of computing, the rewards of skipping, and the policy gradient, as functions of tensors."""
+"""Training objectives: the price of computing, the rewards of skipping and the policy gradient, on tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routing: what the gates said in one pass, and what it cost."""
+"""What the gates of a network decided in one pass, and what the pass cost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODES: tuple[str, ...] = get_args(Mode)
 
 @dataclass(frozen=True)
 class Costs:
-    """Multiply-accumulates of one image, from the shapes of the network: what a ledger multiplies its counts with.
+    """Multiply-accumulates of one image, from the shapes of the network.
 
     Attributes:
         blocks: of every residual block, its projection included; the first one always runs.
@@ -50,7 +50,7 @@ class Routing:
         gates: `[B, G]`, what was multiplied or decided: 1 runs, 0 skips; gate g decides block g + 1.
         probabilities: `[B, G]` of running.
         gate_logits: `[B, G]`, of which the probabilities are the sigmoid.
-        stats: the ledger: calls and rows of every block.
+        stats: calls and rows of every block.
         costs: MACs per image and block.
     """
 
@@ -88,7 +88,7 @@ class Routing:
 
 
 class Decisions:
-    """The state of one pass: asked at every block, it asks the gate, and remembers."""
+    """The decisions of one pass. `Router` calls it before every gated block; it asks the gate and keeps the answer."""
 
     def __init__(
         self, gates: Gates, mode: str, forced: Tensor | None = None, generator: torch.Generator | None = None
@@ -123,14 +123,14 @@ class Decisions:
             return p
         if self.mode == "sample":
             return torch.rand(p.shape, device=p.device, generator=self.generator) < p
-        # the bracket is exactly zero: the forward value is exactly 0 or 1
+        # p - p is exactly zero, so the value is exactly 0 or 1 and the gradient is that of p
         return (logit > 0).to(p.dtype) + (p - p.detach())
 
     def collect(self) -> tuple[Tensor, Tensor]:
         """Masks and gate logits of the pass, `[B, G]` each.
 
         Raises:
-            SkipError: for gates that are not finite, which would skip without a word.
+            SkipError: for gates that are not finite, which would silently skip blocks.
         """
         logits = torch.stack(self.logits, 1)
         if not bool(torch.isfinite(logits).all()):

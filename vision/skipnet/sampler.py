@@ -1,4 +1,4 @@
-"""Sampler: which images a step of a training sees, in every process; a resumed run goes on where it was."""
+"""Which images each training step sees, in every process; a resumed run sees the same ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train: the stages of a SkipNet on accelerate, one process or several, resumable to the step.
+"""Trains a SkipNet in stages, on accelerate: one process or several, resumable to the step.
 
 "dense" trains the network with every block running; "supervised" the gates straight through their threshold on the
 cross-entropy alone, as the paper's first stage; "budget" adds a price on the computation (the default: it is what works

@@ -1,4 +1,4 @@
-"""Train config: the settings of one stage of a SkipNet's training."""
+"""The settings of one stage of a SkipNet's training."""
 
 from __future__ import annotations
 

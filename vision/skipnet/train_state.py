@@ -1,4 +1,4 @@
-"""Train state: where a training is, and the files that let it go on from there."""
+"""The state of a training run, and the files that a run is resumed from."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from skipguide.config import as_flag, as_number, as_whole, whole
 from skipguide.errors import SkipError
-from skipguide.vision.grid import Node, SkipGrid, Walk, check_images
-from skipguide.vision.saved import Saved
+from skipguide.vision.pretrained import PretrainedMixin
+from skipguide.vision.unet_grid import Node, NodeValues, UNetGrid, check_images
 
 # keys of the plain PyTorch UNet++: conv{level}_{column}, and final without deep supervision
 _NODE = re.compile(r"conv(\d+)_(\d+)\.(.+)")
@@ -46,7 +46,7 @@ class GridRun:
     rows_run: dict[Node, int]
 
 
-class UNetPlusPlus(SkipGrid, Saved, library_name="skipguide", license="apache-2.0"):
+class UNetPlusPlus(UNetGrid, PretrainedMixin, library_name="skipguide", license="apache-2.0"):
     """A UNet++ whose nodes run on demand (arXiv 1807.10165, section 3.1 to 3.3).
 
     Args:
@@ -146,21 +146,21 @@ class UNetPlusPlus(SkipGrid, Saved, library_name="skipguide", license="apache-2.
     def run(self, images: Tensor, head: Head = None, tolerance: float = 0.05) -> GridRun:
         """As `forward`, and tell what ran; `logits` is the deepest head where `forward` returns them all."""
         check_images(images, self.in_channels)
-        walk = Walk(self, images)
+        values = NodeValues(self, images)
         named = head if isinstance(head, str) else ""
         if named == "adaptive":
-            return self._adaptive(walk, len(images), as_number("tolerance", tolerance))
+            return self._adaptive(values, len(images), as_number("tolerance", tolerance))
         if head is None:
             wanted = self.levels
         elif named == "mean":
             wanted = self._all_heads("mean")
         else:
             wanted = [self._check_head(head)]
-        walk.reach(wanted[-1])
-        heads = {level: self._head(walk, level) for level in wanted}
+        values.reach(wanted[-1])
+        heads = {level: self._head(values, level) for level in wanted}
         logits = mean_of_probabilities(list(heads.values())) if named == "mean" else heads[wanted[-1]]
         levels = torch.full((len(images),), wanted[-1], device=images.device)
-        return GridRun(logits, heads, levels, walk.rows_run)
+        return GridRun(logits, heads, levels, values.rows_run)
 
     def pruned(self, level: int) -> Self:
         """A smaller model that is head `level` alone: its weights are copies, what it does not need is gone.
@@ -231,9 +231,9 @@ class UNetPlusPlus(SkipGrid, Saved, library_name="skipguide", license="apache-2.
             raise SkipError(f"the checkpoint lacks {missing[:4]} ({len(missing)} keys in all)")
         return model.eval()
 
-    def _head(self, walk: Walk, level: int) -> Tensor:
+    def _head(self, values: NodeValues, level: int) -> Tensor:
         node = (0, level)
-        return walk.finish(self.head[str(level)](walk(*node)))
+        return values.finish(self.head[str(level)](values(*node)))
 
     def _all_heads(self, what: str) -> list[int]:
         if self.nested and len(self.levels) == self.depth:
@@ -247,21 +247,21 @@ class UNetPlusPlus(SkipGrid, Saved, library_name="skipguide", license="apache-2.
             raise SkipError(f"expected a head out of {self.levels}, 'mean' or 'adaptive'; got {head!r}{hint}")
         return level
 
-    def _adaptive(self, walk: Walk, count: int, tolerance: float) -> GridRun:
+    def _adaptive(self, values: NodeValues, count: int, tolerance: float) -> GridRun:
         self._all_heads("adaptive")
         if self.training:
             raise SkipError("head='adaptive' takes images apart and would change batch norm: call model.eval() first")
         if not 0 <= tolerance <= 1:
             raise SkipError(f"expected a tolerance in 0..1; got {tolerance}")
-        device = walk.images.device
+        device = values.images.device
         going = torch.arange(count, device=device)
         levels = torch.ones(count, dtype=torch.long, device=device)
-        logits = before = self._head_first(walk)
+        logits = before = self._head_first(values)
         heads = {1: before}
         for level in range(2, self.depth + 1):
             # Two heads are needed to compare, so the encoder goes to level 2 at first and then to the bottom.
-            walk.reach(level if level == 2 else self.depth)
-            now = self._head(walk, level)
+            values.reach(level if level == 2 else self.depth)
+            now = self._head(values, level)
             if len(going) == count:
                 heads[level] = now
             logits = logits.index_copy(0, going, now)
@@ -269,13 +269,13 @@ class UNetPlusPlus(SkipGrid, Saved, library_name="skipguide", license="apache-2.
             differ = mask_disagreement(before, now) > tolerance
             if level == self.depth or not bool(differ.any()):
                 break
-            walk.keep(differ)
+            values.keep(differ)
             going, before = going[differ], now[differ]
-        return GridRun(logits, heads, levels, walk.rows_run)
+        return GridRun(logits, heads, levels, values.rows_run)
 
-    def _head_first(self, walk: Walk) -> Tensor:
-        walk.reach(min(2, self.depth))
-        return self._head(walk, 1)
+    def _head_first(self, values: NodeValues) -> Tensor:
+        values.reach(min(2, self.depth))
+        return self._head(values, 1)
 
 
 def mean_of_probabilities(logits: Sequence[Tensor]) -> Tensor:

@@ -1,20 +1,19 @@
-"""Arguments: what an operation of torch was called with."""
+"""The arguments of an operation of torch, and the type of a rule."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from skipguide.errors import SkipError
-from skipguide.vision.layer_masking.spot import Spot, spot_at
-
-if TYPE_CHECKING:
-    from skipguide.vision.layer_masking.run import MaskedRun
+from skipguide.vision.layer_masking.activation_info import ActivationInfo, info_at
+from skipguide.vision.layer_masking.masked_pass import MaskedPass
 
 Arguments = tuple[Any, ...]
-Rule = Callable[["MaskedRun", Callable[..., Any], str, Arguments, Mapping[str, Any], list[Tensor]], Any]
+# (pass, torch's function, its name, its arguments, the arguments that are activations with positions) -> the result
+Rule = Callable[[MaskedPass, Callable[..., Any], str, Arguments, Mapping[str, Any], list[Tensor]], Any]
 
 
 def argument(args: Arguments, place: int, default: Any = None) -> Any:
@@ -37,13 +36,13 @@ def axes_of(value: Any, ndim: int) -> tuple[int, ...]:
     return tuple(sorted(v if v < 0 else v - ndim for v in values))
 
 
-def map_at(x: Any, name: str) -> Spot:
-    """The spot of an activation in the layout of a convolution.
+def map_at(x: Any, name: str) -> ActivationInfo:
+    """What is known of an activation in the layout of a convolution.
 
     Raises:
         SkipError: for another layout.
     """
-    if not isinstance(x, Tensor) or x.ndim != 4 or spot_at(x).number is None or spot_at(x).dims != (-2, -1):
+    if not isinstance(x, Tensor) or x.ndim != 4 or info_at(x).number is None or info_at(x).dims != (-2, -1):
         shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise SkipError(f"layer masking knows {name} of activations [N, C, H, W]; got {shape}")
-    return spot_at(x)
+    return info_at(x)

@@ -99,7 +99,8 @@ BINARY = frozenset(
 )
 
 
-FREE = frozenset(
+# Questions about shape, type or place: answered as for the whole activation.
+QUESTIONS = frozenset(
     [
         "get",
         "size",
@@ -125,11 +126,15 @@ FREE = frozenset(
 )
 
 
+# In-place operations by their out-of-place form, for results that are smaller than the operand.
 OUT_OF_PLACE = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "pow": torch.pow}
 OUT_OF_PLACE |= {f"i{name}": function for name, function in OUT_OF_PLACE.items()} | {"itruediv": torch.div}
 
+# Operations whose result is 0 or more; and those whose result is 0 or more if their input is.
 NOT_NEGATIVE = frozenset(("relu", "relu6", "sigmoid", "hardsigmoid"))
-STAYS = frozenset(("dropout", "contiguous", "clone", "to", "float", "half", "bfloat16", "double", "type", "detach"))
+KEEPS_SIGN = frozenset(
+    ("dropout", "contiguous", "clone", "to", "float", "half", "bfloat16", "double", "type", "detach")
+)
 
 
 def name_of(func: Callable[..., Any]) -> str:
@@ -140,8 +145,8 @@ def name_of(func: Callable[..., Any]) -> str:
     return name.rstrip("_")
 
 
-def where() -> str:
-    """The module that is running, found on the call stack; for messages."""
+def running_module() -> str:
+    """The class of the module that is running, as words for a message; it is found on the call stack."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")

@@ -1,30 +1,28 @@
-"""Reductions: positions to one number, or to a few bins."""
+"""Rules for reductions: positions to one number, or to a few bins."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.vision.layer_masking.activation_info import ActivationInfo, cast_like, in_layout, info_at, number_of
 from skipguide.vision.layer_masking.geometry import Adaptive, Pointwise, Reduce
+from skipguide.vision.layer_masking.masked_pass import MaskedPass
 from skipguide.vision.layer_masking.rules.arguments import Arguments, Rule, argument, axes_of, map_at
-from skipguide.vision.layer_masking.spot import Spot, cast, laid, number_of, spot_at
-
-if TYPE_CHECKING:
-    from skipguide.vision.layer_masking.run import MaskedRun
 
 
 def reduction(how: str) -> Rule:
     """The mean, sum, maximum or 2-norm over visible positions; over channels, what it is without masks."""
 
     def rule(
-        run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
+        masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
     ) -> Any:
         x = args[0] if args else kwargs["input"]
-        spot = spot_at(x)
+        info = info_at(x)
         kwargs = dict(kwargs)
         if how == "norm":
             if name == "vector_norm" or "ord" in kwargs:
@@ -39,33 +37,33 @@ def reduction(how: str) -> Rule:
             dim = kwargs.get("dim", kwargs.get("axis", argument(args, 1)))
             keepdim = kwargs.get("keepdim", argument(args, 2, False))
         axes = axes_of(dim, x.ndim)
-        if not set(axes) & set(spot.dims):
-            return _channels(run, func, name, args, kwargs, x, spot, axes, bool(keepdim))
-        if not set(spot.dims) <= set(axes) or x.ndim != 4 or -x.ndim in axes:
+        if not set(axes) & set(info.dims):
+            return _channels(masked, func, name, args, kwargs, x, info, axes, bool(keepdim))
+        if not set(info.dims) <= set(axes) or x.ndim != 4 or -x.ndim in axes:
             raise SkipError(f"layer masking knows {name} over both position dimensions or none; got dim={dim}")
         op = Reduce(name, (number_of(x),), how)  # type: ignore[arg-type]
-        action = run.emit(op)
+        action = masked.record(op)
         if how == "max":
             low = torch.finfo(x.dtype).min
-            seen = x if action.part is None else x.masked_fill(laid(action.part, spot.dims, 4) == 0, low)
+            seen = x if action.part is None else x.masked_fill(in_layout(action.part, info.dims, 4) == 0, low)
             out = seen.amax(axes, keepdim=bool(keepdim))
             out = out.masked_fill(out == low, 0.0) if action.part is not None else out
         else:
             if action.part is not None:
-                x = x * cast(laid(action.part, spot.dims, 4), x)
+                x = x * cast_like(in_layout(action.part, info.dims, 4), x)
             if how == "norm":
                 out = torch.linalg.vector_norm(x, 2, axes, keepdim=bool(keepdim))
             elif action.scale is None:
                 out = x.mean(axes, keepdim=bool(keepdim)) if how == "mean" else x.sum(axes, keepdim=bool(keepdim))
             else:
-                out = _mean(x, axes, bool(keepdim), action.scale, spot)
-        run.tag(out, spot)
+                out = _mean(x, axes, bool(keepdim), action.scale, info)
+        masked.tag(out, info)
         return out
 
     return rule
 
 
-def _mean(x: Tensor, axes: tuple[int, ...], keepdim: bool, scale: Tensor, spot: Spot) -> Tensor:
+def _mean(x: Tensor, axes: tuple[int, ...], keepdim: bool, scale: Tensor, info: ActivationInfo) -> Tensor:
     """The mean, times `scale` `[R, 1, 1, 1]`.
 
     Small types are summed in fp32, where few visible positions do not vanish among many.
@@ -81,45 +79,53 @@ def _mean(x: Tensor, axes: tuple[int, ...], keepdim: bool, scale: Tensor, spot: 
 
 
 def _channels(
-    run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Any, x: Tensor, spot: Spot, axes: Any, keepdim: bool
+    masked: MaskedPass,
+    func: Any,
+    name: str,
+    args: Arguments,
+    kwargs: Any,
+    x: Tensor,
+    info: ActivationInfo,
+    axes: Any,
+    keepdim: bool,
 ) -> Any:
     """A reduction over channels: positions stay."""
-    if not keepdim and any(axis > min(spot.dims) for axis in axes):
+    if not keepdim and any(axis > min(info.dims) for axis in axes):
         raise SkipError(f"layer masking does not know {name} over channels after positions without keepdim")
-    run.emit(Pointwise(name, (number_of(x),)))
+    masked.record(Pointwise(name, (number_of(x),)))
     out = func(*args, **kwargs)
     if not isinstance(out, Tensor):
         raise SkipError(f"layer masking does not know {name} with indices")
-    return run.tag(out, spot)
+    return masked.tag(out, info)
 
 
 mean, amax = reduction("mean"), reduction("max")
 
 
 def adaptive_avg_pool2d(
-    run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
+    masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
 ) -> Tensor:
     """The mean over visible positions, of everything or per bin."""
     given = dict(zip(("input", "output_size"), args, strict=False)) | dict(kwargs)
     x, size = given["input"], given["output_size"]
-    spot = map_at(x, name)
+    info = map_at(x, name)
     number = number_of(x)
-    full = run.mask(number).shape[-2:]
+    full = masked.mask(number).shape[-2:]
     pair = [size, size] if isinstance(size, int) or size is None else list(size)
     height, width = (int(f) if s is None else int(s) for s, f in zip(pair, full, strict=True))
     if (height, width) == (1, 1):
-        return mean(run, torch.mean, "mean", (x, (-2, -1), True), {}, placed)
-    run.fixed = run.fixed or f"{name} to {height}x{width} bins"
-    action = run.emit(Adaptive(name, (number,), (height, width)))
-    out = func(x if action.part is None else x * cast(action.part, x), (height, width))
-    return run.tag(out if action.scale is None else out * cast(action.scale, out), spot)
+        return mean(masked, torch.mean, "mean", (x, (-2, -1), True), {}, placed)
+    masked.fixed = masked.fixed or f"{name} to {height}x{width} bins"
+    action = masked.record(Adaptive(name, (number,), (height, width)))
+    out = func(x if action.part is None else x * cast_like(action.part, x), (height, width))
+    return masked.tag(out if action.scale is None else out * cast_like(action.scale, out), info)
 
 
 def adaptive_max_pool2d(
-    run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
+    masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
 ) -> Any:
     """The largest of everything visible."""
     given = dict(zip(("input", "output_size", "return_indices"), args, strict=False)) | dict(kwargs)
     if given["output_size"] not in (1, (1, 1), [1, 1]) or given.get("return_indices"):
         raise SkipError(f"layer masking knows {name} to one value; got {given['output_size']}")
-    return amax(run, torch.amax, "amax", (given["input"], (-2, -1), True), {}, placed)
+    return amax(masked, torch.amax, "amax", (given["input"], (-2, -1), True), {}, placed)

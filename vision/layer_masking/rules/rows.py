@@ -1,31 +1,29 @@
-"""Rows: some images of a batch taken out, or put back; each row keeps its mask."""
+"""Rules for rows: some images of a batch taken out or put back; each row keeps its mask."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.vision.layer_masking.activation_info import info_at, number_of
 from skipguide.vision.layer_masking.geometry import Pointwise
+from skipguide.vision.layer_masking.masked_pass import MaskedPass
 from skipguide.vision.layer_masking.rules.arguments import Arguments, axes_of
 from skipguide.vision.layer_masking.rules.pointwise import pointwise
-from skipguide.vision.layer_masking.spot import number_of, spot_at
-
-if TYPE_CHECKING:
-    from skipguide.vision.layer_masking.run import MaskedRun
 
 
 def getitem(
-    run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
+    masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
 ) -> Tensor:
     """Some channels, or some rows; the masks' rows go with them."""
     x, index = args
     if not isinstance(x, Tensor) or not any(x is t for t in placed):
         raise SkipError(f"layer masking does not know {name} with an activation as index")
-    spot, number = spot_at(x), number_of(x)
+    info, number = info_at(x), number_of(x)
     index = index if isinstance(index, tuple) else (index,)
     if Ellipsis in [i for i in index if not isinstance(i, Tensor)]:
         place = next(n for n, i in enumerate(index) if i is Ellipsis)
@@ -33,42 +31,42 @@ def getitem(
     rest = [i for i in index[1:] if i != slice(None)] if len(index) > 1 else []
     first = index[0]
     for axis, i in enumerate(index):
-        if axis - x.ndim in spot.dims and i != slice(None):
+        if axis - x.ndim in info.dims and i != slice(None):
             raise SkipError(f"layer masking does not know indices of positions; got {index}")
     if first == slice(None) if not isinstance(first, Tensor) else False:
         if any(i is None for i in index):
             raise SkipError(f"layer masking does not know new dimensions by index; got {index}")
-        run.emit(Pointwise(name, (number,)))
-        return run.tag(func(*args, **kwargs), spot, positive=spot.positive)
+        masked.record(Pointwise(name, (number,)))
+        return masked.tag(func(*args, **kwargs), info, positive=info.positive)
     if rest or not isinstance(first, (Tensor, slice)):
         raise SkipError(f"layer masking knows rows by a tensor or a slice; got {index}")
-    return _rows(run, func, name, args, kwargs, x, first)
+    return _rows(masked, func, name, args, kwargs, x, first)
 
 
 def _rows(
-    run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], x: Tensor, index: Any
+    masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], x: Tensor, index: Any
 ) -> Tensor:
-    spot, mask = spot_at(x), run.mask(number_of(x))
+    info, mask = info_at(x), masked.mask(number_of(x))
     rows = mask if mask.shape[0] == 1 else mask[index]
-    run.emit_rows(rows, f"{name} takes rows")
-    return run.tag(func(*args, **kwargs), spot, positive=spot.positive)
+    masked.record_rows(rows, f"{name} takes rows")
+    return masked.tag(func(*args, **kwargs), info, positive=info.positive)
 
 
 def index_select(
-    run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
+    masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
 ) -> Tensor:
     """Rows, or channels."""
     given = dict(zip(("input", "dim", "index"), args, strict=False)) | dict(kwargs)
     x, axis = given["input"], axes_of(given["dim"], given["input"].ndim)[0]
-    if axis in spot_at(x).dims:
+    if axis in info_at(x).dims:
         raise SkipError(f"layer masking does not know {name} of positions")
     if axis != -x.ndim:
-        return pointwise(run, func, name, args, kwargs, [x])
-    return _rows(run, func, name, args, kwargs, x, given["index"])
+        return pointwise(masked, func, name, args, kwargs, [x])
+    return _rows(masked, func, name, args, kwargs, x, given["index"])
 
 
 def scatter(
-    run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
+    masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
 ) -> Any:
     """Rows put into another activation: each row keeps the mask it came with."""
     if name in ("index_copy", "index_add"):
@@ -83,44 +81,44 @@ def scatter(
     if not isinstance(index, (Tensor, slice)) or len(placed) < 2:
         raise SkipError(f"layer masking knows {name} of rows of one activation into another; got index {index}")
     rows = into.shape[0]
-    mask = run.mask(number_of(into)).expand(rows, -1, -1, -1).clone()
-    mask[index] = run.mask(number_of(source)).expand(source.shape[0], -1, -1, -1)
-    spot = spot_at(into)
+    mask = masked.mask(number_of(into)).expand(rows, -1, -1, -1).clone()
+    mask[index] = masked.mask(number_of(source)).expand(source.shape[0], -1, -1, -1)
+    info = info_at(into)
     out = func(*args, **kwargs)
-    run.emit_rows(mask, f"{name} puts rows")
-    positive = spot.positive and spot_at(source).positive
+    masked.record_rows(mask, f"{name} puts rows")
+    positive = info.positive and info_at(source).positive
     if out is None:  # `a[rows] = b`
-        run.tag(into, spot, positive=positive)
+        masked.tag(into, info, positive=positive)
         return None
-    return run.tag(out, spot, positive=positive)
+    return masked.tag(out, info, positive=positive)
 
 
 def split_rows(
-    run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], x: Tensor
+    masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], x: Tensor
 ) -> tuple[Tensor, ...]:
     """Stretches of rows."""
-    spot, mask, start = spot_at(x), run.mask(number_of(x)), 0
+    info, mask, start = info_at(x), masked.mask(number_of(x)), 0
     parts: tuple[Tensor, ...] = func(*args, **kwargs)
     for part in parts:
         rows = slice(start, start + part.shape[0])
-        run.emit_rows(mask if mask.shape[0] == 1 else mask[rows], f"{name} takes rows")
-        run.tag(part, spot, positive=spot.positive)
+        masked.record_rows(mask if mask.shape[0] == 1 else mask[rows], f"{name} takes rows")
+        masked.tag(part, info, positive=info.positive)
         start = rows.stop
     return parts
 
 
 def join_rows(
-    run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
+    masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
 ) -> Tensor:
     """Rows of several activations in one: each row keeps the mask it came with."""
-    masks = [run.mask(number_of(t)).expand(t.shape[0], -1, -1, -1) for t in placed]
-    spot = spot_at(placed[0])
-    run.emit_rows(torch.cat(masks), f"{name} joins rows")
-    return run.tag(func(*args, **kwargs), spot, positive=all(spot_at(t).positive for t in placed))
+    masks = [masked.mask(number_of(t)).expand(t.shape[0], -1, -1, -1) for t in placed]
+    info = info_at(placed[0])
+    masked.record_rows(torch.cat(masks), f"{name} joins rows")
+    return masked.tag(func(*args, **kwargs), info, positive=all(info_at(t).positive for t in placed))
 
 
 def choose(
-    run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
+    masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
 ) -> Tensor:
     """`torch.where` with a decision per row: rows keep their masks; else the intersection."""
     if len(args) < 3:
@@ -128,10 +126,10 @@ def choose(
     condition, a, b = args[:3]
     ones = isinstance(condition, Tensor) and condition.numel() == condition.shape[0] if condition.ndim else False
     if ones and len(placed) == 2 and isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim == condition.ndim:
-        mine, other = run.mask(number_of(a)), run.mask(number_of(b))
-        spot = spot_at(a)
+        mine, other = masked.mask(number_of(a)), masked.mask(number_of(b))
+        info = info_at(a)
         if mine is other:
-            return pointwise(run, func, name, args, kwargs, placed)
-        run.emit_rows(torch.where(condition, mine, other), f"{name} chooses rows")
-        return run.tag(func(*args, **kwargs), spot, positive=spot.positive and spot_at(b).positive)
-    return pointwise(run, func, name, args, kwargs, placed)
+            return pointwise(masked, func, name, args, kwargs, placed)
+        masked.record_rows(torch.where(condition, mine, other), f"{name} chooses rows")
+        return masked.tag(func(*args, **kwargs), info, positive=info.positive and info_at(b).positive)
+    return pointwise(masked, func, name, args, kwargs, placed)

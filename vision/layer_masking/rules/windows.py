@@ -1,9 +1,9 @@
-"""Windows: convolutions, poolings and paddings, which read the filled activation."""
+"""Rules for convolutions, poolings and paddings, which read the filled activation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,25 +11,23 @@ from torch import Tensor
 
 from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.action import Action
+from skipguide.vision.layer_masking.activation_info import cast_like, number_of
 from skipguide.vision.layer_masking.fill import fill, fill_frame
 from skipguide.vision.layer_masking.geometry import Pad, Window
+from skipguide.vision.layer_masking.masked_pass import MaskedPass
 from skipguide.vision.layer_masking.masks import Box, meet, move
 from skipguide.vision.layer_masking.rules.arguments import Arguments, Rule, map_at, pair_of
-from skipguide.vision.layer_masking.spot import cast, number_of
-
-if TYPE_CHECKING:
-    from skipguide.vision.layer_masking.run import MaskedRun
 
 
 def conv2d(
-    run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
+    masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
 ) -> Tensor:
     """A convolution: of the filled activation."""
     given = dict(
         zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), args, strict=False)
     ) | dict(kwargs)
     x, weight, bias = given["input"], given["weight"], given.get("bias")
-    spot = map_at(x, name)
+    info = map_at(x, name)
     stride, dilation = pair_of(given.get("stride", 1)), pair_of(given.get("dilation", 1))
     kernel = (weight.shape[-2], weight.shape[-1])
     padding = given.get("padding", 0)
@@ -39,24 +37,24 @@ def conv2d(
     else:
         vertical, horizontal = (0, 0) if padding == "valid" else pair_of(padding)
         pads = (vertical, vertical, horizontal, horizontal)
-    op = Window(name, (number_of(x),), "conv", kernel, stride, pads, dilation, padded=spot.padded)
-    if spot.padded and max(op.span) > run.widest:  # the padding before filled for the model's own convolutions
+    op = Window(name, (number_of(x),), "conv", kernel, stride, pads, dilation, padded=info.padded)
+    if info.padded and max(op.span) > masked.widest:  # the padding filled for the model's own windows
         raise SkipError(
             f"layer masking does not know {name} over {op.span} positions after a padding of its own: expected at most "
-            f"{run.widest}, the widest that the model's weights and their modules' `dilation` say"
+            f"{masked.widest}, the widest that the model's weights and their modules' `dilation` say"
         )
-    action = run.emit(op)
+    action = masked.record(op)
     groups = given.get("groups", 1)
-    source = run.boxes[op.inputs[0]]
+    source = masked.boxes[op.inputs[0]]
     assert source is not None
-    late = None if action.scale is None else bias  # a partial convolution weighs what it saw, not its bias
+    late = None if action.scale is None else bias  # a partial convolution scales the sum, not the bias
     first = bias if late is None else None
     out = run_window(
         op, action, x, source,
         lambda v: func(v, weight, first, stride, padding, dilation, groups),
         lambda v: func(v, weight, first, stride, 0, dilation, groups),
     )  # fmt: skip
-    return run.tag(out if late is None else out + late.view(-1, 1, 1), spot)
+    return masked.tag(out if late is None else out + late.view(-1, 1, 1), info)
 
 
 def pooling(kind: str) -> Rule:
@@ -67,14 +65,14 @@ def pooling(kind: str) -> Rule:
     }[kind]
 
     def rule(
-        run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
+        masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
     ) -> Tensor:
         given = dict(zip(names, args, strict=False)) | dict(kwargs)
         x = given.pop("input")
-        spot = map_at(x, name)
+        info = map_at(x, name)
         if given.get("return_indices") or given.get("divisor_override"):
             raise SkipError(f"layer masking does not know {name} with return_indices or divisor_override")
-        if spot.padded and kind == "avg":
+        if info.padded and kind == "avg":
             raise SkipError(f"layer masking does not know {name} after a padding of its own")
         kernel = pair_of(given["kernel_size"])
         stride = pair_of(given["stride"]) if given.get("stride") else kernel
@@ -82,37 +80,37 @@ def pooling(kind: str) -> Rule:
         op = Window(
             name, (number_of(x),), "max" if kind == "max" else "avg", kernel, stride,
             (vertical, vertical, horizontal, horizontal), pair_of(given.get("dilation", 1)),
-            bool(given.get("ceil_mode", False)), bool(given.get("count_include_pad", True)), spot.positive,
+            bool(given.get("ceil_mode", False)), bool(given.get("count_include_pad", True)), info.positive,
         )  # fmt: skip
-        action = run.emit(op)
-        source = run.boxes[op.inputs[0]]
+        action = masked.record(op)
+        source = masked.boxes[op.inputs[0]]
         assert source is not None
         if kind == "max":
             bare: Callable[[Tensor], Tensor] = lambda v: F.max_pool2d(v, kernel, stride, 0, op.dilation)  # noqa: E731
         else:
             bare = lambda v: F.avg_pool2d(v, kernel, stride)  # noqa: E731
         out = run_window(op, action, x, source, lambda v: func(v, **given), bare)
-        return run.tag(out, spot, positive=spot.positive)
+        return masked.tag(out, info, positive=info.positive)
 
     return rule
 
 
 def pad(
-    run: MaskedRun, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
+    masked: MaskedPass, func: Any, name: str, args: Arguments, kwargs: Mapping[str, Any], placed: list[Tensor]
 ) -> Tensor:
     """`F.pad` of the last two dimensions."""
     given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | dict(kwargs)
     x, mode = given["input"], given.get("mode", "constant")
-    spot = map_at(x, name)
+    info = map_at(x, name)
     amounts = tuple(int(a) for a in given["pad"])
     if len(amounts) != 4 or mode not in ("constant", "reflect", "replicate", "circular") or min(amounts) < 0:
         raise SkipError(f"layer masking does not know {name} of {amounts} in mode {mode!r}")
     value = given.get("value")
-    op = Pad(name, (number_of(x),), amounts, mode, float(value or 0.0), run.widest)
-    action = run.emit(op)
-    source = run.boxes[op.inputs[0]]
+    op = Pad(name, (number_of(x),), amounts, mode, float(value or 0.0), masked.widest)
+    action = masked.record(op)
+    source = masked.boxes[op.inputs[0]]
     assert source is not None
-    return run.tag(run_pad(op, action, x, source), spot, positive=spot.positive, padded=True)
+    return masked.tag(run_pad(op, action, x, source), info, positive=info.positive, padded=True)
 
 
 def run_window(
@@ -126,12 +124,12 @@ def run_window(
     """A convolution or pooling: `plain` with the model's own padding, `bare` without any."""
     region, work = action.region, action.work
     assert work is not None
-    # what is hidden loses a maximum
+    # in a maximum, hidden positions are the lowest number
     low = torch.finfo(x.dtype).min if op.kind == "max" and not op.positive else 0.0
     if action.part is None:
         out = plain(x) if region is None else bare(move(x, source, region, low))
         if low != 0 and region is not None and meet(region, source) != region:
-            # a window that nobody reads may hold nothing but `low`, and a convolution makes infinity of it
+            # a window whose value is not needed may see nothing but `low`, of which a convolution would make infinity
             out = out.masked_fill(out == low, 0.0)
     elif action.frame is not None:
         assert region is not None
@@ -139,16 +137,16 @@ def run_window(
         over = (seen[0] - work[0], work[1] - seen[1], seen[2] - work[2], work[3] - seen[3])
         x = move(x, source, seen)
         if action.weights:
-            x, seen = fill_frame(x, over, [cast(w, x) for w in action.weights]), work
+            x, seen = fill_frame(x, over, [cast_like(w, x) for w in action.weights]), work
         out = bare(move(x, seen, region, low))
     else:
         x = move(x, source, work)
-        part = cast(action.part, x)
+        part = cast_like(action.part, x)
         x = x * part if low == 0 else x.masked_fill(part == 0, low)
-        x = fill(x, [cast(w, x) for w in action.weights])
+        x = fill(x, [cast_like(w, x) for w in action.weights])
         out = plain(x) if region is None else bare(move(x, work, region))
     if action.scale is not None:
-        out = out * cast(action.scale, out)
+        out = out * cast_like(action.scale, out)
     if action.after is not None:
         out = out.masked_fill(action.after == 0, 0.0)
     return out
@@ -160,7 +158,7 @@ def run_pad(op: Pad, action: Action, x: Tensor, source: Box) -> Tensor:
     assert work is not None
     x = move(x, source, work)
     if action.part is not None:
-        x = fill(x * cast(action.part, x), [cast(w, x) for w in action.weights])
+        x = fill(x * cast_like(action.part, x), [cast_like(w, x) for w in action.weights])
     if action.region is not None:
         return move(x, work, action.region, op.value)
     padded = F.pad(x, op.amounts, mode=op.mode, **({"value": op.value} if op.mode == "constant" else {}))
