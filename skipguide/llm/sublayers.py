@@ -193,7 +193,7 @@ def _probed(model: nn.Module) -> SublayerMap:
 
 
 def families_table() -> str:
-    """The families that are described (and tested), as a table in Markdown: what the README shows.
+    """The families that are described (and tested), as a table in Markdown, for llm/README.md.
 
     Example:
         >>> families_table().splitlines()[2].startswith("| Llama, Mistral, Qwen2, Qwen3")
