@@ -1,4 +1,4 @@
-"""The picture at the top of the README: same prompts, same seeds, without and with skip guidance.
+"""The clip in pipelines/README.md: same prompts, same seeds, without and with skip guidance.
 
 The prompts are the first ones of the list below and the seed is 0: nothing is picked.
 

@@ -1,28 +1,21 @@
-"""Write `pipelines/SUPPORTED.md` and the table in README.md from the data: `python -m demos.support_table`."""
+"""Write `pipelines/SUPPORTED.md`, the one place of its tables, from the data: `python -m demos.support_table`."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from skipguide.files import replacing
-from skipguide.pipelines.registry.support import document, support_table
+from skipguide.pipelines.registry.support import document
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    """Write both; the README's table is found by its head."""
-    table = support_table()
-    head = re.escape(table.splitlines()[0])
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for path, text in (
-        (ROOT / "pipelines" / "SUPPORTED.md", document()),
-        (ROOT / "README.md", re.sub(rf"{head}\n(\|.*\n)*", lambda _: table + "\n", readme)),
-    ):
-        with replacing(path) as (partial,):
-            partial.write_text(text, encoding="utf-8")
-        print(f"{path} is written")
+    """Write the file in one rename."""
+    path = ROOT / "pipelines" / "SUPPORTED.md"
+    with replacing(path) as (partial,):
+        partial.write_text(document(), encoding="utf-8")
+    print(f"{path} is written")
 
 
 if __name__ == "__main__":

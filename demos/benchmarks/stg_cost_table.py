@@ -8,7 +8,7 @@ from demos.benchmarks.stg_cost_bars import PREDICTIONS_HELD
 
 
 def table(data: dict[str, Any]) -> str:
-    """The README's table, from the JSON alone."""
+    """The table of `stg_cost.md`, from the JSON alone."""
     head = (
         "| model | blocks | layer | plain | naive third pass | one batch of three | diffusers SLG | **ours** "
         "| analytic limit | peak memory: plain | one batch | **ours** |"

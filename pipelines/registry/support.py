@@ -65,7 +65,7 @@ def document() -> str:
     described = [name for name in FAMILIES if name not in VISION_FAMILIES]
     return (
         "# What is supported\n\n"
-        "Written by `python -m demos.support_table` from the data (`skipguide/families*.py`, `pipelines/registry*.py`, "
+        "Written by `python -m demos.support_table` from the data (`skipguide/families/`, `pipelines/registry/`, "
         "`pipelines/presets.py`); a test holds both equal.\n\n"
         f"## Described and proven: {len(described)} denoisers, {len(PIPELINES)} pipelines\n\n"
         "Before the pipelines: how they call their denoiser with CFG. A part with a star is not one of every stack's "

@@ -155,7 +155,7 @@ def _producers(found: SublayerMap) -> frozenset[int]:
 
 
 def families_table() -> str:
-    """The families that are described (and tested), as a table in Markdown: what the README shows.
+    """The families that are described (and tested), as a table in Markdown, for llm/README.md.
 
     Example:
         >>> families_table().splitlines()[2].startswith("| Llama, Mistral, Qwen2, Qwen3")

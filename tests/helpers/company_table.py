@@ -1,4 +1,4 @@
-"""What goes together with skip guidance and what does not, as data: the README's list and table are made from it.
+"""What goes together with skip guidance and what does not, as data: pipelines/README.md has it as a list and a table.
 
 `python tests/helpers/company_table.py` prints them. Every row of the table has a function that brings its error about.
 """

@@ -1,4 +1,4 @@
-"""Every row of the "does not go together" table raises what it says, and the README says the same."""
+"""Every row of the "does not go together" table raises what it says, and pipelines/README.md says the same."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from skipguide import SkipError
 from skipguide.pipelines.caches import CACHES
 from zoo.pipes import BY_PIPE
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "pipelines" / "README.md").read_text(encoding="utf-8")
 
 
 def make(name):

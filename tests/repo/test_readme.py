@@ -1,9 +1,10 @@
-"""What the README says is run here, with a tiny random model in place of the download."""
+"""What every README says is run here, with tiny random models in place of the downloads."""
 
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,16 +14,57 @@ from zoo import modular
 from zoo.pipes import BY_PIPE, MODELS, understand_prompts
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+LONGEST = 200  # lines of the README at the root: a stranger reads it in ten minutes
+# Every README by its path, so that they are tested side by side; what its code prints and writes at least.
+PRINTED: dict[str, tuple[str, ...]] = {
+    "README.md": ("blocks run",),
+    "demos/README.md": (),
+    "demos/bundled_lm/README.md": (),
+    "demos/bundled_model/README.md": (),
+    "demos/quality/README.md": (),
+    "pipelines/README.md": ("blocks run", "all checks passed", "transformer_blocks.27"),
+    "skipguide/assets/tiny-lm/README.md": (),
+    "skipguide/llm/README.md": ("% left out",),
+    "vision/floorplan/README.md": (),
+    "vision/layer_masking/README.md": ("convolutions computed",),
+    "vision/skip_deq/README.md": ("True",),
+    "vision/skip_tuning/README.md": (),
+    "vision/skipnet/README.md": (),
+    "vision/unetpp/README.md": (),
+}
+WRITTEN = {"README.md": ["tram.mp4"], "pipelines/README.md": ["plan.json"], "skipguide/llm/README.md": ["stats.json"]}
+OTHERS = ("CHANGELOG.md", "CONTRIBUTING.md", "pipelines/SUPPORTED.md")  # whose links are tested too
+EVERY = pytest.mark.parametrize("name", sorted(PRINTED))
 
 
-def fences(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def fences(name, language):
+    return re.findall(rf"```{language}\n(.*?)```", read(name), flags=re.DOTALL)
+
+
+def commands(name):
+    """The arguments of every `skipguide` in the shell fences, the one under `accelerate launch -m` too."""
+    names = ("skipguide", "skipguide.cli")
+    for block in fences(name, "sh"):
+        for line in block.splitlines():
+            words = shlex.split(line.split("&&")[-1], comments=True)
+            if set(names) & set(words):
+                yield words[min(words.index(each) for each in names if each in words) + 1 :]
+
+
+def anchors(text):
+    """What a link into a Markdown page can lead to, as GitHub names headings."""
+    outside = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", outside, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.fixture
 def tiny_download(monkeypatch, tmp_path):
-    """`from_pretrained` gives a tiny LTX pipeline with enough blocks for the layers that the README names."""
+    """`from_pretrained` gives a tiny LTX pipeline with enough blocks for the layers that the READMEs name."""
     import diffusers
 
     def from_pretrained(name, torch_dtype):
@@ -39,7 +81,9 @@ def tiny_download(monkeypatch, tmp_path):
         class Tiny(type(pipe)):
             def __call__(self, prompt, num_frames=9):
                 latents = call(self, prompt, negative_prompt="", num_frames=9, **arguments).frames
-                return type("Output", (), {"frames": [latents]})()
+                assert torch.isfinite(latents).all()
+                pictures = np.full((num_frames, 32, 32, 3), float(latents.sigmoid().mean()))  # there is no tiny VAE
+                return type("Output", (), {"frames": [pictures]})()
 
         Tiny.__name__ = type(pipe).__name__
         pipe.__class__ = Tiny
@@ -73,39 +117,69 @@ def tiny_download(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def test_python_of_the_readme_runs(tiny_download, capsys):
+@EVERY
+def test_python_of_the_readme_runs(name, tiny_download, capsys):
     space: dict[str, object] = {}
-    for code in fences("python"):
-        exec(compile(code, "README.md", "exec"), space)
+    for code in fences(name, "python"):
+        exec(compile(code, name, "exec"), space)
     printed = capsys.readouterr().out
-    assert "blocks run" in printed and "all checks passed" in printed and "transformer_blocks.27" in printed
-    assert Path("plan.json").exists()
+    assert all(words in printed for words in PRINTED[name])
+    assert all(Path(path).stat().st_size for path in WRITTEN.get(name, []))
 
 
-def test_commands_of_the_readme_parse():
+@EVERY
+def test_commands_of_the_readme_parse(name):
     from skipguide.cli import build_parser
 
-    lines = [shlex.split(line.split("&&")[-1], comments=True) for block in fences("sh") for line in block.splitlines()]
-    names = ("skipguide", "skipguide.cli")  # the second under `accelerate launch -m`
-    commands = [words for words in lines if set(names) & set(words)]
-    assert len(commands) >= 5
-    for words in commands:
-        build_parser().parse_args(words[min(words.index(name) for name in names if name in words) + 1 :])
+    for words in commands(name):
+        build_parser().parse_args(words)
+
+
+def test_the_readmes_show_commands():
+    assert sum(len(list(commands(name))) for name in PRINTED) >= 20
+    assert all(list(commands(name)) for name in ("README.md", "pipelines/README.md", "skipguide/llm/README.md"))
+
+
+def test_every_readme_is_tested_here():
+    folders = (ROOT / name for name in ("demos", "pipelines", "vision", "skipguide/assets", "skipguide/llm"))
+    found = {path.relative_to(ROOT).as_posix() for folder in folders for path in folder.rglob("README.md")}
+    assert found | {"README.md"} == set(PRINTED)
+
+
+def test_the_readme_is_short():
+    assert len(read("README.md").splitlines()) <= LONGEST
+    assert len(re.findall(r"!\[", read("README.md"))) == 1, "one picture; the others are in the folders"
+
+
+def test_the_two_commands_stay_one_line_each():
+    first, second, *_ = fences("README.md", "sh")
+    assert first == 'pip install -e . && skipguide generate "a red circle moving right"\n'
+    assert second == 'pip install -e ".[test]" && pytest -n 2\n'
 
 
 def test_tables_of_the_readme_match_the_data():
+    supported = read("pipelines/SUPPORTED.md")
     for name in PIPELINES:
-        assert f"`{name}`" in README, f"{name} is supported and not in the README"
+        assert f"`{name}`" in supported, f"{name} is supported and not in pipelines/SUPPORTED.md"
     for (_, blocks), preset in PRESETS.items():
-        assert f"`{list(preset.layers)}`" in README or blocks == 12, preset
+        assert f"`{list(preset.layers)}`" in supported or blocks == 12, preset
+    assert f"{len(PIPELINES)} pipelines" in read("README.md")
     assert MODELS
 
 
-def test_files_of_the_readme_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("name", [*sorted(PRINTED), *OTHERS])
+def test_files_of_the_readme_exist(name):
+    for target in re.findall(r"\]\(([^)\s]+)\)", read(name)):
+        if target.startswith(("http:", "https:")):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = ((ROOT / name).parent / path).resolve() if path else ROOT / name
+        assert linked.exists(), target
+        assert linked.is_relative_to(ROOT), f"{target} leads out of the repository"
+        if anchor:
+            assert anchor in anchors(linked.read_text(encoding="utf-8")), target
 
 
-def test_no_placeholder_is_left():
-    assert "<!--" not in README
+@pytest.mark.parametrize("name", [*sorted(PRINTED), *OTHERS])
+def test_no_placeholder_is_left(name):
+    assert "<!--" not in read(name)
