@@ -25,8 +25,8 @@ class Stats:
     skips: dict[str, int] = field(default_factory=dict)
     skipped_rows: dict[str, int] = field(default_factory=dict)
     passes: int = 0
-    passes_without: Counter[tuple[str, ...]] = field(default_factory=Counter, repr=False)
     weights: dict[str, float] = field(default_factory=dict, repr=False)
+    passes_without: Counter[tuple[str, ...]] = field(default_factory=Counter, repr=False)
 
     def ran(self, name: str, rows: int) -> None:
         """Enter one run of `name` on `rows` batch rows."""
