@@ -1,0 +1,1 @@
+"""What skipguide costs and saves on a GPU: `python -m demos.gpu`."""
