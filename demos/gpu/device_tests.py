@@ -29,7 +29,7 @@ def files() -> list[str]:
 
 def measure(setting: Setting) -> dict[str, Any]:
     """Run them; what failed is in the figures by name, with the line that said why."""
-    chosen = setting.pick(files(), ["tests/core/test_router.py"])
+    chosen = setting.pick(files(), ["tests/vision/test_layer_masking_masks.py"])
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rfE", "--tb=line", "-p", "no:cacheprovider"]
     if not setting.dry and importlib.util.find_spec("xdist") is not None:
         command += ["-n", WORKERS]

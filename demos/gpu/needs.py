@@ -15,6 +15,7 @@ PACKAGES = {
     "huggingface_hub": "1.32",
     "hypothesis": "6.100",
     "importlib_metadata": "",
+    "lazy-importer": "",  # of importlib_metadata
     "numpy": "1.24",
     "peft": "0.17",
     "pillow": "",

@@ -10,14 +10,14 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from demos.benchmarks.measure import Ratio, timed
+from demos.benchmarks.measure import Ratio, synchronize
 from demos.gpu.setting import Setting
 
 
@@ -88,24 +88,42 @@ def race(setting: Setting, variants: Mapping[str, Variant], rounds: int, warm: b
             tell(f"    warm {name}: {variant.error or f'{time.monotonic() - began:.2f} s'}")
     for number in range(rounds):
         began = time.monotonic()
-        for name in list(variants) if number % 2 == 0 else reversed(list(variants)):
-            variant = variants[name]
-            if not variant.error:
-                variant.attempt(lambda variant=variant: measure(variant))
-                tell(f"    {name}: {variant.error or f'{variant.seconds[-1]:.4f} s'}")
+        with uncollected():
+            for name in list(variants) if number % 2 == 0 else reversed(list(variants)):
+                variant = variants[name]
+                if not variant.error:
+                    variant.attempt(lambda variant=variant: measure(variant))
+                    tell(f"    {name}: {variant.error or f'{variant.seconds[-1]:.4f} s'}")
         if setting.left < time.monotonic() - began:
             break
     return report(variants)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's garbage collector, which takes a tenth of a second and always hits the same variant."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def measure(variant: Variant) -> None:
     """One timed run, with its peak memory."""
     before = 0
     if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    seconds, _ = timed(variant.run)
+    synchronize()
+    began = time.perf_counter()
+    variant.run()
+    synchronize()
+    seconds = time.perf_counter() - began
     if torch.cuda.is_available():
         variant.total = max(variant.total, torch.cuda.max_memory_allocated())
         variant.peak = max(variant.peak, variant.total - before)
