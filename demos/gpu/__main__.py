@@ -1,6 +1,6 @@
 """What skipguide costs and saves on a GPU, piece by piece.
 
-    python -m demos.gpu --out OUT                        # everything, once: under 8 minutes on an H200
+    python -m demos.gpu --out OUT                        # what fits into 8 minutes, in order
     python -m demos.gpu --out OUT --limit 170            # as many pieces as fit; again for the rest
     python -m demos.gpu --out OUT --pieces ltx,wan
     python -m demos.gpu --dry --out OUT                  # tiny shapes on the CPU: every line, no figures that mean much

@@ -39,8 +39,8 @@ class Piece:
 VIDEO = ("diffusers", "transformers", "accelerate")
 LANGUAGE = ("transformers",)
 PIECES = (
-    Piece("ltx", 30, VIDEO, "video", given=("ltx",)),
-    Piece("tail_ltx", 35, VIDEO, "tail", given=("ltx",)),
+    Piece("ltx", 40, VIDEO, "video", given=("ltx",)),
+    Piece("tail_ltx", 45, VIDEO, "tail", given=("ltx",)),
     Piece("wan", 50, VIDEO, "video", given=("wan",)),
     Piece("decode", 45, LANGUAGE, "language", "decode"),
     Piece("prefill", 35, LANGUAGE, "language", "short"),

@@ -58,5 +58,5 @@ def at(setting: Setting, pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
         "separate": Variant(guided(pipe, layer), work),
         "batched": Variant(guided(pipe, layer, tail="batched"), work),
     }
-    found = race(setting, variants, rounds=setting.pick(5, 1))
+    found = race(setting, variants, rounds=setting.pick(4, 1))
     return {"batched_to_separate": ratio(found, "batched", "separate"), "variants": found}
