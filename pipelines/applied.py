@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from skipguide.errors import SkipError
 from skipguide.pipelines.registry.described import PipelineSpec
@@ -12,9 +12,7 @@ from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.recipe import Recipe
 from skipguide.pipelines.sampling.run import Run
-
-if TYPE_CHECKING:
-    from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
+from skipguide.pipelines.settings import GuidanceSettings
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +27,7 @@ class AppliedGuidance:
 
     def __init__(
         self,
-        settings: SpatiotemporalSkipGuidance,
+        settings: GuidanceSettings,
         pipe: Any,
         spec: PipelineSpec,
         recipes: Mapping[str, Recipe],

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +15,7 @@ from skipguide.arguments import batch_size
 from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
-from skipguide.pipelines.caches import cache_on
+from skipguide.hosts.diffusers_caches import cache_on
 from skipguide.pipelines.groups import SkipGroup
 from skipguide.pipelines.guider.passes import Pass
 from skipguide.pipelines.presets import find_preset
@@ -23,9 +23,7 @@ from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.passes import Passes, Path
 from skipguide.pipelines.sampling.recipe import Recipe, Term
-
-if TYPE_CHECKING:
-    from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
+from skipguide.pipelines.settings import GuidanceSettings
 
 
 class Driver:
@@ -43,7 +41,7 @@ class Driver:
 
     def __init__(
         self,
-        settings: SpatiotemporalSkipGuidance,
+        settings: GuidanceSettings,
         groups: Sequence[SkipGroup],
         model: nn.Module,
         stats: GuidanceStats,

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from skipguide.errors import SkipError
 from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.settings import GuidanceSettings
 from skipguide.schedule import Schedule, Timetable
-
-if TYPE_CHECKING:
-    from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Pass:
 
 
 def passes_of(
-    settings: SpatiotemporalSkipGuidance,
+    settings: GuidanceSettings,
     groups: Sequence[SkipGroup],
     step: int,
     steps: int,
@@ -74,7 +71,7 @@ def passes_of(
     return (Pass("pred_cond", 0, "capture"), *(Pass(x, 0, "skip", n) for n, x in enumerate(names)), *uncond)
 
 
-def live_groups(settings: SpatiotemporalSkipGuidance) -> tuple[SkipGroup, ...]:
+def live_groups(settings: GuidanceSettings) -> tuple[SkipGroup, ...]:
     """The groups that can ever be active.
 
     Raises:

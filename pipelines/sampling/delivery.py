@@ -7,7 +7,7 @@ wanted result: the only exact way where somebody rescales.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,7 @@ from skipguide.pipelines.sampling.caller import read
 from skipguide.pipelines.sampling.joined import Joined
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.run import Run
-
-if TYPE_CHECKING:
-    from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
+from skipguide.pipelines.settings import GuidanceSettings
 
 
 class Delivery:
@@ -29,7 +27,7 @@ class Delivery:
 
     def __init__(
         self,
-        settings: SpatiotemporalSkipGuidance,
+        settings: GuidanceSettings,
         pipe: Any,
         spec: PipelineSpec,
         denoiser: str,

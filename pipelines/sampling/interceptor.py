@@ -6,7 +6,7 @@ The pipeline is not changed. What holds at a step comes from the recipe, the for
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,16 @@ from skipguide.arguments import batch_size
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.hosts.cache_contexts import ContextNames
-from skipguide.pipelines.caches import admit_cache
 from skipguide.pipelines.registry.described import PipelineSpec
 from skipguide.pipelines.sampling.branch_parallel import SplitPasses
+from skipguide.pipelines.sampling.caches import admit_cache
 from skipguide.pipelines.sampling.caller import is_called_by
 from skipguide.pipelines.sampling.delivery import Delivery
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.passes import Passes, Path, check_effect, first, with_first
 from skipguide.pipelines.sampling.recipe import Moment, Recipe
 from skipguide.pipelines.sampling.run import Run
-
-if TYPE_CHECKING:
-    from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
+from skipguide.pipelines.settings import GuidanceSettings
 
 
 class Interceptor:
@@ -36,7 +34,7 @@ class Interceptor:
 
     def __init__(
         self,
-        settings: SpatiotemporalSkipGuidance,
+        settings: GuidanceSettings,
         pipe: Any,
         spec: PipelineSpec,
         denoiser: str,

@@ -15,8 +15,8 @@ from skipguide.active import Call
 from skipguide.arguments import Arguments, batch_size
 from skipguide.errors import NoEffectError, SkipError
 from skipguide.gate import gate_of
+from skipguide.hosts.diffusers_caches import answers_for_blocks
 from skipguide.hosts.wrappers import unwrap
-from skipguide.pipelines.caches import answers_for_blocks
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.route import PLAIN, Leg, route
 from skipguide.pipelines.sampling.tail import Tail, fits, in_rows, index_of, part_of, sources
@@ -84,7 +84,7 @@ class Passes:
         self._paused: list[Skipper] = []
 
     def meet(self, cache: str | None) -> None:
-        """Get along with the cache of that name on the model (see `skipguide.pipelines.caches`), or with none."""
+        """Get along with the cache of that name on the model (see `skipguide.hosts.diffusers_caches`), or with none."""
         self.cache = cache
         whole = cache is not None and answers_for_blocks(self.model, {id(block.module) for block in self.bare.map})
         if whole != self._whole:

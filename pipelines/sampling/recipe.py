@@ -5,16 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from skipguide.blocks import BlockMap
 from skipguide.errors import SkipError
 from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.settings import GuidanceSettings
 from skipguide.plan import SkipPlan
 from skipguide.schedule import Schedule, Timetable
-
-if TYPE_CHECKING:
-    from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Recipe:
         SkipError: for a layer, part or stack that the model does not have.
     """
 
-    def __init__(self, settings: SpatiotemporalSkipGuidance, groups: Sequence[SkipGroup], blocks: BlockMap) -> None:
+    def __init__(self, settings: GuidanceSettings, groups: Sequence[SkipGroup], blocks: BlockMap) -> None:
         self.settings = settings
         self.groups = tuple(group for group in groups if not group.idle)
         self.blocks = blocks
