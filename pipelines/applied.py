@@ -10,8 +10,8 @@ from skipguide.errors import SkipError
 from skipguide.pipelines.registry.described import PipelineSpec
 from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.recipe import Recipe
-from skipguide.pipelines.sampling.run import Run
+from skipguide.pipelines.sampling.pipeline_call import PipelineCall
+from skipguide.pipelines.sampling.schedule import GuidanceSchedule
 from skipguide.pipelines.settings import GuidanceSettings
 
 logger = logging.getLogger(__name__)
@@ -30,16 +30,17 @@ class AppliedGuidance:
         settings: GuidanceSettings,
         pipe: Any,
         spec: PipelineSpec,
-        recipes: Mapping[str, Recipe],
+        schedules: Mapping[str, GuidanceSchedule],
         group: Any = None,
     ) -> None:
         self.settings = settings
         self._pipe = pipe
-        self.layers = {name: recipe.layers for name, recipe in recipes.items()}
-        self.stats = GuidanceStats(delivery="solve" if settings.rescale or settings.formula == "wan" else "shift")
-        run = Run()
+        self.layers = {name: schedule.layers for name, schedule in schedules.items()}
+        self.stats = GuidanceStats(delivery="solve" if settings.rescale or settings.rule.waits_for_uncond else "shift")
+        state = PipelineCall()
         self._interceptors = [
-            Interceptor(settings, pipe, spec, name, recipe, run, self.stats, group) for name, recipe in recipes.items()
+            Interceptor(settings, pipe, spec, name, schedule, state, self.stats, group)
+            for name, schedule in schedules.items()
         ]
         self._installed: list[Interceptor] = []
 

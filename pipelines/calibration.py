@@ -25,8 +25,8 @@ from skipguide.hosts.wrappers import unwrap
 from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
 from skipguide.pipelines.sampling.grid import grid_of
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import Passes, first
-from skipguide.pipelines.sampling.run import Run
+from skipguide.pipelines.sampling.passes import DenoiserPasses, first
+from skipguide.pipelines.sampling.pipeline_call import PipelineCall
 from skipguide.plan import SkipPlan
 from skipguide.select import DEFAULT_SCORE, LayerScore, LayerScores, average, fingerprint, measure_skip
 
@@ -44,21 +44,21 @@ class _Listener:
     def __init__(self, pipe: Any, spec: PipelineSpec, model: nn.Module, keys: Sequence[Key], levels: int) -> None:
         self.pipe, self.spec, self.model, self.levels = pipe, spec, model, levels
         self.keys = keys
-        self.run = Run()
-        self.passes = Passes(model, True, GuidanceStats())
+        self.state = PipelineCall()
+        self.passes = DenoiserPasses(model, True, GuidanceStats())
         self.samples: dict[Key, list[dict[str, Tensor]]] = {key: [] for key in keys}
         self.waiting: tuple[Tensor, dict[Key, Tensor], Any] | None = None
 
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.spec.is_passive(kwargs):
             return call(*args, **kwargs)
-        branch = self.run.enter(self.pipe, self.spec, ContextNames.name(self.model))
+        branch = self.state.enter(self.pipe, self.spec, ContextNames.name(self.model))
         if branch == "uncond":
             answer = call(*args, **kwargs)
             self.settle(first(answer))
             return answer
         self.settle(None)
-        if self.run.step not in chosen_steps(self.run.steps, self.levels):
+        if self.state.step not in chosen_steps(self.state.steps, self.levels):
             return call(*args, **kwargs)
         batch = batch_size(args, kwargs)
         halves = [slice(0, batch // 2), slice(batch // 2, batch)]
@@ -67,10 +67,10 @@ class _Listener:
         out: Any = None
         skipped: dict[Key, Tensor] = {}
         for part in _chunks(self.keys, AT_ONCE):
-            path = self.passes.path([SkipPlan([layer], part=part_name) for layer, part_name in part])
-            out = self.passes.plain(call, args, kwargs, batch, path=path)
+            step = self.passes.prepared([SkipPlan([layer], part=part_name) for layer, part_name in part])
+            out = self.passes.plain(call, args, kwargs, batch, step=step)
             mine = self.passes.rows(args, kwargs, rows, batch)
-            found = self.passes.skipped(path, call, *mine, rows, batch)
+            found = self.passes.skipped(step, call, *mine, rows, batch)
             skipped |= {key: found[SkipPlan([key[0]], part=key[1])] for key in part}
         c = first(out)[rows]
         self.waiting = c, skipped, grid_of(self.spec, kwargs, c)

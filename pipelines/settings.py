@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any, get_args
 
 from skipguide.config import JsonConfig, settle
 from skipguide.errors import SkipError
 from skipguide.guidance import Over
+from skipguide.pipelines.formulas import Formula, find_formula
 from skipguide.pipelines.groups import SkipGroup, check_layers, check_scale, check_stack
 from skipguide.pipelines.sampling.tail import TAILS, Tail
 from skipguide.plan import Part
 from skipguide.schedule import Schedule, Timetable
 from skipguide.select import DEFAULT_SCORE, check_score
-
-Formula = Literal["stg", "uncond", "wan", "segmented"]
-SEGMENT = (0.0, 0.5)  # where formula="segmented" has CFG unless cfg_interval says otherwise
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class GuidanceSettings(JsonConfig):
     layers: Sequence[int] | Mapping[str, Sequence[int] | Timetable | str | None] | Timetable | str | None = None
     scale: float | Timetable = 1.0
     part: Part = "block"
-    formula: Formula = "stg"
+    formula: str = "stg"
     rescale: float = 0.0
     rescale_over: Over = "sample"
     start: float = 0.0
@@ -70,8 +68,7 @@ class GuidanceSettings(JsonConfig):
             object.__setattr__(self, "groups", made)
             if self.layers is not None or self.stack is not None or not made:
                 raise SkipError("groups has at least one group, and layers and stack are given in the groups then")
-        if self.formula not in get_args(Formula):
-            raise SkipError(f"unknown formula {self.formula!r}; expected one of {', '.join(get_args(Formula))}")
+        find_formula(self.formula)
         self._check_interval()
         self._check_numbers()
         if self.rescale_over not in get_args(Over):
@@ -83,7 +80,7 @@ class GuidanceSettings(JsonConfig):
         object.__setattr__(self, "stop", window.stop)
         object.__setattr__(self, "every", window.every)
         check_score(self.score)
-        self._check_together()
+        self.rule.check({each.name: getattr(self, each.name) for each in fields(self)})
 
     def _check_numbers(self) -> None:
         """The numbers and flags that stand for themselves, in range and as Python's own."""
@@ -102,7 +99,8 @@ class GuidanceSettings(JsonConfig):
             raise SkipError(f"apg_norm is a positive number, or None; got {self.apg_norm!r}")
 
     def _check_interval(self) -> None:
-        interval: Any = self.cfg_interval if self.cfg_interval is not None or self.formula != "segmented" else SEGMENT
+        segmented = self.rule.window is not None
+        interval: Any = self.rule.window if self.cfg_interval is None else self.cfg_interval
         if interval is None:
             return
         try:
@@ -112,19 +110,13 @@ class GuidanceSettings(JsonConfig):
                 f"cfg_interval is a pair (start, stop) of fractions of the steps; got {interval!r}"
             ) from None
         window = Schedule(start, stop)
-        if self.formula == "segmented" and (window.start, window.stop) == (0.0, 1.0):
-            raise SkipError("formula='segmented' has skip guidance outside cfg_interval, which leaves no step for it")
+        if segmented and (window.start, window.stop) == (0.0, 1.0):
+            raise SkipError(
+                f"formula={self.formula!r} has skip guidance outside cfg_interval, which leaves no step for it"
+            )
         object.__setattr__(self, "cfg_interval", (window.start, window.stop))
 
-    def _check_together(self) -> None:
-        plain_scale = self.groups is None and not isinstance(self.scale, Timetable) and self.scale in (0, 1)
-        projected = self.apg is not None or self.apg_norm is not None
-        batched = self.tail == "batched"
-        if self.formula == "uncond" and (not plain_scale or self.rescale or self.every != 1 or projected or batched):
-            raise SkipError(
-                "formula='uncond' has no third pass, so scale (1 or 0), groups, rescale, every, apg and tail have "
-                f"nothing to act on: leave them at their defaults; got scale={self.scale}, rescale={self.rescale}, "
-                f"every={self.every}"
-            )
-        if self.formula == "wan" and projected:
-            raise SkipError("apg projects on c, and formula='wan' has no c of its own: use formula='stg'")
+    @property
+    def rule(self) -> Formula:
+        """The entry of the table of formulas that `formula` names."""
+        return find_formula(self.formula)

@@ -17,11 +17,11 @@ from skipguide.pipelines.presets import find_preset, named_settings
 from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
 from skipguide.pipelines.sampling.branch_parallel import group_of, refuse_cache
 from skipguide.pipelines.sampling.caches import admit_cache
-from skipguide.pipelines.sampling.caller import is_running
+from skipguide.pipelines.sampling.call_stack import is_running
 from skipguide.pipelines.sampling.cost import foretell
 from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceCost
-from skipguide.pipelines.sampling.recipe import Recipe
+from skipguide.pipelines.sampling.schedule import GuidanceSchedule
 from skipguide.pipelines.settings import GuidanceSettings
 
 __all__ = ["AppliedGuidance", "SpatiotemporalSkipGuidance"]
@@ -125,24 +125,26 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         """
         spec = pipeline_spec(pipe)
         group = group_of(branch_parallel)
-        if group is not None and (self.formula == "uncond" or self.tail != "separate"):
+        if group is not None and (self.rule.in_place_of_uncond or self.tail != "separate"):
             raise SkipError(
-                "branch_parallel runs the skipped passes elsewhere: formula='uncond' has none, and with a batched tail "
-                f"they are part of another one; got formula={self.formula!r}, tail={self.tail!r}"
+                "branch_parallel runs the skipped passes elsewhere: a formula inside the unconditional pass has none, "
+                f"and a batched tail has them in another; got formula={self.formula!r}, tail={self.tail!r}"
             )
         names = self._denoisers(pipe, spec)
         self._refuse_conflicts(pipe, spec, names)
-        recipes = {name: self._recipe(pipe, name) for name in names}
-        if is_running(pipe) and not all(recipe.constant and recipe.window is None for recipe in recipes.values()):
+        schedules = {name: self._schedule(pipe, name) for name in names}
+        if is_running(pipe) and not all(
+            schedule.constant and schedule.times.cfg is None for schedule in schedules.values()
+        ):
             raise SkipError(
                 "this guidance goes by the step, and steps are counted from the beginning of a call, which has passed: "
                 "apply it before calling the pipeline, with start=... for the step to begin at"
             )
-        for name, recipe in recipes.items():
-            cache = admit_cache(pipe, name, getattr(pipe, name), self, recipe)
+        for name, schedule in schedules.items():
+            cache = admit_cache(pipe, name, getattr(pipe, name), self, schedule)
             if group is not None:
                 refuse_cache(cache)
-        applied = AppliedGuidance(self, pipe, spec, recipes, group)
+        applied = AppliedGuidance(self, pipe, spec, schedules, group)
         applied._install()
         return applied
 
@@ -155,7 +157,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             steps: number of steps, for the exact count; None counts windows and `every` as their share.
         """
         spec = pipeline_spec(pipe)
-        return foretell(self._recipe(pipe, self._denoisers(pipe, spec)[0]), guidance=guidance, steps=steps)
+        return foretell(self._schedule(pipe, self._denoisers(pipe, spec)[0]), guidance=guidance, steps=steps)
 
     def _denoisers(self, pipe: Any, spec: PipelineSpec) -> list[str]:
         names = [name for name in spec.denoisers if getattr(pipe, name, None) is not None]
@@ -169,7 +171,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             )
         return names
 
-    def _recipe(self, pipe: Any, denoiser: str) -> Recipe:
+    def _schedule(self, pipe: Any, denoiser: str) -> GuidanceSchedule:
         """The settings with layers that are known, on one denoiser."""
         model = getattr(pipe, denoiser)
         layers: Any = self.layers
@@ -182,7 +184,9 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             # an idle guidance touches no layer, so a model without a preset is no obstacle
             idle = layers is None and self.scale == 0
             groups = () if idle else (SkipGroup(layers, self.scale, self.part, self.stack),)
-        return Recipe(self, [self._chosen(group, pipe, denoiser, model) for group in groups], find_blocks(model))
+        return GuidanceSchedule(
+            self, [self._chosen(group, pipe, denoiser, model) for group in groups], find_blocks(model)
+        )
 
     def _chosen(self, group: SkipGroup, pipe: Any, denoiser: str, model: Any) -> SkipGroup:
         if group.layers is None and group.stack is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from diffusers.configuration_utils import register_to_config
@@ -16,10 +17,10 @@ from skipguide.config import as_flag, as_number
 from skipguide.errors import SkipError
 from skipguide.pipelines.groups import SkipGroup
 from skipguide.pipelines.guider.driver import Driver
-from skipguide.pipelines.guider.passes import Pass, live_groups, passes_of
+from skipguide.pipelines.guider.step_batches import StepBatch, live_groups, step_batches
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.passes import check_effect
-from skipguide.pipelines.sampling.recipe import Term
+from skipguide.pipelines.sampling.schedule import StepPlan, StepTimes
 from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
 from skipguide.schedule import Timetable
 
@@ -106,6 +107,7 @@ class SkipGuider(BaseGuidance):
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__", *_OWN)}
         self.settings = SpatiotemporalSkipGuidance(**given)
         self._live = live_groups(self.settings)
+        self._times = StepTimes(self.settings, self._live)
         self.guidance_scale = as_number("guidance_scale", guidance_scale, None)
         self.guidance_rescale = as_number("guidance_rescale", guidance_rescale)
         if self.guidance_rescale > 1:
@@ -122,7 +124,7 @@ class SkipGuider(BaseGuidance):
 
     def _forget(self) -> None:
         self._drivers: list[Driver] = []
-        self._passes: tuple[Pass, ...] = ()  # of the step that is running; empty between steps
+        self._passes: tuple[StepBatch, ...] = ()  # of the step that is running; empty between steps
         self._driver: Driver | None = None
         self._directions: list[Tensor] | None = None
         self._keys: tuple[str, ...] = ()
@@ -165,30 +167,31 @@ class SkipGuider(BaseGuidance):
 
     def _check_cfg(self) -> None:
         settings = self.settings
-        if self.w == 1 and (
-            settings.formula in ("uncond", "segmented") or settings.cfg_interval is not None or settings.zero_star
-        ):
+        if self.w == 1 and (settings.rule.needs_cfg or settings.cfg_interval is not None or settings.zero_star):
             raise SkipError(
-                "formula='uncond', formula='segmented', cfg_interval and zero_star are about the unconditional pass, "
-                f"and there is none: guidance_scale={self.guidance_scale:g} is no CFG"
+                f"formula={settings.formula!r}, cfg_interval={settings.cfg_interval} or zero_star={settings.zero_star} "
+                f"is about the unconditional pass, and there is none: guidance_scale={self.guidance_scale:g} is no CFG"
             )
 
-    def _plan(self) -> tuple[Pass, ...]:
+    def _plan(self) -> tuple[StepBatch, ...]:
         """The passes of the step that begins."""
         step, steps = self._step, self._num_inference_steps
         if step is None or not steps:
             raise SkipError("set_state(step, num_inference_steps, timestep) comes before a step's inputs")
         self._check_cfg()
-        terms = self._terms(self._drivers[-1]) if self._drivers else ()
-        if self._keys != tuple(term.key for term in terms):
-            self._directions = None  # another set of layers than the last differences were of
-        groups = self._live if self._enabled else ()
-        held = self._directions is not None
-        return passes_of(self.settings, groups, step, steps, cfg=self._most_conditions == 2, held=held)
+        if self._keys != tuple(each.key for each in self._step_plan().skipped):
+            self._directions = None  # another set of layers than the last directions were of
+        outline = self._times.at(step, steps, cfg=self._most_conditions == 2)
+        if not self._enabled:
+            outline = replace(outline, groups=())
+        return step_batches(outline, held=self._directions is not None)
 
-    def _terms(self, driver: Driver) -> tuple[Term, ...]:
-        """The skipped passes of this step on a model; none where guidance is switched off."""
-        return driver.recipe.at(self._step, self._num_inference_steps).terms if self._enabled else ()
+    def _step_plan(self, driver: Driver | None = None) -> StepPlan:
+        """What holds at this step on a model (the last one that was called); nothing where guidance is switched off."""
+        driver = driver or next(reversed(self._drivers), None)
+        if driver is None or not self._enabled:
+            return StepPlan()
+        return driver.schedule.at(self._step, self._num_inference_steps, cfg=self._most_conditions == 2)
 
     # -- the protocol of diffusers ------------------------------------------------------------------------------
 
@@ -230,7 +233,7 @@ class SkipGuider(BaseGuidance):
         if not self._live:
             return
         self._driver = driver = self._driver_of(denoiser)
-        driver.prepare(now, self._terms(driver))
+        driver.prepare(now, self._step_plan(driver).skipped)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
         """The denoiser was called; after the last skipped pass nothing is left on it."""
@@ -242,7 +245,7 @@ class SkipGuider(BaseGuidance):
         found = next((driver for driver in self._drivers if driver.model is denoiser), None)
         if found is None:
             found = Driver(self.settings, self._live, denoiser, self.stats)
-            found.recipe.refuse_idle(self._num_inference_steps)
+            found.schedule.refuse_idle(self._num_inference_steps)
         self._drivers = [*(driver for driver in self._drivers if driver is not found), found]
         return found
 
@@ -285,36 +288,39 @@ class SkipGuider(BaseGuidance):
         if u is not None and settings.zero_star:
             u = guidance.zero_star_scale(u, c) * u
         y = c if u is None else guidance.cfg(u, c, self.w)
-        terms = self._terms(self._drivers[-1]) if self._drivers and settings.formula != "uncond" else ()
-        if terms:
-            wan = settings.formula == "wan" and u is not None
+        plan = self._step_plan()
+        if plan.skipped and not plan.skips_inside:
             if skipped:
-                plain = pred_uncond if wan and pred_uncond is not None else pred_cond
-                self._renew(terms, plain, y if wan else c, list(skipped.values()))
-            y = y + self._delta(terms, c)
+                plain = pred_uncond if plan.place == "uncond" and pred_uncond is not None else pred_cond
+                self._renew(plan, plain, u, c, list(skipped.values()))
+            y = y + self._delta(plan, c)
             if settings.rescale:
                 y = guidance.rescale(y, c, settings.rescale, settings.rescale_over)
         if self.guidance_rescale:
             y = guidance.rescale(y, c, self.guidance_rescale)
         return GuiderOutput(pred=y.to(dtype), pred_cond=pred_cond, pred_uncond=pred_uncond)
 
-    def _renew(self, terms: Sequence[Term], plain: Tensor, base: Tensor, skipped: list[Tensor]) -> None:
-        settings = self.settings
-        for term, k in zip(terms, skipped, strict=True):
-            if term.key not in self._checked:
-                check_effect(plain, k, term.plan)
-                self._checked.add(term.key)
-        new = [guidance.skip_direction(base, _full(k), settings.apg, settings.apg_norm) for k in skipped]
-        keys = tuple(term.key for term in terms)
+    def _renew(self, plan: StepPlan, plain: Tensor, u: Tensor | None, c: Tensor, skipped: list[Tensor]) -> None:
+        """Take the directions of this step; `plain` is the prediction that the skipped ones are variants of."""
+        settings, direction = self.settings, self.settings.rule.direction
+        assert direction is not None
+        for each, k in zip(plan.skipped, skipped, strict=True):
+            if each.key not in self._checked:
+                check_effect(plain, k, each.plan)
+                self._checked.add(each.key)
+        made = [direction(u, c, _full(k), self.w) for k in skipped]
+        new = [guidance.apg(d, c, settings.apg, settings.apg_norm) for d in made]
+        keys = tuple(each.key for each in plan.skipped)
         if self._directions is not None and self._keys == keys and settings.every > 1:
             self.stats.note_reuse(self._directions, new)
         self._directions, self._keys = new, keys
 
-    def _delta(self, terms: Sequence[Term], c: Tensor) -> Tensor:
+    def _delta(self, plan: StepPlan, c: Tensor) -> Tensor:
+        """What guidance adds to CFG at this step."""
         directions = self._directions
         if directions is None or directions[0].shape != c.shape:
             raise SkipError("the skipped predictions of this step are missing, or of another size than c")
-        delta, *others = (term.scale * d for term, d in zip(terms, directions, strict=True))
+        delta, *others = (each.scale * d for each, d in zip(plan.skipped, directions, strict=True))
         for other in others:
             delta = delta + other
         if self.settings.every == 1:
@@ -327,7 +333,7 @@ def _full(prediction: Tensor) -> Tensor:
     return prediction.float() if prediction.element_size() < 4 else prediction
 
 
-def _abandon(guider: weakref.ref[SkipGuider], passes: tuple[Pass, ...]) -> None:
+def _abandon(guider: weakref.ref[SkipGuider], passes: tuple[StepBatch, ...]) -> None:
     """The batches of a step are gone: if it is still the running one, it failed."""
     if (alive := guider()) is not None and alive._passes is passes:
         alive._end()

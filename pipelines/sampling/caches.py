@@ -15,11 +15,13 @@ from torch import nn
 from skipguide.errors import SkipError
 from skipguide.hosts.cache_dit import is_cached
 from skipguide.hosts.diffusers_caches import CACHES, cache_on
-from skipguide.pipelines.sampling.recipe import Recipe
+from skipguide.pipelines.sampling.schedule import GuidanceSchedule
 from skipguide.pipelines.settings import GuidanceSettings
 
 
-def admit_cache(pipe: Any, denoiser: str, model: nn.Module, settings: GuidanceSettings, recipe: Recipe) -> str | None:
+def admit_cache(
+    pipe: Any, denoiser: str, model: nn.Module, settings: GuidanceSettings, schedule: GuidanceSchedule
+) -> str | None:
     """The name of the cache on a denoiser, if there is one and it goes together with the guidance.
 
     Raises:
@@ -35,15 +37,18 @@ def admit_cache(pipe: Any, denoiser: str, model: nn.Module, settings: GuidanceSe
         return None
     cache = CACHES[name]
     words = cache.refusal
-    if not words and (settings.formula == "segmented" or settings.cfg_interval is not None):
+    if not words and settings.cfg_interval is not None:
         words = "cfg_interval leaves passes of the pipeline out, which the cache takes for its steps"
-    if not words and settings.formula == "uncond" and (settings.start, settings.stop) != (0.0, 1.0):
-        words = "formula='uncond' skips in the pipeline's own pass, whose cache would mix skipped and plain steps"
+    if not words and settings.rule.in_place_of_uncond and (settings.start, settings.stop) != (0.0, 1.0):
+        words = (
+            f"formula={settings.formula!r} skips in the pipeline's own pass, whose cache would mix skipped and plain "
+            f"steps"
+        )
     if not words and settings.tail == "batched":
         words = "tail='batched' changes the batch that the cache sees"
-    if not words and cache.leads and recipe.removes(0):
+    if not words and cache.leads and schedule.removes(0):
         words = "it decides by what block 0 adds to its input, and block 0 is to be skipped"
-    if not words and cache.counts and not recipe.constant:
+    if not words and cache.counts and not schedule.constant:
         words = "it counts passes as steps, so the skipped pass has to run at every step: use every=1 and no window"
     if words:
         raise SkipError(

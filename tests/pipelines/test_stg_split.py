@@ -194,14 +194,14 @@ def owners_of(monkeypatch, ranks, branches, skips):
 
     monkeypatch.setattr(split.distributed, "get_rank", lambda group: 0)
     monkeypatch.setattr(split.distributed, "get_world_size", lambda group: ranks)
-    monkeypatch.setattr(split.SplitPasses, "_shared", shared)
+    monkeypatch.setattr(split.BranchParallelPasses, "_shared", shared)
     model = BY_PIPE["ltx"].build().transformer
-    passes = split.SplitPasses(model, True, GuidanceStats(), True, None)
-    path = passes.path([SkipPlan([layer]) for layer in range(skips)])
+    passes = split.BranchParallelPasses(model, True, GuidanceStats(), True, None)
+    path = passes.prepared([SkipPlan([layer]) for layer in range(skips)])
     try:
         with pytest.raises(Told):
             rows = slice(branches - 1, branches)
-            passes.plain(None, (torch.zeros(branches, 1),), {}, 1, path=path, rows=rows, counted=branches)
+            passes.plain(None, (torch.zeros(branches, 1),), {}, 1, step=path, rows=rows, counted=branches)
     finally:
         passes.remove()
     assert not passes._alone and (passes.stats.rank, passes.stats.ranks) == (0, ranks)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from skipguide.errors import SkipError
 from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.sampling.schedule import StepOutline
 from skipguide.pipelines.settings import GuidanceSettings
-from skipguide.schedule import Schedule, Timetable
+from skipguide.schedule import Timetable
 
 
 @dataclass(frozen=True)
-class Pass:
+class StepBatch:
     """One call of the denoiser that the guider asks the pipeline for.
 
     Attributes:
@@ -29,46 +30,28 @@ class Pass:
     group: int = 0
 
 
-def passes_of(
-    settings: GuidanceSettings,
-    groups: Sequence[SkipGroup],
-    step: int,
-    steps: int,
-    *,
-    cfg: bool,
-    held: bool,
-) -> tuple[Pass, ...]:
-    """The passes of a step, in an order that lets go of the activations as early as possible.
+def step_batches(outline: StepOutline, *, held: bool) -> tuple[StepBatch, ...]:
+    """The calls of a step, in an order that lets go of the activations as early as possible.
 
     Args:
-        settings: the guidance.
-        groups: its groups with a scale that is not always 0; empty where guidance is switched off.
-        step: from 0.
-        steps: how many there are.
-        cfg: whether there is CFG at all.
-        held: whether the differences of an earlier step may be used again.
+        outline: what holds at the step.
+        held: whether the directions of an earlier step may be used again.
 
     Example:
-        >>> from skipguide.pipelines import SpatiotemporalSkipGuidance
-        >>> stg = SpatiotemporalSkipGuidance([8], start=0.5)
-        >>> groups = [SkipGroup([8])]
-        >>> [[each.name for each in passes_of(stg, groups, step, 4, cfg=True, held=False)] for step in (1, 2)]
+        >>> [[each.name for each in step_batches(StepOutline(groups, True), held=False)] for groups in ((), (0,))]
         [['pred_cond', 'pred_uncond'], ['pred_cond', 'pred_cond_skip', 'pred_uncond']]
     """
-    window = settings.cfg_interval
-    cfg = cfg and (window is None or Schedule(*window).contains(step / steps))
-    schedule = Schedule(settings.start, settings.stop, settings.every)
-    active = schedule.active(step, steps) and not (settings.formula == "segmented" and cfg)
-    live = [group for group in groups if active and group.scale_at(step / steps)]
-    cond, uncond = Pass("pred_cond"), [Pass("pred_uncond", 1)] if cfg else []
-    if live and settings.formula == "uncond":
-        return (cond, Pass("pred_uncond", 1, "weak")) if cfg else (cond,)
-    if not live or (held and not schedule.fresh(step, steps)):
+    cond, uncond = StepBatch("pred_cond"), [StepBatch("pred_uncond", 1)] if outline.cfg else []
+    if outline.skips_inside:
+        return cond, StepBatch("pred_uncond", 1, "weak")
+    if not outline.groups or (held and not outline.fresh):
         return (cond, *uncond)
-    names = [f"pred_cond_skip_{n}" if n else "pred_cond_skip" for n in range(len(live))]
-    if settings.formula == "wan" and cfg:
-        return (cond, Pass("pred_uncond", 1, "capture"), *(Pass(x, 1, "skip", n) for n, x in enumerate(names)))
-    return (Pass("pred_cond", 0, "capture"), *(Pass(x, 0, "skip", n) for n, x in enumerate(names)), *uncond)
+    names = [f"pred_cond_skip_{n}" if n else "pred_cond_skip" for n in range(len(outline.groups))]
+    if outline.place == "uncond":
+        skipped = [StepBatch(name, 1, "skip", number) for number, name in enumerate(names)]
+        return (cond, StepBatch("pred_uncond", 1, "capture"), *skipped)
+    skipped = [StepBatch(name, 0, "skip", number) for number, name in enumerate(names)]
+    return (StepBatch("pred_cond", 0, "capture"), *skipped, *uncond)
 
 
 def live_groups(settings: GuidanceSettings) -> tuple[SkipGroup, ...]:

@@ -37,7 +37,7 @@ def is_running(pipe: Any) -> bool:
     return any(known.get("self") is pipe for known in _calls())
 
 
-def read(pipe: Any, name: str) -> Any:
+def look_up(pipe: Any, name: str) -> Any:
     """What the running call of a pipeline knows by a name; None if it does not know it.
 
     Args:
@@ -45,7 +45,7 @@ def read(pipe: Any, name: str) -> Any:
         name: an attribute, or `"call.NAME"`, a variable of its `__call__`; `"!"` before it negates.
     """
     if name.startswith("!"):
-        return not read(pipe, name[1:])
+        return not look_up(pipe, name[1:])
     if not name.startswith("call."):
         return getattr(pipe, name, None)
     for known in _calls():
