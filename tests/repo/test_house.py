@@ -1,5 +1,7 @@
 """The limits of the house: no import circle, small files, dependencies that point one way, one place for the gates."""
 
+import re
+
 import pytest
 from helpers.import_graph import ROOT, circles, import_graph, imports_by_string, library_files
 
@@ -44,3 +46,16 @@ def test_files_are_small(name):
 def test_the_core_has_few_files_beside_its_folders():
     own = [path for path in (ROOT / "skipguide").iterdir() if path.is_file()]
     assert len(own) <= 30, sorted(path.name for path in own)
+
+
+def test_formulas_are_data():
+    """What a formula does is said in its entry of `pipelines/formulas.py`; nobody else asks which one it is."""
+    compares = re.compile(r"formula\b\s*(==|!=|(not )?in\b(?! the)|is\b (not )?[\"'])|[\"'\])] (==|!=) [\w.]*formula\b")
+    found = [
+        f"{name}:{number}: {line.strip()}"
+        for name, path in FILES.items()
+        if name.startswith(("skipguide.pipelines", "skipguide.cli"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if compares.search(line)
+    ]
+    assert len(found) <= 3, found
