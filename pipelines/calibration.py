@@ -39,7 +39,7 @@ Key = tuple[int, Any]  # layer and part
 
 
 class _Listener:
-    """Stands at the denoiser during the calibration run; the run itself is the plain pipeline's."""
+    """Handles the denoiser's calls in a calibration run; what the pipeline gets is its plain prediction."""
 
     def __init__(self, pipe: Any, spec: PipelineSpec, model: nn.Module, keys: Sequence[Key], levels: int) -> None:
         self.pipe, self.spec, self.model, self.levels = pipe, spec, model, levels
@@ -89,13 +89,13 @@ class _Listener:
                 self.samples[key].append(measure_skip(c, k, u, grid))
 
     def listen(self) -> None:
-        """Stand at the denoiser."""
+        """Start to handle the calls of the denoiser."""
         self.passes.install()
         hold_everywhere(gate_of(self.model), self)
         ContextNames.listen(self.model)
 
     def leave(self) -> None:
-        """Go away again."""
+        """Stop, and leave the denoiser as it was."""
         end_everywhere(gate_of(self.model), self)
         ContextNames.leave(self.model)
         self.passes.remove()

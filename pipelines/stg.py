@@ -31,6 +31,9 @@ __all__ = ["AppliedGuidance", "SpatiotemporalSkipGuidance"]
 class SpatiotemporalSkipGuidance(GuidanceSettings):
     """Guide a diffusion pipeline away from its own prediction with some layers skipped.
 
+    Six arguments are what a person needs: `layers`, `scale`, `part`, `start`, `stop` and `rescale`. The other fifteen
+    leave things as they are by default, and stand in groups under the six.
+
     With c, u, k the conditional, unconditional and skipped predictions, w the pipeline's CFG scale and s `scale`, every
     step yields u + w (c - u) + s (c - k), or c + s (c - k) without CFG (section 3.2 of the paper). The skipped pass is
     run from the first skipped layer on only.
@@ -44,16 +47,27 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             set at every step (`drop`, `seed`; first and last block stay), after S2-Guidance, arXiv 2508.12880.
         scale: s, a number or a `Timetable`. 0 leaves the pipeline as it is, to the bit.
         part: `"block"` (the paper's STG-R), `"attn_identity"` (STG-A), `"attn"`, `"cross_attn"` or `"mlp"`.
+        start: first step with skip guidance, as a fraction of the steps (inclusive).
+        stop: end of the skip guidance, as a fraction of the steps (exclusive; 1.0 is the end). A run with so few steps
+            that none of them lies in the window is refused.
+        rescale: 0 to 1, brings the standard deviation of the result towards that of c (0.7 in the authors' code).
+
+    Formula and CFG:
         formula: `"stg"` as above; `"uncond"` skips the layers in the unconditional pass itself, so there is no third
             pass (`scale` is 1 or 0); `"wan"` is what the authors' Wan code does: y0 + s (y0 - k) with y0 the CFG
             result and k skipped with the negative prompt; `"segmented"` has CFG inside `cfg_interval` (the first half
             if that is None) and skip guidance outside it, never both, so that no step costs more than CFG (after
             arXiv 2603.20584).
-        rescale: 0 to 1, brings the standard deviation of the result towards that of c (0.7 in the authors' code).
+        cfg_interval: steps from start (inclusive) to stop (exclusive) with CFG, as fractions; outside it the
+            unconditional branch is not computed and the conditional prediction is returned for every branch, so that
+            any CFG yields it (limited-interval guidance, arXiv 2404.07724).
+        zero_star: scale the unconditional prediction as CFG-Zero* does (arXiv 2503.18886; without its zero-init).
+        apg: project the skip direction as adaptive projected guidance does (arXiv 2410.02416): the weight of its part
+            along c; 0 drops that part, None leaves the direction as it is.
+        apg_norm: largest norm of the direction per clip.
         rescale_over: `"sample"` or, as the authors' code does, the whole `"batch"`.
-        start: first step with skip guidance, as a fraction of the steps (inclusive).
-        stop: end of the skip guidance, as a fraction of the steps (exclusive; 1.0 is the end). A run with so few steps
-            that none of them lies in the window is refused.
+
+    What it costs:
         every: compute the skipped pass on every k-th step only and reuse the last difference in between: cheaper and
             approximate; `stats.reuse_error` says how far the reused differences were off when renewed.
         prefix_reuse: run the skipped pass from the first skipped layer on only (exact at equal batch; equal to
@@ -62,16 +76,11 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             with the others (`"batched"`: the same work and equal to rounding, faster on a GPU that one pass does not
             fill, needs memory for the further rows), or in one batch where the sequence is short (`"auto"`, by
             `skipguide.pipelines.sampling.tail.AUTO`).
+
+    Which layers, beyond a list:
         stack: count `layers` within this stack, such as Latte's `"temporal_transformer_blocks"`.
         groups: several `SkipGroup`s with layers, scale, part and stack of their own, in place of `layers`: one pass
             each, and passes that begin alike share that beginning.
-        cfg_interval: steps from start (inclusive) to stop (exclusive) with CFG, as fractions; outside it the
-            unconditional branch is not computed and the conditional prediction is returned for every branch, so that
-            any CFG yields it (limited-interval guidance, arXiv 2404.07724).
-        apg: project the skip direction as adaptive projected guidance does (arXiv 2410.02416): the weight of its part
-            along c; 0 drops that part, None leaves the direction as it is.
-        apg_norm: largest norm of the direction per clip.
-        zero_star: scale the unconditional prediction as CFG-Zero* does (arXiv 2503.18886; without its zero-init).
         drop: share of the blocks that `"stochastic"` leaves out (at least one block).
         prefer_cheap: `"stochastic"` draws from the deeper half of the blocks only, so that short passes follow.
         seed: of `"stochastic"`.

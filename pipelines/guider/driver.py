@@ -1,4 +1,4 @@
-"""Driver: one denoiser under a guider. Its gates stand only from the pass that captures to the last skipped one."""
+"""Driver: one denoiser under a guider. Gates are installed for the capturing and the skipped passes of a step only."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Driver:
                 f"this denoiser has {cache} enabled, which would store the results of skipped passes: call "
                 f"disable_cache() on it first"
             )
-        self.passes.again()
+        self.passes.reinstall()
         hold_everywhere(gate, self)
         self._standing = True
 

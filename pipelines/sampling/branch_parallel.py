@@ -78,18 +78,18 @@ class BranchParallelPasses(DenoiserPasses):
         self.group = group
         self.rank = distributed.get_rank(group)
         self.size = distributed.get_world_size(group)
-        self._alone: dict[SkipPlan, Skipper] = {}
+        self._whole_skippers: dict[SkipPlan, Skipper] = {}
         stats.rank, stats.ranks = self.rank, self.size
 
-    def meet(self, cache: str | None) -> None:
+    def set_cache(self, cache: str | None) -> None:
         """As in `DenoiserPasses`; a cache that was enabled during the guidance is refused."""
         refuse_cache(cache)
-        super().meet(cache)
+        super().set_cache(cache)
 
     def remove(self) -> None:
         """Take everything away again."""
         super().remove()
-        self._alone.clear()
+        self._whole_skippers.clear()
 
     def plain(
         self,
@@ -131,7 +131,7 @@ class BranchParallelPasses(DenoiserPasses):
                         made |= {f"skip {number}": found[plan] for number, plan in enumerate(plans)}
             for number, plan in enumerate(plans):
                 if not together and owners[f"skip {number}"] == self.rank:
-                    made[f"skip {number}"] = self._without(plan, call, args, kwargs, halves[source], batch, clips)
+                    made[f"skip {number}"] = self._whole_pass(plan, call, args, kwargs, halves[source], batch, clips)
             return made
 
         naive = self.stats.blocks_naive
@@ -143,14 +143,16 @@ class BranchParallelPasses(DenoiserPasses):
         parts = [found[f"rows {half.start}"] for half in halves]
         return parts[0] if len(parts) == 1 else with_first(parts[0], torch.cat([first(part) for part in parts]))
 
-    def _without(self, plan: SkipPlan, call: Call, args: Any, kwargs: Any, rows: slice, batch: int, clips: int) -> Any:
+    def _whole_pass(
+        self, plan: SkipPlan, call: Call, args: Any, kwargs: Any, rows: slice, batch: int, clips: int
+    ) -> Any:
         """A whole pass without the layers: its beginning is computed while another rank computes the same."""
-        if plan not in self._alone:
-            self._alone[plan] = Skipper(self.model, plan)
-            self._install(self._alone[plan])
+        if plan not in self._whole_skippers:
+            self._whole_skippers[plan] = Skipper(self.model, plan)
+            self._install(self._whole_skippers[plan])
         removed = sum(len(term.layers) for term in plan.terms if term.part == "block")
         mine = self.rows(args, kwargs, rows, batch)
-        return self._pass(self._alone[plan], call, *mine, clips, 0, self.blocks - removed)
+        return self._pass(self._whole_skippers[plan], call, *mine, clips, 0, self.blocks - removed)
 
     # -- between the ranks --------------------------------------------------------------------------------------
 
@@ -166,12 +168,12 @@ class BranchParallelPasses(DenoiserPasses):
         failure: BaseException | None = None
         try:
             made = run()
-            shapes = {job: _described(out) for job, out in made.items()}
+            shapes = {job: _output_kind(out) for job, out in made.items()}
         except BaseException as error:
             failure, shapes = error, {}
         payload = {"error": f"{type(failure).__name__}: {failure}" if failure else None, "shapes": shapes}
         gathered: list[Any] = [None] * self.size
-        distributed.all_gather_object(gathered, payload | {"sum": self._sum(args, kwargs)}, group=self.group)
+        distributed.all_gather_object(gathered, payload | {"sum": self._checksum(args, kwargs)}, group=self.group)
         if failure is not None:
             raise failure
         for rank, other in enumerate(gathered):
@@ -190,8 +192,8 @@ class BranchParallelPasses(DenoiserPasses):
             out[job] = made[job] if job in made else _output_of(kind, tensor)
         return out
 
-    def _sum(self, args: Any, kwargs: Any) -> list[float]:
-        """A few numbers that tell inputs apart."""
+    def _checksum(self, args: Any, kwargs: Any) -> list[float]:
+        """Mean and norm of every floating-point input: inputs that differ give other numbers."""
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point() and v.dim()]
         numbers = [number for tensor in tensors for number in (tensor.double().mean(), tensor.double().norm())]
         return torch.stack(numbers).tolist() if numbers else []
@@ -207,7 +209,7 @@ class BranchParallelPasses(DenoiserPasses):
                 )
 
 
-def _described(out: Any) -> tuple[Any, tuple[int, ...], torch.dtype]:
+def _output_kind(out: Any) -> tuple[Any, tuple[int, ...], torch.dtype]:
     """What kind of output it is, and the shape and type of the prediction in it.
 
     Raises:
@@ -216,7 +218,7 @@ def _described(out: Any) -> tuple[Any, tuple[int, ...], torch.dtype]:
     values = [out] if isinstance(out, Tensor) else list(out.values()) if isinstance(out, dict) else list(out)
     tensor, *rest = values
     if not isinstance(tensor, Tensor) or any(value is not None for value in rest):
-        raise SkipError("branch_parallel hands round one prediction, and this denoiser returns more: leave it out")
+        raise SkipError("branch_parallel broadcasts one prediction, and this denoiser returns more: leave it out")
     kind: Any = None
     if isinstance(out, dict):
         kind = type(out), next(iter(out))

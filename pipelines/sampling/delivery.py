@@ -120,7 +120,7 @@ class Delivery:
         """A branch plus the delta."""
         return (prediction + delta).to(prediction.dtype)
 
-    def alone(self, c: Tensor, delta: Tensor) -> Tensor:
+    def without_cfg(self, c: Tensor, delta: Tensor) -> Tensor:
         """The final prediction of a step without CFG."""
         return self.rescaled(self.shifted(c, delta), c)
 

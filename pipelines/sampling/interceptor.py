@@ -53,7 +53,7 @@ class Interceptor:
         self.schedule = schedule
         self.state = state
         self.stats = stats
-        # without anything to do no block is touched: only the model's own gate listens, for the ledger
+        # a guidance that never acts touches no block: only the model's own gate is installed, to count the passes
         self.works = bool(schedule.groups) or schedule.times.cfg is not None or settings.zero_star
         reuse, touch = settings.prefix_reuse, self.works
         self.passes: DenoiserPasses
@@ -69,7 +69,7 @@ class Interceptor:
     # -- installation -------------------------------------------------------------------------------------------
 
     def install(self) -> None:
-        """Put the gates in place and listen to the names of cache contexts."""
+        """Put the gates in place and follow the names of cache contexts."""
         self.passes.install()
         hold_everywhere(gate_of(self.model), self)
         ContextNames.listen(self.model)
@@ -110,20 +110,20 @@ class Interceptor:
                 self._met = state.timesteps
                 self.schedule.refuse_idle(state.steps)
                 self.passes.settle()
-                self.passes.meet(admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.schedule))
+                self.passes.set_cache(admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.schedule))
             sigma = state.sigma(self.pipe) if self.schedule.needs_sigma else None
             self.step_plan = self.schedule.at(state.step, state.steps, sigma, cfg=branch != "only")
             if branch == "only" or (branch == "cond" and state.lone_cond):
                 self._refuse_without_cfg()
             if branch == "both" and self.spec.cond_first:
-                return self._turned(call, args, kwargs)
+                return self._both_swapped(call, args, kwargs)
             return getattr(self, f"_{branch}")(call, args, kwargs)
         except BaseException:
             self.passes.clear()
             self.state.release()
             raise
 
-    def _turned(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _both_swapped(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call with the rows [cond, uncond], as [uncond, cond] and back."""
         batch = batch_size(args, kwargs)
         order = torch.arange(batch).roll(batch // 2)
@@ -152,7 +152,7 @@ class Interceptor:
             mine, rows = passes.rows(args, kwargs, conditional, batch), slice(0, half)
             step = self._prepared(half)
             out = passes.plain(call, mine[0], mine[1], half, step=step, rows=rows, counted=2, ran=1)
-            y = self._alone(first(out), self._skipped(step, call, mine, rows, half))
+            y = self._without_cfg(first(out), self._skipped(step, call, mine, rows, half))
             self.state.extra = y - first(out) if self.spec.passive else None
             return with_first(out, torch.cat([y, y]))
         if plan.skips_inside:
@@ -182,7 +182,7 @@ class Interceptor:
         out = self.passes.plain(call, args, kwargs, batch, step=step, rows=rows)
         if self.step_plan.skipped:
             self.delivery.refuse_rescaling()
-        y = self._alone(first(out), self._skipped(step, call, (args, kwargs), rows, batch))
+        y = self._without_cfg(first(out), self._skipped(step, call, (args, kwargs), rows, batch))
         self.state.extra = y - first(out) if self.spec.passive else None
         return with_first(out, y)
 
@@ -200,7 +200,7 @@ class Interceptor:
         out = self.passes.plain(call, args, kwargs, batch, step=step, rows=rows)
         c, skipped = first(out), self._skipped(step, call, (args, kwargs), rows, batch)
         if not plan.cfg:  # the unconditional call will be answered with the same
-            state.held = with_first(out, self._alone(c, skipped))
+            state.held = with_first(out, self._without_cfg(c, skipped))
             return state.held
         state.cond = c
         if waits:
@@ -211,7 +211,7 @@ class Interceptor:
             return with_first(out, self.delivery.shifted(c, state.delta))
         # if the other branch comes although w is not known, it is refused
         alone = w is None or self.delivery.weightless()
-        return with_first(out, self.delivery.alone(c, state.delta)) if alone else out
+        return with_first(out, self.delivery.without_cfg(c, state.delta)) if alone else out
 
     def _uncond(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The unconditional call of a step with two of them."""
@@ -246,11 +246,11 @@ class Interceptor:
 
     # -- what guidance adds -------------------------------------------------------------------------------------
 
-    def _alone(self, c: Tensor, skipped: Skipped | None) -> Tensor:
+    def _without_cfg(self, c: Tensor, skipped: Skipped | None) -> Tensor:
         """The prediction of a step without CFG."""
         if not self.step_plan.skipped:
             return c
-        return self.delivery.alone(c, self._delta(None, c, skipped))
+        return self.delivery.without_cfg(c, self._delta(None, c, skipped))
 
     def _prepared(self, clips: int) -> StepPasses | None:
         """The skipped passes of this step; None if there are none, or the last directions are used again."""

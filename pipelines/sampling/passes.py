@@ -41,7 +41,7 @@ class StepPasses:
             (each.parent, each.start): Prefix(each.start) for each in self.shared if each.start is not None
         }
         self.replayed = [Prefix(each.start) if each.start is not None else None for each in self.shared]
-        self.ready: Skipped | None = None  # what the plain pass brought along
+        self.ready: Skipped | None = None  # the predictions, where the skipped rows ran in the plain pass's batch
         self.plain = Skipper(model, SkipPlan(), capture=self._from(PLAIN))
         self.skippers = [
             Skipper(model, each.plan, capture=self._from(number), resume=self.replayed[number])
@@ -82,7 +82,7 @@ class DenoiserPasses:
         self._names = tuple(block.name for block in self.bare.map)
         self.blocks = len(self._names)
         self.cache: str | None = None
-        self._whole = False  # a cache answers in place of blocks: skipped passes run whole
+        self._whole = False
         self._arguments = Arguments(unwrap(model))
         self._prepared: OrderedDict[tuple[SkipPlan, ...], StepPasses] = OrderedDict()
         self._in_rows: dict[tuple[SkipPlan, int], Skipper] = {}
@@ -90,8 +90,8 @@ class DenoiserPasses:
         self._installed: list[Skipper] = []
         self._paused: list[Skipper] = []
 
-    def meet(self, cache: str | None) -> None:
-        """Get along with the cache of that name on the model (see `sampling.caches`), or with none."""
+    def set_cache(self, cache: str | None) -> None:
+        """Say which cache is on the model, or None: where it answers in place of blocks, skipped passes run whole."""
         self.cache = cache
         whole = cache is not None and answers_for_blocks(self.model, {id(block.module) for block in self.bare.map})
         if whole != self._whole:
@@ -120,14 +120,17 @@ class DenoiserPasses:
         self._wide.clear()
 
     def pause(self) -> None:
-        """Take the gates away and keep the passes ready: `again` puts the same gates back, for the same graphs."""
+        """Take the gates away and keep the passes prepared.
+
+        `reinstall` puts the same gates back, so that graphs that were compiled with them are used again.
+        """
         self.clear()
         while self._installed:
             skipper = self._installed.pop()
             self._paused.append(skipper)
             skipper.remove()
 
-    def again(self) -> None:
+    def reinstall(self) -> None:
         """Put back what `pause` took away; the first time, install."""
         waiting, self._paused = self._paused[::-1] or [self.bare], []
         try:
@@ -220,7 +223,7 @@ class DenoiserPasses:
     def _with_tails(
         self, step: StepPasses, call: Call, args: Any, kwargs: Any, clips: int, rows: slice, counted: int, planned: int
     ) -> Any:
-        """The plain pass with the skipped ones in its batch; their predictions are put by for `skipped`."""
+        """The plain pass with the skipped ones in its batch; their predictions are kept for `skipped`."""
         batch, copies = batch_size(args, kwargs), len(step.shared)
         total, own = batch + copies * (rows.stop - rows.start), rows.stop - rows.start
         key = (step, batch, rows.start, rows.stop)

@@ -116,7 +116,7 @@ def test_a_made_up_entry_is_known_to_the_commands_and_limits_options(monkeypatch
 
 @pytest.mark.parametrize("name", ["paper", None, ["stg"], 1])
 def test_an_unknown_formula_is_refused(name):
-    with pytest.raises(SkipError, match="unknown formula .* expected one of stg, uncond, wan, segmented"):
+    with pytest.raises(SkipError, match=r"unknown formula .* expected one of stg, uncond, wan, segmented"):
         find_formula(name)
 
 

@@ -65,7 +65,7 @@ def test_paths_used_last_are_kept_and_the_others_leave_nothing():
     passes.pause()
     assert not passes._installed
     no_gates(model)
-    passes.again()
+    passes.reinstall()
     assert passes._installed == before, "in the same order"
     passes.remove()
     assert not passes._prepared and not passes._installed

@@ -219,8 +219,8 @@ def test_a_prediction_comes_in_the_frame_that_it_had():
     tensor = torch.rand(2, 3)
     output = Transformer2DModelOutput(sample=tensor)
     for out in (tensor, (tensor,), (tensor, None), output):
-        kind, shape, dtype = split._described(out)
-        framed = split._framed(kind, torch.ones(shape, dtype=dtype))
+        kind, shape, dtype = split._output_kind(out)
+        framed = split._output_of(kind, torch.ones(shape, dtype=dtype))
         assert type(framed) is type(out) and (out is tensor or len(framed) == len(out))
         assert torch.equal(framed if out is tensor else framed[0], torch.ones(2, 3))
 
@@ -237,4 +237,4 @@ def test_bad_input():
         torch.distributed.destroy_process_group()
     assert "forward" not in pipe.transformer.__dict__
     with pytest.raises(SkipError, match="one prediction, and this denoiser returns more"):
-        split._described((torch.zeros(1), torch.zeros(1)))
+        split._output_kind((torch.zeros(1), torch.zeros(1)))
