@@ -62,7 +62,7 @@ class AppliedGuidance:
         """End the guidance; nothing of it is left on the pipeline. A second call does nothing."""
         while self._installed:
             self._installed.pop().remove()
-        # who keeps the handle for its stats does not keep the pipeline's weights
+        # somebody may keep the handle for its stats: it must not keep the pipeline's weights in memory
         self._interceptors, self._pipe = [], None
 
     def __enter__(self) -> AppliedGuidance:

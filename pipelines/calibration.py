@@ -1,4 +1,4 @@
-"""Calibrate: one run of a pipeline in which every layer is left out in turn, at a few noise levels, and scored."""
+"""Calibration: leave out every layer in turn, at a few steps of a plain run, and score what that changes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from skipguide.select import DEFAULT_SCORE, LayerScore, LayerScores, average, fi
 
 PROMPTS = ("a red ball rolling over grass", "a woman walking along a street in the rain, filmed by hand")
 STEPS, LEVELS = 8, 4
-AT_ONCE = 8  # activations that are held at a time
+AT_ONCE = 8  # layers that are left out after one plain pass: an activation is held for each
 logger = logging.getLogger(__name__)
 
 Key = tuple[int, Any]  # layer and part
@@ -81,7 +81,7 @@ class _Listener:
         return out
 
     def settle(self, u: Tensor | None) -> None:
-        """Score what waits for its unconditional prediction, or will not get one."""
+        """Score the skipped predictions of the last step looked at; u is None where that step has no CFG."""
         if self.waiting is not None:
             c, skipped, grid = self.waiting
             self.waiting = None
@@ -103,7 +103,7 @@ class _Listener:
 
 
 def _chunks(keys: Sequence[Key], layers: int) -> Iterator[list[Key]]:
-    """The keys, so many layers at a time: each of them is one activation that is held."""
+    """The keys, so many layers at a time, which limits the activations that are held."""
     order = list(dict.fromkeys(layer for layer, _ in keys))
     for begin in range(0, len(order), layers):
         some = set(order[begin : begin + layers])
@@ -145,7 +145,7 @@ def calibrate(
         SkipError: for an unknown pipeline, a part that no layer has, guidance in force, or predictions that
             are no numbers.
     """
-    prompts = [prompts] if isinstance(prompts, str) else prompts  # not its letters
+    prompts = [prompts] if isinstance(prompts, str) else prompts  # a single text is one prompt, not a list of letters
     parts = [parts] if isinstance(parts, str) else parts
     spec = pipeline_spec(pipe)
     name = denoiser or next((n for n in spec.denoisers if getattr(pipe, n, None) is not None), spec.denoisers[0])
@@ -183,7 +183,7 @@ def calibrate(
 
 
 def own_call(pipe: Any) -> dict[str, Any]:
-    """What the folder that a pipeline was loaded from says its calls should use, of what they take."""
+    """Arguments for the pipeline's call from the `generation.json` in its folder, without those it does not take."""
     folder = getattr(pipe, "name_or_path", None)
     if not isinstance(folder, (str, Path)) or not folder or not (file := Path(folder, "generation.json")).is_file():
         return {}
@@ -217,7 +217,7 @@ def cached_scores(model: nn.Module) -> LayerScores | None:
 
 
 def keep_scores(model: nn.Module, scores: LayerScores) -> Path | None:
-    """Cache scores beside those of other parts; a cache that cannot be written is reported, and no obstacle."""
+    """Cache scores beside those of other parts; a cache that cannot be written is only reported."""
     path = cache_file(model)
     if (old := cached_scores(model)) is not None:
         own = {(row.layer, row.part) for row in scores.rows}

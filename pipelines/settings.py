@@ -1,4 +1,4 @@
-"""Settings: what skip guidance is told, as plain data that is checked; who applies it is above."""
+"""Settings of skip guidance: plain, checked data. `stg.py` adds `apply`; what is applied is typed against these."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class GuidanceSettings(JsonConfig):
         self.rule.check({each.name: getattr(self, each.name) for each in fields(self)})
 
     def _check_numbers(self) -> None:
-        """The numbers and flags that stand for themselves, in range and as Python's own."""
+        """Bring numbers and flags to Python's own types and check their ranges."""
         settle(
             self,
             wholes={"seed": None},

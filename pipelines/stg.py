@@ -210,7 +210,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         for name in names:
             model = getattr(pipe, name)
             here = everywhere_at(gate_of(model), Interceptor)
-            if any(other.pipe is pipe for other in here):  # another pipeline around the same model is welcome
+            if any(other.pipe is pipe for other in here):  # another pipeline may share the model
                 raise SkipError(
                     f"guidance is already applied to pipe.{name}: call remove() on the earlier handle first"
                 )

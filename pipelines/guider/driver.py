@@ -61,13 +61,13 @@ class Driver:
     # -- what the pipeline's loop announces ---------------------------------------------------------------------
 
     def prepare(self, now: StepBatch, skipped: tuple[SkippedPass, ...]) -> None:
-        """The next call of the model is this pass; plain ones leave the model untouched."""
+        """Note that the next call of the model is this pass. Gates are installed unless it is a plain one."""
         self._now, self._called, self.skipped = (threading.get_ident(), now), False, skipped
         if now.kind in ("capture", "weak") and not self._standing:
             self._begin()
 
     def finish(self, last: bool) -> None:
-        """That call is done; after the last skipped one of the step the model is left as it was.
+        """Note that the call is done. After the last skipped pass of the step the gates are removed.
 
         Raises:
             SkipError: if the model was not called since `prepare`.
@@ -100,7 +100,7 @@ class Driver:
         self._standing = True
 
     def end(self) -> None:
-        """Leave the model as it was; the gates stay ready."""
+        """Leave the model as it was; the passes stay prepared for the next step."""
         if self._standing:
             self._standing = False
             end_everywhere(gate_of(self.model), self)
@@ -110,7 +110,7 @@ class Driver:
     # -- the call of the model ----------------------------------------------------------------------------------
 
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One call of the denoiser; calls from other threads are none of this guider's."""
+        """One call of the denoiser. Calls from other threads belong to somebody else and run plainly."""
         if self._now is None or self._now[0] != threading.get_ident():
             return call(*args, **kwargs)
         now = self._now[1]

@@ -115,7 +115,7 @@ class SkipGuider(BaseGuidance):
         self.use_original_formulation = as_flag("use_original_formulation", use_original_formulation)
         super().__init__(self.settings.start, self.settings.stop, as_flag("enabled", enabled))
         plain = json.loads(json.dumps(self.settings.to_dict()))
-        # diffusers takes positional arguments for defaults, and forgets them in from_config: nothing is a default here
+        # diffusers counts positional arguments as defaults and drops defaults in from_config: so none is marked as one
         own = {name: getattr(self, name) for name in _OWN if name != "enabled"} | {"enabled": self._enabled}
         self.register_to_config(**{name: plain[name] for name in given}, **own, _use_default_values=[])
         self._check_cfg()
@@ -151,7 +151,7 @@ class SkipGuider(BaseGuidance):
 
     @property
     def num_conditions(self) -> int:
-        """2 where the unconditional prediction is needed: in the running step, between steps in any of them."""
+        """2 where the unconditional prediction is needed, else 1: of the running step, or of any step between steps."""
         if self._passes:
             return 1 + any(each.name == "pred_uncond" for each in self._passes)
         return self._most_conditions
@@ -180,7 +180,7 @@ class SkipGuider(BaseGuidance):
             raise SkipError("set_state(step, num_inference_steps, timestep) comes before a step's inputs")
         self._check_cfg()
         if self._keys != tuple(each.key for each in self._step_plan().skipped):
-            self._directions = None  # another set of layers than the last directions were of
+            self._directions = None  # the last directions are of other layers
         outline = self._times.at(step, steps, cfg=self._most_conditions == 2)
         if not self._enabled:
             outline = replace(outline, groups=())
@@ -217,7 +217,7 @@ class SkipGuider(BaseGuidance):
         self._count_prepared = 0
         self._passes = passes = self._plan()
         batches = [make(each) for each in passes]
-        for batch in batches:  # a loop that fails between two calls of ours lets go of its batches, and of the model
+        for batch in batches:  # if the loop fails, its batches are freed, and that ends the step
             weakref.finalize(batch, _abandon, weakref.ref(self), passes)
         return batches
 
@@ -236,7 +236,7 @@ class SkipGuider(BaseGuidance):
         driver.prepare(now, self._step_plan(driver).skipped)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
-        """The denoiser was called; after the last skipped pass nothing is left on it."""
+        """The denoiser was called. After the last skipped pass of the step its gates are removed."""
         if (driver := self._driver) is not None:
             self._driver = None
             driver.finish(last=not any(each.kind in ("skip", "weak") for each in self._passes[self._count_prepared :]))
@@ -271,7 +271,7 @@ class SkipGuider(BaseGuidance):
         finally:
             self._end()
             if self._step + 1 >= self._num_inference_steps:
-                self._drivers, self._directions = [], None  # nothing of the run is held, the denoiser least of all
+                self._drivers, self._directions = [], None  # the run is over: hold neither its tensors nor the denoiser
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None, **skipped: Tensor) -> GuiderOutput:
         """The guided prediction, in the dtype of `pred_cond`.
@@ -334,6 +334,6 @@ def _full(prediction: Tensor) -> Tensor:
 
 
 def _abandon(guider: weakref.ref[SkipGuider], passes: tuple[StepBatch, ...]) -> None:
-    """The batches of a step are gone: if it is still the running one, it failed."""
+    """End a step whose batches were freed while it was still running: the loop failed."""
     if (alive := guider()) is not None and alive._passes is passes:
         alive._end()

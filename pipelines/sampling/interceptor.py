@@ -1,4 +1,4 @@
-"""Interceptor: stands at a denoiser's forward during `pipe(...)` and makes the pipeline's own guidance yield ours.
+"""Interceptor: handles the denoiser's calls during `pipe(...)` so that the pipeline's own CFG yields our guidance.
 
 The pipeline is not changed. What holds at a step comes from the schedule, how skipped predictions are used from the
 formula, the forwards are made by `DenoiserPasses`, and `Delivery` says what each branch has to return for the
@@ -63,7 +63,7 @@ class Interceptor:
             self.passes = BranchParallelPasses(self.model, reuse, stats, touch, group)
         self.delivery = Delivery(settings, pipe, spec, denoiser, state, stats)
         self.step_plan = StepPlan()
-        self._met: Any = None  # the timesteps of the pipeline call that was looked at
+        self._met: Any = None  # timesteps of the pipeline call whose cache and number of steps were checked
         self._shape: tuple[int, ...] = ()  # of the video in this call: some pipelines work on a part of its frames
 
     # -- installation -------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ class Interceptor:
         # without knowledge of w this can only be a call without CFG, whose direction is known at once
         waits = self.rule.waits_for_uncond and w is not None
         if plan.cfg and (not plan.skipped or plan.skips_inside or (waits and plan.place == "uncond")):
-            out = self.passes.plain(call, args, kwargs, batch)  # the unconditional call does what there is to do
+            out = self.passes.plain(call, args, kwargs, batch)  # what is skipped follows with u
             state.cond = first(out)
             return out
         step, rows = self._prepared(batch), slice(0, batch)
@@ -209,7 +209,7 @@ class Interceptor:
         state.delta = self._delta(None, c, skipped)
         if self.delivery.mode() == "shift":
             return with_first(out, self.delivery.shifted(c, state.delta))
-        # if the other branch comes although w is not known, it is refused
+        # if an unconditional call follows although w is not known, `need_w` refuses it
         alone = w is None or self.delivery.weightless()
         return with_first(out, self.delivery.without_cfg(c, state.delta)) if alone else out
 

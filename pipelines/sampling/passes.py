@@ -305,7 +305,7 @@ class DenoiserPasses:
         with skipper.running():
             out = call(*args, **kwargs)
         ran = sum(map(rows.get, self._names, _ZEROS)) - before  # of whole blocks: a sublayer has an entry of its own
-        # nothing can be counted inside a compiled graph, where the plan is what runs; a cache may run no block at all
+        # in a compiled graph nothing is counted, so the planned number stands for it; a cache may really run no block
         self.enter(counted, ran // clips if ran or self.cache else planned)
         return out
 

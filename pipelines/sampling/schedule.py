@@ -201,7 +201,7 @@ class GuidanceSchedule:
         return pool, count
 
     def _possible(self, group: SkipGroup) -> list[Sequence[int]]:
-        """The layers of every step_plan."""
+        """The layers of every step, in all their forms."""
         if isinstance(group.layers, Timetable):
             return list(group.layers.values)
         if group.layers == "stochastic":
