@@ -204,7 +204,7 @@ def owners_of(monkeypatch, ranks, branches, skips):
             passes.plain(None, (torch.zeros(branches, 1),), {}, 1, step=path, rows=rows, counted=branches)
     finally:
         passes.remove()
-    assert not passes._alone and (passes.stats.rank, passes.stats.ranks) == (0, ranks)
+    assert not passes._whole_skippers and (passes.stats.rank, passes.stats.ranks) == (0, ranks)
     return [told[f"rows {half}"] for half in range(branches)], [told[f"skip {n}"] for n in range(skips)]
 
 
