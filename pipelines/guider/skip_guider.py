@@ -107,7 +107,6 @@ class SkipGuider(BaseGuidance):
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__", *_OWN)}
         self.settings = SpatiotemporalSkipGuidance(**given)
         self._live = live_groups(self.settings)
-        self._times = StepTimes(self.settings, self._live)
         self.guidance_scale = as_number("guidance_scale", guidance_scale, None)
         self.guidance_rescale = as_number("guidance_rescale", guidance_rescale)
         if self.guidance_rescale > 1:
@@ -123,6 +122,7 @@ class SkipGuider(BaseGuidance):
         self._forget()
 
     def _forget(self) -> None:
+        self._times = StepTimes(self.settings, self._live)
         self._drivers: list[Driver] = []
         self._passes: tuple[StepBatch, ...] = ()  # of the step that is running; empty between steps
         self._driver: Driver | None = None
@@ -133,7 +133,7 @@ class SkipGuider(BaseGuidance):
     def __getstate__(self) -> dict[str, Any]:
         """A copy has the settings, and starts anew."""
         state = dict(self.__dict__)
-        for name in ("_drivers", "_passes", "_driver", "_directions", "_keys", "_checked"):
+        for name in ("_times", "_drivers", "_passes", "_driver", "_directions", "_keys", "_checked"):
             state.pop(name, None)
         return state
 

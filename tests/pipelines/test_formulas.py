@@ -1,6 +1,7 @@
 """The table of formulas: every entry is what it says, and one more entry is all that a new formula takes."""
 
 import argparse
+import pickle
 
 import pytest
 import torch
@@ -88,6 +89,7 @@ def test_a_made_up_entry_works_under_a_guider(formula):
     out, kinds = step(SkipGuider([LAYER], scale=s, guidance_scale=3.0, formula=formula.name), model, inputs)
     c, u, k, ku = predictions(family, model, LAYER, inputs)
     close(out.pred.double(), by_hand(formula, u, c, k if formula.place == "cond" else ku, 3.0, s))
+    pickle.loads(pickle.dumps(SkipGuider([LAYER], formula=formula.name, scale=s)))  # the name is what is kept
     wanted = {"cond": [True, True, False], "uncond": [True, False, False], "inside_uncond": [True, False]}
     assert kinds == wanted[formula.place]
 
