@@ -25,8 +25,9 @@ from skipguide.hosts.wrappers import unwrap
 from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
 from skipguide.pipelines.sampling.grid import grid_of
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import DenoiserPasses, first
+from skipguide.pipelines.sampling.passes import DenoiserPasses
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
+from skipguide.pipelines.sampling.predictions import first
 from skipguide.plan import SkipPlan
 from skipguide.select import DEFAULT_SCORE, LayerScore, LayerScores, average, fingerprint, measure_skip
 

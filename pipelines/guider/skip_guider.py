@@ -19,7 +19,7 @@ from skipguide.pipelines.groups import SkipGroup
 from skipguide.pipelines.guider.driver import Driver
 from skipguide.pipelines.guider.step_batches import StepBatch, live_groups, step_batches
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import check_effect
+from skipguide.pipelines.sampling.predictions import check_effect
 from skipguide.pipelines.sampling.schedule import StepPlan, StepTimes
 from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
 from skipguide.schedule import Timetable

@@ -24,8 +24,9 @@ from skipguide.pipelines.sampling.caches import admit_cache
 from skipguide.pipelines.sampling.call_stack import is_called_by
 from skipguide.pipelines.sampling.delivery import Delivery
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import DenoiserPasses, Skipped, StepPasses, check_effect, first, with_first
+from skipguide.pipelines.sampling.passes import DenoiserPasses, Skipped, StepPasses
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
+from skipguide.pipelines.sampling.predictions import check_effect, first, with_first
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule, StepPlan
 from skipguide.pipelines.settings import GuidanceSettings
 

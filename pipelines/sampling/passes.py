@@ -9,16 +9,15 @@ from contextlib import nullcontext
 from itertools import repeat
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from skipguide.active import Call
 from skipguide.arguments import Arguments, batch_size
-from skipguide.errors import NoEffectError, SkipError
 from skipguide.gate import gate_of
 from skipguide.hosts.diffusers_caches import answers_for_blocks
 from skipguide.hosts.wrappers import unwrap
 from skipguide.pipelines.sampling.ledger import GuidanceStats
+from skipguide.pipelines.sampling.predictions import first
 from skipguide.pipelines.sampling.shared_prefixes import PLAIN, SharedPass, share_prefixes
 from skipguide.pipelines.sampling.tail import Tail, fits, in_rows, index_of, part_of, sources
 from skipguide.plan import SkipPlan
@@ -316,39 +315,3 @@ class DenoiserPasses:
         self.stats.blocks_run += plain if ran is None else ran
         self.stats.blocks_plain += plain
         self.stats.blocks_naive += plain
-
-
-def check_effect(plain: Tensor, skipped: Tensor, plan: SkipPlan) -> None:
-    """Refuse a skip that changed nothing, and predictions that are not numbers.
-
-    Raises:
-        NoEffectError: if both predictions are the same, to rounding.
-        SkipError: if one of them is not finite.
-    """
-    if not torch.isfinite(plain).all():
-        raise SkipError("the denoiser's plain prediction is not finite; guidance has nothing to work on")
-    if not torch.isfinite(skipped).all():
-        raise SkipError(f"the prediction without layers {list(plan.layers)} is not finite: skip others, or use float32")
-    # another batch size moves the last bits, so equality is to rounding in full precision
-    slack = 2e-6 if plain.dtype in (torch.float32, torch.float64) else 0.0
-    if (plain - skipped).abs().max() <= slack * plain.abs().max():
-        raise NoEffectError(
-            f"skipping layers {list(plan.layers)} ({plan.part}) did not change the prediction: the "
-            f"guidance would silently do nothing. Are these layers already bypassed, or their weights zero?"
-        )
-
-
-def first(out: Any) -> Tensor:
-    """The prediction in a denoiser's output: a tensor, a tuple, or a model output; of a list of rows, a batch."""
-    tensor: Any = out if isinstance(out, Tensor) else out[0]
-    return torch.stack(tensor) if isinstance(tensor, list) else tensor
-
-
-def with_first(out: Any, tensor: Tensor) -> Any:
-    """The same kind of output with another prediction."""
-    if isinstance(out, Tensor):
-        return tensor
-    made: Any = list(tensor) if isinstance(out[0], list) else tensor
-    if isinstance(out, tuple):
-        return (made, *out[1:])
-    return type(out)(**{**out, next(iter(out)): made})

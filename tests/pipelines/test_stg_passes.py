@@ -7,7 +7,8 @@ from helpers.residue import no_gates
 
 from skipguide import NoEffectError, SkipError, SkipPlan
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import KEPT, DenoiserPasses, check_effect, first, with_first
+from skipguide.pipelines.sampling.passes import KEPT, DenoiserPasses
+from skipguide.pipelines.sampling.predictions import check_effect, first, with_first
 from zoo.pipes import BY_PIPE
 
 PLAN = SkipPlan([1])

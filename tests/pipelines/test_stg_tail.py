@@ -11,7 +11,8 @@ from skipguide.pipelines import SkipGroup
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from skipguide.pipelines.sampling import tail
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import DenoiserPasses, first
+from skipguide.pipelines.sampling.passes import DenoiserPasses
+from skipguide.pipelines.sampling.predictions import first
 from skipguide.pipelines.sampling.shared_prefixes import share_prefixes
 from zoo import FAMILIES
 from zoo.pipes import BY_PIPE, PIPES
