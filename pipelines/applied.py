@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from skipguide.errors import SkipError
 from skipguide.pipelines.registry.described import PipelineSpec
 from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.recipe import Recipe
-from skipguide.pipelines.sampling.run import Run
-
-if TYPE_CHECKING:
-    from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
+from skipguide.pipelines.sampling.pipeline_call import PipelineCall
+from skipguide.pipelines.sampling.schedule import GuidanceSchedule
+from skipguide.pipelines.settings import GuidanceSettings
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +27,20 @@ class AppliedGuidance:
 
     def __init__(
         self,
-        settings: SpatiotemporalSkipGuidance,
+        settings: GuidanceSettings,
         pipe: Any,
         spec: PipelineSpec,
-        recipes: Mapping[str, Recipe],
+        schedules: Mapping[str, GuidanceSchedule],
         group: Any = None,
     ) -> None:
         self.settings = settings
         self._pipe = pipe
-        self.layers = {name: recipe.layers for name, recipe in recipes.items()}
-        self.stats = GuidanceStats(delivery="solve" if settings.rescale or settings.formula == "wan" else "shift")
-        run = Run()
+        self.layers = {name: schedule.layers for name, schedule in schedules.items()}
+        self.stats = GuidanceStats(delivery="solve" if settings.rescale or settings.rule.waits_for_uncond else "shift")
+        state = PipelineCall()
         self._interceptors = [
-            Interceptor(settings, pipe, spec, name, recipe, run, self.stats, group) for name, recipe in recipes.items()
+            Interceptor(settings, pipe, spec, name, schedule, state, self.stats, group)
+            for name, schedule in schedules.items()
         ]
         self._installed: list[Interceptor] = []
 
@@ -63,7 +62,7 @@ class AppliedGuidance:
         """End the guidance; nothing of it is left on the pipeline. A second call does nothing."""
         while self._installed:
             self._installed.pop().remove()
-        # who keeps the handle for its stats does not keep the pipeline's weights
+        # somebody may keep the handle for its stats: it must not keep the pipeline's weights in memory
         self._interceptors, self._pipe = [], None
 
     def __enter__(self) -> AppliedGuidance:

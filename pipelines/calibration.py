@@ -1,4 +1,4 @@
-"""Calibrate: one run of a pipeline in which every layer is left out in turn, at a few noise levels, and scored."""
+"""Calibration: leave out every layer in turn, at a few steps of a plain run, and score what that changes."""
 
 from __future__ import annotations
 
@@ -25,40 +25,41 @@ from skipguide.hosts.wrappers import unwrap
 from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
 from skipguide.pipelines.sampling.grid import grid_of
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import Passes, first
-from skipguide.pipelines.sampling.run import Run
+from skipguide.pipelines.sampling.passes import DenoiserPasses
+from skipguide.pipelines.sampling.pipeline_call import PipelineCall
+from skipguide.pipelines.sampling.predictions import first
 from skipguide.plan import SkipPlan
 from skipguide.select import DEFAULT_SCORE, LayerScore, LayerScores, average, fingerprint, measure_skip
 
 PROMPTS = ("a red ball rolling over grass", "a woman walking along a street in the rain, filmed by hand")
 STEPS, LEVELS = 8, 4
-AT_ONCE = 8  # activations that are held at a time
+AT_ONCE = 8  # layers that are left out after one plain pass: an activation is held for each
 logger = logging.getLogger(__name__)
 
 Key = tuple[int, Any]  # layer and part
 
 
 class _Listener:
-    """Stands at the denoiser during the calibration run; the run itself is the plain pipeline's."""
+    """Handles the denoiser's calls in a calibration run; what the pipeline gets is its plain prediction."""
 
     def __init__(self, pipe: Any, spec: PipelineSpec, model: nn.Module, keys: Sequence[Key], levels: int) -> None:
         self.pipe, self.spec, self.model, self.levels = pipe, spec, model, levels
         self.keys = keys
-        self.run = Run()
-        self.passes = Passes(model, True, GuidanceStats())
+        self.state = PipelineCall()
+        self.passes = DenoiserPasses(model, True, GuidanceStats())
         self.samples: dict[Key, list[dict[str, Tensor]]] = {key: [] for key in keys}
         self.waiting: tuple[Tensor, dict[Key, Tensor], Any] | None = None
 
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.spec.is_passive(kwargs):
             return call(*args, **kwargs)
-        branch = self.run.enter(self.pipe, self.spec, ContextNames.name(self.model))
+        branch = self.state.enter(self.pipe, self.spec, ContextNames.name(self.model))
         if branch == "uncond":
             answer = call(*args, **kwargs)
             self.settle(first(answer))
             return answer
         self.settle(None)
-        if self.run.step not in chosen_steps(self.run.steps, self.levels):
+        if self.state.step not in chosen_steps(self.state.steps, self.levels):
             return call(*args, **kwargs)
         batch = batch_size(args, kwargs)
         halves = [slice(0, batch // 2), slice(batch // 2, batch)]
@@ -67,10 +68,10 @@ class _Listener:
         out: Any = None
         skipped: dict[Key, Tensor] = {}
         for part in _chunks(self.keys, AT_ONCE):
-            path = self.passes.path([SkipPlan([layer], part=part_name) for layer, part_name in part])
-            out = self.passes.plain(call, args, kwargs, batch, path=path)
+            step = self.passes.prepared([SkipPlan([layer], part=part_name) for layer, part_name in part])
+            out = self.passes.plain(call, args, kwargs, batch, step=step)
             mine = self.passes.rows(args, kwargs, rows, batch)
-            found = self.passes.skipped(path, call, *mine, rows, batch)
+            found = self.passes.skipped(step, call, *mine, rows, batch)
             skipped |= {key: found[SkipPlan([key[0]], part=key[1])] for key in part}
         c = first(out)[rows]
         self.waiting = c, skipped, grid_of(self.spec, kwargs, c)
@@ -81,7 +82,7 @@ class _Listener:
         return out
 
     def settle(self, u: Tensor | None) -> None:
-        """Score what waits for its unconditional prediction, or will not get one."""
+        """Score the skipped predictions of the last step looked at; u is None where that step has no CFG."""
         if self.waiting is not None:
             c, skipped, grid = self.waiting
             self.waiting = None
@@ -89,13 +90,13 @@ class _Listener:
                 self.samples[key].append(measure_skip(c, k, u, grid))
 
     def listen(self) -> None:
-        """Stand at the denoiser."""
+        """Start to handle the calls of the denoiser."""
         self.passes.install()
         hold_everywhere(gate_of(self.model), self)
         ContextNames.listen(self.model)
 
     def leave(self) -> None:
-        """Go away again."""
+        """Stop, and leave the denoiser as it was."""
         end_everywhere(gate_of(self.model), self)
         ContextNames.leave(self.model)
         self.passes.remove()
@@ -103,7 +104,7 @@ class _Listener:
 
 
 def _chunks(keys: Sequence[Key], layers: int) -> Iterator[list[Key]]:
-    """The keys, so many layers at a time: each of them is one activation that is held."""
+    """The keys, so many layers at a time, which limits the activations that are held."""
     order = list(dict.fromkeys(layer for layer, _ in keys))
     for begin in range(0, len(order), layers):
         some = set(order[begin : begin + layers])
@@ -145,7 +146,7 @@ def calibrate(
         SkipError: for an unknown pipeline, a part that no layer has, guidance in force, or predictions that
             are no numbers.
     """
-    prompts = [prompts] if isinstance(prompts, str) else prompts  # not its letters
+    prompts = [prompts] if isinstance(prompts, str) else prompts  # a single text is one prompt, not a list of letters
     parts = [parts] if isinstance(parts, str) else parts
     spec = pipeline_spec(pipe)
     name = denoiser or next((n for n in spec.denoisers if getattr(pipe, n, None) is not None), spec.denoisers[0])
@@ -183,7 +184,7 @@ def calibrate(
 
 
 def own_call(pipe: Any) -> dict[str, Any]:
-    """What the folder that a pipeline was loaded from says its calls should use, of what they take."""
+    """Arguments for the pipeline's call from the `generation.json` in its folder, without those it does not take."""
     folder = getattr(pipe, "name_or_path", None)
     if not isinstance(folder, (str, Path)) or not folder or not (file := Path(folder, "generation.json")).is_file():
         return {}
@@ -217,7 +218,7 @@ def cached_scores(model: nn.Module) -> LayerScores | None:
 
 
 def keep_scores(model: nn.Module, scores: LayerScores) -> Path | None:
-    """Cache scores beside those of other parts; a cache that cannot be written is reported, and no obstacle."""
+    """Cache scores beside those of other parts; a cache that cannot be written is only reported."""
     path = cache_file(model)
     if (old := cached_scores(model)) is not None:
         own = {(row.layer, row.part) for row in scores.rows}

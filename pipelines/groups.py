@@ -86,7 +86,7 @@ class SkipGroup(JsonConfig):
 
     @property
     def idle(self) -> bool:
-        """Whether the scale is 0 at every moment."""
+        """Whether the scale is 0 at every step."""
         values = self.scale.values if isinstance(self.scale, Timetable) else (self.scale,)
         return not any(values)
 

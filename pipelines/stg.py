@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 from skipguide.active import everywhere_at
 from skipguide.blocks import find_blocks
-from skipguide.config import JsonConfig, settle
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
-from skipguide.guidance import Over
 from skipguide.pipelines.applied import AppliedGuidance
-from skipguide.pipelines.caches import admit_cache
-from skipguide.pipelines.groups import SkipGroup, check_layers, check_scale, check_stack
+from skipguide.pipelines.calibration import auto_layers
+from skipguide.pipelines.groups import SkipGroup
 from skipguide.pipelines.presets import find_preset, named_settings
 from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
 from skipguide.pipelines.sampling.branch_parallel import group_of, refuse_cache
-from skipguide.pipelines.sampling.caller import is_running
+from skipguide.pipelines.sampling.caches import admit_cache
+from skipguide.pipelines.sampling.call_stack import is_running
 from skipguide.pipelines.sampling.cost import foretell
 from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceCost
-from skipguide.pipelines.sampling.recipe import Recipe
-from skipguide.pipelines.sampling.tail import TAILS, Tail
-from skipguide.plan import Part
-from skipguide.schedule import Schedule, Timetable
-from skipguide.select import DEFAULT_SCORE, check_score
+from skipguide.pipelines.sampling.schedule import GuidanceSchedule
+from skipguide.pipelines.settings import GuidanceSettings
 
-Formula = Literal["stg", "uncond", "wan", "segmented"]
-SEGMENT = (0.0, 0.5)  # where formula="segmented" has CFG unless cfg_interval says otherwise
-
-__all__ = ["AppliedGuidance", "Formula", "SpatiotemporalSkipGuidance"]
+__all__ = ["AppliedGuidance", "SpatiotemporalSkipGuidance"]
 
 
 @dataclass(frozen=True)
-class SpatiotemporalSkipGuidance(JsonConfig):
+class SpatiotemporalSkipGuidance(GuidanceSettings):
     """Guide a diffusion pipeline away from its own prediction with some layers skipped.
+
+    Six arguments are what a person needs: `layers`, `scale`, `part`, `start`, `stop` and `rescale`. The other fifteen
+    leave things as they are by default, and stand in groups under the six.
 
     With c, u, k the conditional, unconditional and skipped predictions, w the pipeline's CFG scale and s `scale`, every
     step yields u + w (c - u) + s (c - k), or c + s (c - k) without CFG (section 3.2 of the paper). The skipped pass is
@@ -51,16 +47,27 @@ class SpatiotemporalSkipGuidance(JsonConfig):
             set at every step (`drop`, `seed`; first and last block stay), after S2-Guidance, arXiv 2508.12880.
         scale: s, a number or a `Timetable`. 0 leaves the pipeline as it is, to the bit.
         part: `"block"` (the paper's STG-R), `"attn_identity"` (STG-A), `"attn"`, `"cross_attn"` or `"mlp"`.
+        start: first step with skip guidance, as a fraction of the steps (inclusive).
+        stop: end of the skip guidance, as a fraction of the steps (exclusive; 1.0 is the end). A run with so few steps
+            that none of them lies in the window is refused.
+        rescale: 0 to 1, brings the standard deviation of the result towards that of c (0.7 in the authors' code).
+
+    Formula and CFG:
         formula: `"stg"` as above; `"uncond"` skips the layers in the unconditional pass itself, so there is no third
             pass (`scale` is 1 or 0); `"wan"` is what the authors' Wan code does: y0 + s (y0 - k) with y0 the CFG
             result and k skipped with the negative prompt; `"segmented"` has CFG inside `cfg_interval` (the first half
             if that is None) and skip guidance outside it, never both, so that no step costs more than CFG (after
             arXiv 2603.20584).
-        rescale: 0 to 1, brings the standard deviation of the result towards that of c (0.7 in the authors' code).
+        cfg_interval: steps from start (inclusive) to stop (exclusive) with CFG, as fractions; outside it the
+            unconditional branch is not computed and the conditional prediction is returned for every branch, so that
+            any CFG yields it (limited-interval guidance, arXiv 2404.07724).
+        zero_star: scale the unconditional prediction as CFG-Zero* does (arXiv 2503.18886; without its zero-init).
+        apg: project the skip direction as adaptive projected guidance does (arXiv 2410.02416): the weight of its part
+            along c; 0 drops that part, None leaves the direction as it is.
+        apg_norm: largest norm of the direction per clip.
         rescale_over: `"sample"` or, as the authors' code does, the whole `"batch"`.
-        start: first step with skip guidance, as a fraction of the steps (inclusive).
-        stop: end of the skip guidance, as a fraction of the steps (exclusive; 1.0 is the end). A run with so few steps
-            that none of them lies in the window is refused.
+
+    What it costs:
         every: compute the skipped pass on every k-th step only and reuse the last difference in between: cheaper and
             approximate; `stats.reuse_error` says how far the reused differences were off when renewed.
         prefix_reuse: run the skipped pass from the first skipped layer on only (exact at equal batch; equal to
@@ -69,16 +76,11 @@ class SpatiotemporalSkipGuidance(JsonConfig):
             with the others (`"batched"`: the same work and equal to rounding, faster on a GPU that one pass does not
             fill, needs memory for the further rows), or in one batch where the sequence is short (`"auto"`, by
             `skipguide.pipelines.sampling.tail.AUTO`).
+
+    Which layers, beyond a list:
         stack: count `layers` within this stack, such as Latte's `"temporal_transformer_blocks"`.
         groups: several `SkipGroup`s with layers, scale, part and stack of their own, in place of `layers`: one pass
             each, and passes that begin alike share that beginning.
-        cfg_interval: steps from start (inclusive) to stop (exclusive) with CFG, as fractions; outside it the
-            unconditional branch is not computed and the conditional prediction is returned for every branch, so that
-            any CFG yields it (limited-interval guidance, arXiv 2404.07724).
-        apg: project the skip direction as adaptive projected guidance does (arXiv 2410.02416): the weight of its part
-            along c; 0 drops that part, None leaves the direction as it is.
-        apg_norm: largest norm of the direction per clip.
-        zero_star: scale the unconditional prediction as CFG-Zero* does (arXiv 2503.18886; without its zero-init).
         drop: share of the blocks that `"stochastic"` leaves out (at least one block).
         prefer_cheap: `"stochastic"` draws from the deeper half of the blocks only, so that short passes follow.
         seed: of `"stochastic"`.
@@ -92,108 +94,6 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         >>> SpatiotemporalSkipGuidance.from_dict(stg.to_dict()) == stg
         True
     """
-
-    layers: Sequence[int] | Mapping[str, Sequence[int] | Timetable | str | None] | Timetable | str | None = None
-    scale: float | Timetable = 1.0
-    part: Part = "block"
-    formula: Formula = "stg"
-    rescale: float = 0.0
-    rescale_over: Over = "sample"
-    start: float = 0.0
-    stop: float = 1.0
-    every: int = 1
-    prefix_reuse: bool = True
-    tail: Tail = "separate"
-    stack: str | None = None
-    groups: Sequence[SkipGroup] | None = None
-    cfg_interval: tuple[float, float] | None = None
-    apg: float | None = None
-    apg_norm: float | None = None
-    zero_star: bool = False
-    drop: float = 0.1
-    prefer_cheap: bool = False
-    seed: int = 0
-    score: str = DEFAULT_SCORE
-
-    def __post_init__(self) -> None:
-        """Check everything that does not need a model, and bring it into normal form."""
-        if isinstance(self.layers, Mapping) and "points" not in self.layers:
-            if not self.layers or not all(isinstance(name, str) for name in self.layers):
-                raise SkipError(
-                    f"a mapping of layers names denoisers of the pipeline, such as 'transformer'; got {self.layers!r}"
-                )
-            layers: Any = {name: check_layers(own, self.part) for name, own in self.layers.items()}
-        else:
-            layers = check_layers(self.layers, self.part)
-        object.__setattr__(self, "layers", layers)
-        object.__setattr__(self, "scale", check_scale(self.scale))
-        check_stack(self.stack)
-        if self.groups is not None:
-            given: Any = self.groups  # from JSON: plain data
-            if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
-                raise SkipError(f"groups is a list of SkipGroup; got {type(given).__name__}")
-            made = tuple(g if isinstance(g, SkipGroup) else SkipGroup.from_dict(g) for g in given)
-            object.__setattr__(self, "groups", made)
-            if self.layers is not None or self.stack is not None or not made:
-                raise SkipError("groups has at least one group, and layers and stack are given in the groups then")
-        if self.formula not in get_args(Formula):
-            raise SkipError(f"unknown formula {self.formula!r}; expected one of {', '.join(get_args(Formula))}")
-        self._check_interval()
-        self._check_numbers()
-        if self.rescale_over not in get_args(Over):
-            raise SkipError(f"unknown rescale_over {self.rescale_over!r}; expected one of {', '.join(get_args(Over))}")
-        if self.tail not in TAILS:
-            raise SkipError(f"unknown tail {self.tail!r}; expected one of {', '.join(TAILS)}")
-        window = Schedule(self.start, self.stop, self.every)
-        object.__setattr__(self, "start", window.start)
-        object.__setattr__(self, "stop", window.stop)
-        object.__setattr__(self, "every", window.every)
-        check_score(self.score)
-        self._check_together()
-
-    def _check_numbers(self) -> None:
-        """The numbers and flags that stand for themselves, in range and as Python's own."""
-        settle(
-            self,
-            wholes={"seed": None},
-            numbers={"rescale": 0, "drop": 0, "apg": None, "apg_norm": 0},
-            flags=("prefix_reuse", "zero_star", "prefer_cheap"),
-            optional=("apg", "apg_norm"),
-        )
-        if self.rescale > 1:
-            raise SkipError(f"rescale must lie in 0 to 1; got {self.rescale!r}")
-        if not 0 < self.drop < 1:
-            raise SkipError(f"drop is a share of the blocks, above 0 and below 1; got {self.drop!r}")
-        if self.apg_norm == 0:
-            raise SkipError(f"apg_norm is a positive number, or None; got {self.apg_norm!r}")
-
-    def _check_interval(self) -> None:
-        interval: Any = self.cfg_interval if self.cfg_interval is not None or self.formula != "segmented" else SEGMENT
-        if interval is None:
-            return
-        try:
-            start, stop = interval
-        except (TypeError, ValueError):
-            raise SkipError(
-                f"cfg_interval is a pair (start, stop) of fractions of the steps; got {interval!r}"
-            ) from None
-        window = Schedule(start, stop)
-        if self.formula == "segmented" and (window.start, window.stop) == (0.0, 1.0):
-            raise SkipError("formula='segmented' has skip guidance outside cfg_interval, which leaves no step for it")
-        object.__setattr__(self, "cfg_interval", (window.start, window.stop))
-
-    def _check_together(self) -> None:
-        plain_scale = self.groups is None and not isinstance(self.scale, Timetable) and self.scale in (0, 1)
-        projected = self.apg is not None or self.apg_norm is not None
-        batched = self.tail == "batched"
-        if self.formula == "uncond" and (not plain_scale or self.rescale or self.every != 1 or projected or batched):
-            raise SkipError(
-                "formula='uncond' has no third pass, so scale (1 or 0), groups, rescale, every, apg and tail have "
-                f"nothing to act on: leave them at their defaults; got scale={self.scale}, rescale={self.rescale}, "
-                f"every={self.every}"
-            )
-        if self.formula == "wan" and projected:
-            raise SkipError("apg projects on c, and formula='wan' has no c of its own: use formula='stg'")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
@@ -234,24 +134,26 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         """
         spec = pipeline_spec(pipe)
         group = group_of(branch_parallel)
-        if group is not None and (self.formula == "uncond" or self.tail != "separate"):
+        if group is not None and (self.rule.in_place_of_uncond or self.tail != "separate"):
             raise SkipError(
-                "branch_parallel runs the skipped passes elsewhere: formula='uncond' has none, and with a batched tail "
-                f"they are part of another one; got formula={self.formula!r}, tail={self.tail!r}"
+                "branch_parallel runs the skipped passes elsewhere: a formula inside the unconditional pass has none, "
+                f"and a batched tail has them in another; got formula={self.formula!r}, tail={self.tail!r}"
             )
         names = self._denoisers(pipe, spec)
         self._refuse_conflicts(pipe, spec, names)
-        recipes = {name: self._recipe(pipe, name) for name in names}
-        if is_running(pipe) and not all(recipe.constant and recipe.window is None for recipe in recipes.values()):
+        schedules = {name: self._schedule(pipe, name) for name in names}
+        if is_running(pipe) and not all(
+            schedule.constant and schedule.times.cfg is None for schedule in schedules.values()
+        ):
             raise SkipError(
                 "this guidance goes by the step, and steps are counted from the beginning of a call, which has passed: "
                 "apply it before calling the pipeline, with start=... for the step to begin at"
             )
-        for name, recipe in recipes.items():
-            cache = admit_cache(pipe, name, getattr(pipe, name), self, recipe)
+        for name, schedule in schedules.items():
+            cache = admit_cache(pipe, name, getattr(pipe, name), self, schedule)
             if group is not None:
                 refuse_cache(cache)
-        applied = AppliedGuidance(self, pipe, spec, recipes, group)
+        applied = AppliedGuidance(self, pipe, spec, schedules, group)
         applied._install()
         return applied
 
@@ -264,7 +166,7 @@ class SpatiotemporalSkipGuidance(JsonConfig):
             steps: number of steps, for the exact count; None counts windows and `every` as their share.
         """
         spec = pipeline_spec(pipe)
-        return foretell(self._recipe(pipe, self._denoisers(pipe, spec)[0]), guidance=guidance, steps=steps)
+        return foretell(self._schedule(pipe, self._denoisers(pipe, spec)[0]), guidance=guidance, steps=steps)
 
     def _denoisers(self, pipe: Any, spec: PipelineSpec) -> list[str]:
         names = [name for name in spec.denoisers if getattr(pipe, name, None) is not None]
@@ -278,7 +180,7 @@ class SpatiotemporalSkipGuidance(JsonConfig):
             )
         return names
 
-    def _recipe(self, pipe: Any, denoiser: str) -> Recipe:
+    def _schedule(self, pipe: Any, denoiser: str) -> GuidanceSchedule:
         """The settings with layers that are known, on one denoiser."""
         model = getattr(pipe, denoiser)
         layers: Any = self.layers
@@ -291,7 +193,9 @@ class SpatiotemporalSkipGuidance(JsonConfig):
             # an idle guidance touches no layer, so a model without a preset is no obstacle
             idle = layers is None and self.scale == 0
             groups = () if idle else (SkipGroup(layers, self.scale, self.part, self.stack),)
-        return Recipe(self, [self._chosen(group, pipe, denoiser, model) for group in groups], find_blocks(model))
+        return GuidanceSchedule(
+            self, [self._chosen(group, pipe, denoiser, model) for group in groups], find_blocks(model)
+        )
 
     def _chosen(self, group: SkipGroup, pipe: Any, denoiser: str, model: Any) -> SkipGroup:
         if group.layers is None and group.stack is not None:
@@ -299,8 +203,6 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         if group.layers is None:
             return replace(group, layers=find_preset(model).layers)
         if group.layers == "auto":
-            from skipguide.pipelines.calibration import auto_layers
-
             return replace(group, layers=auto_layers(pipe, denoiser, group.part, group.stack, self.score))
         return group
 
@@ -308,7 +210,7 @@ class SpatiotemporalSkipGuidance(JsonConfig):
         for name in names:
             model = getattr(pipe, name)
             here = everywhere_at(gate_of(model), Interceptor)
-            if any(other.pipe is pipe for other in here):  # another pipeline around the same model is welcome
+            if any(other.pipe is pipe for other in here):  # another pipeline may share the model
                 raise SkipError(
                     f"guidance is already applied to pipe.{name}: call remove() on the earlier handle first"
                 )

@@ -1,7 +1,7 @@
 """Guidance: pure maths on tensors. c, u, k are the conditional, unconditional and skipped predictions.
 
 w is the CFG scale, s the skip scale. Sources: STG, arXiv 2411.18664; CFG rescale, arXiv 2305.08891; adaptive
-projected guidance, arXiv 2410.02416; CFG-Zero*, arXiv 2503.18886; autoguidance, arXiv 2406.02507.
+projected guidance, arXiv 2410.02416; CFG-Zero*, arXiv 2503.18886.
 
 Everything composes by addition: a guided prediction is one of the CFG forms plus any number of skip directions, each
 of which may be projected first, and the sum may be rescaled.
@@ -24,26 +24,26 @@ def cfg(u: Tensor, c: Tensor, w: float | Tensor) -> Tensor:
     return u + w * (c - u)
 
 
-def skip_delta(c: Tensor, k: Tensor, s: float) -> Tensor:
-    """What skip guidance adds to any prediction: s (c - k), in float32 for half-precision inputs.
+def skip_direction(c: Tensor, k: Tensor) -> Tensor:
+    """The unscaled direction away from a skipped prediction: c - k, in float32 for half-precision inputs.
 
     Example:
-        >>> skip_delta(torch.tensor([2.0]), torch.tensor([1.5]), 2.0)
-        tensor([1.])
+        >>> skip_direction(torch.tensor([2.0]), torch.tensor([1.5]))
+        tensor([0.5000])
     """
     if c.dtype in (torch.float16, torch.bfloat16):
         c, k = c.float(), k.float()
-    return s * (c - k)
+    return c - k
 
 
-def stg(u: Tensor, c: Tensor, k: Tensor, w: float, s: float) -> Tensor:
-    """Spatiotemporal skip guidance with CFG: u + w (c - u) + s (c - k)."""
-    return cfg(u, c, w) + skip_delta(c, k, s)
+def stg_direction(u: Tensor | None, c: Tensor, k: Tensor, w: float | Tensor) -> Tensor:
+    """What spatiotemporal skip guidance adds to CFG, before its scale: c - k, whatever u and w are."""
+    return skip_direction(c, k)
 
 
-def wan_delta(u: Tensor, c: Tensor, k: Tensor, w: float, s: float) -> Tensor:
-    """What the STG authors' Wan code adds to CFG: s (y0 - k), y0 the CFG result, k skipped with the negative prompt."""
-    return skip_delta(cfg(u, c, w), k, s)
+def wan_direction(u: Tensor | None, c: Tensor, k: Tensor, w: float | Tensor) -> Tensor:
+    """What the STG authors' Wan code adds, before its scale: y0 - k, with y0 the CFG result, or c without CFG."""
+    return skip_direction(c if u is None else cfg(u, c, w), k)
 
 
 def rescale(y: Tensor, c: Tensor, amount: float, over: Over = "sample") -> Tensor:
@@ -89,51 +89,31 @@ def project(d: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return parallel, d - parallel
 
 
-def apg(d: Tensor, c: Tensor, eta: float = 0.0, norm: float | None = None) -> Tensor:
+def apg(d: Tensor, c: Tensor, eta: float | None = 0.0, norm: float | None = None) -> Tensor:
     """Adaptive projected guidance on a direction d: weaken its part along c, and bound its norm.
 
     Args:
         d: guidance direction, such as c - u or c - k.
         c: conditional prediction.
-        eta: weight of the parallel part; 1 leaves the direction as it is.
+        eta: weight of the parallel part; 1 or None keeps it.
         norm: largest allowed norm per batch row; None is unbounded.
+
+    Returns:
+        d itself if `eta` and `norm` are None.
+
+    Example:
+        >>> d, c = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]])
+        >>> apg(d, c, eta=None), apg(d, c, eta=0.0)
+        (tensor([[1., 2.]]), tensor([[0., 2.]]))
     """
+    if eta is None and norm is None:
+        return d
+    c = c.to(d.dtype)
     if norm is not None:
         size = d.norm(p=2, dim=tuple(range(1, d.dim())), keepdim=True)
         d = d * (norm / size.clamp_min(torch.finfo(d.dtype).tiny)).clamp(max=1.0)
     parallel, orthogonal = project(d, c)
-    return orthogonal + eta * parallel
-
-
-def with_momentum(d: Tensor, average: Tensor | None, beta: float) -> Tensor:
-    """The running direction of adaptive projected guidance: d + beta times the one before (negative beta pushes apart).
-
-    Args:
-        d: direction of this step.
-        average: what this function returned at the step before; None at the first.
-        beta: momentum; -0.5 in the paper, 0 is none.
-    """
-    return d if average is None or beta == 0 else d + beta * average
-
-
-def skip_direction(c: Tensor, k: Tensor, eta: float | None = None, norm: float | None = None) -> Tensor:
-    """The unscaled direction of skip guidance, c - k, projected if `eta` or `norm` is given.
-
-    Args:
-        c: conditional prediction.
-        k: prediction without the layers.
-        eta: weight of the part along c (see `apg`); None with `norm` None leaves the direction as it is.
-        norm: largest norm per batch row.
-
-    Example:
-        >>> c, k = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, -2.0]])
-        >>> skip_direction(c, k), skip_direction(c, k, eta=0.0)
-        (tensor([[1., 2.]]), tensor([[0., 2.]]))
-    """
-    d = skip_delta(c, k, 1.0)
-    if eta is None and norm is None:
-        return d
-    return apg(d, c.to(d.dtype), 1.0 if eta is None else eta, norm)
+    return orthogonal + (1.0 if eta is None else eta) * parallel
 
 
 def zero_star_scale(u: Tensor, c: Tensor) -> Tensor:
@@ -151,13 +131,3 @@ def zero_star_scale(u: Tensor, c: Tensor) -> Tensor:
     dims = tuple(range(1, u.dim()))
     size = (u * u).sum(dim=dims, keepdim=True)
     return (c * u).sum(dim=dims, keepdim=True) / size.clamp_min(torch.finfo(u.dtype).tiny)
-
-
-def cfg_zero_star(u: Tensor, c: Tensor, w: float, *, zero: bool = False) -> Tensor:
-    """CFG-Zero*: a u + w (c - a u) with a from `zero_star_scale`; `zero` is its zero-init of the first steps."""
-    return torch.zeros_like(c) if zero else cfg(zero_star_scale(u, c) * u, c, w)
-
-
-def autoguidance(c: Tensor, weak: Tensor, w: float) -> Tensor:
-    """Autoguidance: weak + w (c - weak), both conditional; the weak model may be the same one without some layers."""
-    return cfg(weak, c, w)

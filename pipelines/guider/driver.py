@@ -1,4 +1,4 @@
-"""Driver: one denoiser under a guider. Its gates stand only from the pass that captures to the last skipped one."""
+"""Driver: one denoiser under a guider. Gates are installed for the capturing and the skipped passes of a step only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -15,17 +15,15 @@ from skipguide.arguments import batch_size
 from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
-from skipguide.pipelines.caches import cache_on
+from skipguide.hosts.diffusers_caches import cache_on
 from skipguide.pipelines.groups import SkipGroup
-from skipguide.pipelines.guider.passes import Pass
+from skipguide.pipelines.guider.step_batches import StepBatch
 from skipguide.pipelines.presets import find_preset
 from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import Passes, Path
-from skipguide.pipelines.sampling.recipe import Recipe, Term
-
-if TYPE_CHECKING:
-    from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
+from skipguide.pipelines.sampling.passes import DenoiserPasses, StepPasses
+from skipguide.pipelines.sampling.schedule import GuidanceSchedule, SkippedPass
+from skipguide.pipelines.settings import GuidanceSettings
 
 
 class Driver:
@@ -43,7 +41,7 @@ class Driver:
 
     def __init__(
         self,
-        settings: SpatiotemporalSkipGuidance,
+        settings: GuidanceSettings,
         groups: Sequence[SkipGroup],
         model: nn.Module,
         stats: GuidanceStats,
@@ -53,23 +51,23 @@ class Driver:
         chosen = [
             replace(group, layers=find_preset(model).layers) if group.layers is None else group for group in groups
         ]
-        self.recipe = Recipe(settings, chosen, find_blocks(model))
-        self.passes = Passes(model, settings.prefix_reuse, stats)
-        self.terms: tuple[Term, ...] = ()
-        self._path: Path | None = None
-        self._now: tuple[int, Pass] | None = None
+        self.schedule = GuidanceSchedule(settings, chosen, find_blocks(model))
+        self.passes = DenoiserPasses(model, settings.prefix_reuse, stats)
+        self.skipped: tuple[SkippedPass, ...] = ()
+        self._step: StepPasses | None = None
+        self._now: tuple[int, StepBatch] | None = None
         self._called = self._standing = False
 
     # -- what the pipeline's loop announces ---------------------------------------------------------------------
 
-    def prepare(self, now: Pass, terms: tuple[Term, ...]) -> None:
-        """The next call of the model is this pass; plain ones leave the model untouched."""
-        self._now, self._called, self.terms = (threading.get_ident(), now), False, terms
+    def prepare(self, now: StepBatch, skipped: tuple[SkippedPass, ...]) -> None:
+        """Note that the next call of the model is this pass. Gates are installed unless it is a plain one."""
+        self._now, self._called, self.skipped = (threading.get_ident(), now), False, skipped
         if now.kind in ("capture", "weak") and not self._standing:
             self._begin()
 
     def finish(self, last: bool) -> None:
-        """That call is done; after the last skipped one of the step the model is left as it was.
+        """Note that the call is done. After the last skipped pass of the step the gates are removed.
 
         Raises:
             SkipError: if the model was not called since `prepare`.
@@ -97,22 +95,22 @@ class Driver:
                 f"this denoiser has {cache} enabled, which would store the results of skipped passes: call "
                 f"disable_cache() on it first"
             )
-        self.passes.again()
+        self.passes.reinstall()
         hold_everywhere(gate, self)
         self._standing = True
 
     def end(self) -> None:
-        """Leave the model as it was; the gates stay ready."""
+        """Leave the model as it was; the passes stay prepared for the next step."""
         if self._standing:
             self._standing = False
             end_everywhere(gate_of(self.model), self)
-            self._path = None
+            self._step = None
             self.passes.pause()
 
     # -- the call of the model ----------------------------------------------------------------------------------
 
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One call of the denoiser; calls from other threads are none of this guider's."""
+        """One call of the denoiser. Calls from other threads belong to somebody else and run plainly."""
         if self._now is None or self._now[0] != threading.get_ident():
             return call(*args, **kwargs)
         now = self._now[1]
@@ -125,18 +123,18 @@ class Driver:
             self.end()
             raise
 
-    def _run(self, now: Pass, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, now: StepBatch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rows = batch_size(args, kwargs)
-        plans = [term.plan for term in self.terms]
+        plans = [each.plan for each in self.skipped]
         if now.kind == "weak":
-            return self.passes.without_in(plans[0], 0, call, args, kwargs, rows, counted=1)
+            return self.passes.skipped_inside(plans[0], 0, call, args, kwargs, rows, counted=1)
         if now.kind == "capture":
-            self._path = self.passes.path(plans)
-            return self.passes.plain(call, args, kwargs, rows, path=self._path)
+            self._step = self.passes.prepared(plans)
+            return self.passes.plain(call, args, kwargs, rows, step=self._step)
         began = time.perf_counter()
-        if self._path is None:
+        if self._step is None:
             raise SkipError(f"{now.name} came before the pass that it starts from")
-        number = self._path.plans.index(plans[now.group])
-        out = self.passes.leg(self._path, number, call, args, kwargs, slice(0, rows), rows)
+        number = self._step.plans.index(plans[now.group])
+        out = self.passes.skipped_pass(self._step, number, call, args, kwargs, slice(0, rows), rows)
         self.stats.seconds += time.perf_counter() - began
         return out

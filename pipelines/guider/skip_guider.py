@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from diffusers.configuration_utils import register_to_config
@@ -16,10 +17,10 @@ from skipguide.config import as_flag, as_number
 from skipguide.errors import SkipError
 from skipguide.pipelines.groups import SkipGroup
 from skipguide.pipelines.guider.driver import Driver
-from skipguide.pipelines.guider.passes import Pass, live_groups, passes_of
+from skipguide.pipelines.guider.step_batches import StepBatch, live_groups, step_batches
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import check_effect
-from skipguide.pipelines.sampling.recipe import Term
+from skipguide.pipelines.sampling.predictions import check_effect
+from skipguide.pipelines.sampling.schedule import StepPlan, StepTimes
 from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
 from skipguide.schedule import Timetable
 
@@ -113,7 +114,7 @@ class SkipGuider(BaseGuidance):
         self.use_original_formulation = as_flag("use_original_formulation", use_original_formulation)
         super().__init__(self.settings.start, self.settings.stop, as_flag("enabled", enabled))
         plain = json.loads(json.dumps(self.settings.to_dict()))
-        # diffusers takes positional arguments for defaults, and forgets them in from_config: nothing is a default here
+        # diffusers counts positional arguments as defaults and drops defaults in from_config: so none is marked as one
         own = {name: getattr(self, name) for name in _OWN if name != "enabled"} | {"enabled": self._enabled}
         self.register_to_config(**{name: plain[name] for name in given}, **own, _use_default_values=[])
         self._check_cfg()
@@ -121,8 +122,9 @@ class SkipGuider(BaseGuidance):
         self._forget()
 
     def _forget(self) -> None:
+        self._times = StepTimes(self.settings, self._live)
         self._drivers: list[Driver] = []
-        self._passes: tuple[Pass, ...] = ()  # of the step that is running; empty between steps
+        self._passes: tuple[StepBatch, ...] = ()  # of the step that is running; empty between steps
         self._driver: Driver | None = None
         self._directions: list[Tensor] | None = None
         self._keys: tuple[str, ...] = ()
@@ -131,7 +133,7 @@ class SkipGuider(BaseGuidance):
     def __getstate__(self) -> dict[str, Any]:
         """A copy has the settings, and starts anew."""
         state = dict(self.__dict__)
-        for name in ("_drivers", "_passes", "_driver", "_directions", "_keys", "_checked"):
+        for name in ("_times", "_drivers", "_passes", "_driver", "_directions", "_keys", "_checked"):
             state.pop(name, None)
         return state
 
@@ -149,7 +151,7 @@ class SkipGuider(BaseGuidance):
 
     @property
     def num_conditions(self) -> int:
-        """2 where the unconditional prediction is needed: in the running step, between steps in any of them."""
+        """2 where the unconditional prediction is needed, else 1: of the running step, or of any step between steps."""
         if self._passes:
             return 1 + any(each.name == "pred_uncond" for each in self._passes)
         return self._most_conditions
@@ -165,30 +167,31 @@ class SkipGuider(BaseGuidance):
 
     def _check_cfg(self) -> None:
         settings = self.settings
-        if self.w == 1 and (
-            settings.formula in ("uncond", "segmented") or settings.cfg_interval is not None or settings.zero_star
-        ):
+        if self.w == 1 and (settings.rule.needs_cfg or settings.cfg_interval is not None or settings.zero_star):
             raise SkipError(
-                "formula='uncond', formula='segmented', cfg_interval and zero_star are about the unconditional pass, "
-                f"and there is none: guidance_scale={self.guidance_scale:g} is no CFG"
+                f"formula={settings.formula!r}, cfg_interval={settings.cfg_interval} or zero_star={settings.zero_star} "
+                f"is about the unconditional pass, and there is none: guidance_scale={self.guidance_scale:g} is no CFG"
             )
 
-    def _plan(self) -> tuple[Pass, ...]:
+    def _plan(self) -> tuple[StepBatch, ...]:
         """The passes of the step that begins."""
         step, steps = self._step, self._num_inference_steps
         if step is None or not steps:
             raise SkipError("set_state(step, num_inference_steps, timestep) comes before a step's inputs")
         self._check_cfg()
-        terms = self._terms(self._drivers[-1]) if self._drivers else ()
-        if self._keys != tuple(term.key for term in terms):
-            self._directions = None  # another set of layers than the last differences were of
-        groups = self._live if self._enabled else ()
-        held = self._directions is not None
-        return passes_of(self.settings, groups, step, steps, cfg=self._most_conditions == 2, held=held)
+        if self._keys != tuple(each.key for each in self._step_plan().skipped):
+            self._directions = None  # the last directions are of other layers
+        outline = self._times.at(step, steps, cfg=self._most_conditions == 2)
+        if not self._enabled:
+            outline = replace(outline, groups=())
+        return step_batches(outline, held=self._directions is not None)
 
-    def _terms(self, driver: Driver) -> tuple[Term, ...]:
-        """The skipped passes of this step on a model; none where guidance is switched off."""
-        return driver.recipe.at(self._step, self._num_inference_steps).terms if self._enabled else ()
+    def _step_plan(self, driver: Driver | None = None) -> StepPlan:
+        """What holds at this step on a model (the last one that was called); nothing where guidance is switched off."""
+        driver = driver or next(reversed(self._drivers), None)
+        if driver is None or not self._enabled:
+            return StepPlan()
+        return driver.schedule.at(self._step, self._num_inference_steps, cfg=self._most_conditions == 2)
 
     # -- the protocol of diffusers ------------------------------------------------------------------------------
 
@@ -214,7 +217,7 @@ class SkipGuider(BaseGuidance):
         self._count_prepared = 0
         self._passes = passes = self._plan()
         batches = [make(each) for each in passes]
-        for batch in batches:  # a loop that fails between two calls of ours lets go of its batches, and of the model
+        for batch in batches:  # if the loop fails, its batches are freed, and that ends the step
             weakref.finalize(batch, _abandon, weakref.ref(self), passes)
         return batches
 
@@ -230,10 +233,10 @@ class SkipGuider(BaseGuidance):
         if not self._live:
             return
         self._driver = driver = self._driver_of(denoiser)
-        driver.prepare(now, self._terms(driver))
+        driver.prepare(now, self._step_plan(driver).skipped)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
-        """The denoiser was called; after the last skipped pass nothing is left on it."""
+        """The denoiser was called. After the last skipped pass of the step its gates are removed."""
         if (driver := self._driver) is not None:
             self._driver = None
             driver.finish(last=not any(each.kind in ("skip", "weak") for each in self._passes[self._count_prepared :]))
@@ -242,7 +245,7 @@ class SkipGuider(BaseGuidance):
         found = next((driver for driver in self._drivers if driver.model is denoiser), None)
         if found is None:
             found = Driver(self.settings, self._live, denoiser, self.stats)
-            found.recipe.refuse_idle(self._num_inference_steps)
+            found.schedule.refuse_idle(self._num_inference_steps)
         self._drivers = [*(driver for driver in self._drivers if driver is not found), found]
         return found
 
@@ -268,7 +271,7 @@ class SkipGuider(BaseGuidance):
         finally:
             self._end()
             if self._step + 1 >= self._num_inference_steps:
-                self._drivers, self._directions = [], None  # nothing of the run is held, the denoiser least of all
+                self._drivers, self._directions = [], None  # the run is over: hold neither its tensors nor the denoiser
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None, **skipped: Tensor) -> GuiderOutput:
         """The guided prediction, in the dtype of `pred_cond`.
@@ -285,36 +288,39 @@ class SkipGuider(BaseGuidance):
         if u is not None and settings.zero_star:
             u = guidance.zero_star_scale(u, c) * u
         y = c if u is None else guidance.cfg(u, c, self.w)
-        terms = self._terms(self._drivers[-1]) if self._drivers and settings.formula != "uncond" else ()
-        if terms:
-            wan = settings.formula == "wan" and u is not None
+        plan = self._step_plan()
+        if plan.skipped and not plan.skips_inside:
             if skipped:
-                plain = pred_uncond if wan and pred_uncond is not None else pred_cond
-                self._renew(terms, plain, y if wan else c, list(skipped.values()))
-            y = y + self._delta(terms, c)
+                plain = pred_uncond if plan.place == "uncond" and pred_uncond is not None else pred_cond
+                self._renew(plan, plain, u, c, list(skipped.values()))
+            y = y + self._delta(plan, c)
             if settings.rescale:
                 y = guidance.rescale(y, c, settings.rescale, settings.rescale_over)
         if self.guidance_rescale:
             y = guidance.rescale(y, c, self.guidance_rescale)
         return GuiderOutput(pred=y.to(dtype), pred_cond=pred_cond, pred_uncond=pred_uncond)
 
-    def _renew(self, terms: Sequence[Term], plain: Tensor, base: Tensor, skipped: list[Tensor]) -> None:
-        settings = self.settings
-        for term, k in zip(terms, skipped, strict=True):
-            if term.key not in self._checked:
-                check_effect(plain, k, term.plan)
-                self._checked.add(term.key)
-        new = [guidance.skip_direction(base, _full(k), settings.apg, settings.apg_norm) for k in skipped]
-        keys = tuple(term.key for term in terms)
+    def _renew(self, plan: StepPlan, plain: Tensor, u: Tensor | None, c: Tensor, skipped: list[Tensor]) -> None:
+        """Take the directions of this step; `plain` is the prediction that the skipped ones are variants of."""
+        settings, direction = self.settings, self.settings.rule.direction
+        assert direction is not None
+        for each, k in zip(plan.skipped, skipped, strict=True):
+            if each.key not in self._checked:
+                check_effect(plain, k, each.plan)
+                self._checked.add(each.key)
+        made = [direction(u, c, _full(k), self.w) for k in skipped]
+        new = [guidance.apg(d, c, settings.apg, settings.apg_norm) for d in made]
+        keys = tuple(each.key for each in plan.skipped)
         if self._directions is not None and self._keys == keys and settings.every > 1:
             self.stats.note_reuse(self._directions, new)
         self._directions, self._keys = new, keys
 
-    def _delta(self, terms: Sequence[Term], c: Tensor) -> Tensor:
+    def _delta(self, plan: StepPlan, c: Tensor) -> Tensor:
+        """What guidance adds to CFG at this step."""
         directions = self._directions
         if directions is None or directions[0].shape != c.shape:
             raise SkipError("the skipped predictions of this step are missing, or of another size than c")
-        delta, *others = (term.scale * d for term, d in zip(terms, directions, strict=True))
+        delta, *others = (each.scale * d for each, d in zip(plan.skipped, directions, strict=True))
         for other in others:
             delta = delta + other
         if self.settings.every == 1:
@@ -327,7 +333,7 @@ def _full(prediction: Tensor) -> Tensor:
     return prediction.float() if prediction.element_size() < 4 else prediction
 
 
-def _abandon(guider: weakref.ref[SkipGuider], passes: tuple[Pass, ...]) -> None:
-    """The batches of a step are gone: if it is still the running one, it failed."""
+def _abandon(guider: weakref.ref[SkipGuider], passes: tuple[StepBatch, ...]) -> None:
+    """End a step whose batches were freed while it was still running: the loop failed."""
     if (alive := guider()) is not None and alive._passes is passes:
         alive._end()

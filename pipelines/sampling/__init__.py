@@ -1,1 +1,1 @@
-"""What happens while a pipeline samples: who calls, what a step runs, and how the result is handed over."""
+"""What happens while a pipeline samples: which call it is, what a step runs, and how the result is delivered."""

@@ -1,7 +1,7 @@
-"""Split: the branches of a step on several devices, one process each; every rank gets every prediction.
+"""Branch parallel: the branches of a step on several devices, one process each; every rank gets every prediction.
 
 All ranks run the same script with the same seeds (SPMD), so that each of them is called with the same latents. Of a
-step a rank runs only its share of the branches, and the predictions are then handed round:
+step a rank runs only its share of the branches, and the predictions are then broadcast:
 
 * CFG in two calls, or none: one rank runs the plain pass, while another one runs the skipped pass, for the same rows
   and so with the same bits as a single process. It needs nothing from the first: it computes the beginning itself, in
@@ -25,7 +25,8 @@ from skipguide.active import Call
 from skipguide.arguments import batch_size
 from skipguide.errors import SkipError
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import Passes, Path, first, with_first
+from skipguide.pipelines.sampling.passes import DenoiserPasses, StepPasses
+from skipguide.pipelines.sampling.predictions import first, with_first
 from skipguide.plan import SkipPlan
 from skipguide.skipper import Skipper
 
@@ -62,14 +63,14 @@ def refuse_cache(cache: str | None) -> None:
         raise SkipError(f"{cache} and branch_parallel do not work together: call disable_cache() on the denoiser")
 
 
-class SplitPasses(Passes):
+class BranchParallelPasses(DenoiserPasses):
     """The forwards of one denoiser, of which this rank runs its share.
 
     Args:
         model: the denoiser; the same weights on every rank.
-        reuse: as in `Passes`.
+        reuse: as in `DenoiserPasses`.
         stats: the ledger: `blocks_run` and `passes` are this rank's, what they are compared with is the whole step's.
-        touch: as in `Passes`.
+        touch: as in `DenoiserPasses`.
         group: the ranks.
     """
 
@@ -78,18 +79,18 @@ class SplitPasses(Passes):
         self.group = group
         self.rank = distributed.get_rank(group)
         self.size = distributed.get_world_size(group)
-        self._alone: dict[SkipPlan, Skipper] = {}
+        self._whole_skippers: dict[SkipPlan, Skipper] = {}
         stats.rank, stats.ranks = self.rank, self.size
 
-    def meet(self, cache: str | None) -> None:
-        """As in `Passes`; a cache that was enabled during the guidance is refused."""
+    def set_cache(self, cache: str | None) -> None:
+        """As in `DenoiserPasses`; a cache that was enabled during the guidance is refused."""
         refuse_cache(cache)
-        super().meet(cache)
+        super().set_cache(cache)
 
     def remove(self) -> None:
         """Take everything away again."""
         super().remove()
-        self._alone.clear()
+        self._whole_skippers.clear()
 
     def plain(
         self,
@@ -98,16 +99,16 @@ class SplitPasses(Passes):
         kwargs: Any,
         clips: int,
         *,
-        path: Path | None = None,
+        step: StepPasses | None = None,
         rows: slice | None = None,
         counted: int = 1,
         ran: int = 0,
     ) -> Any:
         """The plain pass, shared; the predictions of the skipped passes come with it."""
         batch = batch_size(args, kwargs)
-        plans = path.plans if path is not None else ()
+        plans = step.plans if step is not None else ()
         halves = [slice(0, batch)] if counted < 2 or ran else [slice(0, batch // 2), slice(batch // 2, batch)]
-        source = halves.index(rows) if path is not None and rows in halves else len(halves) - 1
+        source = halves.index(rows) if step is not None and rows in halves else len(halves) - 1
         # the half that is skipped comes second, so that with two ranks its skipped passes go on from it
         order = [half for half in halves if half is not halves[source]] + [halves[source]]
         owners = {f"rows {half.start}": place % self.size for place, half in enumerate(order)}
@@ -123,34 +124,36 @@ class SplitPasses(Passes):
                 job, here = f"rows {half.start}", half is halves[source] and together
                 if owners[job] == self.rank:
                     mine = self.rows(args, kwargs, half, batch)
-                    own = path if here else None
-                    made[job] = Passes.plain(self, call, *mine, clips, path=own, counted=0, ran=1)
+                    own = step if here else None
+                    made[job] = DenoiserPasses.plain(self, call, *mine, clips, step=own, counted=0, ran=1)
                     if own is not None:
                         count = half.stop - half.start
-                        found = Passes.skipped(self, own, call, *mine, slice(0, count), count)
+                        found = DenoiserPasses.skipped(self, own, call, *mine, slice(0, count), count)
                         made |= {f"skip {number}": found[plan] for number, plan in enumerate(plans)}
             for number, plan in enumerate(plans):
                 if not together and owners[f"skip {number}"] == self.rank:
-                    made[f"skip {number}"] = self._without(plan, call, args, kwargs, halves[source], batch, clips)
+                    made[f"skip {number}"] = self._whole_pass(plan, call, args, kwargs, halves[source], batch, clips)
             return made
 
         naive = self.stats.blocks_naive
         found = self._shared(run, owners, args, kwargs)
         self.stats.blocks_naive = naive + len(plans) * self.blocks
         self.enter(counted, ran=0, passes=0)
-        if path is not None:
-            path.ready = {plan: first(found[f"skip {number}"]) for number, plan in enumerate(plans)}
+        if step is not None:
+            step.ready = {plan: first(found[f"skip {number}"]) for number, plan in enumerate(plans)}
         parts = [found[f"rows {half.start}"] for half in halves]
         return parts[0] if len(parts) == 1 else with_first(parts[0], torch.cat([first(part) for part in parts]))
 
-    def _without(self, plan: SkipPlan, call: Call, args: Any, kwargs: Any, rows: slice, batch: int, clips: int) -> Any:
+    def _whole_pass(
+        self, plan: SkipPlan, call: Call, args: Any, kwargs: Any, rows: slice, batch: int, clips: int
+    ) -> Any:
         """A whole pass without the layers: its beginning is computed while another rank computes the same."""
-        if plan not in self._alone:
-            self._alone[plan] = Skipper(self.model, plan)
-            self._install(self._alone[plan])
+        if plan not in self._whole_skippers:
+            self._whole_skippers[plan] = Skipper(self.model, plan)
+            self._install(self._whole_skippers[plan])
         removed = sum(len(term.layers) for term in plan.terms if term.part == "block")
         mine = self.rows(args, kwargs, rows, batch)
-        return self._pass(self._alone[plan], call, *mine, clips, 0, self.blocks - removed)
+        return self._pass(self._whole_skippers[plan], call, *mine, clips, 0, self.blocks - removed)
 
     # -- between the ranks --------------------------------------------------------------------------------------
 
@@ -166,32 +169,32 @@ class SplitPasses(Passes):
         failure: BaseException | None = None
         try:
             made = run()
-            shapes = {job: _described(out) for job, out in made.items()}
+            shapes = {job: _output_kind(out) for job, out in made.items()}
         except BaseException as error:
             failure, shapes = error, {}
-        said = {"error": f"{type(failure).__name__}: {failure}" if failure else None, "shapes": shapes}
-        heard: list[Any] = [None] * self.size
-        distributed.all_gather_object(heard, said | {"sum": self._sum(args, kwargs)}, group=self.group)
+        payload = {"error": f"{type(failure).__name__}: {failure}" if failure else None, "shapes": shapes}
+        gathered: list[Any] = [None] * self.size
+        distributed.all_gather_object(gathered, payload | {"sum": self._checksum(args, kwargs)}, group=self.group)
         if failure is not None:
             raise failure
-        for rank, other in enumerate(heard):
+        for rank, other in enumerate(gathered):
             if other["error"]:
                 raise SkipError(f"rank {rank} failed, so this step cannot be finished here: {other['error']}")
-        self._compare([other["sum"] for other in heard])
+        self._compare([other["sum"] for other in gathered])
         like = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         out: dict[Job, Any] = {}
         for job, owner in owners.items():
-            kind, shape, dtype = heard[owner]["shapes"][job]
+            kind, shape, dtype = gathered[owner]["shapes"][job]
             if job in made:
                 tensor = first(made[job]).contiguous()
             else:
                 tensor = torch.empty(shape, dtype=dtype, device=like.device)
             distributed.broadcast(tensor, src=distributed.get_global_rank(self.group, owner), group=self.group)
-            out[job] = made[job] if job in made else _framed(kind, tensor)
+            out[job] = made[job] if job in made else _output_of(kind, tensor)
         return out
 
-    def _sum(self, args: Any, kwargs: Any) -> list[float]:
-        """A few numbers that tell inputs apart."""
+    def _checksum(self, args: Any, kwargs: Any) -> list[float]:
+        """Mean and norm of every floating-point input: inputs that differ give other numbers."""
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point() and v.dim()]
         numbers = [number for tensor in tensors for number in (tensor.double().mean(), tensor.double().norm())]
         return torch.stack(numbers).tolist() if numbers else []
@@ -207,7 +210,7 @@ class SplitPasses(Passes):
                 )
 
 
-def _described(out: Any) -> tuple[Any, tuple[int, ...], torch.dtype]:
+def _output_kind(out: Any) -> tuple[Any, tuple[int, ...], torch.dtype]:
     """What kind of output it is, and the shape and type of the prediction in it.
 
     Raises:
@@ -216,7 +219,7 @@ def _described(out: Any) -> tuple[Any, tuple[int, ...], torch.dtype]:
     values = [out] if isinstance(out, Tensor) else list(out.values()) if isinstance(out, dict) else list(out)
     tensor, *rest = values
     if not isinstance(tensor, Tensor) or any(value is not None for value in rest):
-        raise SkipError("branch_parallel hands round one prediction, and this denoiser returns more: leave it out")
+        raise SkipError("branch_parallel broadcasts one prediction, and this denoiser returns more: leave it out")
     kind: Any = None
     if isinstance(out, dict):
         kind = type(out), next(iter(out))
@@ -225,8 +228,8 @@ def _described(out: Any) -> tuple[Any, tuple[int, ...], torch.dtype]:
     return kind, tuple(tensor.shape), tensor.dtype
 
 
-def _framed(kind: Any, tensor: Tensor) -> Any:
-    """An output of that kind."""
+def _output_of(kind: Any, tensor: Tensor) -> Any:
+    """An output of that kind with this prediction."""
     if kind is None:
         return tensor
     return (tensor, *[None] * kind[1]) if kind[0] is tuple else kind[0](**{kind[1]: tensor})

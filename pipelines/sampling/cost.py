@@ -1,21 +1,21 @@
-"""Cost: what guidance will take, counted in blocks before anything runs, from the same recipe and route."""
+"""Cost: what guidance will take, in blocks, from the same step plans and shared prefixes that the passes run by."""
 
 from __future__ import annotations
 
 from skipguide.config import as_whole
 from skipguide.pipelines.sampling.ledger import GuidanceCost
-from skipguide.pipelines.sampling.recipe import Recipe
-from skipguide.pipelines.sampling.route import route
+from skipguide.pipelines.sampling.schedule import GuidanceSchedule
+from skipguide.pipelines.sampling.shared_prefixes import share_prefixes
 from skipguide.plan import SkipPlan
 
 FINE = 240  # steps that stand for any number of them: windows in tenths, twelfths, … come out exactly
 
 
-def foretell(recipe: Recipe, *, guidance: bool, steps: int | None) -> GuidanceCost:
-    """Average over the steps what `Passes` will run.
+def foretell(schedule: GuidanceSchedule, *, guidance: bool, steps: int | None) -> GuidanceCost:
+    """Average over the steps what `DenoiserPasses` will run.
 
     Args:
-        recipe: the settings on a model.
+        schedule: the settings on a model.
         guidance: whether CFG is on.
         steps: number of steps; None averages over a fine grid, so that a window counts as its share.
 
@@ -24,26 +24,27 @@ def foretell(recipe: Recipe, *, guidance: bool, steps: int | None) -> GuidanceCo
             a number of steps that is none.
     """
     count = FINE if steps is None else as_whole("steps", steps)
-    blocks, settings = len(recipe.blocks), recipe.settings
+    blocks, settings = len(schedule.blocks), schedule.settings
     branches = 2 if guidance else 1
     ran = naive = 0.0
     known: dict[tuple[SkipPlan, ...], int] = {}
     last: tuple[str, ...] | None = None
     for step in range(count):
-        moment = recipe.at(step, count)
-        ran += branches * blocks if moment.cfg else blocks
+        step_plan = schedule.at(step, count)
+        ran += branches * blocks if step_plan.cfg else blocks
         naive += branches * blocks
-        plans, keys = tuple(dict.fromkeys(term.plan for term in moment.terms)), tuple(t.key for t in moment.terms)
+        plans = tuple(dict.fromkeys(each.plan for each in step_plan.skipped))
+        keys = tuple(each.key for each in step_plan.skipped)
         before, last = last, keys
         if not plans:
             continue
-        if settings.formula == "uncond":
-            ran -= len(plans[0].layers) if moment.cfg and plans[0].part == "block" else 0
+        if step_plan.skips_inside:
+            ran -= len(plans[0].layers) if plans[0].part == "block" else 0
             continue
         # a number of steps says which of them are fresh; on the fine grid every k-th is a k-th of each
-        share = 1 / settings.every if steps is None else float(moment.fresh or keys != before)
+        share = 1 / settings.every if steps is None else float(step_plan.fresh or keys != before)
         if plans not in known:
-            known[plans] = sum(leg.blocks for leg in route(plans, blocks, settings.prefix_reuse))
+            known[plans] = sum(each.blocks for each in share_prefixes(plans, blocks, settings.prefix_reuse))
         ran += share * known[plans]
         naive += share * len(plans) * blocks
     per_step = ran / count

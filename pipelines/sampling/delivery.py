@@ -7,7 +7,7 @@ wanted result: the only exact way where somebody rescales.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +15,11 @@ from torch import Tensor
 from skipguide import guidance
 from skipguide.errors import SkipError
 from skipguide.pipelines.registry.described import PipelineSpec
-from skipguide.pipelines.sampling.caller import read
-from skipguide.pipelines.sampling.joined import Joined
+from skipguide.pipelines.sampling.call_stack import look_up
+from skipguide.pipelines.sampling.concatenated_outputs import ConcatenatedOutputs
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.run import Run
-
-if TYPE_CHECKING:
-    from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
+from skipguide.pipelines.sampling.pipeline_call import PipelineCall
+from skipguide.pipelines.settings import GuidanceSettings
 
 
 class Delivery:
@@ -29,35 +27,35 @@ class Delivery:
 
     def __init__(
         self,
-        settings: SpatiotemporalSkipGuidance,
+        settings: GuidanceSettings,
         pipe: Any,
         spec: PipelineSpec,
         denoiser: str,
-        run: Run,
+        state: PipelineCall,
         stats: GuidanceStats,
     ) -> None:
         self.settings = settings
         self.pipe = pipe
         self.spec = spec
         self.scales = spec.scales[spec.denoisers.index(denoiser)]
-        self.run = run
+        self.state = state
         self.stats = stats
-        self.joined = Joined() if spec.joined else None
+        self.outputs = ConcatenatedOutputs() if spec.joined else None
         whole = {"rescale": settings.rescale, "zero_star": settings.zero_star, "apg": settings.apg is not None}
         if spec.variances and (settings.zero_star or settings.apg is not None or settings.apg_norm is not None):
             raise SkipError(
                 f"zero_star and apg look at a prediction as a whole, and half of what {type(pipe).__name__}'s denoiser "
                 f"predicts are variances: leave them off"
             )
-        if self.joined is not None and (asked := [name for name, on in whole.items() if on]):
+        if self.outputs is not None and (asked := [name for name, on in whole.items() if on]):
             raise SkipError(
                 f"{' and '.join(asked)} looks at a prediction as a whole, and {type(pipe).__name__} has one for each "
                 f"of {', '.join(spec.joined)}: leave it off"
             )
 
     def mode(self) -> str:
-        """`solve` where somebody rescales or the formula needs w, `shift` everywhere else; each call says it anew."""
-        solve = self.settings.rescale or self.settings.formula == "wan" or self._pipeline_rescales()
+        """`solve` where somebody rescales or the formula waits for u, `shift` elsewhere; each call says it anew."""
+        solve = self.settings.rescale or self.settings.rule.waits_for_uncond or self._pipeline_rescales()
         self.stats.delivery = "solve" if solve else "shift"
         return self.stats.delivery
 
@@ -67,7 +65,7 @@ class Delivery:
         Raises:
             SkipError: if this pipeline would.
         """
-        if self.joined is not None and self._pipeline_rescales():
+        if self.outputs is not None and self._pipeline_rescales():
             raise SkipError(
                 f"without CFG, {type(self.pipe).__name__} would rescale to the guided prediction itself: set "
                 + " and ".join(f"{name.removeprefix('_')}=0" for name in self.spec.rescale.split())
@@ -76,17 +74,17 @@ class Delivery:
     def _pipeline_rescales(self) -> bool:
         if self.spec.cfg == "guider":
             return bool(getattr(self.pipe.guider, "guidance_rescale", 0.0))
-        return any(name == "always" or read(self.pipe, name) for name in self.spec.rescale.split())
+        return any(name == "always" or look_up(self.pipe, name) for name in self.spec.rescale.split())
 
     def w(self) -> float | Tensor | None:
         """The CFG scale in force, or None if this call has no second branch or the pipeline does not tell."""
         if self.spec.cfg == "guider":
             guider = self.pipe.guider
             return float(guider.guidance_scale) if guider.num_conditions > 1 else None
-        if self.spec.switch and not read(self.pipe, self.spec.switch):
+        if self.spec.switch and not look_up(self.pipe, self.spec.switch):
             return None
-        began = self.run.began if "w" in self.spec.kept else {}
-        values = (began[name] if name in began else read(self.pipe, name) for name in self.scales)
+        began = self.state.began if "w" in self.spec.kept else {}
+        values = (began[name] if name in began else look_up(self.pipe, name) for name in self.scales)
         found = next((value for value in values if value is not None), None)
         return found if found is None or isinstance(found, Tensor) else float(found) + self.spec.offset
 
@@ -99,10 +97,10 @@ class Delivery:
         w = self.w()
         if w is None:
             raise SkipError(
-                f"{type(self.pipe).__name__} keeps its CFG scale to itself, so rescale and formula='wan' cannot be "
-                f"delivered with CFG on: use rescale=0 and formula='stg', or turn CFG off"
+                f"{type(self.pipe).__name__} keeps its CFG scale to itself, so rescale, and a formula that needs it, "
+                f"cannot be delivered with CFG on: use rescale=0 and formula='stg', or turn CFG off"
             )
-        if self.joined is None:
+        if self.outputs is None:
             return w
         scales = [float(getattr(self.pipe, name)) for name in self.spec.joined]
         if 1 in scales:
@@ -110,55 +108,56 @@ class Delivery:
                 f"{type(self.pipe).__name__} rescales or the formula needs its CFG scales, of which one is 1 "
                 f"({', '.join(self.spec.joined)}): set all of them above 1, or none and no rescale"
             )
-        parts = zip(scales, self.joined.sizes, strict=False)
-        return torch.cat([torch.full((size,), scale, device=self.joined.device) for scale, size in parts])
+        parts = zip(scales, self.outputs.sizes, strict=False)
+        return torch.cat([torch.full((size,), scale, device=self.outputs.device) for scale, size in parts])
 
     def weightless(self) -> bool:
         """Whether w is 1, as Wan 2.2's second scale may be: the conditional branch is the result, whatever u is."""
         w = self.w()
-        return self.joined is None and not isinstance(w, Tensor) and w == 1
+        return self.outputs is None and not isinstance(w, Tensor) and w == 1
 
     def shifted(self, prediction: Tensor, delta: Tensor) -> Tensor:
         """A branch plus the delta."""
         return (prediction + delta).to(prediction.dtype)
 
-    def alone(self, c: Tensor, delta: Tensor) -> Tensor:
+    def without_cfg(self, c: Tensor, delta: Tensor) -> Tensor:
         """The final prediction of a step without CFG."""
         return self.rescaled(self.shifted(c, delta), c)
 
-    def both(self, u: Tensor, c: Tensor, delta: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+    def both(self, u: Tensor, c: Tensor, delta: Tensor, state: PipelineCall) -> tuple[Tensor, Tensor]:
         """Both branches of one call, for the pipeline's CFG to arrive at ours plus the delta, rescaled."""
         # CFG of two equal branches is that branch, whatever w is, to the last bit; but c has to stay where the pipeline
         # looks at it apart (its own rescaling or further passes). A scale per frame may be 1 at some of them, where
         # solving for u is no way at all
-        per_frame = self.joined is None and isinstance(self.need_w(), Tensor)
+        per_frame = self.outputs is None and isinstance(self.need_w(), Tensor)
         if per_frame or not (self._pipeline_rescales() or self.spec.passive):
-            y = self._result(u, c, delta, run).to(u.dtype)
+            y = self._result(u, c, delta, state).to(u.dtype)
             return y, y
-        return self.solved(u, c, delta, run), c
+        return self.solved(u, c, delta, state), c
 
-    def solved(self, u: Tensor, c: Tensor, delta: Tensor, run: Run) -> Tensor:
+    def solved(self, u: Tensor, c: Tensor, delta: Tensor, state: PipelineCall) -> Tensor:
         """The unconditional branch for which the pipeline's CFG is ours plus the delta, rescaled."""
-        return guidance.solve_uncond(self._result(u, c, delta, run), c.float(), self.need_w()).to(u.dtype)
+        return guidance.solve_uncond(self._result(u, c, delta, state), c.float(), self.need_w()).to(u.dtype)
 
-    def _result(self, u: Tensor, c: Tensor, delta: Tensor, run: Run) -> Tensor:
+    def _result(self, u: Tensor, c: Tensor, delta: Tensor, state: PipelineCall) -> Tensor:
         """What the pipeline's CFG is to arrive at, in float32.
 
         Raises:
             SkipError: if the pipeline will use another w than it has now.
         """
         w = self.need_w()
-        if self.spec.dynamic and self._changes_w(w, run):
+        if self.spec.dynamic and self._changes_w(w, state):
             raise SkipError(
-                f"{type(self.pipe).__name__} changes w after the forward (use_dynamic_cfg), so rescale and "
-                f"formula='wan' cannot be delivered exactly: use rescale=0 and formula='stg', or turn dynamic CFG off"
+                f"{type(self.pipe).__name__} changes w after the forward (use_dynamic_cfg), so rescale, and a "
+                f"formula that needs w, cannot be delivered exactly: use rescale=0 and formula='stg', or turn dynamic "
+                f"CFG off"
             )
         return self.rescaled(guidance.cfg(u.float(), c.float(), w) + delta, c.float())
 
-    def _changes_w(self, w: float | Tensor, run: Run) -> bool:
+    def _changes_w(self, w: float | Tensor, state: PipelineCall) -> bool:
         """Whether this call changes w after the forward; where it does not say, whether it has done so."""
-        said = read(self.pipe, "call.use_dynamic_cfg")  # from the first step on, while w is still what it was
-        return bool(w != run.w) if said is None else bool(said)
+        said = look_up(self.pipe, "call.use_dynamic_cfg")  # from the first step on, while w is still what it was
+        return bool(w != state.w) if said is None else bool(said)
 
     def rescaled(self, y: Tensor, c: Tensor) -> Tensor:
         """With the deviation brought towards that of c, if the settings say so."""

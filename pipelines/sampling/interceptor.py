@@ -1,12 +1,13 @@
-"""Interceptor: stands at a denoiser's forward during `pipe(...)` and makes the pipeline's own guidance yield ours.
+"""Interceptor: handles the denoiser's calls during `pipe(...)` so that the pipeline's own CFG yields our guidance.
 
-The pipeline is not changed. What holds at a step comes from the recipe, the forwards are made by `Passes`, and
-`Delivery` says what each branch has to return for the pipeline's arithmetic to arrive at the wanted result.
+The pipeline is not changed. What holds at a step comes from the schedule, how skipped predictions are used from the
+formula, the forwards are made by `DenoiserPasses`, and `Delivery` says what each branch has to return for the
+pipeline's arithmetic to arrive at the wanted result.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +18,17 @@ from skipguide.arguments import batch_size
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.hosts.cache_contexts import ContextNames
-from skipguide.pipelines.caches import admit_cache
 from skipguide.pipelines.registry.described import PipelineSpec
-from skipguide.pipelines.sampling.branch_parallel import SplitPasses
-from skipguide.pipelines.sampling.caller import is_called_by
+from skipguide.pipelines.sampling.branch_parallel import BranchParallelPasses
+from skipguide.pipelines.sampling.caches import admit_cache
+from skipguide.pipelines.sampling.call_stack import is_called_by
 from skipguide.pipelines.sampling.delivery import Delivery
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import Passes, Path, check_effect, first, with_first
-from skipguide.pipelines.sampling.recipe import Moment, Recipe
-from skipguide.pipelines.sampling.run import Run
-
-if TYPE_CHECKING:
-    from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
+from skipguide.pipelines.sampling.passes import DenoiserPasses, Skipped, StepPasses
+from skipguide.pipelines.sampling.pipeline_call import PipelineCall
+from skipguide.pipelines.sampling.predictions import check_effect, first, with_first
+from skipguide.pipelines.sampling.schedule import GuidanceSchedule, StepPlan
+from skipguide.pipelines.settings import GuidanceSettings
 
 
 class Interceptor:
@@ -36,40 +36,41 @@ class Interceptor:
 
     def __init__(
         self,
-        settings: SpatiotemporalSkipGuidance,
+        settings: GuidanceSettings,
         pipe: Any,
         spec: PipelineSpec,
         denoiser: str,
-        recipe: Recipe,
-        run: Run,
+        schedule: GuidanceSchedule,
+        state: PipelineCall,
         stats: GuidanceStats,
         group: Any = None,
     ) -> None:
         self.settings = settings
+        self.rule = settings.rule
         self.pipe = pipe
         self.spec = spec
         self.denoiser = denoiser
         self.model: nn.Module = getattr(pipe, denoiser)
-        self.recipe = recipe
-        self.run = run
+        self.schedule = schedule
+        self.state = state
         self.stats = stats
-        # without anything to do no block is touched: only the model's own gate listens, for the ledger
-        self.works = bool(recipe.groups) or recipe.window is not None or settings.zero_star
+        # a guidance that never acts touches no block: only the model's own gate is installed, to count the passes
+        self.works = bool(schedule.groups) or schedule.times.cfg is not None or settings.zero_star
         reuse, touch = settings.prefix_reuse, self.works
-        self.passes: Passes
+        self.passes: DenoiserPasses
         if group is None:
-            self.passes = Passes(self.model, reuse, stats, touch, settings.tail)
+            self.passes = DenoiserPasses(self.model, reuse, stats, touch, settings.tail)
         else:
-            self.passes = SplitPasses(self.model, reuse, stats, touch, group)
-        self.delivery = Delivery(settings, pipe, spec, denoiser, run, stats)
-        self.moment = Moment((), False, True)
-        self._met: Any = None  # the run that was looked at
+            self.passes = BranchParallelPasses(self.model, reuse, stats, touch, group)
+        self.delivery = Delivery(settings, pipe, spec, denoiser, state, stats)
+        self.step_plan = StepPlan()
+        self._met: Any = None  # timesteps of the pipeline call whose cache and number of steps were checked
         self._shape: tuple[int, ...] = ()  # of the video in this call: some pipelines work on a part of its frames
 
     # -- installation -------------------------------------------------------------------------------------------
 
     def install(self) -> None:
-        """Put the gates in place and listen to the names of cache contexts."""
+        """Put the gates in place and follow the names of cache contexts."""
         self.passes.install()
         hold_everywhere(gate_of(self.model), self)
         ContextNames.listen(self.model)
@@ -79,7 +80,7 @@ class Interceptor:
         end_everywhere(gate_of(self.model), self)
         ContextNames.leave(self.model)
         self.passes.remove()
-        self.run.release()
+        self.state.release()
 
     # -- one call of the denoiser -------------------------------------------------------------------------------
 
@@ -87,43 +88,43 @@ class Interceptor:
         """One call of the denoiser by the pipeline: a branch of a step, or both."""
         if not is_called_by(self.pipe, self.model):
             return call(*args, **kwargs)
-        joined = self.delivery.joined if self.works else None
+        outputs = self.delivery.outputs if self.works else None
         guide = self._passive if self.spec.is_passive(kwargs) else self._guided
-        if joined is None:
+        if outputs is None:
             return guide(call, args, kwargs)
-        return joined.apart(guide(joined.around(call), args, kwargs))
+        return outputs.apart(guide(outputs.around(call), args, kwargs))
 
     def _passive(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A further pass of the pipeline's own: the other branches of this step may have been shifted."""
-        out, extra = call(*args, **kwargs), self.run.extra
+        out, extra = call(*args, **kwargs), self.state.extra
         return out if extra is None else with_first(out, self.delivery.shifted(first(out), extra))
 
     def _guided(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            branch = self.run.enter(self.pipe, self.spec, ContextNames.name(self.model))
+            branch = self.state.enter(self.pipe, self.spec, ContextNames.name(self.model))
             if not self.works:
                 self.passes.enter(2 if branch == "both" else 1)
                 return call(*args, **kwargs)
-            run = self.run
+            state = self.state
             self._shape = tuple(getattr(kwargs.get("hidden_states"), "shape", ())[1:])
-            if run.timesteps is not self._met:  # a cache can come and go between runs
-                self._met = run.timesteps
-                self.recipe.refuse_idle(run.steps)
+            if state.timesteps is not self._met:  # a cache can come and go between calls
+                self._met = state.timesteps
+                self.schedule.refuse_idle(state.steps)
                 self.passes.settle()
-                self.passes.meet(admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.recipe))
-            sigma = run.sigma(self.pipe) if self.recipe.needs_sigma else None
-            self.moment = self.recipe.at(run.step, run.steps, sigma)
-            if branch == "only" or (branch == "cond" and run.lone_cond):
+                self.passes.set_cache(admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.schedule))
+            sigma = state.sigma(self.pipe) if self.schedule.needs_sigma else None
+            self.step_plan = self.schedule.at(state.step, state.steps, sigma, cfg=branch != "only")
+            if branch == "only" or (branch == "cond" and state.lone_cond):
                 self._refuse_without_cfg()
             if branch == "both" and self.spec.cond_first:
-                return self._turned(call, args, kwargs)
+                return self._both_swapped(call, args, kwargs)
             return getattr(self, f"_{branch}")(call, args, kwargs)
         except BaseException:
             self.passes.clear()
-            self.run.release()
+            self.state.release()
             raise
 
-    def _turned(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _both_swapped(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call with the rows [cond, uncond], as [uncond, cond] and back."""
         batch = batch_size(args, kwargs)
         order = torch.arange(batch).roll(batch // 2)
@@ -133,8 +134,7 @@ class Interceptor:
     def _refuse_without_cfg(self) -> None:
         settings = self.settings
         what = {
-            "formula='uncond' skips layers in the unconditional pass": settings.formula == "uncond",
-            "formula='segmented' has CFG in one range of steps": settings.formula == "segmented",
+            f"formula={settings.formula!r} is about the unconditional pass": self.rule.needs_cfg,
             "cfg_interval says where the unconditional pass is used": settings.cfg_interval is not None,
             "zero_star scales the unconditional prediction": settings.zero_star,
         }
@@ -143,145 +143,163 @@ class Interceptor:
                 raise SkipError(f"{words}, but this run has none: turn CFG on (guidance_scale above 1)")
 
     def _both(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        batch, moment, passes = batch_size(args, kwargs), self.moment, self.passes
+        """One call with the rows [uncond, cond]."""
+        batch, plan, passes = batch_size(args, kwargs), self.step_plan, self.passes
         half = batch // 2
         if batch % 2:
             raise SkipError(f"CFG is on, so rows [uncond, cond] were expected; got an odd batch of {batch}")
         conditional = slice(half, batch)
-        if not moment.cfg:  # the conditional rows only, and every branch is their prediction
-            mine = passes.rows(args, kwargs, conditional, batch)
-            path = self._path(half)
-            out = passes.plain(call, mine[0], mine[1], half, path=path, rows=slice(0, half), counted=2, ran=1)
-            y = self._alone(first(out), path, call, mine, slice(0, half), half)
-            self.run.extra = y - first(out) if self.spec.passive else None
+        if not plan.cfg:  # the conditional rows only, and every branch is their prediction
+            mine, rows = passes.rows(args, kwargs, conditional, batch), slice(0, half)
+            step = self._prepared(half)
+            out = passes.plain(call, mine[0], mine[1], half, step=step, rows=rows, counted=2, ran=1)
+            y = self._without_cfg(first(out), self._skipped(step, call, mine, rows, half))
+            self.state.extra = y - first(out) if self.spec.passive else None
             return with_first(out, torch.cat([y, y]))
-        if self.settings.formula == "uncond" and moment.terms:
-            out = passes.without_in(moment.terms[0].plan, half, call, args, kwargs, half)
+        if plan.skips_inside:
+            out = passes.skipped_inside(plan.skipped[0].plan, half, call, args, kwargs, half)
             both = first(out)
             return with_first(out, torch.cat([self.delivery.scaled(both[:half], both[half:]), both[half:]]))
-        path = self._path(half)
-        rows = slice(0, half) if self.settings.formula == "wan" else conditional
-        out = passes.plain(call, args, kwargs, half, path=path, rows=rows, counted=2)
+        step = self._prepared(half)
+        rows = slice(0, half) if plan.place == "uncond" else conditional
+        out = passes.plain(call, args, kwargs, half, step=step, rows=rows, counted=2)
         both = first(out)
-        if not moment.terms and not self.settings.zero_star:
+        if not plan.skipped and not self.settings.zero_star:
             return out
         u, c = self.delivery.scaled(both[:half], both[half:]), both[half:]
-        if not moment.terms:
+        if not plan.skipped:
             return with_first(out, torch.cat([u, c]))
-        mine = passes.rows(args, kwargs, rows, batch) if path is not None else (args, kwargs)
-        delta = self._delta(u, c, path, call, mine, rows, batch)
+        mine = passes.rows(args, kwargs, rows, batch) if step is not None else (args, kwargs)
+        delta = self._delta(u, c, self._skipped(step, call, mine, rows, batch))
         if self.delivery.mode() == "shift":
-            self.run.extra = delta if self.spec.passive else None
+            self.state.extra = delta if self.spec.passive else None
             return with_first(out, torch.cat([self.delivery.shifted(u, delta), self.delivery.shifted(c, delta)]))
-        return with_first(out, torch.cat(self.delivery.both(u, c, delta, self.run)))
+        return with_first(out, torch.cat(self.delivery.both(u, c, delta, self.state)))
 
     def _only(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The one call of a run without CFG."""
         batch = batch_size(args, kwargs)
-        path = self._path(batch)
-        out = self.passes.plain(call, args, kwargs, batch, path=path, rows=slice(0, batch))
-        if self.moment.terms:
+        step, rows = self._prepared(batch), slice(0, batch)
+        out = self.passes.plain(call, args, kwargs, batch, step=step, rows=rows)
+        if self.step_plan.skipped:
             self.delivery.refuse_rescaling()
-        y = self._alone(first(out), path, call, (args, kwargs), slice(0, batch), batch)
-        self.run.extra = y - first(out) if self.spec.passive else None
+        y = self._without_cfg(first(out), self._skipped(step, call, (args, kwargs), rows, batch))
+        self.state.extra = y - first(out) if self.spec.passive else None
         return with_first(out, y)
 
     def _cond(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        batch, moment, run = batch_size(args, kwargs), self.moment, self.run
+        """The conditional call of a step with two of them; it comes first."""
+        batch, plan, state = batch_size(args, kwargs), self.step_plan, self.state
         w = self.delivery.w()
-        later = self.settings.formula == "uncond" or (self.settings.formula == "wan" and w is not None)
-        if moment.cfg and (later or not moment.terms):  # whatever there is to do, the unconditional call does it
-            out = self.passes.plain(call, args, kwargs, batch)
-            run.cond = first(out)
+        # without knowledge of w this can only be a call without CFG, whose direction is known at once
+        waits = self.rule.waits_for_uncond and w is not None
+        if plan.cfg and (not plan.skipped or plan.skips_inside or (waits and plan.place == "uncond")):
+            out = self.passes.plain(call, args, kwargs, batch)  # what is skipped follows with u
+            state.cond = first(out)
             return out
-        path = self._path(batch)
-        out = self.passes.plain(call, args, kwargs, batch, path=path, rows=slice(0, batch))
-        c, mine, rows = first(out), (args, kwargs), slice(0, batch)
-        if not moment.cfg:  # the unconditional call will be answered with the same
-            run.held = with_first(out, self._alone(c, path, call, mine, rows, batch))
-            return run.held
-        run.cond, run.delta = c, self._delta(None, c, path, call, mine, rows, batch)
+        step, rows = self._prepared(batch), slice(0, batch)
+        out = self.passes.plain(call, args, kwargs, batch, step=step, rows=rows)
+        c, skipped = first(out), self._skipped(step, call, (args, kwargs), rows, batch)
+        if not plan.cfg:  # the unconditional call will be answered with the same
+            state.held = with_first(out, self._without_cfg(c, skipped))
+            return state.held
+        state.cond = c
+        if waits:
+            state.skipped = skipped
+            return out
+        state.delta = self._delta(None, c, skipped)
         if self.delivery.mode() == "shift":
-            return with_first(out, self.delivery.shifted(c, run.delta))
-        # without knowledge of w this can only be a call without CFG; if the other branch comes, it is refused
+            return with_first(out, self.delivery.shifted(c, state.delta))
+        # if an unconditional call follows although w is not known, `need_w` refuses it
         alone = w is None or self.delivery.weightless()
-        return with_first(out, self.delivery.alone(c, run.delta)) if alone else out
+        return with_first(out, self.delivery.without_cfg(c, state.delta)) if alone else out
 
     def _uncond(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        batch, moment, run, formula = batch_size(args, kwargs), self.moment, self.run, self.settings.formula
-        held, run.held = run.held, None
-        if not moment.cfg and held is not None:
+        """The unconditional call of a step with two of them."""
+        batch, plan, state = batch_size(args, kwargs), self.step_plan, self.state
+        held, state.held = state.held, None
+        if not plan.cfg and held is not None:
             self.passes.enter(1, ran=0, passes=0)
             return held
-        if (c := run.cond) is None:
+        if (c := state.cond) is None:
             raise SkipError(
                 "the unconditional call came before the conditional one; this pipeline is not driven as described"
             )
-        path = None
-        if formula == "uncond" and moment.terms:
-            out = self.passes.without_in(moment.terms[0].plan, 0, call, args, kwargs, batch, counted=1)
+        rows, here = slice(0, batch), plan.place == "uncond"
+        step = self._prepared(batch) if here else None
+        if plan.skips_inside:
+            out = self.passes.skipped_inside(plan.skipped[0].plan, 0, call, args, kwargs, batch, counted=1)
         else:
-            path = self._path(batch) if formula == "wan" else None
-            out = self.passes.plain(call, args, kwargs, batch, path=path, rows=slice(0, batch))
-        u, run.cond = self.delivery.scaled(first(out), c), None
-        if not moment.terms or formula == "uncond":
+            out = self.passes.plain(call, args, kwargs, batch, step=step, rows=rows)
+        u, state.cond = self.delivery.scaled(first(out), c), None
+        if not plan.skipped or plan.skips_inside:
             return with_first(out, u) if self.settings.zero_star else out
-        if formula == "wan":
-            run.delta = self._delta(u, c, path, call, (args, kwargs), slice(0, batch), batch)
-        assert run.delta is not None
-        delta, run.delta = run.delta, None
+        if self.rule.waits_for_uncond:
+            skipped = self._skipped(step, call, (args, kwargs), rows, batch) if here else state.skipped
+            state.delta, state.skipped = self._delta(u, c, skipped), None
+        assert state.delta is not None
+        delta, state.delta = state.delta, None
         if self.delivery.mode() == "shift":
             return with_first(out, self.delivery.shifted(u, delta))
-        if formula != "wan" and self.delivery.weightless():
+        if not self.rule.waits_for_uncond and self.delivery.weightless():
             return out
-        return with_first(out, self.delivery.solved(u, c, delta, run))
+        return with_first(out, self.delivery.solved(u, c, delta, state))
 
     # -- what guidance adds -------------------------------------------------------------------------------------
 
-    def _alone(self, c: Tensor, path: Path | None, call: Call, mine: Any, rows: slice, batch: int) -> Tensor:
+    def _without_cfg(self, c: Tensor, skipped: Skipped | None) -> Tensor:
         """The prediction of a step without CFG."""
-        if not self.moment.terms or self.settings.formula == "uncond":
+        if not self.step_plan.skipped:
             return c
-        return self.delivery.alone(c, self._delta(None, c, path, call, mine, rows, batch))
+        return self.delivery.without_cfg(c, self._delta(None, c, skipped))
 
-    def _path(self, clips: int) -> Path | None:
-        """The skipped passes of this step; None if there are none, or the last differences are used again."""
-        run, moment = self.run, self.moment
-        if not moment.terms or self.settings.formula == "uncond":
-            run.directions = None
+    def _prepared(self, clips: int) -> StepPasses | None:
+        """The skipped passes of this step; None if there are none, or the last directions are used again."""
+        state, plan = self.state, self.step_plan
+        if not plan.skipped or plan.skips_inside:
+            state.directions = None
             return None
-        old = run.directions
-        if old is not None and run.keys == self._keys() and len(old[0]) == clips and not moment.fresh:
+        old = state.directions
+        if old is not None and state.keys == self._keys() and len(old[0]) == clips and not plan.fresh:
             return None
-        return self.passes.path([term.plan for term in moment.terms])
+        return self.passes.prepared([each.plan for each in plan.skipped])
 
     def _keys(self) -> tuple[str, ...]:
-        return (self.denoiser, str(self._shape), *(term.key for term in self.moment.terms))
+        return (self.denoiser, str(self._shape), *(each.key for each in self.step_plan.skipped))
 
-    def _delta(
-        self, u: Tensor | None, c: Tensor, path: Path | None, call: Call, mine: Any, rows: slice, batch: int
-    ) -> Tensor:
-        """What guidance adds to every branch of this step: the directions, run anew or used again, times the scales."""
-        run, terms = self.run, self.moment.terms
-        if path is not None:
-            args, kwargs = mine
-            skipped = self.passes.skipped(path, call, args, kwargs, rows, batch)
-            wan = u is not None and self.settings.formula == "wan"
-            base = guidance.cfg(u, c, self.delivery.need_w()) if wan and u is not None else c
-            new = [
-                guidance.skip_direction(base, skipped[term.plan], self.settings.apg, self.settings.apg_norm)
-                for term in terms
-            ]
-            for term in terms:
-                if term.key not in run.checked:
-                    check_effect(u if wan and u is not None else c, skipped[term.plan], term.plan)
-                    run.checked.add(term.key)
-            if run.directions is not None and run.keys == self._keys() and self.settings.every > 1:
-                self.stats.note_reuse(run.directions, new)
-            run.directions, run.keys = new, self._keys()
-        assert run.directions is not None
-        delta, *others = (term.scale * d for term, d in zip(terms, run.directions, strict=True))
+    def _skipped(self, step: StepPasses | None, call: Call, mine: Any, rows: slice, batch: int) -> Skipped | None:
+        """The skipped predictions of this step; None where the last directions are used again."""
+        if step is None:
+            return None
+        args, kwargs = mine
+        return self.passes.skipped(step, call, args, kwargs, rows, batch)
+
+    def _delta(self, u: Tensor | None, c: Tensor, skipped: Skipped | None) -> Tensor:
+        """What guidance adds to every branch of this step: the directions, made anew or used again, times the scales.
+
+        Args:
+            u: the unconditional prediction; None on a step without CFG, or where the direction does not need it.
+            c: the conditional prediction.
+            skipped: the skipped ones; None uses the last directions again.
+        """
+        state, plan, settings, rule = self.state, self.step_plan, self.settings, self.rule
+        if skipped is not None:
+            assert rule.direction is not None
+            w = self.delivery.need_w() if rule.needs_w and u is not None else 1.0
+            directions = [rule.direction(u, c, skipped[each.plan], w) for each in plan.skipped]
+            new = [guidance.apg(d, c, settings.apg, settings.apg_norm) for d in directions]
+            plain = u if plan.place == "uncond" and u is not None else c
+            for each in plan.skipped:
+                if each.key not in state.checked:
+                    check_effect(plain, skipped[each.plan], each.plan)
+                    state.checked.add(each.key)
+            if state.directions is not None and state.keys == self._keys() and settings.every > 1:
+                self.stats.note_reuse(state.directions, new)
+            state.directions, state.keys = new, self._keys()
+        assert state.directions is not None
+        delta, *others = (each.scale * d for each, d in zip(plan.skipped, state.directions, strict=True))
         for other in others:
             delta = delta + other
-        if self.settings.every == 1:
-            run.directions = None
+        if settings.every == 1:
+            state.directions = None
         return delta

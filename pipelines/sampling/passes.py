@@ -1,4 +1,4 @@
-"""Passes: the forwards of one denoiser under the plans of a step, each from where it first differs, in the ledger."""
+"""The forward passes of one denoiser under the plans of a step, each from where it first differs, in the ledger."""
 
 from __future__ import annotations
 
@@ -6,40 +6,45 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import repeat
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from skipguide.active import Call
 from skipguide.arguments import Arguments, batch_size
-from skipguide.errors import NoEffectError, SkipError
 from skipguide.gate import gate_of
+from skipguide.hosts.diffusers_caches import answers_for_blocks
 from skipguide.hosts.wrappers import unwrap
-from skipguide.pipelines.caches import answers_for_blocks
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.route import PLAIN, Leg, route
+from skipguide.pipelines.sampling.predictions import first
+from skipguide.pipelines.sampling.shared_prefixes import PLAIN, SharedPass, share_prefixes
 from skipguide.pipelines.sampling.tail import Tail, fits, in_rows, index_of, part_of, sources
 from skipguide.plan import SkipPlan
 from skipguide.prefix import Prefix
 from skipguide.skipper import Skipper
 
-KEPT = 16  # paths that stay ready; a set of blocks that is drawn anew at every step makes one per step
+KEPT = 16  # sets of passes that stay ready; blocks that are drawn anew at every step make one set per step
+_ZEROS = repeat(0)  # the default of every look-up
+
+Skipped = dict[SkipPlan, Tensor]  # what is skipped -> the prediction without it
 
 
-class Path:
+class StepPasses:
     """The plain pass of a step, which captures, and the skipped passes after it."""
 
     def __init__(self, model: nn.Module, plans: Sequence[SkipPlan], blocks: int, reuse: bool) -> None:
         self.plans = tuple(plans)
-        self.legs: tuple[Leg, ...] = route(plans, blocks, reuse)
-        self.captured = {(leg.parent, leg.start): Prefix(leg.start) for leg in self.legs if leg.start is not None}
-        self.replayed = [Prefix(leg.start) if leg.start is not None else None for leg in self.legs]
-        self.ready: dict[SkipPlan, Tensor] | None = None  # what the plain pass brought along
+        self.shared: tuple[SharedPass, ...] = share_prefixes(plans, blocks, reuse)
+        self.captured = {
+            (each.parent, each.start): Prefix(each.start) for each in self.shared if each.start is not None
+        }
+        self.replayed = [Prefix(each.start) if each.start is not None else None for each in self.shared]
+        self.ready: Skipped | None = None  # the predictions, where the skipped rows ran in the plain pass's batch
         self.plain = Skipper(model, SkipPlan(), capture=self._from(PLAIN))
         self.skippers = [
-            Skipper(model, leg.plan, capture=self._from(number), resume=self.replayed[number])
-            for number, leg in enumerate(self.legs)
+            Skipper(model, each.plan, capture=self._from(number), resume=self.replayed[number])
+            for number, each in enumerate(self.shared)
         ]
 
     def _from(self, number: int) -> list[Prefix]:
@@ -53,7 +58,7 @@ class Path:
         self.ready = None
 
 
-class Passes:
+class DenoiserPasses:
     """The forwards of one denoiser.
 
     Args:
@@ -73,23 +78,24 @@ class Passes:
         self.touch = touch
         self.tail = tail
         self.bare = Skipper(model, SkipPlan())
-        self.blocks = len(self.bare.map)
+        self._names = tuple(block.name for block in self.bare.map)
+        self.blocks = len(self._names)
         self.cache: str | None = None
-        self._whole = False  # a cache answers in place of blocks: skipped passes run whole
+        self._whole = False
         self._arguments = Arguments(unwrap(model))
-        self._paths: OrderedDict[tuple[SkipPlan, ...], Path] = OrderedDict()
+        self._prepared: OrderedDict[tuple[SkipPlan, ...], StepPasses] = OrderedDict()
         self._in_rows: dict[tuple[SkipPlan, int], Skipper] = {}
-        self._wide: dict[tuple[Path, int, int, int], Skipper] = {}
+        self._wide: dict[tuple[StepPasses, int, int, int], Skipper] = {}
         self._installed: list[Skipper] = []
         self._paused: list[Skipper] = []
 
-    def meet(self, cache: str | None) -> None:
-        """Get along with the cache of that name on the model (see `skipguide.pipelines.caches`), or with none."""
+    def set_cache(self, cache: str | None) -> None:
+        """Say which cache is on the model, or None: where it answers in place of blocks, skipped passes run whole."""
         self.cache = cache
         whole = cache is not None and answers_for_blocks(self.model, {id(block.module) for block in self.bare.map})
         if whole != self._whole:
             self._whole = whole
-            while self._paths:
+            while self._prepared:
                 self._forget()
 
     # -- installation -------------------------------------------------------------------------------------------
@@ -108,19 +114,22 @@ class Passes:
             self._installed.pop().remove()
         if not self.touch:
             gate_of(self.model).remove()
-        self._paths.clear()
+        self._prepared.clear()
         self._in_rows.clear()
         self._wide.clear()
 
     def pause(self) -> None:
-        """Take the gates away and keep the passes ready: `again` puts the same gates back, for the same graphs."""
+        """Take the gates away and keep the passes prepared.
+
+        `reinstall` puts the same gates back, so that graphs that were compiled with them are used again.
+        """
         self.clear()
         while self._installed:
             skipper = self._installed.pop()
             self._paused.append(skipper)
             skipper.remove()
 
-    def again(self) -> None:
+    def reinstall(self) -> None:
         """Put back what `pause` took away; the first time, install."""
         waiting, self._paused = self._paused[::-1] or [self.bare], []
         try:
@@ -141,24 +150,24 @@ class Passes:
 
     def clear(self) -> None:
         """Let go of the activations that are held."""
-        for path in self._paths.values():
-            path.clear()
+        for step in self._prepared.values():
+            step.clear()
 
-    def path(self, plans: Sequence[SkipPlan]) -> Path:
+    def prepared(self, plans: Sequence[SkipPlan]) -> StepPasses:
         """The passes for these plans, ready to run; the ones used last are kept."""
         key = tuple(dict.fromkeys(plans))
-        if key not in self._paths:
-            path = Path(self.model, key, self.blocks, self.reuse and not self._whole)
-            self._install(path.plain, *path.skippers)
-            self._paths[key] = path
-            if len(self._paths) > KEPT:
+        if key not in self._prepared:
+            step = StepPasses(self.model, key, self.blocks, self.reuse and not self._whole)
+            self._install(step.plain, *step.skippers)
+            self._prepared[key] = step
+            if len(self._prepared) > KEPT:
                 self._forget()
-        self._paths.move_to_end(key)
-        return self._paths[key]
+        self._prepared.move_to_end(key)
+        return self._prepared[key]
 
     def _forget(self) -> None:
-        """Let the path go that was used longest ago."""
-        _, old = self._paths.popitem(last=False)
+        """Let go of the set that was used longest ago."""
+        _, old = self._prepared.popitem(last=False)
         wide = [self._wide.pop(key) for key in tuple(self._wide) if key[0] is old]
         for skipper in (old.plain, *old.skippers, *wide):
             self._installed.remove(skipper)
@@ -178,7 +187,7 @@ class Passes:
         kwargs: Any,
         clips: int,
         *,
-        path: Path | None = None,
+        step: StepPasses | None = None,
         rows: slice | None = None,
         counted: int = 1,
         ran: int = 0,
@@ -190,50 +199,50 @@ class Passes:
             args: of the call.
             kwargs: of the call.
             clips: how many clips the batch is for.
-            path: capture what its skipped passes start from.
+            step: capture what its skipped passes start from.
             rows: those that the skipped passes are variants of; with them, skipped passes may run along (`tail`).
             counted: how many branches of the pipeline's own it stands for.
             ran: how many of them it really computes; 0 is all.
         """
         planned = (ran or counted) * self.blocks
-        if path is not None and rows is not None and self._together(path, args, kwargs, rows):
-            return self._with_tails(path, call, args, kwargs, clips, rows, counted, planned)
-        skipper = self.bare if path is None else path.plain
+        if step is not None and rows is not None and self._together(step, args, kwargs, rows):
+            return self._with_tails(step, call, args, kwargs, clips, rows, counted, planned)
+        skipper = self.bare if step is None else step.plain
         return self._pass(skipper, call, args, kwargs, clips, counted, planned)
 
-    def _together(self, path: Path, args: Any, kwargs: Any, rows: slice) -> bool:
+    def _together(self, step: StepPasses, args: Any, kwargs: Any, rows: slice) -> bool:
         if self.tail == "separate":
             return False
         if self.tail == "batched":
             return True
-        copies = len(path.legs) * (rows.stop - rows.start)
+        copies = len(step.shared) * (rows.stop - rows.start)
         hidden = self._arguments.get(self._arguments.names[0], args, kwargs)
         return self.cache is None and fits(self.model, hidden, batch_size(args, kwargs) + copies)
 
     def _with_tails(
-        self, path: Path, call: Call, args: Any, kwargs: Any, clips: int, rows: slice, counted: int, planned: int
+        self, step: StepPasses, call: Call, args: Any, kwargs: Any, clips: int, rows: slice, counted: int, planned: int
     ) -> Any:
-        """The plain pass with the skipped ones in its batch; their predictions are put by for `skipped`."""
-        batch, copies = batch_size(args, kwargs), len(path.legs)
+        """The plain pass with the skipped ones in its batch; their predictions are kept for `skipped`."""
+        batch, copies = batch_size(args, kwargs), len(step.shared)
         total, own = batch + copies * (rows.stop - rows.start), rows.stop - rows.start
-        key = (path, batch, rows.start, rows.stop)
+        key = (step, batch, rows.start, rows.stop)
         if key not in self._wide:
-            share = sources(path.legs, rows, batch, self.blocks)
-            self._wide[key] = Skipper(self.model, in_rows(path.legs, batch, own), share=share)
+            share = sources(step.shared, rows, batch, self.blocks)
+            self._wide[key] = Skipper(self.model, in_rows(step.shared, batch, own), share=share)
             self._install(self._wide[key])
         index = index_of(rows, batch, copies)
         args, kwargs = self.rows(args, kwargs, index, batch)
-        planned += sum(leg.blocks for leg in path.legs)
+        planned += sum(each.blocks for each in step.shared)
         out = self._pass(self._wide[key], call, args, kwargs, clips, counted, planned)
-        path.ready = {
+        step.ready = {
             plan: first(part_of(out, slice(batch + number * own, batch + (number + 1) * own), total))
-            for number, plan in enumerate(path.plans)
+            for number, plan in enumerate(step.plans)
         }
         self.stats.batched += 1
         self.stats.blocks_naive += copies * self.blocks
         return part_of(out, slice(0, batch), total)
 
-    def without_in(
+    def skipped_inside(
         self, plan: SkipPlan, half: int, call: Call, args: Any, kwargs: Any, clips: int, counted: int = 2
     ) -> Any:
         """A pass in which the first `half` rows of the batch skip; 0 is all rows."""
@@ -246,42 +255,42 @@ class Passes:
         skipper = self._in_rows[plan, half]
         return self._pass(skipper, call, args, kwargs, clips, counted, counted * self.blocks - removed)
 
-    def skipped(
-        self, path: Path, call: Call, args: Any, kwargs: Any, rows: slice, batch: int
-    ) -> dict[SkipPlan, Tensor]:
+    def skipped(self, step: StepPasses, call: Call, args: Any, kwargs: Any, rows: slice, batch: int) -> Skipped:
         """The predictions without the layers, from where they first differ from an earlier pass.
 
         Args:
-            path: its plain pass has run.
+            step: its passes; the plain one has run.
             call: the denoiser.
             args: of the call, for `rows` only.
             kwargs: of the call, for `rows` only.
             rows: the rows of the plain pass that are skipped.
             batch: how many rows the plain pass had.
         """
-        if path.ready is not None:
-            found = path.ready
-            path.clear()
+        if step.ready is not None:
+            found = step.ready
+            step.clear()
             return found
         began = time.perf_counter()
         context = getattr(self.model, "cache_context", None)
-        out: dict[SkipPlan, Tensor] = {}
+        out: Skipped = {}
         try:
-            for number, plan in enumerate(path.plans):
+            for number, plan in enumerate(step.plans):
                 with context(f"skip_{number}" if number else "skip") if context is not None else nullcontext():
-                    out[plan] = first(self.leg(path, number, call, args, kwargs, rows, batch))
+                    out[plan] = first(self.skipped_pass(step, number, call, args, kwargs, rows, batch))
         finally:
-            path.clear()
+            step.clear()
         self.stats.seconds += time.perf_counter() - began
         return out
 
-    def leg(self, path: Path, number: int, call: Call, args: Any, kwargs: Any, rows: slice, batch: int) -> Any:
-        """One skipped pass of a path, whose plain pass and earlier legs have run; arguments as in `skipped`."""
-        leg, clips, own = path.legs[number], rows.stop - rows.start, path.replayed[number]
-        if own is not None and leg.start is not None:
-            here = (rows, batch) if leg.parent == PLAIN else (slice(0, clips), clips)
-            own.fill(path.captured[leg.parent, leg.start].select(*here))
-        out = self._pass(path.skippers[number], call, args, kwargs, clips, 0, leg.blocks)
+    def skipped_pass(
+        self, step: StepPasses, number: int, call: Call, args: Any, kwargs: Any, rows: slice, batch: int
+    ) -> Any:
+        """One skipped pass of a step, whose plain pass and earlier skipped ones have run; arguments as in `skipped`."""
+        shared, clips, own = step.shared[number], rows.stop - rows.start, step.replayed[number]
+        if own is not None and shared.start is not None:
+            here = (rows, batch) if shared.parent == PLAIN else (slice(0, clips), clips)
+            own.fill(step.captured[shared.parent, shared.start].select(*here))
+        out = self._pass(step.skippers[number], call, args, kwargs, clips, 0, shared.blocks)
         if own is not None:
             own.clear()
         self.stats.blocks_naive += self.blocks
@@ -290,18 +299,14 @@ class Passes:
     def _pass(
         self, skipper: Skipper, call: Call, args: Any, kwargs: Any, clips: int, counted: int, planned: int
     ) -> Any:
-        before = self._blocks_run(skipper)
+        rows = skipper.stats.rows
+        before = sum(map(rows.get, self._names, _ZEROS))
         with skipper.running():
             out = call(*args, **kwargs)
-        ran = self._blocks_run(skipper) - before
-        # nothing can be counted inside a compiled graph, where the plan is what runs; a cache may run no block at all
+        ran = sum(map(rows.get, self._names, _ZEROS)) - before  # of whole blocks: a sublayer has an entry of its own
+        # in a compiled graph nothing is counted, so the planned number stands for it; a cache may really run no block
         self.enter(counted, ran // clips if ran or self.cache else planned)
         return out
-
-    def _blocks_run(self, skipper: Skipper) -> int:
-        """Rows of whole blocks so far; a sublayer that some rows skip has an entry of its own."""
-        rows = skipper.stats.rows
-        return sum(rows.get(block.name, 0) for block in self.bare.map)
 
     def enter(self, counted: int, ran: int | None = None, passes: int = 1) -> None:
         """Enter one forward that stands for `counted` plain passes and ran so many blocks; None: they ran whole."""
@@ -310,39 +315,3 @@ class Passes:
         self.stats.blocks_run += plain if ran is None else ran
         self.stats.blocks_plain += plain
         self.stats.blocks_naive += plain
-
-
-def check_effect(plain: Tensor, skipped: Tensor, plan: SkipPlan) -> None:
-    """Refuse a skip that changed nothing, and predictions that are not numbers.
-
-    Raises:
-        NoEffectError: if both predictions are the same, to rounding.
-        SkipError: if one of them is not finite.
-    """
-    if not torch.isfinite(plain).all():
-        raise SkipError("the denoiser's plain prediction is not finite; guidance has nothing to work on")
-    if not torch.isfinite(skipped).all():
-        raise SkipError(f"the prediction without layers {list(plan.layers)} is not finite: skip others, or use float32")
-    # another batch size moves the last bits, so equality is to rounding in full precision
-    slack = 2e-6 if plain.dtype in (torch.float32, torch.float64) else 0.0
-    if (plain - skipped).abs().max() <= slack * plain.abs().max():
-        raise NoEffectError(
-            f"skipping layers {list(plan.layers)} ({plan.part}) did not change the prediction: the "
-            f"guidance would silently do nothing. Are these layers already bypassed, or their weights zero?"
-        )
-
-
-def first(out: Any) -> Tensor:
-    """The prediction in a denoiser's output: a tensor, a tuple, or a model output; of a list of rows, a batch."""
-    tensor: Any = out if isinstance(out, Tensor) else out[0]
-    return torch.stack(tensor) if isinstance(tensor, list) else tensor
-
-
-def with_first(out: Any, tensor: Tensor) -> Any:
-    """The same kind of output with another prediction."""
-    if isinstance(out, Tensor):
-        return tensor
-    made: Any = list(tensor) if isinstance(out[0], list) else tensor
-    if isinstance(out, tuple):
-        return (made, *out[1:])
-    return type(out)(**{**out, next(iter(out)): made})

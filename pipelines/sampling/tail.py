@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from skipguide.errors import SkipError
 from skipguide.hosts.wrappers import unwrap
-from skipguide.pipelines.sampling.route import PLAIN, Leg
+from skipguide.pipelines.sampling.shared_prefixes import PLAIN, SharedPass
 from skipguide.plan import SkipPlan
 
 Tail = Literal["separate", "batched", "auto"]
@@ -29,37 +29,37 @@ TAILS = get_args(Tail)
 AUTO = {"cuda": 4096, "cpu": 512}
 
 
-def sources(legs: Sequence[Leg], rows: slice, batch: int, blocks: int) -> dict[int, tuple[int, ...]]:
+def sources(shared: Sequence[SharedPass], rows: slice, batch: int, blocks: int) -> dict[int, tuple[int, ...]]:
     """Block -> for each row of the wide batch, the row that it has the result of; without blocks that all rows run.
 
     Args:
-        legs: the skipped passes, each from the earlier one that it shares its beginning with.
+        shared: the skipped passes, each from the earlier one that it shares its beginning with.
         rows: the pipeline's rows that they are variants of.
         batch: how many rows the pipeline asks for.
         blocks: how many blocks the model has.
 
     Example:
-        >>> legs = [Leg(SkipPlan([2]), parent=PLAIN, start=2, blocks=1)]
-        >>> sources(legs, slice(1, 2), batch=2, blocks=4)
+        >>> shared = [SharedPass(SkipPlan([2]), parent=PLAIN, start=2, blocks=1)]
+        >>> sources(shared, slice(1, 2), batch=2, blocks=4)
         {0: (0, 1, 1), 1: (0, 1, 1)}
     """
     clips = rows.stop - rows.start
-    shared = {}
-    for block in range(max((leg.start or 0 for leg in legs), default=0)):
-        groups = [range(rows.start, rows.stop)]  # of the plain rows, then of every leg
-        for number, leg in enumerate(legs):
+    rows_of = {}
+    for block in range(max((each.start or 0 for each in shared), default=0)):
+        groups = [range(rows.start, rows.stop)]  # of the plain rows, then of every skipped pass
+        for number, each in enumerate(shared):
             own = range(batch + number * clips, batch + (number + 1) * clips)
-            groups.append(own if block >= (leg.start or 0) else groups[leg.parent - PLAIN])
-        shared[block] = (*range(batch), *(row for group in groups[1:] for row in group))
-    return shared
+            groups.append(own if block >= (each.start or 0) else groups[each.parent - PLAIN])
+        rows_of[block] = (*range(batch), *(row for group in groups[1:] for row in group))
+    return rows_of
 
 
-def in_rows(legs: Sequence[Leg], batch: int, clips: int) -> SkipPlan:
-    """One plan for the wide batch: what each leg skips, in its rows."""
+def in_rows(shared: Sequence[SharedPass], batch: int, clips: int) -> SkipPlan:
+    """One plan for the wide batch: what each pass skips, in its rows."""
     plan = SkipPlan()
-    for number, leg in enumerate(legs):
+    for number, each in enumerate(shared):
         own = tuple(range(batch + number * clips, batch + (number + 1) * clips))
-        for term in leg.plan.terms:
+        for term in each.plan.terms:
             part = SkipPlan(term.layers, part=term.part, rows=own)
             plan = part if plan.empty else plan | part
     return plan

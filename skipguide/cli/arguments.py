@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from skipguide.pipelines.formulas import FORMULAS
+
 BUNDLED = "tiny-t2v"
 PARTS = ("block", "attn", "cross_attn", "mlp", "attn_identity")
-FORMULAS = ("stg", "uncond", "wan", "segmented")
 CHOSEN = ("auto", "stochastic")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PRESETS = ("frugal",)  # skipguide.pipelines.presets.NAMED, without its imports
@@ -157,7 +158,7 @@ def add_guidance(parser: argparse.ArgumentParser, *, layers: bool = True) -> Non
         )
         group.add_argument("--scale", metavar="X", type=number(float), help="strength; 0 is no skip guidance")
     group.add_argument("--part", choices=PARTS, help="what of a block is left out")
-    group.add_argument("--formula", choices=FORMULAS, help="how the skipped pass is used")
+    group.add_argument("--formula", choices=tuple(FORMULAS), help="how the skipped pass is used")
     group.add_argument(
         "--rescale", metavar="X", type=number(float, 0, 1), help="pull the contrast back, 0 to 1 (default: 0)"
     )

@@ -113,6 +113,7 @@ def guidance_arguments(args: argparse.Namespace, pipeline: Any) -> dict[str, Any
     stands for itself, and needs the model's only where it skips layers that it does not name.
     """
     from skipguide.pipelines import presets
+    from skipguide.pipelines.formulas import find_formula
 
     chosen = given(args, GUIDANCE_FLAGS)
     if named := chosen.pop("preset", None):
@@ -122,8 +123,8 @@ def guidance_arguments(args: argparse.Namespace, pipeline: Any) -> dict[str, Any
         if not models:
             raise SkipError(f"{type(pipeline).__name__} has no denoiser that skip guidance knows")
         preset = presets.find_preset(next(iter(models.values())))
-        if chosen.get("formula", preset.formula) == "uncond":
-            chosen.setdefault("scale", 1.0)  # it has no third pass, so the preset's scale has nothing to act on
+        if "scale" in find_formula(chosen.get("formula", preset.formula)).limits:
+            chosen.setdefault("scale", 1.0)  # the preset's scale has nothing to act on with this formula
         for name in ("layers", "scale", "part", "formula"):
             value = getattr(preset, name)
             chosen.setdefault(name, list(value) if name == "layers" else value)

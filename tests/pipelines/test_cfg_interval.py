@@ -136,12 +136,12 @@ def test_the_next_pass_holds_no_activation(name):
         block = find_blocks(pipe.transformer)[2].module
         handle = block.register_forward_hook(
             lambda *_: held.append(
-                sum(bool(p.streams) for path in interceptor.passes._paths.values() for p in path.captured.values())
+                sum(bool(p.streams) for path in interceptor.passes._prepared.values() for p in path.captured.values())
             )
         )
         run(case, pipe)
         handle.remove()
-        run_state = interceptor.run
+        run_state = interceptor.state
         assert run_state.cond is None or name != "wan"
         assert run_state.delta is None and run_state.directions is None
     # two steps with a plain and a skipped pass, then plain ones; Wan's unconditional calls in between

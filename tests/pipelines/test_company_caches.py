@@ -13,9 +13,9 @@ from diffusers.hooks import apply_first_block_cache
 from helpers.stg_reference import close
 
 from skipguide import SkipError, find_blocks
+from skipguide.hosts.diffusers_caches import CACHES, cache_on
 from skipguide.pipelines import SkipGroup
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
-from skipguide.pipelines.caches import CACHES, cache_on
 from zoo.pipes import BY_PIPE
 
 STEPS, LAYER = 8, 2

@@ -13,8 +13,8 @@ from helpers.stg_reference import close
 
 from skipguide import Skipper, SkipPlan, find_blocks
 from skipguide.hosts.cache_contexts import ContextNames
+from skipguide.hosts.diffusers_caches import hook_names
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
-from skipguide.pipelines.caches import hook_names
 from zoo import BY_NAME
 from zoo.pipes import BY_PIPE, STEPS
 

@@ -6,7 +6,7 @@ import pytest
 from helpers.company_table import APART, text
 
 from skipguide import SkipError
-from skipguide.pipelines.caches import CACHES
+from skipguide.hosts.diffusers_caches import CACHES
 from zoo.pipes import BY_PIPE
 
 README = (Path(__file__).parents[2] / "pipelines" / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Passes: what is kept ready for a step, and the checks on what its forwards return."""
+"""DenoiserPasses: what is kept ready for a step, and the checks on what its forwards return."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from helpers.residue import no_gates
 
 from skipguide import NoEffectError, SkipError, SkipPlan
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import KEPT, Passes, check_effect, first, with_first
+from skipguide.pipelines.sampling.passes import KEPT, DenoiserPasses
+from skipguide.pipelines.sampling.predictions import check_effect, first, with_first
 from zoo.pipes import BY_PIPE
 
 PLAN = SkipPlan([1])
@@ -47,26 +48,26 @@ def test_the_prediction_in_every_kind_of_output():
 
 def test_paths_used_last_are_kept_and_the_others_leave_nothing():
     model = BY_PIPE["ltx"].build().transformer
-    passes = Passes(model, True, GuidanceStats())
+    passes = DenoiserPasses(model, True, GuidanceStats())
     passes.install()
     drawn = [SkipPlan([1], rows=[row]) for row in range(KEPT + 2)]
-    old = passes.path([drawn[0]])
+    old = passes.prepared([drawn[0]])
     for plan in drawn[1:KEPT]:
-        passes.path([plan])
+        passes.prepared([plan])
     held = len(passes._installed)
-    assert passes.path([drawn[0], drawn[0]]) is old, "the same plans; used again"
+    assert passes.prepared([drawn[0], drawn[0]]) is old, "the same plans; used again"
     for plan in drawn[KEPT:]:
-        passes.path([plan])
-    assert len(passes._installed) == held and len(passes._paths) == KEPT
-    assert passes.path([drawn[0]]) is old
-    ready = set(passes._paths)
+        passes.prepared([plan])
+    assert len(passes._installed) == held and len(passes._prepared) == KEPT
+    assert passes.prepared([drawn[0]]) is old
+    ready = set(passes._prepared)
     assert (drawn[1],) not in ready and (drawn[2],) not in ready and (drawn[3],) in ready
     before = list(passes._installed)
     passes.pause()
     assert not passes._installed
     no_gates(model)
-    passes.again()
+    passes.reinstall()
     assert passes._installed == before, "in the same order"
     passes.remove()
-    assert not passes._paths and not passes._installed
+    assert not passes._prepared and not passes._installed
     no_gates(model)

@@ -10,7 +10,7 @@ from skipguide import SkipError, SkipPlan, Timetable, find_blocks
 from skipguide.guidance import apg, zero_star_scale
 from skipguide.pipelines import SkipGroup
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
-from skipguide.pipelines.sampling.route import route, signature
+from skipguide.pipelines.sampling.shared_prefixes import share_prefixes, signature
 from zoo.pipes import BY_PIPE, MODELS
 
 STEPS = 4
@@ -106,7 +106,7 @@ def test_sigma_of_schedulers_without_a_table_of_them():
     seen = []
     pipe = case.build()
     with Stg([1], scale=Timetable([(1e6, 1.0)], over="sigma")).apply(pipe) as applied:
-        run_state = applied._interceptors[0].run
+        run_state = applied._interceptors[0].state
         handle = pipe.transformer.register_forward_hook(lambda *_: seen.append(run_state.sigma(pipe)))
         run(case, pipe)
         handle.remove()
@@ -177,11 +177,11 @@ def test_groups_add_up(name):
 
 def test_route_takes_the_longest_shared_beginning():
     plans = [SkipPlan([4, 8]), SkipPlan([4, 9]), SkipPlan([6]), SkipPlan([4, 9, 10], part="attn"), SkipPlan([4, 8, 11])]
-    legs = route(plans, 14)
+    legs = share_prefixes(plans, 14)
     assert [(leg.parent, leg.start) for leg in legs] == [(-1, 4), (0, 8), (-1, 6), (-1, 4), (0, 11)]
     assert [leg.blocks for leg in legs] == [8, 5, 7, 10, 2]
     assert [leg.plan.layers for leg in legs] == [(4, 8), (9,), (6,), (4, 9, 10), (11,)]
-    assert [leg.start for leg in route(plans, 14, reuse=False)] == [None] * 5
+    assert [leg.start for leg in share_prefixes(plans, 14, reuse=False)] == [None] * 5
     assert signature(SkipPlan([1]) | SkipPlan([1, 2], part="mlp")) == {1: {"block", "mlp"}, 2: {"mlp"}}
 
 
@@ -190,8 +190,10 @@ def test_any_route_costs_the_edges_of_the_tree():
     rng = random.Random(0)
     for _ in range(50):
         sets = {tuple(sorted(rng.sample(range(12), rng.randint(1, 3)))) for _ in range(4)}
-        costs = {sum(leg.blocks for leg in route([SkipPlan(s) for s in rng.sample(sorted(sets), len(sets))], 12))}
-        costs |= {sum(leg.blocks for leg in route([SkipPlan(s) for s in sorted(sets)], 12))}
+        costs = {
+            sum(leg.blocks for leg in share_prefixes([SkipPlan(s) for s in rng.sample(sorted(sets), len(sets))], 12))
+        }
+        costs |= {sum(leg.blocks for leg in share_prefixes([SkipPlan(s) for s in sorted(sets)], 12))}
         assert len(costs) == 1
 
 

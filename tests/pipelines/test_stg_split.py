@@ -194,17 +194,17 @@ def owners_of(monkeypatch, ranks, branches, skips):
 
     monkeypatch.setattr(split.distributed, "get_rank", lambda group: 0)
     monkeypatch.setattr(split.distributed, "get_world_size", lambda group: ranks)
-    monkeypatch.setattr(split.SplitPasses, "_shared", shared)
+    monkeypatch.setattr(split.BranchParallelPasses, "_shared", shared)
     model = BY_PIPE["ltx"].build().transformer
-    passes = split.SplitPasses(model, True, GuidanceStats(), True, None)
-    path = passes.path([SkipPlan([layer]) for layer in range(skips)])
+    passes = split.BranchParallelPasses(model, True, GuidanceStats(), True, None)
+    path = passes.prepared([SkipPlan([layer]) for layer in range(skips)])
     try:
         with pytest.raises(Told):
             rows = slice(branches - 1, branches)
-            passes.plain(None, (torch.zeros(branches, 1),), {}, 1, path=path, rows=rows, counted=branches)
+            passes.plain(None, (torch.zeros(branches, 1),), {}, 1, step=path, rows=rows, counted=branches)
     finally:
         passes.remove()
-    assert not passes._alone and (passes.stats.rank, passes.stats.ranks) == (0, ranks)
+    assert not passes._whole_skippers and (passes.stats.rank, passes.stats.ranks) == (0, ranks)
     return [told[f"rows {half}"] for half in range(branches)], [told[f"skip {n}"] for n in range(skips)]
 
 
@@ -219,8 +219,8 @@ def test_a_prediction_comes_in_the_frame_that_it_had():
     tensor = torch.rand(2, 3)
     output = Transformer2DModelOutput(sample=tensor)
     for out in (tensor, (tensor,), (tensor, None), output):
-        kind, shape, dtype = split._described(out)
-        framed = split._framed(kind, torch.ones(shape, dtype=dtype))
+        kind, shape, dtype = split._output_kind(out)
+        framed = split._output_of(kind, torch.ones(shape, dtype=dtype))
         assert type(framed) is type(out) and (out is tensor or len(framed) == len(out))
         assert torch.equal(framed if out is tensor else framed[0], torch.ones(2, 3))
 
@@ -237,4 +237,4 @@ def test_bad_input():
         torch.distributed.destroy_process_group()
     assert "forward" not in pipe.transformer.__dict__
     with pytest.raises(SkipError, match="one prediction, and this denoiser returns more"):
-        split._described((torch.zeros(1), torch.zeros(1)))
+        split._output_kind((torch.zeros(1), torch.zeros(1)))

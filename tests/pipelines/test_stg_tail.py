@@ -11,8 +11,9 @@ from skipguide.pipelines import SkipGroup
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from skipguide.pipelines.sampling import tail
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import Passes, first
-from skipguide.pipelines.sampling.route import route
+from skipguide.pipelines.sampling.passes import DenoiserPasses
+from skipguide.pipelines.sampling.predictions import first
+from skipguide.pipelines.sampling.shared_prefixes import share_prefixes
 from zoo import FAMILIES
 from zoo.pipes import BY_PIPE, PIPES
 
@@ -25,13 +26,13 @@ def test_every_family_in_one_batch(family):
     model, inputs = family.build(), family.inputs(2)
     plans = [SkipPlan([layer]) for layer in dict.fromkeys([max(1, family.layers[0]), family.layers[-1]])]
     stats, blocks = GuidanceStats(), len(find_blocks(model))
-    passes = Passes(model, True, stats, tail="batched")
+    passes = DenoiserPasses(model, True, stats, tail="batched")
     passes.install()
     try:
-        path = passes.path(plans)
+        path = passes.prepared(plans)
 
         def together(**call):
-            return passes.plain(model, (), call, 1, path=path, rows=slice(1, 2), counted=2)
+            return passes.plain(model, (), call, 1, step=path, rows=slice(1, 2), counted=2)
 
         made = family.run(together, inputs)
         found = passes.skipped(path, model, (), inputs, slice(1, 2), 2)
@@ -47,7 +48,7 @@ def test_every_family_in_one_batch(family):
             torch.testing.assert_close(found[plan], taken_out[1:], atol=slack, rtol=0)
             assert not torch.allclose(found[plan], plain[1:], atol=10 * slack)
     assert stats.passes == stats.batched == 1
-    assert stats.blocks_run == 2 * blocks + sum(leg.blocks for leg in route(plans, blocks))
+    assert stats.blocks_run == 2 * blocks + sum(leg.blocks for leg in share_prefixes(plans, blocks))
 
 
 @named(PIPES)
@@ -103,14 +104,14 @@ def test_other_rows_are_the_ones_that_skip(case, settings):
 
 def test_rows_have_the_result_of_the_pass_that_they_share_the_beginning_with():
     """Rows u, c, and three passes of c: without 1, without 1 and 3 (which begins like it), without 2."""
-    legs = route([SkipPlan([1]), SkipPlan([1, 3]), SkipPlan([2])], blocks=4)
+    legs = share_prefixes([SkipPlan([1]), SkipPlan([1, 3]), SkipPlan([2])], blocks=4)
     assert tail.sources(legs, slice(1, 2), 2, 4) == {
         0: (0, 1, 1, 1, 1),
         1: (0, 1, 2, 2, 1),
         2: (0, 1, 2, 2, 4),
     }
-    assert tail.sources(route([SkipPlan([0])], 4), slice(1, 2), 2, 4) == {}
-    assert tail.sources(route([SkipPlan([2])], 4, reuse=False), slice(0, 1), 1, 4) == {}
+    assert tail.sources(share_prefixes([SkipPlan([0])], 4), slice(1, 2), 2, 4) == {}
+    assert tail.sources(share_prefixes([SkipPlan([2])], 4, reuse=False), slice(0, 1), 1, 4) == {}
 
 
 def test_auto_goes_by_the_size(monkeypatch):

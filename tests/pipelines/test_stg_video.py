@@ -161,10 +161,10 @@ def test_noise_levels_per_frame_are_no_timetable():
 
 
 def test_joined_predictions_come_apart_as_they_were():
-    from skipguide.pipelines.sampling.joined import Joined
+    from skipguide.pipelines.sampling.concatenated_outputs import ConcatenatedOutputs
 
     family = MODELS["ltx2"]
-    model, joined = family.build(), Joined()
+    model, joined = family.build(), ConcatenatedOutputs()
     for form in (True, False):
         with torch.no_grad():
             stock = model(**family.inputs(2), return_dict=form)

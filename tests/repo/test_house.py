@@ -1,9 +1,13 @@
 """The limits of the house: no import circle, small files, dependencies that point one way, one place for the gates."""
 
+import ast
+import re
+
 import pytest
 from helpers.import_graph import ROOT, circles, import_graph, imports_by_string, library_files
 
 FILES = library_files()
+COMPARED = (ast.Eq, ast.NotEq, ast.In, ast.NotIn)
 LAYERS = {"skipguide.cli": 3, "skipguide.pipelines": 2, "skipguide.vision": 2, "skipguide.llm": 2}
 
 
@@ -44,3 +48,17 @@ def test_files_are_small(name):
 def test_the_core_has_few_files_beside_its_folders():
     own = [path for path in (ROOT / "skipguide").iterdir() if path.is_file()]
     assert len(own) <= 30, sorted(path.name for path in own)
+
+
+def test_formulas_are_data():
+    """What a formula does is said in its entry of `pipelines/formulas.py`; nobody else asks which one it is."""
+    found = []
+    for name, path in FILES.items():
+        if not name.startswith(("skipguide.pipelines", "skipguide.cli")):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Compare) or not isinstance(node.ops[0], COMPARED):
+                continue
+            if any(re.search(r"\bformula['\"\]]*$", ast.unparse(side)) for side in (node.left, *node.comparators)):
+                found.append(f"{name}:{node.lineno}: {ast.unparse(node)}")
+    assert len(found) <= 3, found

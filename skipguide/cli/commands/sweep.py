@@ -27,6 +27,7 @@ from skipguide.cli.outputs import check_output, read_json, replacing, sidecar, v
 from skipguide.cli.processes import Place, here
 from skipguide.errors import SkipError
 from skipguide.media import pictures
+from skipguide.pipelines.formulas import find_formula
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -99,7 +100,8 @@ def run(args: argparse.Namespace) -> None:
 
     pipeline = job.load()
     rows = _rows(args.layers, pipeline)
-    scales = list(dict.fromkeys(args.scales or ((1.0,) if args.formula == "uncond" else SCALES)))
+    no_scale = "scale" in find_formula(args.formula or "stg").limits
+    scales = list(dict.fromkeys(args.scales or ((1.0,) if no_scale else SCALES)))
     try:
         cells = _make(job, pipeline, rows, scales, cache, place)
     except KeyboardInterrupt:

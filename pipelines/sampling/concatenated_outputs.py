@@ -1,4 +1,4 @@
-"""Joined: a denoiser that predicts several things (video and sound) as one that predicts a single tensor."""
+"""Outputs of a denoiser that predicts several things (video and sound), as one tensor and apart again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from skipguide.active import Call
 
 
-class Joined:
+class ConcatenatedOutputs:
     """Stands between guidance and the denoiser: its predictions side by side as one, `[B, N]`, and apart again.
 
     Guidance that treats every number alike (all but what looks at a whole prediction, such as a rescale) need not know.
@@ -27,13 +27,13 @@ class Joined:
         self._shapes: tuple[Size, ...] = ()
         self._names: tuple[type[Any], tuple[str, ...]] | None = None
 
-    def around(self, call: Call) -> Joined:
+    def around(self, call: Call) -> ConcatenatedOutputs:
         """The same, for this call of the denoiser."""
         self.call = call
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor]:
-        """Run the denoiser and join what it predicts."""
+        """Run the denoiser and concatenate what it predicts."""
         assert self.call is not None
         out = self.call(*args, **kwargs)
         self._names = None if isinstance(out, tuple) else (type(out), tuple(out))

@@ -1,28 +1,27 @@
-"""Recipe: what guidance does at each step on one model, with every layer a number and every scale a value."""
+"""Schedule: what guidance does at each step. Without a model, which groups skip; on a model, which blocks that is."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from skipguide.blocks import BlockMap
 from skipguide.errors import SkipError
+from skipguide.pipelines.formulas import Place
 from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.settings import GuidanceSettings
 from skipguide.plan import SkipPlan
 from skipguide.schedule import Schedule, Timetable
 
-if TYPE_CHECKING:
-    from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
-
 
 @dataclass(frozen=True)
-class Term:
+class SkippedPass:
     """One skipped pass and its scale.
 
     Attributes:
-        key: what has to stay the same for an earlier difference to be used again.
+        key: what has to stay the same for an earlier direction to be used again.
         plan: what is skipped, in execution order.
         scale: s.
     """
@@ -33,21 +32,65 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """What holds at one step.
+class StepOutline:
+    """What holds at one step, whatever the model is.
 
     Attributes:
-        terms: the skipped passes; none without skip guidance.
-        fresh: whether they are run anew (`every`).
+        groups: numbers of the groups that are skipped, a pass each; none without skip guidance.
+        fresh: whether their passes are run at this step (`every`), or the last directions are used again.
         cfg: whether the unconditional prediction is used.
+        place: where the skipped passes run, as `Formula.place` says; `"cond"` on a step without CFG.
     """
 
-    terms: tuple[Term, ...]
-    fresh: bool
-    cfg: bool
+    groups: tuple[int, ...] = ()
+    fresh: bool = False
+    cfg: bool = True
+    place: Place = "cond"
+
+    @property
+    def skips_inside(self) -> bool:
+        """Whether the layers are left out in the pipeline's own unconditional pass, so that no pass is added."""
+        return bool(self.groups) and self.place == "inside_uncond"
 
 
-class Recipe:
+@dataclass(frozen=True)
+class StepPlan(StepOutline):
+    """What holds at one step on one model.
+
+    Attributes:
+        skipped: the skipped passes, one for each of `groups`.
+    """
+
+    skipped: tuple[SkippedPass, ...] = ()
+
+
+class StepTimes:
+    """Which groups are skipped at which step.
+
+    Args:
+        settings: the guidance.
+        groups: its groups with a scale that is not always 0.
+    """
+
+    def __init__(self, settings: GuidanceSettings, groups: Sequence[SkipGroup]) -> None:
+        self.groups = tuple(groups)
+        self.skips = Schedule(settings.start, settings.stop, settings.every)
+        self.cfg = Schedule(*settings.cfg_interval) if settings.cfg_interval is not None else None
+        self.rule = settings.rule
+
+    def at(self, step: int, steps: int, sigma: float | None = None, *, cfg: bool = True) -> StepOutline:
+        """What holds at step `step` (from 0) of `steps`; `cfg` is whether the run has CFG at all."""
+        fraction = step / max(steps, 1)
+        cfg = cfg and (self.cfg is None or self.cfg.contains(fraction))
+        rule = self.rule
+        shut_out = rule.window is not None if cfg else rule.in_place_of_uncond
+        if shut_out or not self.skips.active(step, steps):
+            return StepOutline(cfg=cfg)
+        live = tuple(number for number, group in enumerate(self.groups) if group.scale_at(fraction, sigma))
+        return StepOutline(live, self.skips.fresh(step, steps), cfg, rule.place if cfg else "cond")
+
+
+class GuidanceSchedule:
     """The settings of a guidance on one model.
 
     Args:
@@ -59,12 +102,11 @@ class Recipe:
         SkipError: for a layer, part or stack that the model does not have.
     """
 
-    def __init__(self, settings: SpatiotemporalSkipGuidance, groups: Sequence[SkipGroup], blocks: BlockMap) -> None:
+    def __init__(self, settings: GuidanceSettings, groups: Sequence[SkipGroup], blocks: BlockMap) -> None:
         self.settings = settings
         self.groups = tuple(group for group in groups if not group.idle)
         self.blocks = blocks
-        self.schedule = Schedule(settings.start, settings.stop, settings.every)
-        self.window = Schedule(*settings.cfg_interval) if settings.cfg_interval is not None else None
+        self.times = StepTimes(settings, self.groups)
         self.needs_sigma = any(
             isinstance(table, Timetable) and table.over == "sigma"
             for group in self.groups
@@ -111,31 +153,28 @@ class Recipe:
         """
         if not self.groups or self.needs_sigma:
             return
-        settings, moments = self.settings, (self.at(step, steps) for step in range(steps))
-        if not any(moment.terms and (moment.cfg or settings.formula != "uncond") for moment in moments):
+        settings = self.settings
+        if not any(self.times.at(step, steps).groups for step in range(steps)):
             raise SkipError(
                 f"none of the {steps} steps of this run has skip guidance, with start={settings.start:g}, "
                 f"stop={settings.stop:g}, cfg_interval={settings.cfg_interval} and scale={settings.scale}: widen them, "
                 f"take more steps, or scale=0 for the plain pipeline"
             )
 
-    def at(self, step: int, steps: int, sigma: float | None = None) -> Moment:
-        """What holds at step `step` (from 0) of `steps`."""
-        fraction = step / max(steps, 1)
-        cfg = self.window is None or self.window.contains(fraction)
-        if not self.schedule.active(step, steps) or (self.settings.formula == "segmented" and cfg):
-            return Moment((), False, cfg)
-        terms = [self._term(n, group, step, fraction, sigma) for n, group in enumerate(self.groups)]
-        fresh = self.schedule.fresh(step, steps)
-        return Moment(tuple(term for term in terms if term.scale), fresh, cfg)
+    def at(self, step: int, steps: int, sigma: float | None = None, *, cfg: bool = True) -> StepPlan:
+        """What holds at step `step` (from 0) of `steps`; `cfg` is whether the run has CFG at all."""
+        outline = self.times.at(step, steps, sigma, cfg=cfg)
+        skipped = tuple(self._skipped(number, step, step / max(steps, 1), sigma) for number in outline.groups)
+        return StepPlan(outline.groups, outline.fresh, outline.cfg, outline.place, skipped)
 
-    def _term(self, number: int, group: SkipGroup, step: int, fraction: float, sigma: float | None) -> Term:
+    def _skipped(self, number: int, step: int, fraction: float, sigma: float | None) -> SkippedPass:
+        group = self.groups[number]
         layers: Any = group.layers.at(fraction, sigma) if isinstance(group.layers, Timetable) else group.layers
         key = "stochastic" if layers == "stochastic" else f"{layers}"
         if layers == "stochastic":
             layers = self._draw(number, group, step)
         found = sorted(block.index for block in self.blocks.select(layers, group.part, group.stack))
-        return Term(f"{number} {key}", SkipPlan(found, part=group.part), group.scale_at(fraction, sigma))
+        return SkippedPass(f"{number} {key}", SkipPlan(found, part=group.part), group.scale_at(fraction, sigma))
 
     def _draw(self, number: int, group: SkipGroup, step: int) -> list[int]:
         """A new set of blocks, the same for the same seed, group and step wherever it is drawn."""
@@ -162,7 +201,7 @@ class Recipe:
         return pool, count
 
     def _possible(self, group: SkipGroup) -> list[Sequence[int]]:
-        """The layers of every moment."""
+        """The layers of every step, in all their forms."""
         if isinstance(group.layers, Timetable):
             return list(group.layers.values)
         if group.layers == "stochastic":

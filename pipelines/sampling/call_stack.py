@@ -1,4 +1,4 @@
-"""Caller: which pipeline is calling a denoiser that several of them share."""
+"""Call stack: which pipeline calls a shared denoiser, and what the variables of its running call are."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def is_called_by(pipe: Any, model: nn.Module) -> bool:
 
 
 def is_running(pipe: Any) -> bool:
-    """Whether this is inside a call of the pipeline: in a callback of it, say."""
+    """Whether this code runs inside a call of the pipeline, for example in a callback."""
     return any(known.get("self") is pipe for known in _calls())
 
 
-def read(pipe: Any, name: str) -> Any:
-    """What the running call of a pipeline knows by a name; None if it does not know it.
+def look_up(pipe: Any, name: str) -> Any:
+    """The value of an attribute of a pipeline or of a variable of its running call; None if there is none.
 
     Args:
         pipe: the pipeline.
         name: an attribute, or `"call.NAME"`, a variable of its `__call__`; `"!"` before it negates.
     """
     if name.startswith("!"):
-        return not read(pipe, name[1:])
+        return not look_up(pipe, name[1:])
     if not name.startswith("call."):
         return getattr(pipe, name, None)
     for known in _calls():

@@ -1,4 +1,4 @@
-"""Run: where one `pipe(...)` call is, and which branch of its guidance the denoiser is being called for."""
+"""State of a pipeline call: which step it is at, and for which branch of its guidance the denoiser is called."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from skipguide.errors import SkipError
 from skipguide.pipelines.registry.described import PipelineSpec
-from skipguide.pipelines.sampling.caller import read
+from skipguide.pipelines.sampling.call_stack import look_up
+from skipguide.plan import SkipPlan
 
 Branch = Literal["both", "cond", "uncond", "only"]
 
 
 @dataclass
-class Run:
+class PipelineCall:
     """State of one `pipe(...)` call, shared by the denoisers of a pipeline.
 
     Attributes:
@@ -29,9 +30,10 @@ class Run:
         lone_cond: the step before had a conditional call and no unconditional one.
         cond: the conditional prediction of this step, for the unconditional call after it.
         delta: what guidance adds to both calls of this step.
+        skipped: the skipped predictions of this step, where their direction is known after the unconditional call.
         held: the answer to the unconditional call of a step without CFG.
-        directions: the unscaled differences that guidance added last, while they may be used again.
-        keys: what they are the differences of.
+        directions: the unscaled directions that guidance added last, while they may be used again.
+        keys: what they are the directions of.
         checked: the skipped passes that were seen to have an effect.
         extra: what the branches of this step were shifted by, for the pipeline's own further passes of it.
     """
@@ -45,6 +47,7 @@ class Run:
     lone_cond: bool = False
     cond: Tensor | None = None
     delta: Tensor | None = None
+    skipped: dict[SkipPlan, Tensor] | None = None
     held: Any = None
     directions: list[Tensor] | None = None
     keys: tuple[str, ...] = ()
@@ -53,7 +56,7 @@ class Run:
 
     def release(self) -> None:
         """Let go of the predictions."""
-        self.cond = self.delta = self.held = self.directions = self.extra = None
+        self.cond = self.delta = self.skipped = self.held = self.directions = self.extra = None
 
     def sigma(self, pipe: Any) -> float:
         """The scheduler's noise level at this step.
@@ -87,17 +90,17 @@ class Run:
         """
         tells_scale = spec.cfg in ("batched", "two_calls")
         if pipe.scheduler.timesteps is not self.timesteps:
-            fresh = Run(pipe.scheduler.timesteps, w=_largest_scale(pipe, spec) if tells_scale else 0.0)
+            fresh = PipelineCall(pipe.scheduler.timesteps, w=_largest_scale(pipe, spec) if tells_scale else 0.0)
             for each in fields(self):
                 setattr(self, each.name, getattr(fresh, each.name))
-            self.began = {name: read(pipe, name) for names in spec.scales for name in names}
+            self.began = {name: look_up(pipe, name) for names in spec.scales for name in names}
             self.steps = getattr(pipe, "_num_timesteps", None) or len(self.timesteps)
         self.extra = None
         if spec.cfg == "single":
             branch: Branch = "only"
         elif not tells_scale:
             branch = "uncond" if context.endswith("uncond") else "cond"
-        elif not (self._has_scale(pipe, spec) and (not spec.switch or read(pipe, spec.switch))):
+        elif not (self._has_scale(pipe, spec) and (not spec.switch or look_up(pipe, spec.switch))):
             branch = "only"
         elif spec.cfg == "batched":
             branch = "both"
@@ -127,6 +130,6 @@ class Run:
 
 def _largest_scale(pipe: Any, spec: PipelineSpec) -> float:
     """The CFG scale that says whether there is CFG; some pipelines have one per frame, or per modality."""
-    found = (value for name in spec.scales[0] if (value := read(pipe, name)) is not None)
+    found = (value for name in spec.scales[0] if (value := look_up(pipe, name)) is not None)
     scales = [getattr(pipe, name) for name in spec.joined] or [next(found, 0.0)]
     return max(float(scale.max() if isinstance(scale, Tensor) else scale) for scale in scales)

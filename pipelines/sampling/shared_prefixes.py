@@ -1,4 +1,4 @@
-"""Route: from which earlier pass, and from which block on, each skipped pass of a step has to run."""
+"""Shared prefixes: a skipped pass starts where it first differs from an earlier pass of its step; from which, where."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PLAIN = -1
 
 
 @dataclass(frozen=True)
-class Leg:
+class SharedPass:
     """One skipped pass.
 
     Attributes:
         plan: what it skips from where it starts.
-        parent: the earlier leg that it shares its beginning with; -1 is the plain pass.
+        parent: number of the earlier skipped pass that it shares its beginning with; -1 is the plain pass.
         start: the first block at which it differs from that one; None: it runs from the beginning.
         blocks: how many blocks it runs.
     """
@@ -42,32 +42,32 @@ def divergence(a: Signature, b: Signature) -> int | None:
     return min((layer for layer in a.keys() | b.keys() if a.get(layer) != b.get(layer)), default=None)
 
 
-def route(plans: Sequence[SkipPlan], blocks: int, reuse: bool = True) -> tuple[Leg, ...]:
-    """A leg per plan, each from the earlier pass that it shares the longest beginning with.
+def share_prefixes(plans: Sequence[SkipPlan], blocks: int, reuse: bool = True) -> tuple[SharedPass, ...]:
+    """A pass per plan, each from the earlier pass that it shares the longest beginning with.
 
     Args:
         plans: what each pass skips, in execution order; no two the same, none empty.
         blocks: how many blocks the model has.
-        reuse: False runs every leg from the beginning.
+        reuse: False runs every pass from the beginning.
 
     Example:
-        >>> legs = route([SkipPlan([4, 8]), SkipPlan([4, 9])], blocks=12)
-        >>> [(leg.parent, leg.start, leg.blocks) for leg in legs]
+        >>> shared = share_prefixes([SkipPlan([4, 8]), SkipPlan([4, 9])], blocks=12)
+        >>> [(each.parent, each.start, each.blocks) for each in shared]
         [(-1, 4, 6), (0, 8, 3)]
     """
-    passes: list[Signature] = [{}]  # the plain pass, then the legs
-    legs: list[Leg] = []
+    passes: list[Signature] = [{}]  # the plain pass, then the skipped ones
+    found: list[SharedPass] = []
     for plan in plans:
         own = signature(plan)
-        shared = [at if (at := divergence(own, other)) is not None else blocks for other in passes]
-        start = max(shared) if reuse else None
+        places = [at if (at := divergence(own, other)) is not None else blocks for other in passes]
+        start = max(places) if reuse else None
         # of several with the same beginning the earliest: its activations are kept anyway
-        parent = shared.index(start) - 1 if start is not None else PLAIN
+        parent = places.index(start) - 1 if start is not None else PLAIN
         passes.append(own)
         rest = {layer: parts for layer, parts in own.items() if layer >= (start or 0)}
         removed = sum("block" in parts for parts in rest.values())
-        legs.append(Leg(_plan(rest), parent, start, blocks - (start or 0) - removed))
-    return tuple(legs)
+        found.append(SharedPass(_plan(rest), parent, start, blocks - (start or 0) - removed))
+    return tuple(found)
 
 
 def _plan(parts: Signature) -> SkipPlan:

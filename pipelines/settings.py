@@ -1,0 +1,122 @@
+"""Settings of skip guidance: plain, checked data. `stg.py` adds `apply`; what is applied is typed against these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, get_args
+
+from skipguide.config import JsonConfig, settle
+from skipguide.errors import SkipError
+from skipguide.guidance import Over
+from skipguide.pipelines.formulas import Formula, find_formula
+from skipguide.pipelines.groups import SkipGroup, check_layers, check_scale, check_stack
+from skipguide.pipelines.sampling.tail import TAILS, Tail
+from skipguide.plan import Part
+from skipguide.schedule import Schedule, Timetable
+from skipguide.select import DEFAULT_SCORE, check_score
+
+
+@dataclass(frozen=True)
+class GuidanceSettings(JsonConfig):
+    """The fields of `SpatiotemporalSkipGuidance`, which is these settings with `apply`; their meaning is said there.
+
+    Raises:
+        SkipError: on settings that cannot mean anything, whatever the model is.
+    """
+
+    layers: Sequence[int] | Mapping[str, Sequence[int] | Timetable | str | None] | Timetable | str | None = None
+    scale: float | Timetable = 1.0
+    part: Part = "block"
+    formula: str = "stg"
+    rescale: float = 0.0
+    rescale_over: Over = "sample"
+    start: float = 0.0
+    stop: float = 1.0
+    every: int = 1
+    prefix_reuse: bool = True
+    tail: Tail = "separate"
+    stack: str | None = None
+    groups: Sequence[SkipGroup] | None = None
+    cfg_interval: tuple[float, float] | None = None
+    apg: float | None = None
+    apg_norm: float | None = None
+    zero_star: bool = False
+    drop: float = 0.1
+    prefer_cheap: bool = False
+    seed: int = 0
+    score: str = DEFAULT_SCORE
+
+    def __post_init__(self) -> None:
+        """Check everything that does not need a model, and bring it into normal form."""
+        if isinstance(self.layers, Mapping) and "points" not in self.layers:
+            if not self.layers or not all(isinstance(name, str) for name in self.layers):
+                raise SkipError(
+                    f"a mapping of layers names denoisers of the pipeline, such as 'transformer'; got {self.layers!r}"
+                )
+            layers: Any = {name: check_layers(own, self.part) for name, own in self.layers.items()}
+        else:
+            layers = check_layers(self.layers, self.part)
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "scale", check_scale(self.scale))
+        check_stack(self.stack)
+        if self.groups is not None:
+            given: Any = self.groups  # from JSON: plain data
+            if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+                raise SkipError(f"groups is a list of SkipGroup; got {type(given).__name__}")
+            made = tuple(g if isinstance(g, SkipGroup) else SkipGroup.from_dict(g) for g in given)
+            object.__setattr__(self, "groups", made)
+            if self.layers is not None or self.stack is not None or not made:
+                raise SkipError("groups has at least one group, and layers and stack are given in the groups then")
+        find_formula(self.formula)
+        self._check_interval()
+        self._check_numbers()
+        if self.rescale_over not in get_args(Over):
+            raise SkipError(f"unknown rescale_over {self.rescale_over!r}; expected one of {', '.join(get_args(Over))}")
+        if self.tail not in TAILS:
+            raise SkipError(f"unknown tail {self.tail!r}; expected one of {', '.join(TAILS)}")
+        window = Schedule(self.start, self.stop, self.every)
+        object.__setattr__(self, "start", window.start)
+        object.__setattr__(self, "stop", window.stop)
+        object.__setattr__(self, "every", window.every)
+        check_score(self.score)
+        self.rule.check({each.name: getattr(self, each.name) for each in fields(self)})
+
+    def _check_numbers(self) -> None:
+        """Bring numbers and flags to Python's own types and check their ranges."""
+        settle(
+            self,
+            wholes={"seed": None},
+            numbers={"rescale": 0, "drop": 0, "apg": None, "apg_norm": 0},
+            flags=("prefix_reuse", "zero_star", "prefer_cheap"),
+            optional=("apg", "apg_norm"),
+        )
+        if self.rescale > 1:
+            raise SkipError(f"rescale must lie in 0 to 1; got {self.rescale!r}")
+        if not 0 < self.drop < 1:
+            raise SkipError(f"drop is a share of the blocks, above 0 and below 1; got {self.drop!r}")
+        if self.apg_norm == 0:
+            raise SkipError(f"apg_norm is a positive number, or None; got {self.apg_norm!r}")
+
+    def _check_interval(self) -> None:
+        segmented = self.rule.window is not None
+        interval: Any = self.rule.window if self.cfg_interval is None else self.cfg_interval
+        if interval is None:
+            return
+        try:
+            start, stop = interval
+        except (TypeError, ValueError):
+            raise SkipError(
+                f"cfg_interval is a pair (start, stop) of fractions of the steps; got {interval!r}"
+            ) from None
+        window = Schedule(start, stop)
+        if segmented and (window.start, window.stop) == (0.0, 1.0):
+            raise SkipError(
+                f"formula={self.formula!r} has skip guidance outside cfg_interval, which leaves no step for it"
+            )
+        object.__setattr__(self, "cfg_interval", (window.start, window.stop))
+
+    @property
+    def rule(self) -> Formula:
+        """The entry of the table of formulas that `formula` names."""
+        return find_formula(self.formula)
