@@ -10,7 +10,7 @@ from helpers.cli_stub import one_line
 from PIL import Image
 
 from skipguide import SkipError
-from skipguide.cli import arguments, build_parser, jobs, main, sampling
+from skipguide.cli import arguments, build_parser, clip_job, main, pipeline_calls
 
 stub = cli_stub.stub
 
@@ -64,12 +64,12 @@ def test_preset_is_written_down(stub, monkeypatch):
     preset = SimpleNamespace(layers=(2,), scale=1.25, part="block", formula="stg", source="here")
     monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model: preset)
     args = {"layers": None, "scale": None, "part": None, "formula": None, "start": 0.5}
-    chosen = sampling.guidance_arguments(argparse.Namespace(**args), stub.pipeline)
+    chosen = pipeline_calls.guidance_arguments(argparse.Namespace(**args), stub.pipeline)
     assert chosen == {"layers": [2], "scale": 1.25, "part": "block", "formula": "stg", "start": 0.5}
     args["scale"] = 3.0
-    assert sampling.guidance_arguments(argparse.Namespace(**args), stub.pipeline)["scale"] == 3.0
+    assert pipeline_calls.guidance_arguments(argparse.Namespace(**args), stub.pipeline)["scale"] == 3.0
     args["layers"] = [1]
-    assert sampling.guidance_arguments(argparse.Namespace(**args), stub.pipeline) == {
+    assert pipeline_calls.guidance_arguments(argparse.Namespace(**args), stub.pipeline) == {
         "layers": [1],
         "scale": 3.0,
         "start": 0.5,
@@ -83,21 +83,26 @@ def test_a_named_preset_brings_its_settings_and_flags_change_them(stub, monkeypa
     preset = SimpleNamespace(layers=(2,), scale=1.25, part="block", formula="stg", source="here")
     monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model: preset)
     args = argparse.Namespace(preset="frugal", start=None, scale=None)
-    chosen = sampling.guidance_arguments(args, stub.pipeline)
+    chosen = pipeline_calls.guidance_arguments(args, stub.pipeline)
     assert chosen == {"layers": [2], "formula": "stg"} | NAMED["frugal"]
     args.scale = 0.0
-    assert sampling.guidance_arguments(args, stub.pipeline) == NAMED["frugal"] | {"scale": 0.0}, "no layers needed"
+    assert pipeline_calls.guidance_arguments(args, stub.pipeline) == NAMED["frugal"] | {"scale": 0.0}, (
+        "no layers needed"
+    )
 
 
 def test_no_scale_has_to_be_given_where_there_is_none(stub, monkeypatch):
     """formula='uncond' has no third pass to scale, and scale 0 has no layers to name."""
     preset = SimpleNamespace(layers=(2,), scale=1.25, part="block", formula="stg", source="here")
     monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model: preset)
-    chosen = sampling.guidance_arguments(argparse.Namespace(formula="uncond"), stub.pipeline)
+    chosen = pipeline_calls.guidance_arguments(argparse.Namespace(formula="uncond"), stub.pipeline)
     assert chosen == {"layers": [2], "scale": 1.0, "part": "block", "formula": "uncond"}
-    assert sampling.guidance_arguments(argparse.Namespace(formula="uncond", scale=2.0), stub.pipeline)["scale"] == 2.0
-    idle = sampling.guidance_arguments(argparse.Namespace(scale=0.0, start=0.5), stub.pipeline)
-    assert jobs.settings(idle) == "scale 0, start 0.5"
+    assert (
+        pipeline_calls.guidance_arguments(argparse.Namespace(formula="uncond", scale=2.0), stub.pipeline)["scale"]
+        == 2.0
+    )
+    idle = pipeline_calls.guidance_arguments(argparse.Namespace(scale=0.0, start=0.5), stub.pipeline)
+    assert clip_job.in_words(idle) == "scale 0, start 0.5"
 
 
 @pytest.mark.parametrize(
@@ -120,12 +125,12 @@ def test_flags_of_stock_pipelines(name, video, flags, call):
 
     pipeline = getattr(diffusers, name)
     args = build_parser().parse_args(["generate", "p", *flags.split()])
-    assert sampling.makes_video(pipeline) == video
+    assert pipeline_calls.makes_video(pipeline) == video
     if isinstance(call, str):
         with pytest.raises(SkipError, match=call):
-            sampling.call_arguments(pipeline, args, {})
+            pipeline_calls.call_arguments(pipeline, args, {})
     else:
-        found = sampling.call_arguments(pipeline, args, {})
+        found = pipeline_calls.call_arguments(pipeline, args, {})
         assert found.pop("output_type") == "pil"
         assert found.pop("clean_caption", None) in (None, False)
         assert found == call
@@ -136,7 +141,7 @@ def test_image_goes_to_the_pipeline(tmp_path):
 
     Image.new("L", (9, 7)).save(tmp_path / "first.png")
     args = build_parser().parse_args(["generate", "p", "--image", str(tmp_path / "first.png")])
-    image = sampling.call_arguments(WanImageToVideoPipeline, args, {})["image"]
+    image = pipeline_calls.call_arguments(WanImageToVideoPipeline, args, {})["image"]
     assert (image.mode, image.size) == ("RGB", (9, 7))
 
 
@@ -154,4 +159,4 @@ def test_frames_per_second(flags, defaults, name, count, fps):
     import diffusers
 
     args = build_parser().parse_args(["generate", "p", *flags.split()])
-    assert sampling.frames_per_second(args, getattr(diffusers, name), defaults, count) == fps
+    assert pipeline_calls.frames_per_second(args, getattr(diffusers, name), defaults, count) == fps

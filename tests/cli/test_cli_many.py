@@ -14,8 +14,8 @@ from helpers.clip_folders import check_whole, contents, manifest
 from skipguide import SkipError
 from skipguide import files as skip_files
 from skipguide.cli import build_parser, main, processes
-from skipguide.cli.claims import Claims, remove_leftovers
 from skipguide.cli.clip_folder import Clip, ClipFolder
+from skipguide.cli.file_locks import FolderLocks, remove_leftovers
 from skipguide.cli.prompts import read_prompts
 
 stub = cli_stub.stub
@@ -262,7 +262,7 @@ def test_a_claim_is_held_once(tmp_path):
 
     def work():
         together.wait(60)
-        Claims(tmp_path).share(range(12), str, lambda n: n in made, lambda n: (time.sleep(0.002), made.append(n)))
+        FolderLocks(tmp_path).share(range(12), str, lambda n: n in made, lambda n: (time.sleep(0.002), made.append(n)))
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
@@ -270,30 +270,30 @@ def test_a_claim_is_held_once(tmp_path):
     for thread in threads:
         thread.join(60)
     assert sorted(made) == list(range(12))
-    with Claims(tmp_path).claim("x") as mine, Claims(tmp_path).claim("x") as other:
+    with FolderLocks(tmp_path).hold("x") as mine, FolderLocks(tmp_path).hold("x") as other:
         assert (mine, other) == (True, False)
 
 
 def test_a_process_is_told_which_one_it_is(monkeypatch, caplog):
-    assert processes.here("cpu") == processes.Place(0, 1, "cpu")
+    assert processes.this_process("cpu") == processes.Process(0, 1, "cpu")
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(SkipError, match="there are 3 processes, but RANK is ''"):
-        processes.here("cpu")
+        processes.this_process("cpu")
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert processes.here("cpu") == processes.Place(2, 3, "cpu", shows=False)
+    assert processes.this_process("cpu") == processes.Process(2, 3, "cpu", shows=False)
     monkeypatch.setattr("skipguide.cli.models.choose_device", lambda name: "cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert processes.here("auto").device == "cuda:1"
+    assert processes.this_process("auto").device == "cuda:1"
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    assert processes.here("cpu").world == 1
+    assert processes.this_process("cpu").world == 1
     assert "starts one process" in caplog.text
 
 
 def test_each_process_begins_elsewhere():
     work = list(range(7))
-    orders = [processes.Place(rank, 3, "cpu").order(work) for rank in range(3)]
+    orders = [processes.Process(rank, 3, "cpu").order(work) for rank in range(3)]
     assert [order[0] for order in orders] == [0, 2, 4]
     assert all(sorted(order) == work for order in orders)

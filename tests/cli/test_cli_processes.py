@@ -27,16 +27,16 @@ torch.set_num_threads(1)
 import filelock, tqdm.auto
 from diffusers import AutoencoderKL, DDIMScheduler, LattePipeline, LatteTransformer3DModel
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
-from skipguide.cli import jobs, main
+from skipguide.cli import clip_job, main
 import skipguide.pipelines, skipguide.media.pictures
 warnings.simplefilter("ignore")
-quick = jobs.make
+quick = clip_job.make_clip
 def slow(*args, **kwargs):  # so that a kill comes in the middle, however busy the machine is
     time.sleep(0.1)
     return quick(*args, **kwargs)
 for line in sys.stdin:
     argv, world = json.loads(line)
-    jobs.make = slow if world > 1 else quick
+    clip_job.make_clip = slow if world > 1 else quick
     pids = []
     for rank in range(world):
         pid = os.fork()

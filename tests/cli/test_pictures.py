@@ -88,12 +88,12 @@ def test_other_frames_are_refused(frames, message):
 def test_generate_refuses_a_first_picture_beyond_a_byte(tmp_path, name, dtype):
     from diffusers import WanImageToVideoPipeline
 
-    from skipguide.cli import build_parser, sampling
+    from skipguide.cli import build_parser, pipeline_calls
 
     Image.fromarray(np.full((4, 5), 300, dtype)).save(tmp_path / name)
     args = build_parser().parse_args(["generate", "p", "--image", str(tmp_path / name)])
     with pytest.raises(SkipError, match=rf"{name} has pixels of mode .* with values 300.* bring it to 8 bits first"):
-        sampling.call_arguments(WanImageToVideoPipeline, args, {})
+        pipeline_calls.call_arguments(WanImageToVideoPipeline, args, {})
 
 
 def test_difference():

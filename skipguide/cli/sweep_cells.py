@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skipguide.cli.claims import Claims, remove_leftovers
+from skipguide.cli.file_locks import FolderLocks, remove_leftovers
 from skipguide.cli.outputs import replacing, write_json
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class CellCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.claims = Claims(folder)
+        self.locks = FolderLocks(folder)
 
     def key(self, cell: str, settings: Mapping[str, Any]) -> str:
         """A file name for a cell that changes with everything that its picture depends on."""
@@ -68,7 +68,7 @@ class CellCache:
             return None  # not made yet, or by an older version: it is made again
 
     def put(self, key: str, cell: Cell, image: Image) -> None:
-        """Keep a finished cell; its claim must be held."""
+        """Keep a finished cell; its lock must be held."""
         remove_leftovers(self.folder, key)
         with replacing(self.folder / f"{key}.png", self.folder / f"{key}.json") as (picture, record):
             image.save(picture)

@@ -1,4 +1,4 @@
-"""Many clips: `skipguide generate --prompts`, shared by as many processes as work on the folder."""
+"""The clips of a file of prompts: `skipguide generate --prompts`, shared by the processes that work on one folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from skipguide.cli import jobs, models, sampling
+from skipguide.cli import clip_job, models, pipeline_calls
 from skipguide.cli.arguments import GUIDANCE_FLAGS, given
 from skipguide.cli.clip_folder import MANIFEST, Clip, ClipFolder
+from skipguide.cli.clip_job import ClipJob
 from skipguide.cli.outputs import slug, versions
-from skipguide.cli.processes import Place, here
+from skipguide.cli.processes import Process, this_process
 from skipguide.cli.prompts import read_prompts
 from skipguide.errors import SkipError
 
@@ -24,11 +25,11 @@ MANIFEST_EVERY = 5.0  # seconds: how far the manifest of a running job may be be
 
 
 @dataclass(frozen=True)
-class Order:
+class ClipRequest:
     """One clip that is to be made: how, and what for."""
 
     clip: Clip
-    job: jobs.Job
+    job: ClipJob
 
 
 def run(args: argparse.Namespace) -> None:
@@ -37,30 +38,32 @@ def run(args: argparse.Namespace) -> None:
         raise SkipError("--force replaces clips that were made with other settings and --keep leaves them: give one")
     lines = read_prompts(args.prompts, args)
     target = args.output if args.output is not None else Path(f"{args.prompts.stem}-clips")
-    place = here(args.device)
-    orders = _orders(args, lines, place, target)
+    process = this_process(args.device)
+    requests = _requests(args, lines, process, target)
     others = "replace" if args.force else "keep" if args.keep else "refuse"
-    folder = ClipFolder(target, [order.clip for order in orders], others)  # type: ignore[arg-type]
+    folder = ClipFolder(target, [request.clip for request in requests], others)  # type: ignore[arg-type]
     folder.check()
     try:
-        made = _make(folder, orders, place)
+        made = _make(folder, requests, process)
     except KeyboardInterrupt:
-        done = sum(folder.done(order.clip) for order in orders)
+        done = sum(folder.done(request.clip) for request in requests)
         folder.write_manifest()
         raise KeyboardInterrupt(
-            f"{done} of {len(orders)} clips are in {target}; run the same command to go on"
+            f"{done} of {len(requests)} clips are in {target}; run the same command to go on"
         ) from None
     lines_written = folder.write_manifest()
-    if place.shows:
-        more = f", {lines_written - len(orders)} others" if lines_written > len(orders) else ""
-        print(f"{target}: {len(orders)} clips{more}, {made} of them made now; {target / MANIFEST} says how")
+    if process.shows:
+        more = f", {lines_written - len(requests)} others" if lines_written > len(requests) else ""
+        print(f"{target}: {len(requests)} clips{more}, {made} of them made now; {target / MANIFEST} says how")
 
 
-def _orders(args: argparse.Namespace, lines: Sequence[argparse.Namespace], place: Place, target: Path) -> list[Order]:
+def _requests(
+    args: argparse.Namespace, lines: Sequence[argparse.Namespace], process: Process, target: Path
+) -> list[ClipRequest]:
     """Everything that can be checked without the weights, for every clip."""
     source = models.resolve(args.model)
     pipeline_class = models.pipeline_class(source)
-    video = sampling.makes_video(pipeline_class)
+    video = pipeline_calls.makes_video(pipeline_class)
     kind = args.kind or ("gif" if video else "png")
     if not video and kind != "png":
         raise SkipError(f"{pipeline_class.__name__} makes pictures, not clips: leave --kind out")
@@ -69,20 +72,20 @@ def _orders(args: argparse.Namespace, lines: Sequence[argparse.Namespace], place
 
         require_video()
     defaults = source.defaults()
-    dtype = models.choose_dtype(args.dtype, place.device, bundled=source.bundled)
+    dtype = models.choose_dtype(args.dtype, process.device, bundled=source.bundled)
     shared = {
         "model": source.content_hash(),
         "pipeline": pipeline_class.__name__,
         "dtype": dtype,
-        "device": place.device.partition(":")[0],
+        "device": process.device.partition(":")[0],
         "versions": versions(),
     }
-    orders: list[Order] = []
+    requests: list[ClipRequest] = []
     seen: dict[str, int] = {}
     for number, own in enumerate(lines, 1):
         if own.no_guidance and (flags := given(own, GUIDANCE_FLAGS)):
             raise SkipError(f"--no-guidance leaves nothing for --{next(iter(flags))} to do: give one of them")
-        call = sampling.call_arguments(pipeline_class, own, defaults)
+        call = pipeline_calls.call_arguments(pipeline_class, own, defaults)
         picture = call.pop("image", None)  # opened again when its turn comes: many would not fit into memory
         made_with = {
             "prompt": own.prompt,
@@ -101,12 +104,12 @@ def _orders(args: argparse.Namespace, lines: Sequence[argparse.Namespace], place
                 f"of them another seed"
             )
         clip = Clip(f"{number:05d}-{slug(own.prompt, 40)}.{kind}", plain)
-        job = jobs.Job(own, source, pipeline_class, defaults, call, target / clip.file, place.device, dtype)
-        orders.append(Order(clip, job))
-    return orders
+        job = ClipJob(own, source, pipeline_class, defaults, call, target / clip.file, process.device, dtype)
+        requests.append(ClipRequest(clip, job))
+    return requests
 
 
-def _make(folder: ClipFolder, orders: Sequence[Order], place: Place) -> int:
+def _make(folder: ClipFolder, requests: Sequence[ClipRequest], process: Process) -> int:
     """Make what is missing; the weights are read when the first clip is.
 
     Returns:
@@ -114,43 +117,43 @@ def _make(folder: ClipFolder, orders: Sequence[Order], place: Place) -> int:
     """
     from tqdm.auto import tqdm
 
-    studio = _Studio(folder, orders, place)
-    with tqdm(total=len(orders), desc=folder.folder.name, unit="clip", disable=not place.shows) as progress:
-        folder.claims.share(
-            place.order(orders),
-            name=lambda order: order.clip.stem,
-            done=lambda order: folder.done(order.clip),
-            make=partial(studio.make, progress.set_postfix_str),
-            progress=lambda order: progress.update(),
+    maker = _ClipMaker(folder, requests, process)
+    with tqdm(total=len(requests), desc=folder.folder.name, unit="clip", disable=not process.shows) as progress:
+        folder.locks.share(
+            process.order(requests),
+            name=lambda request: request.clip.stem,
+            done=lambda request: folder.done(request.clip),
+            make=partial(maker.make, progress.set_postfix_str),
+            progress=lambda request: progress.update(),
         )
-    return studio.made
+    return maker.made
 
 
-class _Studio:
+class _ClipMaker:
     """Makes clips, with the pipeline that it loads for the first."""
 
-    def __init__(self, folder: ClipFolder, orders: Sequence[Order], place: Place) -> None:
+    def __init__(self, folder: ClipFolder, requests: Sequence[ClipRequest], process: Process) -> None:
         self.folder = folder
-        self.orders = orders
-        self.place = place
+        self.requests = requests
+        self.process = process
         self.made = 0
         self._pipeline: Any = None
         self._written = time.monotonic()
 
-    def make(self, show: Any, order: Order) -> None:
-        """Make one clip; its claim is held."""
+    def make(self, show: Any, request: ClipRequest) -> None:
+        """Make one clip; its lock is held."""
         pipeline = self._load()
-        own, job = order.job.args, order.job
+        own, job = request.job.args, request.job
         show(own.prompt[:30])
         if own.image is not None:
-            call = sampling.call_arguments(job.pipeline_class, own, job.defaults)
+            call = pipeline_calls.call_arguments(job.pipeline_class, own, job.defaults)
             job = replace(job, call=call)
-        bar = {"leave": False, "position": 1, "disable": not self.place.shows}
+        bar = {"leave": False, "position": 1, "disable": not self.process.shows}
         try:
-            made = jobs.make(job, pipeline, self._settings(order), bar)
+            made = clip_job.make_clip(job, pipeline, self._settings(request), bar)
         except SkipError as error:
-            raise SkipError(f"{order.clip.file}: {error}") from error
-        self.folder.write(order.clip, made.save, made.notes)
+            raise SkipError(f"{request.clip.file}: {error}") from error
+        self.folder.write(request.clip, made.save, made.notes)
         self.made += 1
         if time.monotonic() - self._written > MANIFEST_EVERY:
             self.folder.write_manifest()
@@ -158,15 +161,15 @@ class _Studio:
 
     def _load(self) -> Any:
         if self._pipeline is None:
-            self._pipeline = self.orders[0].job.load(prompts=[order.job.args.prompt for order in self.orders])
+            self._pipeline = self.requests[0].job.load(prompts=[request.job.args.prompt for request in self.requests])
             known: list[Mapping[str, Any]] = []
-            for order in self.orders:
-                if (settings := self._settings(order)) and settings not in known:
+            for request in self.requests:
+                if (settings := self._settings(request)) and settings not in known:
                     known.append(settings)
                     # a layer that does not exist is refused now, not after an hour
-                    sampling.make_guidance(settings).cost(self._pipeline)
+                    pipeline_calls.make_guidance(settings).cost(self._pipeline)
         return self._pipeline
 
-    def _settings(self, order: Order) -> dict[str, Any]:
-        own = order.job.args
-        return {} if own.no_guidance else sampling.guidance_arguments(own, self._pipeline)
+    def _settings(self, request: ClipRequest) -> dict[str, Any]:
+        own = request.job.args
+        return {} if own.no_guidance else pipeline_calls.guidance_arguments(own, self._pipeline)

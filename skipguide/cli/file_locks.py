@@ -1,12 +1,12 @@
-"""Claims: which process makes what, when several work on one folder.
+"""File locks: which process makes what, when several work on one folder.
 
-A claim is a lock that the operating system holds for a process (flock, through the filelock package) on an empty file
-in a hidden folder next to the results. Of the ways to share work this is the simplest that is right: the lock is gone
-at the moment its process is, also after SIGKILL or a crash, so that no claim can be stale and none has to be judged by
-process numbers, clocks or heartbeats; who waits takes over the work of a process that died; processes may come and go,
-with `accelerate launch` or without, on one machine or on several with a shared folder (NFS passes flock on to the
-server); and a slow clip does not hold up the others, as a split by rank would. Whoever gets a claim looks once more
-whether the work is done.
+The operating system holds the lock for a process (flock, through the filelock package), on an empty file in a hidden
+folder next to the results. A process that gets a lock checks once more whether the work is done.
+
+Why locks: they end with their process, also after SIGKILL or a crash. So no lock can be stale, and none has to be
+judged by process numbers, clocks or heartbeats. A process that waits takes over the work of one that died. Processes
+may come and go, with `accelerate launch` or without, on one machine or on several with a shared folder (NFS passes
+flock on to the server). A slow clip does not hold up the others, as a split by rank would.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from typing import TypeVar
 
 from skipguide.errors import SkipError
 
-FOLDER = ".claims"
+FOLDER = ".claims"  # what the folder has always been called: old and new processes share it
 PAUSE = 0.2  # seconds between two looks at what the other processes are making
 
 T = TypeVar("T")
 
 
-class Claims:
-    """The claims on one folder's files.
+class FolderLocks:
+    """The locks on one folder's files.
 
     Example:
         >>> import tempfile
-        >>> claims = Claims(Path(tempfile.mkdtemp()))
-        >>> with claims.claim("00001") as mine:
+        >>> locks = FolderLocks(Path(tempfile.mkdtemp()))
+        >>> with locks.hold("00001") as mine:
         ...     mine
         True
     """
@@ -42,8 +42,8 @@ class Claims:
         self.folder = folder / FOLDER
 
     @contextmanager
-    def claim(self, name: str, *, wait: bool = False) -> Iterator[bool]:
-        """Hold the claim on `name` inside the block.
+    def hold(self, name: str, *, wait: bool = False) -> Iterator[bool]:
+        """Hold the lock on `name` inside the block.
 
         Args:
             name: of what is made.
@@ -73,12 +73,12 @@ class Claims:
         make: Callable[[T], object],
         progress: Callable[[T], object] = lambda item: None,
     ) -> None:
-        """Do what is not done, together with whoever else works on the same folder; return when all of it is done.
+        """Do what is not done, together with the other processes that work on the folder; return when all is done.
 
         Args:
             work: in the order to try.
-            name: of one item's claim.
-            done: whether an item is finished; asked again when its claim is held.
+            name: of one item's lock.
+            done: whether an item is finished; asked again when its lock is held.
             make: finishes an item.
             progress: told of every item that was found finished or was finished here.
         """
@@ -87,7 +87,7 @@ class Claims:
             left = []
             for item in pending:
                 if not done(item):
-                    with self.claim(name(item)) as mine:
+                    with self.hold(name(item)) as mine:
                         if not mine:
                             left.append(item)
                             continue
@@ -100,7 +100,7 @@ class Claims:
 
 
 def remove_leftovers(folder: Path, stem: str) -> None:
-    """Remove the temporary files that killed processes left of one result; its claim must be held.
+    """Remove the temporary files that killed processes left of one result; its lock must be held.
 
     Args:
         folder: where the result lies.

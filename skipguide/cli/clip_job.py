@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skipguide.cli import models, sampling
+from skipguide.cli import models, pipeline_calls
 from skipguide.cli.outputs import (
     check_output,
     plain_arguments,
@@ -30,7 +30,7 @@ SHEET_FRAME = 128  # pixels: the height of one frame on a sheet
 
 
 @dataclass(frozen=True)
-class Job:
+class ClipJob:
     """Everything that can be checked before the weights are read."""
 
     args: argparse.Namespace
@@ -45,7 +45,7 @@ class Job:
     @property
     def video(self) -> bool:
         """Whether the model makes clips rather than pictures."""
-        return sampling.makes_video(self.pipeline_class)
+        return pipeline_calls.makes_video(self.pipeline_class)
 
     def load(self, prompts: Sequence[str] = ()) -> Any:
         """The pipeline with its weights, on the device; `prompts` in place of the job's own, for its vocabulary."""
@@ -60,7 +60,7 @@ class Job:
         return {
             "command": self.args.command,
             "arguments": plain_arguments(self.args),
-            "model": sampling.describe_source(self.source, pipeline, self.device, self.dtype),
+            "model": pipeline_calls.describe_source(self.source, pipeline, self.device, self.dtype),
             "prompt": self.args.prompt,
             "seed": self.args.seed,
             "call": {name: value for name, value in self.call.items() if name != "image"},
@@ -69,7 +69,7 @@ class Job:
         }
 
 
-def prepare(args: argparse.Namespace, ending: str = "", suffixes: Sequence[str] = CLIPS) -> Job:
+def prepare(args: argparse.Namespace, ending: str = "", suffixes: Sequence[str] = CLIPS) -> ClipJob:
     """Check everything that can be checked without the weights, the output file first.
 
     Args:
@@ -85,7 +85,7 @@ def prepare(args: argparse.Namespace, ending: str = "", suffixes: Sequence[str] 
     source = models.resolve(args.model)
     device = models.choose_device(args.device)
     pipeline_class = models.pipeline_class(source)
-    video = sampling.makes_video(pipeline_class)
+    video = pipeline_calls.makes_video(pipeline_class)
     output = args.output
     if output is None:
         output = Path(slug(args.prompt) + ending + (suffixes[0] if video else ".png"))
@@ -93,13 +93,13 @@ def prepare(args: argparse.Namespace, ending: str = "", suffixes: Sequence[str] 
     elif not video and output.suffix.lower() != ".png":
         raise SkipError(f"{pipeline_class.__name__} makes pictures, not clips: name a .png with -o")
     defaults = source.defaults()
-    call = sampling.call_arguments(pipeline_class, args, defaults)
+    call = pipeline_calls.call_arguments(pipeline_class, args, defaults)
     dtype = models.choose_dtype(args.dtype, device, bundled=source.bundled)
-    return Job(args, source, pipeline_class, defaults, call, output, device, dtype)
+    return ClipJob(args, source, pipeline_class, defaults, call, output, device, dtype)
 
 
 @dataclass(frozen=True)
-class Made:
+class MadeClip:
     """One clip that was made, in memory.
 
     Args:
@@ -111,7 +111,7 @@ class Made:
         notes: the sidecar.
     """
 
-    sample: sampling.Sample
+    sample: pipeline_calls.Sample
     shown: list[Image]
     fps: float
     label: str
@@ -123,7 +123,9 @@ class Made:
         write_clip(path, self.shown, self.fps, self.as_sheet)
 
 
-def make(job: Job, pipeline: Any, guidance: Mapping[str, Any], bar: Mapping[str, Any] | None = None) -> Made:
+def make_clip(
+    job: ClipJob, pipeline: Any, guidance: Mapping[str, Any], bar: Mapping[str, Any] | None = None
+) -> MadeClip:
     """Make one clip.
 
     Args:
@@ -133,11 +135,11 @@ def make(job: Job, pipeline: Any, guidance: Mapping[str, Any], bar: Mapping[str,
         bar: settings of the pipeline's progress bar.
     """
     args = job.args
-    applied = sampling.make_guidance(guidance) if guidance else None
-    sample = sampling.sample(pipeline, args.prompt, job.call, args.seed, applied, bar=bar)
+    applied = pipeline_calls.make_guidance(guidance) if guidance else None
+    sample = pipeline_calls.sample(pipeline, args.prompt, job.call, args.seed, applied, bar=bar)
     images = sample.images
-    fps = sampling.frames_per_second(args, job.pipeline_class, job.defaults, len(images))
-    label = f"skip guidance: {settings(guidance)}" if guidance else "no skip guidance"
+    fps = pipeline_calls.frames_per_second(args, job.pipeline_class, job.defaults, len(images))
+    label = f"skip guidance: {in_words(guidance)}" if guidance else "no skip guidance"
     shown = enlarged(images, args.zoom)
     notes = job.record(
         pipeline,
@@ -154,7 +156,7 @@ def make(job: Job, pipeline: Any, guidance: Mapping[str, Any], bar: Mapping[str,
         title = f"{args.prompt}\n{label}, seed {args.seed}"
         return sheet(images, title, args.zoom) if job.video else shown[0]
 
-    return Made(sample, shown, fps, label, as_sheet, notes)
+    return MadeClip(sample, shown, fps, label, as_sheet, notes)
 
 
 def enlarged(images: Sequence[Image], zoom: int | None) -> list[Image]:
@@ -202,7 +204,7 @@ def write_clip(path: Path, frames: Sequence[Image], fps: float, as_sheet: Callab
         pictures.save_gif(frames, path, fps)
 
 
-def settings(guidance: Mapping[str, Any]) -> str:
+def in_words(guidance: Mapping[str, Any]) -> str:
     """Skip guidance in a few words, for labels."""
     words = []
     if (chosen := guidance.get("layers")) is not None:  # at scale 0 no layer need be named
