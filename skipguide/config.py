@@ -222,7 +222,7 @@ def is_one_of(value: Any, choices: Collection[str]) -> bool:
     return isinstance(value, str) and value in choices
 
 
-def settle(
+def normalize_fields(
     config: object,
     wholes: Mapping[str, int | None] | None = None,
     numbers: Mapping[str, float | None] | None = None,

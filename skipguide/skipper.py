@@ -114,14 +114,14 @@ class Skipper:
     def install(self) -> None:
         """Put the gates in place without activating the plan; `running()` activates it for one pass.
 
-        For drivers, which call `settle()` where modules can have been compiled or offloaded since.
+        For drivers, which call `move_in_front()` where modules can have been compiled or offloaded since.
         """
         self._root.steady = True
         install_all(self.gates, inside=self._root_gate)
 
-    def settle(self) -> None:
+    def move_in_front(self) -> None:
         """Put the gates in front of what came while they stood: a compiled call, or group offloading."""
-        self._root.settle()
+        self._root.move_in_front()
 
     def remove(self) -> None:
         """Take the gates away that `install` put in place."""
@@ -181,10 +181,10 @@ class SkipperPass(ModelPass):
             return
         plan.stats.passes += 1
         if not self.steady:
-            self.settle()
+            self.move_in_front()
         plan.groups = SharedGroups.among(self.modules.values())
 
-    def settle(self) -> None:
+    def move_in_front(self) -> None:
         """Put every gate in front of what came while it stood."""
         for gate in self.gates.values():
             gate.move_in_front()

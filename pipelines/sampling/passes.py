@@ -146,7 +146,7 @@ class DenoiserPasses:
     def settle(self) -> None:
         """Put the gates in front of what came since they were installed, once per call of the pipeline."""
         for skipper in self._installed:
-            skipper.settle()
+            skipper.move_in_front()
 
     def clear(self) -> None:
         """Let go of the activations that are held."""

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.config import JsonConfig, as_wholes, settle
+from skipguide.config import JsonConfig, as_wholes, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.hosts.kv_cache import as_argument, cache_of
 from skipguide.llm.applied import refuse_skipping
@@ -68,7 +68,7 @@ class SublayerCosts(JsonConfig):
             object.__setattr__(self, name, values)
             if not values or len(values) != len(self.attn_ms) or not all(math.isfinite(v) and v > 0 for v in values):
                 raise SkipError(f"expected a time above 0 ms per layer in {name}; got {values}")
-        settle(self, {"tokens": 1}, {"rest_ms": 0})
+        normalize_fields(self, {"tokens": 1}, {"rest_ms": 0})
 
     @property
     def sublayers_ms(self) -> float:

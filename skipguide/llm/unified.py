@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from torch import nn
 
-from skipguide.config import JsonConfig, as_number, as_whole, settle
+from skipguide.config import JsonConfig, as_number, as_whole, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.llm.find import sublayer_map
 from skipguide.llm.plan import SublayerPlan
@@ -98,7 +98,7 @@ class UnifiedSkip(JsonConfig):
 
     def __post_init__(self) -> None:
         """Check every setting, and keep a number of any library as Python's."""
-        settle(self, numbers={"speedup": 1})
+        normalize_fields(self, numbers={"speedup": 1})
         if self.mode not in ("balanced", "reference"):
             raise SkipError(f'expected mode "balanced" or "reference"; got {self.mode!r}')
         if self.phase not in ("decode", "both"):
