@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from skipguide.active import Intervention
-from skipguide.attention import JointValuesPass, ValuesPass
 from skipguide.blocks import Block, BlockMap
 from skipguide.errors import SkipError
-from skipguide.interventions import LeaveOutKeys, Nested, OnRows, ReturnInput, SkipBlock, When, ZeroBranch
+from skipguide.interventions import AT_PARTS, LeaveOutKeys, Nested, OnRows, ReturnInput, SkipBlock, When
+from skipguide.parts import PART_SPECS
 from skipguide.plan import SkipPlan
 from skipguide.prefix import Capture, Inject, Keep, Prefix, Replay
 from skipguide.schedule import Schedule
@@ -67,22 +67,23 @@ class PlannedInterventions:
     def skip(self, term: SkipPlan) -> None:
         """Leave out what one term of a plan names."""
         for block in self.blocks.select(term.layers, term.part, term.stack):
-            helpers = block.helper_modules(term.part)
+            runs = PART_SPECS[term.part].runs
+            helpers = [] if runs else block.helper_modules(term.part)
             self.helpers |= {name for name, _ in helpers}
             for name, module, found in [
-                *_left_out(block, term.part),
+                *AT_PARTS[term.part](block, term.part),
                 *((*helper, ReturnInput()) for helper in helpers),
             ]:
                 added = found
-                if block.spec.cached and not isinstance(found, ReturnInput):
+                if block.spec.cached and not runs and not isinstance(found, ReturnInput):
                     added = self._with_keys(block, module, added, term)
                 if term.rows is not None:
                     added = OnRows(added, term.rows, block, module)
                 if (term.start, term.stop) != (0.0, 1.0):
                     added = self._in_window(added, term.schedule)
                 self.add(module, name, added)
-            runs = [s.calls for part in ("attn", "cross_attn", "mlp") for _, _, s in block.sublayers(part)]
-            self.stats.weights |= {name: 1 / sum(runs) for name, _, _ in block.sublayers(term.part)}
+            calls = [s.calls for part in ("attn", "cross_attn", "mlp") for _, _, s in block.sublayers(part)]
+            self.stats.weights |= {name: 1 / sum(calls) for name, _, _ in block.sublayers(term.part)}
 
     def _in_window(self, intervention: Intervention, window: Schedule) -> When:
         """The intervention in a window of the steps only."""
@@ -106,15 +107,3 @@ class PlannedInterventions:
         index = getattr(found, "layer_idx", None)
         refusal = "" if term.rows is None else "a plan for some batch rows cannot leave keys out of the others"
         return LeaveOutKeys(intervention, module, block.index if index is None else index, len(self.blocks), refusal)
-
-
-def _left_out(block: Block, part: str) -> list[tuple[str, nn.Module, Intervention]]:
-    """Name, module and intervention for every module that a part of a block consists of."""
-    if part == "block":
-        return [(block.name, block.module, SkipBlock(block))]
-    if part == "attn_identity" and block.spec.joint:
-        return [(block.name, block.module, JointValuesPass(block))]
-    sublayers = block.sublayers(part)
-    if part == "attn_identity":
-        return [(name, module, ValuesPass(name, module)) for name, module, _ in sublayers]
-    return [(name, module, ZeroBranch(name, module, sublayer)) for name, module, sublayer in sublayers]

@@ -80,6 +80,7 @@ class ToyTwo(nn.Module):
 
 
 IMAGE, TEXT = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)), torch.full((2, 3, 8), 0.3)
+SUBLAYERS = {"attn", "cross_attn", "mlp"}
 ONE = BlockSpec("layers", streams=("x",), mlp=(Sublayer("ff", outputs=("input",)),))
 
 
@@ -108,7 +109,7 @@ def test_a_third_party_model_with_a_tensor_output():
     model = randomise(ToyOne())
     report = check(model, {"x": IMAGE})
     assert report.blocks == 4 and "residue: none" in str(report)
-    assert find_blocks(model)[0].parts == ("block", "mlp")
+    assert SUBLAYERS & set(find_blocks(model)[0].parts) == {"mlp"}
     with Skipper(model, SkipPlan([1, 2], "mlp")), torch.no_grad():
         skipped = model(IMAGE)
     for layer in (1, 2):
@@ -163,7 +164,7 @@ def test_subclasses_and_the_latest_description_win():
     assert len(find_blocks(Finer())) == 4
     register_blocks(Finer, ModelSpec((BlockSpec("layers", streams=("x",)),)))
     assert find_blocks(Finer())[0].parts == ("block",)
-    assert find_blocks(ToyOne())[0].parts == ("block", "mlp")
+    assert SUBLAYERS & set(find_blocks(ToyOne())[0].parts) == {"mlp"}
 
 
 def test_a_described_stack_that_is_not_there():
@@ -178,7 +179,7 @@ def test_describe_is_a_table():
     assert lines[1].split() == ["layer", "name", "class", "parts"]
     assert lines[2].startswith("0      transformer_blocks.0")
     assert lines[-1].split()[:3] == ["5", "single_transformer_blocks.2", "HunyuanVideoSingleTransformerBlock"]
-    assert lines[-1].endswith("block, attn, mlp, attn_identity")
+    assert "block, attn, mlp, attn_identity" in lines[-1]
     assert len({line.index(line.split("  ")[-1].strip()) for line in lines[2:]}) == 1
 
 

@@ -22,7 +22,7 @@ def test_blocks_are_found_in_execution_order(family):
     blocks = find_blocks(model)
     assert [b.name for b in blocks] == family.block_names
     for i, block in enumerate(blocks):
-        assert set(block.parts) - {"block", "attn_identity"} == set(family.parts(i))
+        assert {"attn", "cross_attn", "mlp"} & set(block.parts) == set(family.parts(i))
         assert ("attn_identity" in block.parts) == bool(family.blocks[i][1].values)
         assert block.name in blocks.describe()
 

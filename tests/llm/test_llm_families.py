@@ -92,7 +92,7 @@ def lm_run(lm, ids):
 def test_the_core_leaves_out_blocks_and_sublayers(lm):
     model = lm.build()
     blocks = find_blocks(model)
-    assert len(blocks) == sublayer_map(model).num_layers and blocks[0].parts == ("block", "attn", "mlp")
+    assert len(blocks) == sublayer_map(model).num_layers and blocks[0].parts[:3] == ("block", "attn", "mlp")
     for part in ("attn", "mlp"):
         with Skipper(model, SkipPlan([1], part=part)) as skipper:
             out = forward(model, use_cache=False)

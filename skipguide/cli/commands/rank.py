@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from skipguide.cli import models, pipeline_calls
-from skipguide.cli.arguments import BUNDLED, DTYPES, PARTS, examples, number
+from skipguide.cli.arguments import BUNDLED, DTYPES, examples, number
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, sidecar, slug, versions, write_json
 from skipguide.errors import SkipError
+from skipguide.parts import PARTS
 
 
 def register(subparsers: Any) -> None:
