@@ -33,12 +33,12 @@ class AppliedSublayers:
     """
 
     def __init__(
-        self, plan: SublayerPlanData, sites: SublayerMap, *, cached: bool = True, everywhere: bool = False
+        self, plan: SublayerPlanData, sublayers: SublayerMap, *, cached: bool = True, everywhere: bool = False
     ) -> None:
         self.plan = plan
-        self.map = sites
-        check_plan(plan, sites, cached)
-        self._root = gate_of(sites.decoder)
+        self.map = sublayers
+        check_plan(plan, sublayers, cached)
+        self._root = gate_of(sublayers.decoder)
         refuse_second(self._root)
         self.listeners: list[Listener] = []
         self._cached = cached
@@ -50,10 +50,10 @@ class AppliedSublayers:
         self._active.counts_calls = False
         # the same dictionary in all threads and tasks that the plan reaches
         self._interventions: dict[int, Intervention] = self._active.interventions
-        self._pass = DecoderPass(self._new_state(), PassReader(sites.decoder))
+        self._pass = DecoderPass(self._new_state(), PassReader(sublayers.decoder))
         self._misses = _OtherThreads(self)
         try:
-            self._put(sites.decoder, self._pass)
+            self._put(sublayers.decoder, self._pass)
             self._stand()
         except BaseException:
             self._uninstall()
@@ -299,13 +299,13 @@ def refuse_second(root: Gate) -> None:
         )
 
 
-def refuse_skipping(sites: SublayerMap) -> None:
+def refuse_skipping(sublayers: SublayerMap) -> None:
     """Refuse to measure a model that sublayers are left out of.
 
     Raises:
         SkipError: if a plan is applied to it, not empty and enabled.
     """
-    found = active_at(gate_of(sites.decoder), DecoderPass)
+    found = active_at(gate_of(sublayers.decoder), DecoderPass)
     if found is not None and found[1].state.enabled and not found[1].state.plan.empty:
         raise SkipError(
             "sublayers are left out of this model (AdaSkip, UnifiedSkip or a plan is applied), and only the whole "
@@ -313,34 +313,34 @@ def refuse_skipping(sites: SublayerMap) -> None:
         )
 
 
-def check_plan(plan: SublayerPlanData, sites: SublayerMap, cached: bool = True) -> None:
+def check_plan(plan: SublayerPlanData, sublayers: SublayerMap, cached: bool = True) -> None:
     """Refuse a plan that the model cannot run.
 
     Raises:
         SkipError: see `SublayerPlan.apply`.
     """
     for layer in plan.attn:
-        name = sites.site(layer, "attn").name
-        if layer in sites.producers:
+        name = sublayers.site(layer, "attn").name
+        if layer in sublayers.producers:
             raise SkipError(
-                f"{name} cannot be left out: later layers of {type(sites.model).__name__} read its keys and values "
+                f"{name} cannot be left out: later layers of {type(sublayers.model).__name__} read its keys and values "
                 f"(shared KV cache)"
             )
     for layer in plan.mlp:
-        sites.site(layer, "mlp")
-    kept = [site for site in sites.sites if site.part == "attn" and site.layer not in plan.attn]
+        sublayers.site(layer, "mlp")
+    kept = [site for site in sublayers.sites if site.part == "attn" and site.layer not in plan.attn]
     if cached and plan.attn and not kept:
         raise SkipError(
-            f"every attention of {type(sites.model).__name__} is left out, and a KV cache needs one that is kept: keep "
-            f"one, or say plan.apply(model, cached=False) and run with use_cache=False"
+            f"every attention of {type(sublayers.model).__name__} is left out, and a KV cache needs one that is kept: "
+            f"keep one, or say plan.apply(model, cached=False) and run with use_cache=False"
         )
-    _check_scale(bool(plan.attn_scale or plan.mlp_scale), sites)
+    _check_scale(bool(plan.attn_scale or plan.mlp_scale), sublayers)
 
 
-def _check_scale(scaled: bool, sites: SublayerMap) -> None:
-    if scaled and not sites.scalable:
-        why = "run attention and feed-forward in parallel" if sites.parallel else "are not h + sublayer(norm(h))"
+def _check_scale(scaled: bool, sublayers: SublayerMap) -> None:
+    if scaled and not sublayers.scalable:
+        why = "run attention and feed-forward in parallel" if sublayers.parallel else "are not h + sublayer(norm(h))"
         raise SkipError(
-            f"a scale per sublayer is not defined for {type(sites.model).__name__}: its layers {why}. Leave attn_scale "
-            f"and mlp_scale empty"
+            f"a scale per sublayer is not defined for {type(sublayers.model).__name__}: its layers {why}. Leave "
+            f"attn_scale and mlp_scale empty"
         )

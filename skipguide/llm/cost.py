@@ -27,7 +27,7 @@ from skipguide.llm.applied import refuse_skipping
 from skipguide.llm.find import sublayer_map
 from skipguide.llm.passes import evaluating
 
-Mark = float | torch.cuda.Event
+Timestamp = float | torch.cuda.Event
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,8 @@ class _Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
-        self.marks: list[tuple[Mark, Mark]] = []
-        self._began: Mark = 0.0
+        self.marks: list[tuple[Timestamp, Timestamp]] = []
+        self._began: Timestamp = 0.0
 
     def start(self, *_: object) -> None:
         self._began = self._mark()
@@ -210,7 +210,7 @@ class _Clock:
             for handle in handles:
                 handle.remove()
 
-    def _mark(self) -> Mark:
+    def _mark(self) -> Timestamp:
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

@@ -41,7 +41,7 @@ class PlanState:
     def __init__(
         self,
         plan: SublayerPlanData,
-        sites: SublayerMap,
+        sublayers: SublayerMap,
         cached: bool,
         lost: Callable[[], None],
         extend: Callable[[Iterable[int]], None],
@@ -49,19 +49,19 @@ class PlanState:
     ) -> None:
         self.plan = plan
         self.cached = cached
-        self.layers = sites.num_layers
-        self.hide = tuple(sites.site(i, "attn").cache_index for i in plan.attn)
+        self.layers = sublayers.num_layers
+        self.hide = tuple(sublayers.site(i, "attn").cache_index for i in plan.attn)
         self.enabled = True
         self.drafting = 0
         self.last: kv.Mark | None = None
         self.listeners = listeners
         self.stats = Stats()
-        self.ledger = SublayerLedger(tuple(site.name for site in sites.sites), self.stats)
+        self.ledger = SublayerLedger(tuple(site.name for site in sublayers.sites), self.stats)
         self.lost = lost
         self.extend = extend
         self.uncached = 0
         self.whole: SublayerPlanData | None = None
-        self._names = {(site.layer, site.part): site.name for site in sites.sites}
+        self._names = {(site.layer, site.part): site.name for site in sublayers.sites}
         self._left_out: dict[tuple[bool, bool, tuple[int, ...]], tuple[str, ...]] = {}
 
     def left_out(self, attn: bool, mlp: bool, extra: Iterable[int]) -> tuple[str, ...]:

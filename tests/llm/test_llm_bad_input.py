@@ -151,7 +151,7 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_an_unknown_model_is_probed(name, monkeypatch):
-    monkeypatch.setattr("skipguide.families.language.LAYOUTS", ())  # whatever is described today
+    monkeypatch.setattr("skipguide.families.language.DECODER_LAYOUTS", ())  # whatever is described today
     paths = {"layers": "transformer.h", "attn": "attn.attention.out_proj", "mlp": ("mlp.c_proj",)}
     lm = llm_zoo.LM(name, name, UNKNOWN[name], **(paths if name == "GPTNeo" else {}))
     model = lm.build()

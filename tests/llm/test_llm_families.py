@@ -11,7 +11,7 @@ from helpers.llm_zoo import CACHE
 from torch import nn
 
 from skipguide import SkipError, Skipper, SkipPlan, check, find_blocks
-from skipguide.families.language import LAYOUTS
+from skipguide.families.language import DECODER_LAYOUTS
 from skipguide.llm import SublayerPlan, sublayer_map, watch
 from skipguide.llm.sublayers import families_table
 
@@ -148,10 +148,12 @@ def test_the_watched_stream_is_the_residual_stream(lm):
 def test_every_described_class_is_proven():
     """The data and the families tested here agree: nothing is claimed that no test covers."""
     tested = {type(lm.build()).__name__ for lm in llm_zoo.ALL}
-    described = {name for layout in LAYOUTS for name in layout.models if name.endswith(("ForCausalLM", "LMHeadModel"))}
+    described = {
+        name for layout in DECODER_LAYOUTS for name in layout.models if name.endswith(("ForCausalLM", "LMHeadModel"))
+    }
     assert {name for name in described if hasattr(transformers, name)} == tested
     reached = {id(sublayer_map(lm.build()).layout) for lm in llm_zoo.ALL}
-    assert reached == {id(layout) for layout in LAYOUTS}
+    assert reached == {id(layout) for layout in DECODER_LAYOUTS}
     table = families_table()
     assert all(name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") in table for name in described)
     assert table in (Path(__file__).parents[2] / "skipguide" / "llm" / "README.md").read_text(encoding="utf-8")
