@@ -56,9 +56,9 @@ class _Listener:
         branch = self.state.enter(self.pipe, self.spec, ContextNames.name(self.model))
         if branch == "uncond":
             answer = call(*args, **kwargs)
-            self.settle(first(answer))
+            self.score_last_step(first(answer))
             return answer
-        self.settle(None)
+        self.score_last_step(None)
         if self.state.step not in chosen_steps(self.state.steps, self.levels):
             return call(*args, **kwargs)
         batch = batch_size(args, kwargs)
@@ -76,12 +76,12 @@ class _Listener:
         c = first(out)[rows]
         self.waiting = c, skipped, grid_of(self.spec, kwargs, c)
         if branch == "both":
-            self.settle(first(out)[other])
+            self.score_last_step(first(out)[other])
         elif branch == "only":
-            self.settle(None)
+            self.score_last_step(None)
         return out
 
-    def settle(self, u: Tensor | None) -> None:
+    def score_last_step(self, u: Tensor | None) -> None:
         """Score the skipped predictions of the last step looked at; u is None where that step has no CFG."""
         if self.waiting is not None:
             c, skipped, grid = self.waiting
@@ -167,7 +167,7 @@ def calibrate(
         for number, prompt in enumerate(prompts):
             own = {"generator": torch.Generator("cpu").manual_seed(seed + number)} | arguments
             pipe(**own if prompt is None else {"prompt": prompt, **own})
-            listener.settle(None)
+            listener.score_last_step(None)
     finally:
         listener.leave()
     total = len(blocks)

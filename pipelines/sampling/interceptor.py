@@ -110,7 +110,7 @@ class Interceptor:
             if state.timesteps is not self._met:  # a cache can come and go between calls
                 self._met = state.timesteps
                 self.schedule.refuse_idle(state.steps)
-                self.passes.settle()
+                self.passes.move_in_front()
                 self.passes.set_cache(admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.schedule))
             sigma = state.sigma(self.pipe) if self.schedule.needs_sigma else None
             self.step_plan = self.schedule.at(state.step, state.steps, sigma, cfg=branch != "only")

@@ -143,7 +143,7 @@ class DenoiserPasses:
             skipper.install()
             self._installed.append(skipper)
 
-    def settle(self) -> None:
+    def move_in_front(self) -> None:
         """Put the gates in front of what came since they were installed, once per call of the pipeline."""
         for skipper in self._installed:
             skipper.move_in_front()
