@@ -58,7 +58,7 @@ class ActivePlan:
         groups: offloaded groups of several blocks, in the running pass.
         counts_calls: whether every call is entered in the ledger; else the root intervention enters whole passes.
         state: what else the root intervention keeps of the running pass.
-        live: whether somebody is inside the plan's `with` block. A task that outlives the block sees that it ended.
+        live: whether the plan's `with` block is open. A task that outlives the block sees that it ended.
         busy: whether a pass of the model runs on this object.
         renew: makes the interventions of a second pass at the same time, where they keep something of a pass; None:
             passes share them.
@@ -98,7 +98,12 @@ class ActivePlan:
         return self.batch if self.rows is None else len(self.rows)
 
     def skipped(self, name: str, count: int = 1) -> None:
-        """Note that the module of that name is left out, which stands for so many of the plan's."""
+        """Enter in the ledger that a module was left out.
+
+        Args:
+            name: the module, as the ledger calls it.
+            count: for how many left-out modules of the plan it stands.
+        """
         self.left_out += count
         if self.counts_calls:
             self.stats.skipped(name, self.present)
@@ -169,14 +174,14 @@ class ActivePlan:
         """A gate was called outside a pass of the model: notice if the model's own gate is not called any more.
 
         Raises:
-            LostGateError: if somebody replaced it.
+            LostGateError: if it was replaced.
         """
         root = self.root
         if root is not None and root is not gate and not root.reachable():
             raise root.lost()
 
     def close(self) -> None:
-        """End the plan for good: nobody can end it any more."""
+        """End the plan for good, where its handle or its model is gone and `leave` will not be called."""
         self.live = False
         self._root = None
         self.interventions = {}

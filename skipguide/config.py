@@ -263,7 +263,7 @@ def layer_tuple(layers: Iterable[int] | int) -> tuple[int, ...]:
     """Layer numbers as a tuple, each checked to be a whole number and named once."""
     try:
         found = native(layers)
-        if isinstance(found, (bytes, bytearray)):  # a list of numbers to Python, a text to everybody else
+        if isinstance(found, (bytes, bytearray)):  # Python takes these for lists of numbers, but they are texts
             raise TypeError
         items = (found,) if isinstance(found, int) else tuple(native(item) for item in found)
     except TypeError:

@@ -23,7 +23,12 @@ class SkipBlock:
     __slots__ = ("adds", "arguments", "counted", "name", "none_outputs", "returns", "shortcut")
 
     def __init__(self, block: Block, counted: int = 1) -> None:
-        """Counted: for how many left-out modules of the plan it stands; 0 enters nothing in the ledger."""
+        """Read the block's description.
+
+        Args:
+            block: the block.
+            counted: for how many left-out modules of the plan it stands; 0 enters nothing in the ledger.
+        """
         self.arguments = Arguments(block.module)
         self.returns = block.spec.returns or block.spec.streams
         self.adds = block.spec.adds
@@ -77,7 +82,7 @@ class ZeroBranch:
             plan.skipped(self.name)
         if self.width is not None:
             return self._wide(first_tensor(args, kwargs), self.width)
-        if self.spread and len(self.outputs) == 1:  # every token of a decoding model comes by
+        if self.spread and len(self.outputs) == 1:  # runs once per layer and decoded token: kept short
             name = self.outputs[0]
             given = args[0] if args and not name else self.arguments.get(name, args, kwargs)
             zero = given if self.inside else self._zero(given).expand(given.shape)
@@ -190,7 +195,12 @@ class ShareRows:
     __slots__ = ("arguments", "folded", "own", "places", "shared")
 
     def __init__(self, block: Block, sources: Sequence[int]) -> None:
-        """Sources: for each row of the batch the row whose result it has; a row that runs is its own."""
+        """Read the rows.
+
+        Args:
+            block: the block.
+            sources: for each row of the batch the row whose result it has; a row that runs is its own.
+        """
         self.arguments = Arguments(block.module)
         self.own = tuple(row for row, source in enumerate(sources) if row == source)
         self.places = tuple(self.own.index(source) for source in sources)
@@ -225,7 +235,7 @@ class When:
     Args:
         condition: its name in the plan's `holds`, which says for every pass whether it is met.
         intervention: what happens then; otherwise the module runs.
-        unknown: the error where nobody has said whether it is met; empty: then it is not.
+        unknown: the error where `holds` does not say whether it is met; empty: then it is not.
     """
 
     __slots__ = ("condition", "intervention", "unknown")

@@ -93,7 +93,7 @@ class PlannedInterventions:
         return When(
             condition,
             intervention,
-            f"the plan holds for the steps from {window.start} to {window.stop}, but nobody said which step this is: "
+            f"the plan holds for the steps from {window.start} to {window.stop}, but which step this is was not said: "
             f"set skipper.progress = step / steps before each pass",
         )
 

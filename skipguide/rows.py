@@ -26,7 +26,7 @@ def run_rows(
         x: the block's input, `[B, ...]`; it is not written to, unless it is ours.
         index: numbers of the rows that run, ascending and without repeats: a list, or `[n]` on x's device.
         shortcut: what the other rows get; None is the identity.
-        own: nobody else reads x, now or later: where its other rows stay as they are, it is the output too.
+        own: x is read nowhere else, now or later, so it may be written to: where its other rows stay, it is the output.
 
     Returns:
         `[B, ...]`; differentiable.

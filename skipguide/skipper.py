@@ -43,7 +43,7 @@ class Skipper:
 
     Raises:
         SkipError: at once, for a layer, part or stack that the model does not have.
-        LostGateError: when somebody replaced a gate, so that the skip would silently not happen.
+        LostGateError: when a gate was replaced, so that the skip would silently not happen.
 
     Example:
         >>> from diffusers import LTXVideoTransformer3DModel
@@ -107,7 +107,7 @@ class Skipper:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Deactivate the plan and remove what nobody else uses."""
+        """Deactivate the plan and remove the gates that no other plan uses."""
         self.active.leave()
         self.remove()
 
@@ -163,7 +163,7 @@ class SkipperPass(ModelPass):
     """A pass under a Skipper: it is counted, and a gate that was lost is noticed afterwards.
 
     Attributes:
-        steady: the driver sees to it that the gates stand in front, once per call of its pipeline.
+        steady: whether the driver moves the gates in front itself, once per call of its pipeline, and not every pass.
     """
 
     __slots__ = ("gates", "model", "modules", "steady")
@@ -190,7 +190,7 @@ class SkipperPass(ModelPass):
             gate.move_in_front()
 
     def end(self, plan: ActivePlan) -> None:
-        """Release the groups that nobody has released."""
+        """Release the groups that are still loaded."""
         if plan.groups is not None:
             plan.groups.release()
             plan.groups = None

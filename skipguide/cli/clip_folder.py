@@ -3,8 +3,8 @@
 Per clip there are two files, `00001-a-red-circle.gif` and its notes `00001-a-red-circle.gif.json`. Both are written
 under temporary names; the notes are renamed first and the clip last, so a clip that is there is whole and described,
 and a run that is killed between any two of these steps leaves a clip that counts as not made. The manifest is put
-together from the notes, under a lock and renamed into place: it has no line twice and no half line, whoever was
-killed when.
+together from the notes, under a lock and renamed into place: it has no line twice and no half line, whichever process
+was killed, and when.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class ClipFolder:
                 )
 
     def done(self, clip: Clip) -> bool:
-        """Whether a clip is there as it is asked for.
+        """Whether a clip is there, made with the settings that are asked for.
 
         Raises:
             SkipError: if one is there that was made with other settings, or that its notes do not describe.
@@ -140,7 +140,7 @@ class ClipFolder:
         return len(lines)
 
     def _notes(self) -> Iterator[Path]:
-        """The notes of every clip in the folder, whoever asked for it."""
+        """The notes of every clip in the folder, also of clips that are not asked for here."""
         return (path for path in sorted(self.folder.glob("[0-9]*.json")) if path.with_suffix("").exists())
 
     def _line(self, path: Path) -> str | None:

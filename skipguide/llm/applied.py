@@ -54,11 +54,11 @@ class AppliedSublayers:
         self._misses = _OtherThreads(self)
         try:
             self._put(sublayers.decoder, self._pass)
-            self._stand()
+            self._intervene()
         except BaseException:
             self._uninstall()
             raise
-        # the model holds its plan: a handle that nobody keeps does not end it
+        # the model holds its plan: dropping the handle does not end it
         hold_everywhere(self._root, self._misses)
         self._active.enter()
 
@@ -80,12 +80,12 @@ class AppliedSublayers:
     # -- installation -------------------------------------------------------------------------------------------
 
     def _new_state(self) -> PlanState:
-        callbacks = (_weakly(self._lost), _weakly(self._stand_in_too), _weakly(self._listening))
+        callbacks = (_weakly(self._lost), _weakly(self._extend_layers), _weakly(self._get_listeners))
         return PlanState(self.plan, self.map, self._cached, *callbacks)
 
-    def _stand(self) -> None:
+    def _intervene(self) -> None:
         for i in sorted({*self.plan.attn, *self.plan.mlp}):
-            self._stand_in(i)
+            self._intervene_in(i)
 
     def replace(self, plan: SublayerPlanData) -> None:
         """Leave out what another plan says from now on, in all threads and tasks that this one has reached.
@@ -104,20 +104,20 @@ class AppliedSublayers:
         before, self.plan = self.plan, plan
         state = self._new_state()
         state.whole, state.enabled, state.drafting = before, self._pass.state.enabled, self._pass.state.drafting
-        self._stand()
+        self._intervene()
         self._pass.state = state
 
-    def _stand_in(self, layer: int, extended: bool = False) -> None:
+    def _intervene_in(self, layer: int, extended: bool = False) -> None:
         for module, intervention in interventions_at(layer, self.map, self.plan, extended):
             self._put(module, intervention)
 
-    def _stand_in_too(self, mlp: Iterable[int]) -> None:
+    def _extend_layers(self, mlp: Iterable[int]) -> None:
         for layer in mlp:
             if layer not in self._extended:
-                self._stand_in(layer, extended=True)
+                self._intervene_in(layer, extended=True)
                 self._extended.add(layer)
 
-    def _listening(self) -> list[Listener]:
+    def _get_listeners(self) -> list[Listener]:
         return self.listeners
 
     def _put(self, module: nn.Module, intervention: Intervention) -> None:
@@ -133,7 +133,7 @@ class AppliedSublayers:
             self._gates.pop().remove()
 
     def _lost(self) -> None:
-        """Something did not happen as planned: raise if a gate was replaced."""
+        """Raise if a gate was replaced; called when less was left out than the plan names."""
         names = {id(module): name for name, module in self.map.model.named_modules()}
         for gate in self._gates:
             if not gate.reachable() or gate.key not in names:
@@ -183,7 +183,7 @@ class AppliedSublayers:
 
     @contextmanager
     def running(self) -> Iterator[AppliedSublayers]:
-        """The plan in another thread or task, for as long as it is applied."""
+        """Let the plan hold in another thread or task too, inside the block and for as long as it is applied."""
         if self._active is None:
             raise SkipError("this plan was removed from its model: apply it again")
         active = self._active.again()
@@ -227,10 +227,10 @@ class AppliedSublayers:
         self.extend_in(mark, layers, scales)
 
     def extend_in(self, mark: kv.Mark, mlp: Iterable[int], mlp_scale: Mapping[int, float]) -> None:
-        """The same, unchecked, for the sequence of a mark: with several threads, the last pass can be another's."""
+        """Like `extend`, unchecked, in the sequence of a mark: with several threads the last pass can be another's."""
         for layer in mlp:
             if layer not in self.plan.mlp and layer not in mark.extra:
-                self._stand_in_too([layer])
+                self._extend_layers([layer])
                 mark.extra[layer] = mlp_scale.get(layer)
 
     @property
@@ -271,7 +271,7 @@ def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _OtherThreads:
-    """Stands at the decoder in all threads: a pass in one that the plan has not reached gets it, or is counted."""
+    """At the decoder, in all threads: where the plan does not hold, enter it (`everywhere`) or count the pass."""
 
     def __init__(self, applied: AppliedSublayers) -> None:
         self.applied = applied

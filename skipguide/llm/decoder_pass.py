@@ -32,10 +32,10 @@ class PlanState:
         drafting: how many `drafting` blocks are open.
         last: the mark of the cache of the last pass.
         lost: raises if a gate was replaced.
-        extend: puts up what leaves out more feed-forwards than the plan names.
+        extend: installs the interventions that leave out more feed-forwards than the plan names.
         listeners: those that are called before a pass.
         uncached: passes without a cache.
-        whole: the plan, without any sublayer, that this one has replaced: its caches go on under this one.
+        whole: the empty plan that this one has replaced, if any: caches filled under it go on under this one.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class RunningPass:
         decode: one token of a sequence that runs already.
         cache: that was given, or None.
         mark: of the cache.
-        after: who wants to be told that the pass is over.
+        after: called when the pass is over.
     """
 
     attn: bool = False

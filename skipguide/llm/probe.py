@@ -1,4 +1,4 @@
-"""Probe: the layers of a language model that nobody described, found by their shape and proven by running them."""
+"""Probe: the layers of a language model without a description, found by their shape and proven by running them."""
 
 from __future__ import annotations
 

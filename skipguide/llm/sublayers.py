@@ -1,4 +1,4 @@
-"""Find: the attention and feed-forward sublayers of a causal language model."""
+"""Sublayer map: the attention and feed-forward of every layer of a causal language model."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Unified Layer Skipping: one fixed set of whole layers per target speed-up, the same for every token and every input.
 
 Source: Unified Layer Skipping (arXiv 2404.06954); the layers that stay depend on nothing but their number and the
-speed-up. The method is meant for models *fine-tuned* with the layers left out (`demos/unified_finetune/`): used on a
-model as it is, it is a plain baseline and costs quality.
+speed-up. The method is meant for models *fine-tuned* with the layers left out (`demos/unified_finetune/`): on a
+model that was not, it is a plain baseline and costs quality.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class _WatchPass(ModelPass):
         self.reader = PassReader(watch.map.decoder)
 
     def open(self, plan: ActivePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Describe the pass, and tell who watches."""
+        """Describe the pass, and call `on_pass`."""
         watch, reader = self.watch, self.reader
         cache = reader.cache(args, kwargs)
         tokens = reader.tokens(args, kwargs)

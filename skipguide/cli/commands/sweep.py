@@ -182,7 +182,7 @@ def _make(
     todo = [_Todo(row, scale, plan, cost) for (row, scale, plan), cost in zip(plans, costs, strict=True)]
     keys = [maker.key(each) for each in todo]
     with tqdm(total=1 + len(plans), desc="sweep", unit="cell", disable=not process.shows) as progress:
-        # every other cell is compared with the plain clip: whoever comes first makes it, the others wait for it
+        # every other cell is compared with the plain clip: the first process makes it, the others wait for it
         with cache.locks.hold("plain", wait=True):
             plain = maker.plain()
         progress.update()

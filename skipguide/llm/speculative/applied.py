@@ -53,7 +53,7 @@ class AppliedSelfSpeculative:
         self.controller: Controller | None = None
         self._before = model.__dict__.get("generate", _MISSING)
         self._generate = model.generate
-        model.generate = self._stand_in = self.generate
+        model.generate = self._replacement = self.generate
 
     def generate(self, *args: Any, streamer: Any = None, tokenizer: Any = None, **kwargs: Any) -> Any:
         """What stands in for `model.generate`.
@@ -75,12 +75,12 @@ class AppliedSelfSpeculative:
         """Give `model.generate` back; a second call does nothing.
 
         Raises:
-            SkipError: if somebody replaced it in the meantime.
+            SkipError: if it was replaced in the meantime.
         """
         if self._generate is None:
             return
-        if self.model.__dict__.get("generate") is not self._stand_in:
-            raise SkipError("somebody replaced model.generate while SelfSpeculative was applied: undo that first")
+        if self.model.__dict__.get("generate") is not self._replacement:
+            raise SkipError("model.generate was replaced while SelfSpeculative was applied: undo that first")
         if self._before is _MISSING:
             del self.model.generate
         else:
