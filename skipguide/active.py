@@ -29,7 +29,7 @@ class Gated(Protocol):
     everywhere: tuple[ActivePlan, ...]
 
     def reachable(self) -> bool:
-        """Whether calls of the module still come by."""
+        """Whether calls of the module still reach it."""
 
     def lost(self, name: str = "") -> LostGateError:
         """The error if they do not."""

@@ -1,4 +1,4 @@
-"""Gate: the stand-in at one module's `forward`. It installs and removes itself and asks, at each call, what to do.
+"""Gate: the stand-in at one module's `forward`. At each call it does what the active plans say.
 
 There is one gate per module, shared by all plans that need it.
 """

@@ -1,4 +1,4 @@
-"""Planned interventions: what stands where on one model, from a plan, captured prefixes and a prefix to resume from."""
+"""Planned interventions: what happens at which module, from a plan, prefixes to capture and one to resume from."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Prefix:
     kept: dict[str, Any] = field(default_factory=dict)
 
     def select(self, rows: slice, batch: int) -> Prefix:
-        """The same point for some rows of the batch, as views.
+        """This prefix for some rows of the batch, as views.
 
         Args:
             rows: slice of the model's batch.

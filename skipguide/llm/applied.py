@@ -125,7 +125,7 @@ class AppliedSublayers:
         if gate.key not in self._interventions:
             gate.install(inside=gate is self._root)
             self._gates.append(gate)
-        # where something stands already, an extension of the layer takes its place, with the plan's own part in it
+        # an extension of a layer takes the place of the plan's intervention there, which it contains
         self._interventions[gate.key] = intervention
 
     def _uninstall(self) -> None:

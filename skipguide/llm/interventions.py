@@ -1,4 +1,4 @@
-"""Interventions: what stands in a layer of a language model from which sublayers are left out."""
+"""Interventions: what happens in a layer of a language model from which sublayers are left out."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _scaled(out: Tensor, factor: float) -> Tensor:
 def interventions_at(
     layer: int, sublayers: SublayerMap, plan: SublayerPlanData, extended: bool = False
 ) -> list[tuple[nn.Module, Intervention]]:
-    """What stands in a layer: module and intervention, the layer itself first.
+    """The interventions in a layer, each with its module, the layer itself first.
 
     Args:
         layer: its number.

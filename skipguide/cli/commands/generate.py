@@ -51,7 +51,7 @@ def register(subparsers: Any) -> None:
 
 
 def add_many(parser: argparse.ArgumentParser) -> None:
-    """Add what makes many clips of it."""
+    """Add the options for many clips from a file of prompts."""
     group = parser.add_argument_group("many clips")
     group.add_argument(
         "--prompts",

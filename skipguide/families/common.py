@@ -1,4 +1,4 @@
-"""Words that the families' descriptions share."""
+"""What the descriptions of several families share: names of streams and arguments, and common sublayers."""
 
 from __future__ import annotations
 
