@@ -1,6 +1,6 @@
 """Data only: the layers of every supported language model family, matched by class name.
 
-Each entry is proven in the tests (tests/llm/test_llm_families.py) on a tiny random instance, bit-equal to a copy whose
+Each entry is proven in the tests (tests/llm/test_families.py) on a tiny random instance, bit-equal to a copy whose
 output projections are zero: plain forward, left-padded cached generation, static cache, beam search, chunked prefill.
 """
 

@@ -1,14 +1,15 @@
-"""torch.compile with a sublayer plan: one graph for all decode steps, right results on, off and on again."""
+"""Decoding under a sublayer plan: few calls a token; compiled, one graph for all steps, right results on and off."""
 
 import logging
 
 import pytest
 import torch
 from helpers import llm_zoo
+from helpers.call_counter import CallCounter
 from helpers.llm_zoo import CACHE
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
-from transformers import StaticCache
+from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
 from skipguide.llm import SublayerPlan
 
@@ -62,3 +63,21 @@ def test_one_graph_for_all_steps_and_both_ways_of_the_switch(name):
     with plan.apply(model):
         close(decode(model, step), skipped)
     assert counter.frame_count - before == first and not counters["graph_break"]
+
+
+def test_a_decoded_token_takes_few_calls():
+    """Counted in our files, which is the same on every machine."""
+    tiny = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=30, **tiny)).eval()
+    prompt, token = torch.arange(5)[None], torch.tensor([[3]])
+    with torch.no_grad(), SublayerPlan(attn=[5, 9, 13], mlp=[7]).apply(model):
+        cache = model(prompt, use_cache=True)[CACHE]
+        for _ in range(3):
+            model(token, **{CACHE: cache})
+        counts = []
+        for _ in range(2):
+            with CallCounter() as counter:
+                model(token, **{CACHE: cache})
+            counts.append(counter.calls)
+    assert counts[0] == counts[1], "every token makes the same calls"
+    assert 0 < counts[0].total() <= 78, "\n".join(f"{number:5} {place}" for place, number in counts[0].most_common())

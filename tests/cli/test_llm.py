@@ -1,4 +1,4 @@
-"""`skipguide llm` on a folder with a tiny random model."""
+"""`skipguide llm`: on a folder with a tiny random model, and which model it takes."""
 
 import json
 import shlex
@@ -10,6 +10,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from skipguide.cli import build_parser, main
+from skipguide.cli.llm_models import load
+from skipguide.errors import SkipError
+
+# `skipguide llm` on a folder with a tiny random model.
 
 LAYERS = 4
 
@@ -149,3 +153,11 @@ def test_examples_of_the_actions_parse(capsys, action):
     lines = [line.strip() for line in capsys.readouterr().out.partition("examples:\n")[2].splitlines()]
     for line in lines:
         assert build_parser().parse_args(shlex.split(line)[1:]).action == action
+
+
+# Which language model `skipguide llm` takes.
+
+
+def test_a_model_that_is_none_is_answered_with_language_models():
+    with pytest.raises(SkipError, match=r"expected tiny-lm \(bundled\), a folder, or a hub id such as Qwen/"):
+        load("./nothing", "cpu", "float32")
