@@ -107,7 +107,7 @@ def test_backends_go_back_whoever_leaves_first():
 
 
 def test_the_known_backends_are_those_of_diffusers():
-    from skipguide.attention import _TORCH_BACKENDS
+    from skipguide.hosts.attention_backends import _TORCH_BACKENDS
 
     assert set(_TORCH_BACKENDS) <= {
         backend.value for backend in diffusers.models.attention_dispatch.AttentionBackendName
