@@ -46,6 +46,7 @@ class Skipper:
         LostGateError: when a gate was replaced, so that the skip would silently not happen.
 
     Example:
+        >>> import torch
         >>> from diffusers import LTXVideoTransformer3DModel
         >>> model = LTXVideoTransformer3DModel(in_channels=4, out_channels=4, num_layers=2, num_attention_heads=2,
         ...     attention_head_dim=8, cross_attention_dim=16, caption_channels=8)

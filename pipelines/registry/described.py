@@ -35,6 +35,7 @@ def register_pipeline(pipeline_class: type | str, spec: PipelineSpec) -> None:
     Example:
         >>> class MyPipeline: ...
         >>> register_pipeline(MyPipeline, PipelineSpec("batched", layout="bchw"))
+        >>> from skipguide.pipelines.registry import pipeline_spec
         >>> pipeline_spec(MyPipeline()).cfg
         'batched'
     """

@@ -39,6 +39,8 @@ class LayerMask:
         SkipError: for a mask of another type or shape.
 
     Example:
+        >>> import torch
+        >>> from skipguide.vision import LayerMask
         >>> import torchvision
         >>> model = torchvision.models.resnet18(num_classes=5).eval()
         >>> keep = torch.zeros(1, 64, 64, dtype=torch.bool)
@@ -223,6 +225,8 @@ def masked_forward(
         SkipError: for a model that cannot be masked.
 
     Example:
+        >>> import torch
+        >>> from skipguide.vision import masked_forward
         >>> import torchvision
         >>> f = masked_forward(torchvision.models.resnet18(num_classes=3).eval())
         >>> nothing = torch.zeros(1, 1, 64, 64)

@@ -30,8 +30,8 @@ class ClassSkip(JsonConfig):
         SkipError: for a ratio that is not positive, `max` below 1, or a decay that is not positive.
 
     Example:
-        >>> ClassSkip().expected(100), ClassSkip().expected(1000)
-        (53.4..., 107.4...)
+        >>> [round(ClassSkip().expected(classes), 1) for classes in (100, 1000)]
+        [53.5, 107.4]
     """
 
     ratio: float = 0.5
