@@ -138,6 +138,18 @@ def make_guidance(arguments: Mapping[str, Any]) -> Any:
     return SpatiotemporalSkipGuidance(**arguments)
 
 
+def _check_frames(pipeline: Any, call: Mapping[str, Any]) -> None:
+    """Refuse a number of frames that the denoiser cannot draw: some have one learned place per frame (Latte).
+
+    Raises:
+        SkipError: with the number that it draws.
+    """
+    config = getattr(getattr(pipeline, "transformer", None), "config", None)
+    drawn, asked = getattr(config, "video_length", None), call.get("video_length")
+    if drawn is not None and asked is not None and asked != drawn:
+        raise SkipError(f"this model draws clips of {drawn} frames and no others; got --frames {asked}")
+
+
 def sample(
     pipeline: Any,
     prompt: str,
@@ -162,6 +174,7 @@ def sample(
     """
     import torch
 
+    _check_frames(pipeline, call)
     pipeline.set_progress_bar_config(**(bar or {}))
     arguments = {"prompt": prompt, "generator": torch.Generator("cpu").manual_seed(seed), **call}
     begin = time.perf_counter()

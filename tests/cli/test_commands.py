@@ -305,7 +305,8 @@ def test_what_a_real_pipeline_refuses(tiny, tmp_path, monkeypatch, capsys):
         ("has no part 'cross_attn'", "--layers", "1", "--part", "cross_attn"),
         ("skipguide sweep", "--steps", "1"),  # no preset for a model of this size
         ("divisible by 8", "--height", "15", "--layers", "1"),
-        ("LattePipeline failed", "--frames", "3", "--layers", "1", "--steps", "1"),
+        ("draws clips of 4 frames and no others; got --frames 3", "--frames", "3", "--layers", "1", "--steps", "1"),
+        ("draws clips of 4 frames and no others; got --frames 1", "--frames", "1", "--no-guidance", "--steps", "1"),
     ]:
         assert main(["generate", "a red circle", "--model", tiny, *more]) == 2
         error = capsys.readouterr().err

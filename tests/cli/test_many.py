@@ -42,7 +42,8 @@ def read(tmp_path, text, *argv):
 
 
 def test_a_line_is_a_prompt_or_settings_of_its_own(tmp_path):
-    text = '\ufeffa red bar\n\n{"prompt": "-x {", "seed": 5, "layers": [5, "7-8"], "cfg_interval": [0, 0.5]}\n# five\n'
+    text = '\ufeffa red bar\n\n{"prompt": "-x {", "seed": 5, "layers": [5, "7-8"], "cfg_interval": [0, 0.5]}\n'
+    text += '{"prompt": "# five"}\n  # a comment\n'
     text += '{"prompt": "p", "no_guidance": true, "negative_prompt": "-blur"}\n'
     plain, own, third, without = read(tmp_path, text, "--layers", "1", "--scale", "2", "--seed", "3")
     assert (plain.prompt, plain.seed, plain.layers, plain.scale) == ("a red bar", 3, [1], 2)
@@ -53,10 +54,23 @@ def test_a_line_is_a_prompt_or_settings_of_its_own(tmp_path):
     assert (guided.no_guidance, guided.layers) == (False, [2])
 
 
+def test_lines_end_where_editors_end_them(tmp_path):
+    text = 'one\u2028still one\r\ntwo\x0cstill two\rthree\n{"prompt": "a\u0085b"}\n[not json\n'
+    (tmp_path / "bytes.txt").write_bytes(text.encode())
+    found = read_prompts(tmp_path / "bytes.txt", build_parser().parse_args(["generate", "--prompts", "x"]))
+    assert [each.prompt for each in found] == [
+        *("one\u2028still one", "two\x0cstill two", "three", "a\u0085b", "[not json"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("", "has no prompts"),
+        ("# nothing but a comment", "has no prompts"),
+        ('["a", "b"]', "line 1: expected a prompt in words, or a JSON object with one"),
+        ('"quoted"', "line 1: expected a prompt in words, or a JSON object with one"),
+        ('{"prompt": "half \\ud83d"}', "a surrogate"),
         ("a\n{no json}", "line 2: a line that begins with { is a JSON object"),
         ('{"seed": 1}', "line 1: expected a prompt in words; got None"),
         ('{"prompt": " "}', "expected a prompt in words"),

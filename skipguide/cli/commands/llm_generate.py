@@ -181,7 +181,8 @@ def as_text(report: dict[str, Any]) -> str:
     if (spoken := report.get("speculation")) is not None:
         lines.append(
             f"drafts: {spoken['accepted']} of {spoken['drafted']} tokens accepted in {spoken['rounds']} rounds "
-            f"(acceptance {spoken['acceptance']:.0%}), {spoken['plain_steps']} plain steps, switched off "
+            f"({spoken['acceptance']:.0%} of those that were judged: none is behind the first rejected one), "
+            f"{spoken['plain_steps']} plain steps, switched off "
             f"{spoken['switched_off']} times"
         )
         drafter = ", ".join(f"{part} {_numbers(spoken[part])}" for part in ("attn", "mlp"))
