@@ -22,7 +22,8 @@ from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.hosts.cache_contexts import ContextNames
 from skipguide.hosts.wrappers import unwrap
-from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
+from skipguide.pipelines.registry.described import PipelineSpec, described_loop, pipeline_spec
+from skipguide.pipelines.sampling.call_stack import is_called_by
 from skipguide.pipelines.sampling.grid import grid_of
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.passes import DenoiserPasses
@@ -44,6 +45,7 @@ class _Listener:
 
     def __init__(self, pipe: Any, spec: PipelineSpec, model: nn.Module, keys: Sequence[Key], levels: int) -> None:
         self.pipe, self.spec, self.model, self.levels = pipe, spec, model, levels
+        self.loop = described_loop(pipe)
         self.keys = keys
         self.state = PipelineCall()
         self.passes = DenoiserPasses(model, True, GuidanceStats())
@@ -51,7 +53,7 @@ class _Listener:
         self.waiting: tuple[Tensor, dict[Key, Tensor], Any] | None = None
 
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.spec.is_passive(kwargs):
+        if not is_called_by(self.pipe, self.model, self.loop) or self.spec.is_passive(kwargs):
             return call(*args, **kwargs)
         branch = self.state.enter(self.pipe, self.spec, ContextNames.name(self.model))
         if branch == "uncond":

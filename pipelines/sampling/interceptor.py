@@ -18,7 +18,7 @@ from skipguide.arguments import batch_size
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.hosts.cache_contexts import ContextNames
-from skipguide.pipelines.registry.described import PipelineSpec
+from skipguide.pipelines.registry.described import PipelineSpec, described_loop
 from skipguide.pipelines.sampling.branch_parallel import BranchParallelPasses
 from skipguide.pipelines.sampling.caches import admit_cache
 from skipguide.pipelines.sampling.call_stack import is_called_by
@@ -49,6 +49,7 @@ class Interceptor:
         self.rule = settings.rule
         self.pipe = pipe
         self.spec = spec
+        self.loop = described_loop(pipe)
         self.denoiser = denoiser
         self.model: nn.Module = getattr(pipe, denoiser)
         self.schedule = schedule
@@ -86,7 +87,7 @@ class Interceptor:
 
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the denoiser by the pipeline: a branch of a step, or both."""
-        if not is_called_by(self.pipe, self.model):
+        if not is_called_by(self.pipe, self.model, self.loop):
             return call(*args, **kwargs)
         outputs = self.delivery.outputs if self.works else None
         guide = self._passive if self.spec.is_passive(kwargs) else self._guided

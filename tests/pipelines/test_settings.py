@@ -197,8 +197,10 @@ def test_refused_at_apply():
         Stg([1]).apply(object())
     with pytest.raises(SkipError, match=r"names transfromer_2, but the denoisers of LTXPipeline are transformer"):
         Stg({"transformer": [1], "transfromer_2": [1]}).apply(pipe)
+    empty = BY_PIPE["ltx"].build()
+    empty.transformer = None
     with pytest.raises(SkipError, match="no denoiser"):
-        Stg([1]).apply(type("LTXPipeline", (), {"transformer": None})())
+        Stg([1]).apply(empty)
     with Stg([1]).apply(pipe), pytest.raises(SkipError, match="already applied"):
         Stg([2]).apply(pipe)
     assert [(name, sorted(m.__dict__)) for name, m in pipe.transformer.named_modules()] == before
