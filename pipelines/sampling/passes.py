@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skipguide.active import Call
+from skipguide.active import Call, active_plans
 from skipguide.arguments import Arguments, batch_size
 from skipguide.gate import gate_of
 from skipguide.hosts.diffusers_caches import answers_for_blocks
 from skipguide.hosts.wrappers import unwrap
 from skipguide.pipelines.sampling.ledger import GuidanceStats
+from skipguide.pipelines.sampling.missing_blocks import BlockCount
 from skipguide.pipelines.sampling.predictions import first
 from skipguide.pipelines.sampling.shared_prefixes import PLAIN, SharedPass, share_prefixes
 from skipguide.pipelines.sampling.tail import Tail, fits, in_rows, index_of, part_of, sources
@@ -80,6 +81,7 @@ class DenoiserPasses:
         self.bare = Skipper(model, SkipPlan())
         self._names = tuple(block.name for block in self.bare.map)
         self.blocks = len(self._names)
+        self.count = BlockCount(model, self._names)
         self.cache: str | None = None
         self._whole = False
         self._arguments = Arguments(unwrap(model))
@@ -131,6 +133,7 @@ class DenoiserPasses:
 
     def reinstall(self) -> None:
         """Put back what `pause` took away; the first time, install."""
+        self.count.renew()
         waiting, self._paused = self._paused[::-1] or [self.bare], []
         try:
             self._install(*waiting)
@@ -145,6 +148,7 @@ class DenoiserPasses:
 
     def move_in_front(self) -> None:
         """Put the gates in front of what came since they were installed, once per call of the pipeline."""
+        self.count.renew()
         for skipper in self._installed:
             skipper.move_in_front()
 
@@ -299,11 +303,18 @@ class DenoiserPasses:
     def _pass(
         self, skipper: Skipper, call: Call, args: Any, kwargs: Any, clips: int, counted: int, planned: int
     ) -> Any:
-        rows = skipper.stats.rows
-        before = sum(map(rows.get, self._names, _ZEROS))
-        with skipper.running():
-            out = call(*args, **kwargs)
+        rows, what = skipper.stats.rows, "a pass of the pipeline" if counted else "a skipped pass"
+        before, alone = sum(map(rows.get, self._names, _ZEROS)), self.cache is None and not active_plans()
+        try:
+            with skipper.running():
+                out = call(*args, **kwargs)
+        except Exception as error:
+            if alone and not counted:
+                self.count.refuse_failure(error, sum(map(rows.get, self._names, _ZEROS)) - before, planned)
+            raise
         ran = sum(map(rows.get, self._names, _ZEROS)) - before  # of whole blocks: a sublayer has an entry of its own
+        if alone and ran < planned * clips:  # neither a cache nor a plan of somebody else's leaves blocks out
+            self.count.refuse(ran // clips, planned, what)
         # in a compiled graph nothing is counted, so the planned number stands for it; a cache may really run no block
         self.enter(counted, ran // clips if ran or self.cache else planned)
         return out
