@@ -23,6 +23,7 @@ from skipguide.gate import gate_of
 from skipguide.hosts.cache_contexts import ContextNames
 from skipguide.hosts.wrappers import unwrap
 from skipguide.pipelines.registry.described import PipelineSpec, described_loop, pipeline_spec
+from skipguide.pipelines.sampling.caches import refuse_caches
 from skipguide.pipelines.sampling.call_stack import is_called_by
 from skipguide.pipelines.sampling.grid import grid_of
 from skipguide.pipelines.sampling.ledger import GuidanceStats
@@ -157,6 +158,7 @@ def calibrate(
         raise SkipError(f"this {type(pipe).__name__} has no denoiser {name!r}: expected {' or '.join(spec.denoisers)}")
     if gate_of(model).everywhere:
         raise SkipError(f"guidance is applied to pipe.{name}: calibrate before, or call remove() on its handle first")
+    refuse_caches(model, "a calibration", "it would answer for layers that are left out", pipe)
     blocks = find_blocks(model)
     keys = [(b.index, part) for b in blocks for part in b.parts if parts is None or part in parts]
     if not keys:

@@ -188,7 +188,7 @@ APART = (
     Apart("FasterCache", "it makes up the unconditional rows of a batch", DISABLE, cached("faster_cache_denoiser")),
     Apart("SeaCache", "it follows the noise level that the pipeline announces", DISABLE, cached("sea_cache_root")),
     Apart("TextKVCache", "it was never tried with skipped passes", DISABLE, cached("text_kv_cache_transformer")),
-    Apart("cache-dit", "has cache-dit on it, which counts the denoiser's passes", "`disable_cache(pipe)`", cache_dit),
+    Apart("cache-dit", "it counts the denoiser's passes", "`cache_dit.disable_cache(pipe)`", cache_dit),
     Apart(
         "FirstBlockCache, and block 0 skipped",
         "it decides by what block 0 adds to its input, and block 0 is to be skipped",
@@ -252,7 +252,7 @@ APART = (
     ),
     Apart(
         "`SkipGuider`, and any cache",
-        "which would store the results of skipped passes",
+        "it would store the results of skipped passes",
         f"{DISABLE}, or `SpatiotemporalSkipGuidance`",
         guider_and_cache,
     ),
