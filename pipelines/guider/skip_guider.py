@@ -18,6 +18,7 @@ from skipguide.errors import SkipError
 from skipguide.pipelines.groups import SkipGroup
 from skipguide.pipelines.guider.driver import Driver
 from skipguide.pipelines.guider.step_batches import StepBatch, live_groups, step_batches
+from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.predictions import check_effect
 from skipguide.pipelines.sampling.schedule import StepPlan, StepTimes
@@ -129,11 +130,12 @@ class SkipGuider(BaseGuidance):
         self._directions: list[Tensor] | None = None
         self._keys: tuple[str, ...] = ()
         self._checked: set[str] = set()
+        self._watch = FiniteWatch()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has the settings, and starts anew."""
         state = dict(self.__dict__)
-        for name in ("_times", "_drivers", "_passes", "_driver", "_directions", "_keys", "_checked"):
+        for name in ("_times", "_drivers", "_passes", "_driver", "_directions", "_keys", "_checked", "_watch"):
             state.pop(name, None)
         return state
 
@@ -200,6 +202,7 @@ class SkipGuider(BaseGuidance):
         self._end()
         if self._step is None or step <= self._step:
             self._drivers, self._directions, self._checked = [], None, set()
+            self._watch.settle("the run before this one, which was interrupted")
         super().set_state(step, num_inference_steps, timestep)
 
     def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
@@ -258,19 +261,24 @@ class SkipGuider(BaseGuidance):
 
     def __call__(self, data: list[Any]) -> GuiderOutput:
         """Combine the predictions of a step's passes."""
-        found: dict[str, Any] = {
-            str(getattr(each, self._identifier_key, None)): getattr(each, "noise_pred", None) for each in data
-        }
+        key = self._identifier_key
+        found: dict[str, Any] = {str(getattr(each, key, None)): getattr(each, "noise_pred", None) for each in data}
         names = [each.name for each in self._passes]
         if list(found) != names or any(value is None for value in found.values()):
             raise SkipError(f"expected the predictions {', '.join(names) or 'of a prepared step'}; got {list(found)}")
         if self._drivers and self.num_conditions < self._most_conditions:
             self._drivers[-1].passes.enter(1, ran=0, passes=0)  # the pass that cfg_interval saved
+        over = self._step + 1 >= self._num_inference_steps
         try:
-            return self.forward(**found)
+            out = self.forward(**found)
+            if self._live and self._enabled:
+                self._watch.see_step(found, out.pred, self._step)
+                if over:
+                    self._watch.settle()
+            return out
         finally:
             self._end()
-            if self._step + 1 >= self._num_inference_steps:
+            if over:
                 self._drivers, self._directions = [], None  # the run is over: hold neither its tensors nor the denoiser
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None, **skipped: Tensor) -> GuiderOutput:

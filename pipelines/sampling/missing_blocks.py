@@ -30,9 +30,15 @@ class BlockCount:
         self.names = tuple(names)
         self._unseen: bool | None = None  # whether the blocks run inside a compiled graph; None: not looked yet
 
-    def renew(self) -> None:
-        """Look again whether the blocks run inside a compiled graph: a model can be compiled between two calls."""
+    def renew(self, model: nn.Module | None = None) -> None:
+        """Look again whether the blocks run inside a compiled graph: a model can be compiled between two calls.
+
+        Args:
+            model: as it is called now, if it was wrapped since.
+        """
         self._unseen = None
+        if isinstance(model, nn.Module) and unwrap(model) is unwrap(self.model):
+            self.model = model
 
     @property
     def unseen(self) -> bool:

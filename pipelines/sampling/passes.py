@@ -146,9 +146,13 @@ class DenoiserPasses:
             skipper.install()
             self._installed.append(skipper)
 
-    def move_in_front(self) -> None:
-        """Put the gates in front of what came since they were installed, once per call of the pipeline."""
-        self.count.renew()
+    def move_in_front(self, model: nn.Module) -> None:
+        """Put the gates in front of what came since they were installed, once per call of the pipeline.
+
+        Args:
+            model: the pipeline's denoiser as it is now: the same one, maybe wrapped since.
+        """
+        self.count.renew(model)
         for skipper in self._installed:
             skipper.move_in_front()
 

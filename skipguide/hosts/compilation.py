@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from skipguide.hosts.wrappers import unwrap
 
 _COMPILED = "_torchdynamo_orig_callable"  # is on every function that torch.compile returns
+
+
+@cache
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that no graph is made of when a compiled model calls it; what it calls may be compiled by itself."""
+    # imports dynamo, as diffusers has done by then
+    outside: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call, unused-ignore]
+    return outside
 
 
 def holds_blocks(model: nn.Module, blocks: Iterable[str]) -> bool:

@@ -57,7 +57,7 @@ def test_a_cost_is_of_some_steps(steps):
 
 # What a guided step costs in Python, counted: the calls into our files, which are the same on every machine.
 
-BLOCKS, DEEP, STEPS, WARM = 28, 19, 4, 1
+BLOCKS, DEEP, STEPS, WARM = 28, 19, 5, 1
 MOST = 700
 
 
@@ -82,6 +82,7 @@ def test_a_guided_step_takes_few_calls():
             return {}
 
         case.run(pipe, num_inference_steps=STEPS, callback_on_step_end=after)
+    counts.pop()  # the last step also reads whether the predictions of all steps were finite
     steps = [later - earlier for earlier, later in zip(counts[WARM:], counts[WARM + 1 :], strict=False)]
     assert all(step == steps[0] for step in steps), "every step makes the same calls"
     assert steps[0].total() <= MOST, "\n".join(f"{number:5} {place}" for place, number in steps[0].most_common())
