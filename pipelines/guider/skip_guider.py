@@ -6,7 +6,7 @@ import json
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from diffusers.configuration_utils import register_to_config
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
@@ -16,11 +16,12 @@ from skipguide import guidance
 from skipguide.config import as_flag, as_number
 from skipguide.errors import SkipError
 from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.guider.attachment import attach_guider
 from skipguide.pipelines.guider.driver import Driver
 from skipguide.pipelines.guider.step_batches import StepBatch, live_groups, step_batches
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.predictions import check_effect
+from skipguide.pipelines.sampling.predictions import check_effect, widened
 from skipguide.pipelines.sampling.schedule import StepPlan, StepTimes
 from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
 from skipguide.schedule import Timetable
@@ -29,7 +30,7 @@ _OWN = ("guidance_scale", "guidance_rescale", "use_original_formulation", "enabl
 
 
 class SkipGuider(BaseGuidance):
-    """Spatiotemporal skip guidance as a diffusers guider: `pipe.update_components(guider=SkipGuider([8]))`.
+    """Spatiotemporal skip guidance as a diffusers guider: `SkipGuider([8]).attach(pipe)`.
 
     The same formulas as `SpatiotemporalSkipGuidance`, for modular pipelines and for the classic ones that have a
     `guider` component (HunyuanVideo 1.5, HunyuanImage, Motif). It takes the place of the pipeline's own guider, so it
@@ -144,6 +145,15 @@ class SkipGuider(BaseGuidance):
         self.__dict__.update(state)
         self._forget()
 
+    def attach(self, pipe: Any, component: str = "guider") -> Self:
+        """Take the place of a pipeline's own guider, modular or classic; returns the guider.
+
+        Raises:
+            SkipError: if the pipeline has none, and would never call this one.
+        """
+        attach_guider(self, pipe, component)
+        return self
+
     # -- what guidance there is ---------------------------------------------------------------------------------
 
     @property
@@ -257,8 +267,6 @@ class SkipGuider(BaseGuidance):
         for driver in self._drivers:
             driver.end()
 
-    # -- the formula --------------------------------------------------------------------------------------------
-
     def __call__(self, data: list[Any]) -> GuiderOutput:
         """Combine the predictions of a step's passes."""
         key = self._identifier_key
@@ -291,8 +299,8 @@ class SkipGuider(BaseGuidance):
                 differences again.
         """
         settings, dtype = self.settings, pred_cond.dtype
-        c = _full(pred_cond)
-        u = None if pred_uncond is None else _full(pred_uncond)
+        c = widened(pred_cond)
+        u = None if pred_uncond is None else widened(pred_uncond)
         if u is not None and settings.zero_star:
             u = guidance.zero_star_scale(u, c) * u
         y = c if u is None else guidance.cfg(u, c, self.w)
@@ -316,7 +324,7 @@ class SkipGuider(BaseGuidance):
             if each.key not in self._checked:
                 check_effect(plain, k, each.plan)
                 self._checked.add(each.key)
-        made = [direction(u, c, _full(k), self.w) for k in skipped]
+        made = [direction(u, c, widened(k), self.w) for k in skipped]
         new = [guidance.apg(d, c, settings.apg, settings.apg_norm) for d in made]
         keys = tuple(each.key for each in plan.skipped)
         if self._directions is not None and self._keys == keys and settings.every > 1:
@@ -334,11 +342,6 @@ class SkipGuider(BaseGuidance):
         if self.settings.every == 1:
             self._directions = None
         return delta
-
-
-def _full(prediction: Tensor) -> Tensor:
-    """In float32 at least: guidance multiplies small differences."""
-    return prediction.float() if prediction.element_size() < 4 else prediction
 
 
 def _abandon(guider: weakref.ref[SkipGuider], passes: tuple[StepBatch, ...]) -> None:
