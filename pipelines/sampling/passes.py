@@ -19,6 +19,7 @@ from skipguide.hosts.wrappers import unwrap
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.missing_blocks import BlockCount
 from skipguide.pipelines.sampling.predictions import first
+from skipguide.pipelines.sampling.row_inputs import foreign_inputs, refuse_foreign
 from skipguide.pipelines.sampling.shared_prefixes import PLAIN, SharedPass, share_prefixes
 from skipguide.pipelines.sampling.tail import Tail, fits, in_rows, index_of, part_of, sources
 from skipguide.plan import SkipPlan
@@ -186,6 +187,7 @@ class DenoiserPasses:
     def rows(self, args: Any, kwargs: Any, rows: slice | Tensor, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The same call for some rows of the batch."""
         spec = self.bare.map.spec
+        refuse_foreign(foreign_inputs(self._arguments, spec, args, kwargs, batch), batch, "this step")
         return self._arguments.rows(args, kwargs, rows, batch, spec.shared, spec.listed, spec.folded, 0, spec.layered)
 
     def plain(
@@ -221,11 +223,14 @@ class DenoiserPasses:
     def _together(self, step: StepPasses, args: Any, kwargs: Any, rows: slice) -> bool:
         if self.tail == "separate":
             return False
+        batch = batch_size(args, kwargs)
+        foreign = foreign_inputs(self._arguments, self.bare.map.spec, args, kwargs, batch)
         if self.tail == "batched":
+            refuse_foreign(foreign, batch, "tail='batched'")
             return True
         copies = len(step.shared) * (rows.stop - rows.start)
         hidden = self._arguments.get(self._arguments.names[0], args, kwargs)
-        return self.cache is None and fits(self.model, hidden, batch_size(args, kwargs) + copies)
+        return self.cache is None and not foreign and fits(self.model, hidden, batch + copies)
 
     def _with_tails(
         self, step: StepPasses, call: Call, args: Any, kwargs: Any, clips: int, rows: slice, counted: int, planned: int
