@@ -232,7 +232,7 @@ def test_the_first_request_is_measured_where_adaskip_was_applied(golden, model):
     def elsewhere():
         thread = threading.Thread(target=generate, args=(model, golden["prompt"], 3))
         thread.start()
-        thread.join(120)
+        thread.join(600)
 
     with AdaSkip(count=4).apply(model) as applied:
         elsewhere()
