@@ -19,6 +19,8 @@ from skipguide.errors import NoEffectError, SkipError
 from skipguide.llm import AdaSkip, SublayerPlan
 from skipguide.llm.cost import measure_costs
 
+pytestmark = pytest.mark.numerics
+
 # AdaSkip's statistics: the same however a prompt comes, of the whole model only, and nothing is left.
 
 golden, model, stats = adaskip_golden.golden, adaskip_golden.model, adaskip_golden.stats

@@ -12,6 +12,8 @@ from torch import nn
 from skipguide.errors import SkipError
 from skipguide.vision.fixed_point import fixed_point
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.mark.parametrize("solver", ALL)
 def test_linear_problem_against_a_direct_solve(solver):

@@ -18,6 +18,8 @@ from skipguide.vision.layer_masking.masker import _TRACES
 from zoo import masking
 from zoo.masking import randomized, tiny
 
+pytestmark = pytest.mark.numerics
+
 model, images, keep = masking.model, masking.images, masking.keep
 ROOT = Path(__file__).parents[2]
 
@@ -223,3 +225,22 @@ def test_finding_out_what_a_model_does_draws_no_random_numbers(images):
             torch.manual_seed(5)
             answers.append(applied.model(images))
     assert torch.equal(*answers)
+
+
+@torch.no_grad()
+def test_training_and_evaluation_have_a_trace_each(images, keep):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x):
+            x = self.a(x)
+            return (F.relu(x) if self.training else F.avg_pool2d(x, 3, 1, 1)).mean((2, 3))
+
+    model = Two()
+    forward = masked_forward(model)
+    for training in (True, False, True, False):
+        model.train(training)
+        forward(keep, images)
+    assert sorted(key[-1] for key in _TRACES[model]) == [False, True]
