@@ -271,22 +271,22 @@ def test_a_manifest_of_several_writers_has_no_line_twice(tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     assert [line["seed"] for line in manifest(tmp_path)] == list(range(6))
 
 
 def test_a_claim_is_held_once(tmp_path):
-    made, together = [], threading.Barrier(3)
+    made, together = [], threading.Barrier(3, timeout=600)
 
     def work():
-        together.wait(60)
+        together.wait()
         FolderLocks(tmp_path).share(range(12), str, lambda n: n in made, lambda n: (time.sleep(0.002), made.append(n)))
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     assert sorted(made) == list(range(12))
     with FolderLocks(tmp_path).hold("x") as mine, FolderLocks(tmp_path).hold("x") as other:
         assert (mine, other) == (True, False)

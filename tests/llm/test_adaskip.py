@@ -20,6 +20,8 @@ from skipguide.llm.cost import SublayerCosts
 from skipguide.llm.online import OnlineWindow
 from skipguide.llm.similarity import RequestMeter
 
+pytestmark = pytest.mark.numerics
+
 # AdaSkip's choice: as many sublayers as asked for, by what they cost, and left out exactly.
 
 golden, model, stats = adaskip_golden.golden, adaskip_golden.model, adaskip_golden.stats

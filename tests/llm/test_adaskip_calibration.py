@@ -19,6 +19,8 @@ from skipguide.errors import NoEffectError, SkipError
 from skipguide.llm import AdaSkip, SublayerPlan
 from skipguide.llm.cost import measure_costs
 
+pytestmark = pytest.mark.numerics
+
 # AdaSkip's statistics: the same however a prompt comes, of the whole model only, and nothing is left.
 
 golden, model, stats = adaskip_golden.golden, adaskip_golden.model, adaskip_golden.stats
@@ -232,7 +234,7 @@ def test_the_first_request_is_measured_where_adaskip_was_applied(golden, model):
     def elsewhere():
         thread = threading.Thread(target=generate, args=(model, golden["prompt"], 3))
         thread.start()
-        thread.join(120)
+        thread.join(600)
 
     with AdaSkip(count=4).apply(model) as applied:
         elsewhere()

@@ -158,7 +158,7 @@ def in_thread(work):
     out = []
     thread = threading.Thread(target=lambda: out.append(work()))
     thread.start()
-    thread.join(60)
+    thread.join(600)
     return out[0]
 
 
@@ -166,7 +166,7 @@ def test_threads_with_their_own_plans():
     model = LLAMA.build()
     plans = [SublayerPlan(attn=[0]), SublayerPlan(mlp=[1, 2], phase="decode"), SublayerPlan(attn=[2], mlp=[2]), None]
     settings = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-    barrier, wrong = threading.Barrier(len(plans), timeout=60), []
+    barrier, wrong = threading.Barrier(len(plans), timeout=600), []
 
     def generate():
         return torch.stack(model.generate(IDS, **settings).logits)
@@ -189,7 +189,7 @@ def test_threads_with_their_own_plans():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(600)
     assert not wrong
     no_gates(model)
 
@@ -213,7 +213,7 @@ def test_tasks_in_threads_of_their_own_do_not_disturb_each_other():
         assert inside.wait(60)
         in_thread(lambda: contexts[1].run(model, IDS[:, :1], **{CACHE: cache}))  # decodes in the middle of the prompt
         go_on.set()
-        prompt.join(60)
+        prompt.join(600)
     hook.remove()
     assert torch.equal(found[0], whole) and applied.stats.passes == 3
     assert applied.stats.skips == {"model.layers.2.self_attn": 1, "model.layers.3.mlp": 1}

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from skipguide import SkipError
 from skipguide.llm.unified import UnifiedSkip, unified_layers
 
+pytestmark = pytest.mark.numerics
+
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/llm/unified_layer_skipping.json").read_text())["official"]
 
 

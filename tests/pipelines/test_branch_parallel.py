@@ -42,7 +42,7 @@ else:
     sys.exit(any(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids))
 torch.distributed.init_process_group(
     "gloo", init_method=f"tcp://127.0.0.1:{sys.argv[2]}", rank=rank, world_size=int(sys.argv[1]),
-    timeout=datetime.timedelta(seconds=60))
+    timeout=datetime.timedelta(seconds=600))
 said = {}
 
 def case(label, name, cfg=True, prompts=1, seed=11, layers=(1,), **settings):
@@ -120,7 +120,7 @@ def run_ranks(folder, ranks):
     paths = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", RANKS, str(ranks), str(port)]
     done = subprocess.run(
-        command, cwd=folder, env={**os.environ, **paths}, capture_output=True, text=True, timeout=200, check=False
+        command, cwd=folder, env={**os.environ, **paths}, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]

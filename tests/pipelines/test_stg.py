@@ -14,6 +14,8 @@ from skipguide.pipelines import SpatiotemporalSkipGuidance
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from zoo.pipes import BY_PIPE, PIPES, understand_prompts
 
+pytestmark = pytest.mark.numerics
+
 # Skip guidance on every stock pipeline equals the reference: formulas, parts, rescaling, steps, videos.
 
 

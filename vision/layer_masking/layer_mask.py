@@ -47,7 +47,6 @@ class LayerMask:
         >>> keep[:, 16:48, 16:48] = True
         >>> images = torch.randn(2, 3, 64, 64)
         >>> with LayerMask(keep).apply(model) as applied:
-        ...     _ = model(images)  # finds out what the model does; from here on rounding is the same
         ...     first = model(images)
         ...     again = model(images.masked_fill(~keep[:, None], 1e6))
         >>> torch.equal(first, again), applied.stats.visible
