@@ -104,6 +104,7 @@ def tiny_download(monkeypatch, tmp_path):
             torch.manual_seed(0)
             self.pipe.update_components(transformer=type(self.pipe.transformer).from_config(config).eval())
             self.update_components = self.pipe.update_components
+            self.component_names = self.pipe.component_names
 
         @property
         def guider(self):
