@@ -27,6 +27,7 @@ PRINTED: dict[str, tuple[str, ...]] = {
     "demos/README.md": (),
     "demos/bundled_lm/README.md": (),
     "demos/bundled_model/README.md": (),
+    "demos/gpu/README.md": (),
     "demos/quality/README.md": (),
     "pipelines/README.md": ("blocks run", "all checks passed", "transformer_blocks.27"),
     "skipguide/assets/tiny-lm/README.md": (),
