@@ -52,8 +52,8 @@ class AppliedGuidance:
     def _install(self) -> None:
         try:
             for interceptor in self._interceptors:
+                self._installed.append(interceptor)  # first: what was not installed can be removed too
                 interceptor.install()
-                self._installed.append(interceptor)
         except BaseException:
             self.remove()
             raise
@@ -61,7 +61,8 @@ class AppliedGuidance:
     def remove(self) -> None:
         """End the guidance; nothing of it is left on the pipeline. A second call does nothing."""
         while self._installed:
-            self._installed.pop().remove()
+            self._installed[-1].remove()
+            self._installed.pop()
         # somebody may keep the handle for its stats: it must not keep the pipeline's weights in memory
         self._interceptors, self._pipe = [], None
 

@@ -23,14 +23,22 @@ class ModelPass:
         if torch.compiler.is_compiling():
             self.open(plan, args, kwargs)
             return call(*args, **kwargs)
-        with plan.passing() as now:
+        token = object()
+        try:
+            now = plan.begin(token)
             try:
                 self.open(now, args, kwargs)
                 out = call(*args, **kwargs)
             finally:
                 self.end(now)
             self.close(now, out)
-        return out
+            return out
+        finally:
+            try:
+                plan.finish(token)
+            except BaseException:  # Ctrl-C: what was broken off is done again
+                plan.finish(token)
+                raise
 
     def open(self, plan: ActivePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model runs, also while it is traced: note the batch, and what this pass is about."""

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from skipguide.active import ActivePlan
+from skipguide.active import LOCK, ActivePlan, Entry
 from skipguide.arguments import batch_size
 from skipguide.blocks import find_blocks
 from skipguide.errors import LostGateError, SkipError
-from skipguide.gate import Gate, gate_of, install_all
+from skipguide.gate import Gate, Installation, gate_of
 from skipguide.hosts.group_offload import SharedGroups
 from skipguide.interventions import ShareRows
 from skipguide.model_pass import ModelPass
@@ -88,6 +88,8 @@ class Skipper:
         # a wrapper of the model has a gate too: drivers listen there
         outer = [] if model is self.map.model else [gate_of(model)]
         self.gates: list[Gate] = [*outer, root, *(gate_of(module) for module in planned.modules.values())]
+        self._installation = Installation(self.gates, inside=root)
+        self._kept = False  # installed by `install`, whether or not somebody is inside
         # a module that only serves a skipped sublayer is no entry of the ledger
         counted = {name: module for name, module in planned.modules.items() if name not in planned.helpers}
         self.active.names.update({id(module): name for name, module in counted.items()})
@@ -101,15 +103,33 @@ class Skipper:
 
     def __enter__(self) -> Skipper:
         """Install the gates and activate the plan in this thread or task."""
-        self.install()
-        self._root.steady = False
-        self.active.enter()
-        return self
+        entry = Entry(self.active)
+        try:
+            # entered first: whoever leaves in another thread then lets the gates stand
+            entry.enter()
+            self._root.steady = False
+            self._installation.install()
+            return self
+        except BaseException:
+            self._leave(entry)
+            raise
 
     def __exit__(self, *exc: object) -> None:
         """Deactivate the plan and remove what nobody else uses."""
-        self.active.leave()
-        self.remove()
+        if (entry := self.active.last_entry()) is None:
+            return
+        try:
+            self._leave(entry)
+        except BaseException:  # Ctrl-C: what was broken off is done again
+            self._leave(entry)
+            raise
+
+    def _leave(self, entry: Entry) -> None:
+        """Take one entry back, and the gates if it was the last one; it can be repeated."""
+        with LOCK:
+            entry.leave()
+            if not (self._kept or self.active.entries):
+                self._installation.remove()
 
     def install(self) -> None:
         """Put the gates in place without activating the plan; `running()` activates it for one pass.
@@ -117,25 +137,37 @@ class Skipper:
         For drivers, which call `settle()` where modules can have been compiled or offloaded since.
         """
         self._root.steady = True
-        install_all(self.gates, inside=self._root_gate)
+        self._kept = True
+        self._installation.install()
 
     def settle(self) -> None:
         """Put the gates in front of what came while they stood: a compiled call, or group offloading."""
         self._root.settle()
 
     def remove(self) -> None:
-        """Take the gates away that `install` put in place."""
-        for gate in reversed(self.gates):
-            gate.remove()
+        """End the plan in this thread and give the gates up; a second call does nothing.
+
+        What others have applied stays. Where other threads are inside the `with` block, the last one takes the gates away.
+        """
+        self._kept = False
+        self.active.leave_all()
+        with LOCK:
+            if not self.active.entries:
+                self._installation.remove()
 
     @contextmanager
     def running(self) -> Iterator[Skipper]:
         """Activate the plan for passes inside this block; the gates must be installed."""
-        self.active.enter()
+        entry = Entry(self.active)
         try:
+            entry.enter()
             yield self
         finally:
-            self.active.leave()
+            try:
+                entry.leave()
+            except BaseException:  # Ctrl-C: what was broken off is done again
+                entry.leave()
+                raise
 
     @property
     def progress(self) -> float | None:

@@ -73,12 +73,12 @@ class Interceptor:
         """Put the gates in place and follow the names of cache contexts."""
         self.passes.install()
         hold_everywhere(gate_of(self.model), self)
-        ContextNames.listen(self.model)
+        ContextNames.listen(self.model, self)
 
     def remove(self) -> None:
         """Take everything away again."""
         end_everywhere(gate_of(self.model), self)
-        ContextNames.leave(self.model)
+        ContextNames.leave(self.model, self)
         self.passes.remove()
         self.state.release()
 

@@ -9,9 +9,9 @@ from weakref import WeakMethod
 
 from torch import nn
 
-from skipguide.active import ActivePlan, Call, Intervention, active_at, end_everywhere, hold_everywhere
+from skipguide.active import ActivePlan, Call, Entry, Intervention, active_at, end_everywhere, hold_everywhere
 from skipguide.errors import NoEffectError, SkipError
-from skipguide.gate import Gate, gate_of
+from skipguide.gate import Gate, Installation, gate_of
 from skipguide.llm import cache as kv
 from skipguide.llm.decoder_pass import DecoderPass, Listener, PlanState
 from skipguide.llm.interventions import interventions_at
@@ -44,7 +44,7 @@ class AppliedSublayers:
         self._cached = cached
         self._everywhere = everywhere
         self._elsewhere = 0
-        self._gates: list[Gate] = []
+        self._installation = Installation(inside=self._root)
         self._extended: set[int] = set()
         self._active: ActivePlan | None = ActivePlan(self._root, Stats())
         self._active.counts_calls = False
@@ -55,12 +55,12 @@ class AppliedSublayers:
         try:
             self._put(sites.decoder, self._pass)
             self._stand()
+            # the model holds its plan: a handle that nobody keeps does not end it
+            hold_everywhere(self._root, self._misses)
+            self._active.enter()
         except BaseException:
-            self._uninstall()
+            self.remove()
             raise
-        # the model holds its plan: a handle that nobody keeps does not end it
-        hold_everywhere(self._root, self._misses)
-        self._active.enter()
 
     def __del__(self) -> None:
         """The model is gone, and with it the plan."""
@@ -123,19 +123,14 @@ class AppliedSublayers:
     def _put(self, module: nn.Module, intervention: Intervention) -> None:
         gate = gate_of(module)
         if gate.key not in self._interventions:
-            gate.install(inside=gate is self._root)
-            self._gates.append(gate)
+            self._installation.add(gate)
         # where something stands already, an extension of the layer takes its place, with the plan's own part in it
         self._interventions[gate.key] = intervention
-
-    def _uninstall(self) -> None:
-        while self._gates:
-            self._gates.pop().remove()
 
     def _lost(self) -> None:
         """Something did not happen as planned: raise if a gate was replaced."""
         names = {id(module): name for name, module in self.map.model.named_modules()}
-        for gate in self._gates:
+        for gate in self._installation.gates:
             if not gate.reachable() or gate.key not in names:
                 raise gate.lost(names.get(gate.key, ""))
 
@@ -143,11 +138,11 @@ class AppliedSublayers:
         """End the plan; nothing of it is left on the model. A second call does nothing."""
         if self._active is None:
             return
+        end_everywhere(self._root, self._misses)
         self._active.leave()
         self._active.close()
-        self._active = None
-        end_everywhere(self._root, self._misses)
-        self._uninstall()
+        self._installation.remove()
+        self._active = None  # last: until here it can be repeated
 
     def __enter__(self) -> AppliedSublayers:
         """Return the handle."""
@@ -160,7 +155,11 @@ class AppliedSublayers:
             NoEffectError: if the model ran, but only in threads that the plan does not reach, or only without a KV
                 cache, where phase="decode" leaves nothing out.
         """
-        self.remove()
+        try:
+            self.remove()
+        except BaseException:  # Ctrl-C: what was broken off is done again
+            self.remove()
+            raise
         if kind is None:
             self._check_effect()
 
@@ -186,12 +185,16 @@ class AppliedSublayers:
         """The plan in another thread or task, for as long as it is applied."""
         if self._active is None:
             raise SkipError("this plan was removed from its model: apply it again")
-        active = self._active.again()
-        active.enter()
+        entry = Entry(self._active.again())
         try:
+            entry.enter()
             yield self
         finally:
-            active.leave()
+            try:
+                entry.leave()
+            except BaseException:  # Ctrl-C: what was broken off is done again
+                entry.leave()
+                raise
 
     # -- a sequence ---------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Attention backends of diffusers next to skips: every part is right under each that runs on a CPU."""
 
+import contextlib
 import logging
 import threading
 
@@ -11,7 +12,7 @@ from helpers.residue import traces
 from helpers.stg_reference import close
 
 from skipguide import SkipError, Skipper, SkipPlan
-from skipguide.attention import on_torch_attention
+from skipguide.hosts.attention_backends import TorchAttention
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from zoo import BY_NAME
 from zoo.pipes import BY_PIPE
@@ -81,6 +82,17 @@ def test_another_attention_is_noticed():
         assert torch.isfinite(family.run(model, inputs)).all()
 
 
+@contextlib.contextmanager
+def on_torch_attention(module, name):
+    """On torch's attention, and back however it ends."""
+    override = TorchAttention(module, name)
+    try:
+        override.hold()
+        yield
+    finally:
+        override.release()
+
+
 def test_backends_go_back_whoever_leaves_first():
     model = BY_NAME["flux"].build()
     block = model.transformer_blocks[1]
@@ -107,7 +119,7 @@ def test_backends_go_back_whoever_leaves_first():
 
 
 def test_the_known_backends_are_those_of_diffusers():
-    from skipguide.attention import _TORCH_BACKENDS
+    from skipguide.hosts.attention_backends import _TORCH_BACKENDS
 
     assert set(_TORCH_BACKENDS) <= {
         backend.value for backend in diffusers.models.attention_dispatch.AttentionBackendName
