@@ -42,7 +42,14 @@ class AppliedGuidance:
             Interceptor(settings, pipe, spec, name, schedule, state, self.stats, group)
             for name, schedule in schedules.items()
         ]
+        for interceptor in self._interceptors:
+            interceptor.handle = self
         self._installed: list[Interceptor] = []
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline; None after `remove()`."""
+        return self._pipe
 
     @property
     def delivery(self) -> str:

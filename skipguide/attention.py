@@ -86,13 +86,15 @@ class JointValuesPass:
         """Run the block in the mode, and leave neither the mode nor another backend behind, whatever interrupts it."""
         override, depth = TorchAttention(self.module, self.name), torch._C._len_torch_function_stack()
         try:
-            override.hold()
-            with mode:
-                return call(*args, **kwargs)
+            try:
+                override.hold()
+                with mode:
+                    return call(*args, **kwargs)
+            finally:
+                mode.on = False  # one that an interrupt leaves on torch's stack does nothing, until it is taken off
+                while torch._C._len_torch_function_stack() > depth:
+                    torch._C._pop_torch_function_stack()
         finally:
-            mode.on = False  # one that an interrupt has left on torch's stack does nothing, until it is taken off here
-            while torch._C._len_torch_function_stack() > depth:
-                torch._C._pop_torch_function_stack()
             try:
                 override.release()
             except BaseException:  # Ctrl-C: what was broken off is done again

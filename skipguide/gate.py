@@ -313,3 +313,10 @@ def gate_of(module: nn.Module) -> Gate:
         if gate is None or gate._module() is not module:
             gate = _IDLE[module] = Gate(module)
         return gate
+
+
+def installed_gates(modules: Iterable[nn.Module]) -> list[Gate]:
+    """The gates that stand on some modules."""
+    with _LOCK:
+        found = [_INSTALLED.get(id(module)) for module in modules]
+    return [gate for gate in found if gate is not None and gate._module() is not None]

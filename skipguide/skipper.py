@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
@@ -84,7 +85,7 @@ class Skipper:
             planned.skip(term)
         self._windows = planned.windows
         self._progress: float | None = None
-        self._root = SkipperPass(self.map.model, planned.modules)
+        self._root = SkipperPass(self, self.map.model, planned.modules)
         # a wrapper of the model has a gate too: drivers listen there
         outer = [] if model is self.map.model else [gate_of(model)]
         self.gates: list[Gate] = [*outer, root, *(gate_of(module) for module in planned.modules.values())]
@@ -147,7 +148,7 @@ class Skipper:
     def remove(self) -> None:
         """End the plan in this thread and give the gates up; a second call does nothing.
 
-        What others have applied stays. Where other threads are inside the `with` block, the last one takes the gates away.
+        What others have applied stays. Where other threads are inside the `with` block, the last takes the gates away.
         """
         self._kept = False
         self.active.leave_all()
@@ -198,13 +199,19 @@ class SkipperPass(ModelPass):
         steady: the driver sees to it that the gates stand in front, once per call of its pipeline.
     """
 
-    __slots__ = ("gates", "model", "modules", "steady")
+    __slots__ = ("gates", "model", "modules", "skipper", "steady")
 
-    def __init__(self, model: nn.Module, modules: dict[str, nn.Module]) -> None:
+    def __init__(self, skipper: Skipper, model: nn.Module, modules: dict[str, nn.Module]) -> None:
+        self.skipper = ref(skipper)
         self.model = model
         self.modules = modules
         self.gates = {name: gate_of(module) for name, module in modules.items()}
         self.steady = False
+
+    @property
+    def handle(self) -> Skipper | None:
+        """The Skipper, while it lives."""
+        return self.skipper()
 
     def open(self, plan: ActivePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Count the pass, put the gates in front and find groups that are loaded together."""

@@ -64,6 +64,7 @@ class Interceptor:
             self.passes = BranchParallelPasses(self.model, reuse, stats, touch, group)
         self.delivery = Delivery(settings, pipe, spec, denoiser, state, stats)
         self.step_plan = StepPlan()
+        self.handle: Any = None  # what the user was given: it can be had back from here
         self._met: Any = None  # timesteps of the pipeline call whose cache and number of steps were checked
         self._shape: tuple[int, ...] = ()  # of the video in this call: some pipelines work on a part of its frames
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
-from weakref import WeakMethod
+from weakref import WeakMethod, ref
 
 from torch import nn
 
@@ -17,6 +17,7 @@ from skipguide.llm.decoder_pass import DecoderPass, Listener, PlanState
 from skipguide.llm.interventions import interventions_at
 from skipguide.llm.ledger import SublayerLedger
 from skipguide.llm.passes import PassReader
+from skipguide.llm.plan_checks import check_plan, check_scale
 from skipguide.llm.plan_data import SublayerPlanData, check_scales, sublayer_layers
 from skipguide.llm.sublayers import SublayerMap
 from skipguide.stats import Stats
@@ -29,6 +30,7 @@ class AppliedSublayers:
         plan: the plan.
         map: the model's sublayers.
         stats: the ledger: runs and skips per sublayer, skipped fraction, bytes of keys and values held and saved.
+        made_by: the handle of a driver that works with this plan, such as AdaSkip's.
         listeners: called with the `Pass` before every pass of the model; what one returns is called after the pass.
     """
 
@@ -41,6 +43,7 @@ class AppliedSublayers:
         self._root = gate_of(sites.decoder)
         refuse_second(self._root)
         self.listeners: list[Listener] = []
+        self.made_by: ref[Any] | None = None
         self._cached = cached
         self._everywhere = everywhere
         self._elsewhere = 0
@@ -66,6 +69,12 @@ class AppliedSublayers:
         """The model is gone, and with it the plan."""
         if (active := self.__dict__.get("_active")) is not None:
             active.close()
+
+    @property
+    def handle(self) -> Any:
+        """What the user was given: this, or the handle that made it and still lives."""
+        outer = None if self.made_by is None else self.made_by()
+        return self if outer is None else outer
 
     @property
     def stats(self) -> SublayerLedger:
@@ -224,7 +233,7 @@ class AppliedSublayers:
         scales = check_scales(mlp_scale or {}, layers, "mlp")
         for layer in layers:
             self.map.site(layer, "mlp")
-        _check_scale(bool(scales), self.map)
+        check_scale(bool(scales), self.map)
         if (mark := self._pass.state.last) is None or self._active is None:
             raise SkipError("extend() adds to a sequence that is running: call it after a pass with a KV cache")
         self.extend_in(mark, layers, scales)
@@ -279,6 +288,11 @@ class _OtherThreads:
     def __init__(self, applied: AppliedSublayers) -> None:
         self.applied = applied
 
+    @property
+    def handle(self) -> Any:
+        """What the user holds, or had."""
+        return self.applied.handle
+
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One pass of the decoder."""
         applied = self.applied
@@ -298,7 +312,8 @@ def refuse_second(root: Gate) -> None:
     """
     if active_at(root, DecoderPass) is not None:
         raise SkipError(
-            "a sublayer plan is applied to this model already: remove it first, or make one plan of the two"
+            "a sublayer plan is applied to this model already: remove it first (skipguide.remove_from(model) does, "
+            "where its handle is gone), or make one plan of the two"
         )
 
 
@@ -313,37 +328,4 @@ def refuse_skipping(sites: SublayerMap) -> None:
         raise SkipError(
             "sublayers are left out of this model (AdaSkip, UnifiedSkip or a plan is applied), and only the whole "
             "model can be measured: remove that first"
-        )
-
-
-def check_plan(plan: SublayerPlanData, sites: SublayerMap, cached: bool = True) -> None:
-    """Refuse a plan that the model cannot run.
-
-    Raises:
-        SkipError: see `SublayerPlan.apply`.
-    """
-    for layer in plan.attn:
-        name = sites.site(layer, "attn").name
-        if layer in sites.producers:
-            raise SkipError(
-                f"{name} cannot be left out: later layers of {type(sites.model).__name__} read its keys and values "
-                f"(shared KV cache)"
-            )
-    for layer in plan.mlp:
-        sites.site(layer, "mlp")
-    kept = [site for site in sites.sites if site.part == "attn" and site.layer not in plan.attn]
-    if cached and plan.attn and not kept:
-        raise SkipError(
-            f"every attention of {type(sites.model).__name__} is left out, and a KV cache needs one that is kept: keep "
-            f"one, or say plan.apply(model, cached=False) and run with use_cache=False"
-        )
-    _check_scale(bool(plan.attn_scale or plan.mlp_scale), sites)
-
-
-def _check_scale(scaled: bool, sites: SublayerMap) -> None:
-    if scaled and not sites.scalable:
-        why = "run attention and feed-forward in parallel" if sites.parallel else "are not h + sublayer(norm(h))"
-        raise SkipError(
-            f"a scale per sublayer is not defined for {type(sites.model).__name__}: its layers {why}. Leave attn_scale "
-            f"and mlp_scale empty"
         )

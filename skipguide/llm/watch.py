@@ -123,6 +123,11 @@ class _WatchPass(ModelPass):
         self.watch = watch
         self.reader = PassReader(watch.map.decoder)
 
+    @property
+    def handle(self) -> Watch:
+        """What the user holds."""
+        return self.watch
+
     def open(self, plan: ActivePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Describe the pass, and tell who watches."""
         watch, reader = self.watch, self.reader

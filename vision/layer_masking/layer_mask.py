@@ -126,7 +126,10 @@ class AppliedMask:
     def __post_init__(self) -> None:
         gate = gate_of(self.model)
         if everywhere_at(gate, AppliedMask):
-            raise SkipError("this model has a mask already: remove it first, or apply the product (keep1 & keep2)")
+            raise SkipError(
+                "this model has a mask already: remove it first (or skipguide.remove_from(model), if its handle is "
+                "gone), or apply the product (keep1 & keep2)"
+            )
         self.masker = Masker(self.model, self.mask.fill, self.mask.crop)
         self.installation = Installation([gate])
         try:
@@ -135,6 +138,11 @@ class AppliedMask:
         except BaseException:
             self.remove()
             raise
+
+    @property
+    def handle(self) -> Self:
+        """What the user holds, or had."""
+        return self
 
     @property
     def stats(self) -> MaskStats:
