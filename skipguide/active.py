@@ -10,7 +10,8 @@ the first attempt was broken off, and what a broken-off pass left behind is put 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import RLock
 from typing import Any, Protocol, TypeVar
@@ -56,6 +57,7 @@ class ActivePlan:
         batch: rows of the running pass of the model; 0 when none is running.
         rows: the model's rows that reach the module now running, where an intervention took some out; None is all.
         seen: the gates that were called in this pass.
+        repeated: those that were called again, while something was to happen there.
         left_out: how many modules were left out in this pass.
         groups: offloaded groups of several blocks, in the running pass.
         counts_calls: whether every call is entered in the ledger; else the root intervention enters whole passes.
@@ -63,13 +65,14 @@ class ActivePlan:
         entries: one for each time that somebody is inside the plan's `with` block, in whatever thread.
         live: whether there is any. A task that outlives the block sees that it ended.
         running: the pass that runs on this object, by its token; None without one.
+        follow: called at gates with the plans that hold, in passes with gradients: a checkpoint may run them again.
         renew: makes the interventions of a second pass at the same time, where they keep something of a pass; None:
             passes share them.
     """
 
     __slots__ = (
-        *("__weakref__", "_root", "batch", "entries", "groups", "holds", "interventions", "left_out", "live"),
-        *("counts_calls", "names", "renew", "rows", "running", "seen", "state", "stats"),
+        *("__weakref__", "_root", "batch", "entries", "follow", "groups", "holds", "interventions", "left_out", "live"),
+        *("counts_calls", "names", "renew", "repeated", "rows", "running", "seen", "state", "stats"),
     )
 
     def __init__(self, root: Gated | None, stats: Stats) -> None:
@@ -81,11 +84,13 @@ class ActivePlan:
         self.batch = 0
         self.rows: tuple[int, ...] | None = None
         self.seen: set[int] = set()
+        self.repeated: set[int] = set()
         self.left_out = 0
         self.groups: SharedGroups | None = None
         self.counts_calls = True
         self.state: Any = None
         self.entries: set[Entry] = set()
+        self.follow: Callable[[tuple[ActivePlan, ...]], None] | None = None
         self.live = False
         self.running: object = None
         self.renew: Callable[[], dict[int, Intervention]] | None = None
@@ -146,6 +151,8 @@ class ActivePlan:
             _set_entered(tuple(entries))
             return other
         self.rows = None
+        self.seen.clear()
+        self.repeated.clear()
         return self
 
     def finish(self, token: object) -> None:
@@ -153,9 +160,16 @@ class ActivePlan:
         if self.running is token:
             self.batch = self.left_out = 0
             self.seen.clear()
-            self.rows = self.state = self.running = None
+            self.rows = self.state = self.follow = self.running = None
         elif any(entry.token is token for entry in _ENTERED.get()):
             _set_entered(tuple(entry.instead_of or entry for entry in _ENTERED.get()))
+
+    def snapshot(self) -> ActivePlan:
+        """The plan as it is at this point of the running pass, for good, with a ledger of its own."""
+        other = self.again()
+        other.stats, other.live = Stats(), True
+        other.holds, other.batch, other.rows, other.state = dict(self.holds), self.batch, self.rows, self.state
+        return other
 
     def again(self) -> ActivePlan:
         """Another object for the same plan, for a pass at the same time."""
@@ -242,6 +256,21 @@ def active_at(gate: Gated, kind: type[T]) -> tuple[ActivePlan, T] | None:
         if plan.live and isinstance(found, kind):
             return plan, found
     return None
+
+
+@contextmanager
+def hold_only(plans: Sequence[ActivePlan]) -> Iterator[None]:
+    """Inside, these plans hold in this thread or task, and no others."""
+    before = _ENTERED.get()
+    try:
+        _set_entered(tuple(Entry(plan) for plan in plans))
+        yield
+    finally:
+        try:
+            _set_entered(before)
+        except BaseException:  # Ctrl-C: what was broken off is done again
+            _set_entered(before)
+            raise
 
 
 # -- everywhere -------------------------------------------------------------------------------------------------------

@@ -67,7 +67,11 @@ class Gate:
             if not torch.compiler.is_compiling():
                 if not plan.batch:
                     plan.note_outside(self)
+                if self.key in plan.seen:
+                    plan.repeated.add(self.key)
                 plan.seen.add(self.key)
+                if plan.follow is not None:
+                    plan.follow(plans)
             only = plan.interventions.get(self.key)
             return call(*args, **kwargs) if only is None else only(plan, call, args, kwargs)
         for plan in plans:
@@ -76,7 +80,11 @@ class Gate:
             if not torch.compiler.is_compiling():
                 if not plan.batch:
                     plan.note_outside(self)
+                if self.key in plan.seen:
+                    plan.repeated.add(self.key)
                 plan.seen.add(self.key)
+                if plan.follow is not None:
+                    plan.follow(plans)
             found = plan.interventions.get(self.key)
             if found is not None:
                 call = partial(_intervene, found, plan, call)
@@ -320,3 +328,9 @@ def installed_gates(modules: Iterable[nn.Module]) -> list[Gate]:
     with _LOCK:
         found = [_INSTALLED.get(id(module)) for module in modules]
     return [gate for gate in found if gate is not None and gate._module() is not None]
+
+
+def gates_at(keys: Iterable[int]) -> list[Gate]:
+    """The gates that stand, by which plans name them."""
+    with _LOCK:
+        return [gate for key in keys if (gate := _INSTALLED.get(key)) is not None]

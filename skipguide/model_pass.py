@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from skipguide.active import ActivePlan, Call
+from skipguide.active import ActivePlan, Call, active_plans
 from skipguide.arguments import batch_size
+from skipguide.recomputation import follow
 
 
 class ModelPass:
@@ -27,6 +28,9 @@ class ModelPass:
         try:
             now = plan.begin(token)
             try:
+                if torch.is_grad_enabled() or (args and getattr(args[0], "requires_grad", False)):
+                    now.follow = follow
+                    follow(active_plans())
                 self.open(now, args, kwargs)
                 out = call(*args, **kwargs)
             finally:

@@ -67,6 +67,11 @@ class Router:
         found = find_blocks(model)
         self.model = found.model
         self.blocks = tuple(found) if blocks is None else tuple(blocks)
+        if len({id(block.module) for block in self.blocks}) < len(self.blocks):
+            raise SkipError(
+                f"{type(model).__name__} has one module at several places (shared weights), and its calls cannot be "
+                f"told apart: give each block a module of its own"
+            )
         for block in self.blocks:
             if len(block.spec.streams) != 1:
                 raise SkipError(

@@ -13,7 +13,7 @@ from torch import nn
 
 from skipguide.active import LOCK, ActivePlan, Entry
 from skipguide.arguments import batch_size
-from skipguide.blocks import find_blocks
+from skipguide.blocks import Block, BlockMap, find_blocks
 from skipguide.errors import LostGateError, SkipError
 from skipguide.gate import Gate, Installation, gate_of
 from skipguide.hosts.group_offload import SharedGroups
@@ -96,6 +96,12 @@ class Skipper:
         self.active.names.update({id(module): name for name, module in counted.items()})
         self.active.interventions.update(planned.interventions)
         self.active.interventions[root.key] = self._root
+        self._root.lists = {
+            name: len(self.map.model.get_submodule(name)._modules)
+            for name in {block.name.rpartition(".")[0] for block in self.map}
+        }
+        acted = [block for block in self.map if id(block.module) in planned.interventions]
+        self._root.blocks = {id(block.module): block.name for block in acted if _places(self.map, block) == 1}
 
     def __del__(self) -> None:
         """A Skipper that was dropped inside its `with` block ends its plan and lets go of the model."""
@@ -192,20 +198,29 @@ class Skipper:
             self.active.holds[condition] = window.contains(value)
 
 
+def _places(blocks: BlockMap, block: Block) -> int:
+    """At how many places of the model the block's module stands."""
+    return sum(other.module is block.module for other in blocks)
+
+
 class SkipperPass(ModelPass):
     """A pass under a Skipper: it is counted, and a gate that was lost is noticed afterwards.
 
     Attributes:
+        lists: the lists of blocks by name -> how many modules are in each.
+        blocks: the gates of blocks at which something happens -> name.
         steady: the driver sees to it that the gates stand in front, once per call of its pipeline.
     """
 
-    __slots__ = ("gates", "model", "modules", "skipper", "steady")
+    __slots__ = ("blocks", "gates", "lists", "model", "modules", "skipper", "steady")
 
     def __init__(self, skipper: Skipper, model: nn.Module, modules: dict[str, nn.Module]) -> None:
         self.skipper = ref(skipper)
         self.model = model
         self.modules = modules
         self.gates = {name: gate_of(module) for name, module in modules.items()}
+        self.lists: dict[str, int] = {}
+        self.blocks: dict[int, str] = {}
         self.steady = False
 
     @property
@@ -236,6 +251,17 @@ class SkipperPass(ModelPass):
 
     def close(self, plan: ActivePlan, out: Any) -> None:
         """Notice that a module was exchanged, or that its gate was lost: the skip did not happen."""
+        for name, count in self.lists.items():
+            if (length := len(self.model.get_submodule(name)._modules)) != count:
+                raise LostGateError(
+                    f"{name} of {type(self.model).__name__} has {length} modules now, and had {count} when the plan "
+                    f"was applied: apply plans after blocks are added or taken away"
+                )
+        if (twice := next(iter(self.blocks.keys() & plan.repeated), None)) is not None:
+            raise SkipError(
+                f"{self.blocks[twice]} of {type(self.model).__name__} runs more than once in a pass (looped depth), "
+                f"and a plan cannot tell the rounds apart: this model cannot be skipped or resumed block by block"
+            )
         for name, gate in self.gates.items():
             if (now := self.model.get_submodule(name)) is not self.modules[name]:
                 raise LostGateError(

@@ -172,7 +172,8 @@ class Sublayers(Language):
 
 
 class Adaptive(Sublayers):
-    files = (*CORE, "llm/applied.py", "llm/adaskip_applied.py", "llm/watch.py")
+    files = CORE
+    slow = ("llm/applied.py", "llm/adaskip_applied.py", "llm/watch.py")
 
     def apply(self):
         from skipguide.llm import AdaSkip
@@ -246,10 +247,10 @@ def sweep(scene, files, visits):
     return done
 
 
-@pytest.mark.parametrize("kind", SCENES, ids=NAMES)
+@pytest.mark.parametrize("kind", [kind for kind in SCENES if kind not in (Running, Adaptive)])
 def test_an_interrupt_at_each_line(kind):
     files = kind.files if kind is Plain else [file for file in kind.files if file not in CORE]
-    assert kind in (Running,) or sweep(kind(), files, "first") > 10
+    assert sweep(kind(), files, "first") > 10
 
 
 @pytest.mark.slow
