@@ -31,18 +31,20 @@ class Gate:
         everywhere: the plans that hold here in all threads, innermost first; `active.hold_everywhere` changes it.
         inner: the forward behind it.
         users: the installations that want it. They are not kept alive: one that was dropped wants nothing any more.
+        passed_by: calls in threads and tasks where no plan holds.
         slot: the attribute of the module that it has taken.
         place: whether it stands on the module: `IDLE`, `STANDING`, or `HALFWAY` between the two.
     """
 
     # no __dict__: functools.update_wrapper of whoever wraps a gate would copy it
-    __slots__ = ("__weakref__", "_module", "_own", "everywhere", "inner", "key", "place", "slot", "users")
+    __slots__ = ("__weakref__", "_module", "_own", "everywhere", "inner", "key", "passed_by", "place", "slot", "users")
 
     def __init__(self, module: nn.Module) -> None:
         self._module = ref(module)
         self.key = id(module)
         self.users: WeakSet[Installation] = WeakSet()
         self.place = IDLE
+        self.passed_by = 0
         self.slot = "forward"
         self.inner: Call = partial(_through_module, self._module)
         self._own = False  # whether the slot held something on the instance before
@@ -61,6 +63,8 @@ class Gate:
         """Run the module as the plans of this thread or task say, those that were entered just now too."""
         plans = ACTIVE.get()
         if not plans:
+            if not torch.compiler.is_compiling():
+                self.passed_by += 1
             return self.inner(*args, **kwargs)
         call: Call = partial(self._run, plans)
         if len(plans) == 1 and (plan := plans[0]).live:  # what every step of a decoding model goes through

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +17,7 @@ from skipguide.arguments import batch_size
 from skipguide.blocks import Block, BlockMap, find_blocks
 from skipguide.errors import LostGateError, SkipError
 from skipguide.gate import Gate, Installation, gate_of
+from skipguide.hosts.compiled import has_compiled
 from skipguide.hosts.group_offload import SharedGroups
 from skipguide.interventions import ShareRows
 from skipguide.model_pass import ModelPass
@@ -23,6 +25,8 @@ from skipguide.plan import SkipPlan
 from skipguide.planned import PlannedInterventions
 from skipguide.prefix import Prefix
 from skipguide.stats import Stats
+
+logger = logging.getLogger(__name__)
 
 
 class Skipper:
@@ -90,6 +94,7 @@ class Skipper:
         outer = [] if model is self.map.model else [gate_of(model)]
         self.gates: list[Gate] = [*outer, root, *(gate_of(module) for module in planned.modules.values())]
         self._installation = Installation(self.gates, inside=root)
+        self._passed_by = 0
         self._kept = False  # installed by `install`, whether or not somebody is inside
         # a module that only serves a skipped sublayer is no entry of the ledger
         counted = {name: module for name, module in planned.modules.items() if name not in planned.helpers}
@@ -113,6 +118,7 @@ class Skipper:
         entry = Entry(self.active)
         try:
             # entered first: whoever leaves in another thread then lets the gates stand
+            self._passed_by = self._root_gate.passed_by
             entry.enter()
             self._root.steady = False
             self._installation.install()
@@ -121,8 +127,8 @@ class Skipper:
             self._leave(entry)
             raise
 
-    def __exit__(self, *exc: object) -> None:
-        """Deactivate the plan and remove what nobody else uses."""
+    def __exit__(self, kind: type[BaseException] | None = None, *exc: object) -> None:
+        """Deactivate the plan and remove what nobody else uses; a block without a pass under the plan is logged."""
         if (entry := self.active.last_entry()) is None:
             return
         try:
@@ -130,6 +136,26 @@ class Skipper:
         except BaseException:  # Ctrl-C: what was broken off is done again
             self._leave(entry)
             raise
+        if kind is None:
+            self._check_effect()
+
+    def _check_effect(self) -> None:
+        """Say so if no pass was made under the plan; what a compiled graph runs is not counted.
+
+        It is no error: other threads may run the model whole on purpose.
+        """
+        stats = self.stats
+        if self.plan.empty or stats.passes or stats.calls or stats.skips or has_compiled():
+            return
+        elsewhere = self._root_gate.passed_by - self._passed_by
+        logger.warning(
+            "the Skipper's `with` block ended, and %s was never called under its plan%s",
+            type(self.map.model).__name__,
+            f": all {elsewhere} passes ran with the whole model, in threads that have not entered it. Enter the Skipper in "
+            f"the thread that runs the model"
+            if elsewhere
+            else ": was another object called, such as a copy of the model?",
+        )
 
     def _leave(self, entry: Entry) -> None:
         """Take one entry back, and the gates if it was the last one; it can be repeated."""

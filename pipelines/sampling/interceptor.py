@@ -89,6 +89,7 @@ class Interceptor:
         """One call of the denoiser by the pipeline: a branch of a step, or both."""
         if not is_called_by(self.pipe, self.model):
             return call(*args, **kwargs)
+        self.state.refuse_other_threads(self.pipe)
         outputs = self.delivery.outputs if self.works else None
         guide = self._passive if self.spec.is_passive(kwargs) else self._guided
         if outputs is None:
