@@ -6,8 +6,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from skipguide.errors import SkipError
+from skipguide.hosts.wrappers import unwrap
 from skipguide.pipelines.registry.described import PipelineSpec
+from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
@@ -37,9 +41,9 @@ class AppliedGuidance:
         self._pipe = pipe
         self.layers = {name: schedule.layers for name, schedule in schedules.items()}
         self.stats = GuidanceStats(delivery="solve" if settings.rescale or settings.rule.waits_for_uncond else "shift")
-        state = PipelineCall()
+        state, self._watch = PipelineCall(), FiniteWatch()
         self._interceptors = [
-            Interceptor(settings, pipe, spec, name, schedule, state, self.stats, group)
+            Interceptor(settings, pipe, spec, name, schedule, state, self.stats, group, self._watch)
             for name, schedule in schedules.items()
         ]
         for interceptor in self._interceptors:
@@ -62,16 +66,22 @@ class AppliedGuidance:
                 self._installed.append(interceptor)  # first: what was not installed can be removed too
                 interceptor.install()
         except BaseException:
+            self._watch.forget()
             self.remove()
             raise
 
     def remove(self) -> None:
-        """End the guidance; nothing of it is left on the pipeline. A second call does nothing."""
+        """End the guidance; nothing of it is left on the pipeline. A second call does nothing.
+
+        Raises:
+            SkipError: afterwards, if the last call was interrupted and a prediction in it was not finite.
+        """
         while self._installed:
             self._installed[-1].remove()
             self._installed.pop()
         # somebody may keep the handle for its stats: it must not keep the pipeline's weights in memory
         self._interceptors, self._pipe = [], None
+        self._watch.settle("the last call, which was interrupted")
 
     def __enter__(self) -> AppliedGuidance:
         """Return the handle.
@@ -85,11 +95,9 @@ class AppliedGuidance:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         """End the guidance."""
-        exchanged = [
-            each.denoiser
-            for each in self._installed
-            if getattr(self._pipe, each.denoiser, None) not in (None, each.model)
-        ]
+        exchanged = [each.denoiser for each in self._installed if _is_exchanged(self._pipe, each)]
+        if kind is not None:
+            self._watch.forget()  # the error that is on its way says more
         self.remove()
         if kind is not None:
             return
@@ -104,3 +112,9 @@ class AppliedGuidance:
                 "skip guidance was applied, but the denoiser it was applied to was never called: was the pipeline's "
                 "denoiser exchanged inside the with block?"
             )
+
+
+def _is_exchanged(pipe: Any, interceptor: Interceptor) -> bool:
+    """Whether the pipeline has another denoiser now; one that was wrapped (torch.compile, PEFT) is the same."""
+    now = getattr(pipe, interceptor.denoiser, None)
+    return isinstance(now, nn.Module) and unwrap(now) is not unwrap(interceptor.model)

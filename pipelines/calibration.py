@@ -22,7 +22,9 @@ from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.hosts.cache_contexts import ContextNames
 from skipguide.hosts.wrappers import unwrap
-from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
+from skipguide.pipelines.registry.described import PipelineSpec, described_loop, pipeline_spec
+from skipguide.pipelines.sampling.caches import refuse_caches
+from skipguide.pipelines.sampling.call_stack import is_called_by
 from skipguide.pipelines.sampling.grid import grid_of
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.passes import DenoiserPasses
@@ -44,6 +46,7 @@ class _Listener:
 
     def __init__(self, pipe: Any, spec: PipelineSpec, model: nn.Module, keys: Sequence[Key], levels: int) -> None:
         self.pipe, self.spec, self.model, self.levels = pipe, spec, model, levels
+        self.loop = described_loop(pipe)
         self.keys = keys
         self.state = PipelineCall()
         self.passes = DenoiserPasses(model, True, GuidanceStats())
@@ -51,14 +54,14 @@ class _Listener:
         self.waiting: tuple[Tensor, dict[Key, Tensor], Any] | None = None
 
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.spec.is_passive(kwargs):
+        if not is_called_by(self.pipe, self.model, self.loop) or self.spec.is_passive(kwargs):
             return call(*args, **kwargs)
         branch = self.state.enter(self.pipe, self.spec, ContextNames.name(self.model))
         if branch == "uncond":
             answer = call(*args, **kwargs)
-            self.settle(first(answer))
+            self.score_last_step(first(answer))
             return answer
-        self.settle(None)
+        self.score_last_step(None)
         if self.state.step not in chosen_steps(self.state.steps, self.levels):
             return call(*args, **kwargs)
         batch = batch_size(args, kwargs)
@@ -76,12 +79,12 @@ class _Listener:
         c = first(out)[rows]
         self.waiting = c, skipped, grid_of(self.spec, kwargs, c)
         if branch == "both":
-            self.settle(first(out)[other])
+            self.score_last_step(first(out)[other])
         elif branch == "only":
-            self.settle(None)
+            self.score_last_step(None)
         return out
 
-    def settle(self, u: Tensor | None) -> None:
+    def score_last_step(self, u: Tensor | None) -> None:
         """Score the skipped predictions of the last step looked at; u is None where that step has no CFG."""
         if self.waiting is not None:
             c, skipped, grid = self.waiting
@@ -155,6 +158,7 @@ def calibrate(
         raise SkipError(f"this {type(pipe).__name__} has no denoiser {name!r}: expected {' or '.join(spec.denoisers)}")
     if gate_of(model).everywhere:
         raise SkipError(f"guidance is applied to pipe.{name}: calibrate before, or call remove() on its handle first")
+    refuse_caches(model, "a calibration", "it would answer for layers that are left out", pipe)
     blocks = find_blocks(model)
     keys = [(b.index, part) for b in blocks for part in b.parts if parts is None or part in parts]
     if not keys:
@@ -167,7 +171,7 @@ def calibrate(
         for number, prompt in enumerate(prompts):
             own = {"generator": torch.Generator("cpu").manual_seed(seed + number)} | arguments
             pipe(**own if prompt is None else {"prompt": prompt, **own})
-            listener.settle(None)
+            listener.score_last_step(None)
     finally:
         listener.leave()
     total = len(blocks)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
-from skipguide.config import JsonConfig, settle
+from skipguide.config import JsonConfig, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.guidance import Over
 from skipguide.pipelines.formulas import Formula, find_formula
@@ -84,7 +84,7 @@ class GuidanceSettings(JsonConfig):
 
     def _check_numbers(self) -> None:
         """Bring numbers and flags to Python's own types and check their ranges."""
-        settle(
+        normalize_fields(
             self,
             wholes={"seed": None},
             numbers={"rescale": 0, "drop": 0, "apg": None, "apg_norm": 0},

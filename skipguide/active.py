@@ -32,7 +32,7 @@ class Gated(Protocol):
     everywhere: tuple[ActivePlan, ...]
 
     def reachable(self) -> bool:
-        """Whether calls of the module still come by."""
+        """Whether calls of the module still reach it."""
 
     def lost(self, name: str = "") -> LostGateError:
         """The error if they do not."""
@@ -106,7 +106,12 @@ class ActivePlan:
         return self.batch if self.rows is None else len(self.rows)
 
     def skipped(self, name: str, count: int = 1) -> None:
-        """Note that the module of that name is left out, which stands for so many of the plan's."""
+        """Enter in the ledger that a module was left out.
+
+        Args:
+            name: the module, as the ledger calls it.
+            count: for how many left-out modules of the plan it stands.
+        """
         self.left_out += count
         if self.counts_calls:
             self.stats.skipped(name, self.present)
@@ -183,14 +188,14 @@ class ActivePlan:
         """A gate was called outside a pass of the model: notice if the model's own gate is not called any more.
 
         Raises:
-            LostGateError: if somebody replaced it.
+            LostGateError: if it was replaced.
         """
         root = self.root
         if root is not None and root is not gate and not root.reachable():
             raise root.lost()
 
     def close(self) -> None:
-        """End the plan for good: nobody can end it any more."""
+        """End the plan for good, where its handle or its model is gone and `leave` will not be called."""
         self.live = False
         self._root = None
         self.interventions = {}

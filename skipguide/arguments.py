@@ -138,7 +138,7 @@ def sequence_like(old: tuple[Any, ...] | list[Any], items: Iterable[Any]) -> Any
 
 
 def take_rows(value: Any, index: Tensor | slice, size: int) -> Any:
-    """The rows of every tensor in `value` whose first dimension is the batch; everything else as it is."""
+    """The rows of every tensor in `value` whose first dimension is the batch; everything else unchanged."""
     if isinstance(value, Tensor):
         return value[index] if value.dim() and value.shape[0] == size else value
     if isinstance(value, (tuple, list)):

@@ -15,6 +15,7 @@ from skipguide.families.described import FAMILIES
 from skipguide.families.language import language_model_spec
 from skipguide.families.refused import UNSUPPORTED_MODELS
 from skipguide.hosts.wrappers import unwrap
+from skipguide.parts import PART_SPECS, PARTS
 from skipguide.spec import BlockSpec, ModelSpec, Sublayer, renamed_reader
 
 
@@ -37,8 +38,8 @@ class Block:
     @cached_property
     def parts(self) -> tuple[str, ...]:
         """The parts of this block that a plan may leave out."""
-        present = [part for part in ("attn", "cross_attn", "mlp") if self.sublayers(part)]
-        return ("block", *present, *(["attn_identity"] if "attn" in present and self.spec.identity else []))
+        wanted = [part for part in PARTS if self.spec.has(part)]
+        return tuple(part for part in wanted if not PART_SPECS[part].sublayers or self.sublayers(part))
 
     def sublayers(self, part: str) -> list[tuple[str, nn.Module, Sublayer]]:
         """Name, module and description of the sublayers that `part` names and this block has."""

@@ -222,7 +222,7 @@ def is_one_of(value: Any, choices: Collection[str]) -> bool:
     return isinstance(value, str) and value in choices
 
 
-def settle(
+def normalize_fields(
     config: object,
     wholes: Mapping[str, int | None] | None = None,
     numbers: Mapping[str, float | None] | None = None,
@@ -263,7 +263,7 @@ def layer_tuple(layers: Iterable[int] | int) -> tuple[int, ...]:
     """Layer numbers as a tuple, each checked to be a whole number and named once."""
     try:
         found = native(layers)
-        if isinstance(found, (bytes, bytearray)):  # a list of numbers to Python, a text to everybody else
+        if isinstance(found, (bytes, bytearray)):  # Python takes these for lists of numbers, but they are texts
             raise TypeError
         items = (found,) if isinstance(found, int) else tuple(native(item) for item in found)
     except TypeError:

@@ -12,7 +12,7 @@ class UnknownBlockError(SkipError):
 
 
 class LostGateError(SkipError):
-    """A gate was installed and somebody replaced it: the skip would silently not happen."""
+    """A gate was installed and something else replaced it: the skip would silently not happen."""
 
 
 class NoEffectError(SkipError):

@@ -1,8 +1,8 @@
-"""Gate: the stand-in at one module's `forward`. It installs and removes itself and asks, at each call, what to do.
+"""Gate: the stand-in at one module's `forward`. At each call it does what the active plans say.
 
-One gate per module, shared by everybody who needs it: it goes when the last `Installation` that wants it is removed.
-Ctrl-C can come between any two lines: what was broken off halfway is undone by removing again, or mended by the next
-installation.
+There is one gate per module, shared by all plans that need it: it goes when the last `Installation` that wants it is
+removed. Ctrl-C can come between any two lines: what was broken off halfway is undone by removing again, or mended by
+the next installation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Gate:
         place: whether it stands on the module: `IDLE`, `STANDING`, or `HALFWAY` between the two.
     """
 
-    # no __dict__: functools.update_wrapper of whoever wraps a gate would copy it
+    # no __dict__: functools.update_wrapper, with which others wrap a gate, would copy it
     __slots__ = ("__weakref__", "_module", "_own", "everywhere", "inner", "key", "passed_by", "place", "slot", "users")
 
     def __init__(self, module: nn.Module) -> None:
@@ -179,7 +179,7 @@ class Gate:
     def remove(self, user: Installation) -> None:
         """One user less, if it was one; the last one puts back what was there.
 
-        A gate that somebody wrapped is cut out of their chain.
+        Where another library wrapped the gate, its wrapper gets what is behind the gate.
         """
         with _LOCK:
             self.users.discard(user)
@@ -223,7 +223,7 @@ class Gate:
         return module.__dict__.get(self.slot) is self and not module._forward_hooks and not module._forward_pre_hooks
 
     def reachable(self) -> bool:
-        """Whether the gate stands where it was installed, or in the chain of a wrapper that shows what it wraps."""
+        """Whether calls still reach it: it is where it was installed, or behind wrappers that show what they wrap."""
         module = self.module
         return bool(self._holders(module)) or self._wrapper(module) is not None
 
@@ -234,7 +234,7 @@ class Gate:
         return [(holder, name) for holder, name in dict.fromkeys(places) if holder.__dict__.get(name) is self]
 
     def _wrapper(self, module: nn.Module) -> Any:
-        """Who names this gate as what it wraps (functools.wraps), along the chain from the module's forward."""
+        """The wrapper around this gate, found through `__wrapped__` (functools.wraps) from the module's forward on."""
         wrapper = module.__dict__.get("forward")
         while wrapper is not None and not isinstance(wrapper, Gate):
             if (inner := getattr(wrapper, "__wrapped__", None)) is self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from skipguide.active import ActivePlan, Call, Intervention, active_plans
 from skipguide.arguments import Arguments, first_tensor, row_index, sequence_like, take_rows
+from skipguide.attention import JointValuesPass, ValuesPass
 from skipguide.blocks import Block
 from skipguide.errors import SkipError
 from skipguide.hosts.kv_cache import given_cache, hide
@@ -22,7 +23,12 @@ class SkipBlock:
     __slots__ = ("adds", "arguments", "counted", "name", "none_outputs", "returns", "shortcut")
 
     def __init__(self, block: Block, counted: int = 1) -> None:
-        """Counted: for how many left-out modules of the plan it stands; 0 enters nothing in the ledger."""
+        """Read the block's description.
+
+        Args:
+            block: the block.
+            counted: for how many left-out modules of the plan it stands; 0 enters nothing in the ledger.
+        """
         self.arguments = Arguments(block.module)
         self.returns = block.spec.returns or block.spec.streams
         self.adds = block.spec.adds
@@ -76,7 +82,7 @@ class ZeroBranch:
             plan.skipped(self.name)
         if self.width is not None:
             return self._wide(first_tensor(args, kwargs), self.width)
-        if self.spread and len(self.outputs) == 1:  # every token of a decoding model comes by
+        if self.spread and len(self.outputs) == 1:  # runs once per layer and decoded token: kept short
             name = self.outputs[0]
             given = args[0] if args and not name else self.arguments.get(name, args, kwargs)
             zero = given if self.inside else self._zero(given).expand(given.shape)
@@ -189,7 +195,12 @@ class ShareRows:
     __slots__ = ("arguments", "folded", "own", "places", "shared")
 
     def __init__(self, block: Block, sources: Sequence[int]) -> None:
-        """Sources: for each row of the batch the row whose result it has; a row that runs is its own."""
+        """Read the rows.
+
+        Args:
+            block: the block.
+            sources: for each row of the batch the row whose result it has; a row that runs is its own.
+        """
         self.arguments = Arguments(block.module)
         self.own = tuple(row for row, source in enumerate(sources) if row == source)
         self.places = tuple(self.own.index(source) for source in sources)
@@ -224,7 +235,7 @@ class When:
     Args:
         condition: its name in the plan's `holds`, which says for every pass whether it is met.
         intervention: what happens then; otherwise the module runs.
-        unknown: the error where nobody has said whether it is met; empty: then it is not.
+        unknown: the error where `holds` does not say whether it is met; empty: then it is not.
     """
 
     __slots__ = ("condition", "intervention", "unknown")
@@ -271,3 +282,33 @@ def _merge(kept: Any, left: Any, keep: Tensor, skip: Tensor, size: int) -> Any:
     if isinstance(kept, (tuple, list)):
         return sequence_like(kept, (_merge(a, b, keep, skip, size) for a, b in zip(kept, left, strict=True)))
     return kept
+
+
+# -- what happens at each part ----------------------------------------------------------------------------------------
+
+# A module that a part of a block concerns: its name, itself, and what happens there.
+Placed = tuple[str, nn.Module, Intervention]
+
+
+def _skip_block(block: Block, part: str) -> list[Placed]:
+    return [(block.name, block.module, SkipBlock(block))]
+
+
+def _zero_branches(block: Block, part: str) -> list[Placed]:
+    return [(name, module, ZeroBranch(name, module, sublayer)) for name, module, sublayer in block.sublayers(part)]
+
+
+def _pass_values(block: Block, part: str) -> list[Placed]:
+    if block.spec.joint:
+        return [(block.name, block.module, JointValuesPass(block))]
+    return [(name, module, ValuesPass(name, module)) for name, module, _ in block.sublayers(part)]
+
+
+# Part -> what a plan with that part does to one block; `parts` says which blocks have it.
+AT_PARTS: Mapping[str, Callable[[Block, str], list[Placed]]] = {
+    "block": _skip_block,
+    "attn": _zero_branches,
+    "cross_attn": _zero_branches,
+    "mlp": _zero_branches,
+    "attn_identity": _pass_values,
+}

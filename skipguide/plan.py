@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from skipguide.config import VERSION, check_keys, layer_tuple, read_json, write_json
 from skipguide.errors import SkipError
+from skipguide.parts import PARTS as PARTS
+from skipguide.parts import Part as Part
 from skipguide.schedule import Schedule
-
-Part = Literal["block", "attn", "cross_attn", "mlp", "attn_identity"]
-PARTS: tuple[str, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Planned interventions: what stands where on one model, from a plan, captured prefixes and a prefix to resume from."""
+"""Planned interventions: what happens at which module, from a plan, prefixes to capture and one to resume from."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from weakref import ref
 from torch import nn
 
 from skipguide.active import Intervention
-from skipguide.attention import JointValuesPass, ValuesPass
 from skipguide.blocks import Block, BlockMap
 from skipguide.errors import SkipError
-from skipguide.interventions import LeaveOutKeys, Nested, OnRows, ReturnInput, SkipBlock, When, ZeroBranch
+from skipguide.interventions import AT_PARTS, LeaveOutKeys, Nested, OnRows, ReturnInput, SkipBlock, When
+from skipguide.parts import PART_SPECS
 from skipguide.plan import SkipPlan
 from skipguide.prefix import Capture, Inject, Keep, Prefix, Replay
 from skipguide.schedule import Schedule
@@ -81,22 +81,23 @@ class PlannedInterventions:
         chosen = self.blocks.select(term.layers, term.part, term.stack)
         refuse_shared(self.blocks, chosen, term.part)
         for block in chosen:
-            helpers = block.helper_modules(term.part)
+            runs = PART_SPECS[term.part].runs
+            helpers = [] if runs else block.helper_modules(term.part)
             self.helpers |= {name for name, _ in helpers}
             for name, module, found in [
-                *_left_out(block, term.part),
+                *AT_PARTS[term.part](block, term.part),
                 *((*helper, ReturnInput()) for helper in helpers),
             ]:
                 added = found
-                if block.spec.cached and not isinstance(found, ReturnInput):
+                if block.spec.cached and not runs and not isinstance(found, ReturnInput):
                     added = self._with_keys(block, module, added, term)
                 if term.rows is not None:
                     added = OnRows(added, term.rows, block, module)
                 if (term.start, term.stop) != (0.0, 1.0):
                     added = self._in_window(added, term.schedule)
                 self.add(module, name, added)
-            runs = [s.calls for part in ("attn", "cross_attn", "mlp") for _, _, s in block.sublayers(part)]
-            self.stats.weights |= {name: 1 / sum(runs) for name, _, _ in block.sublayers(term.part)}
+            calls = [s.calls for part in ("attn", "cross_attn", "mlp") for _, _, s in block.sublayers(part)]
+            self.stats.weights |= {name: 1 / sum(calls) for name, _, _ in block.sublayers(term.part)}
 
     def _in_window(self, intervention: Intervention, window: Schedule) -> When:
         """The intervention in a window of the steps only."""
@@ -106,7 +107,7 @@ class PlannedInterventions:
         return When(
             condition,
             intervention,
-            f"the plan holds for the steps from {window.start} to {window.stop}, but nobody said which step this is: "
+            f"the plan holds for the steps from {window.start} to {window.stop}, but which step this is was not said: "
             f"set skipper.progress = step / steps before each pass",
         )
 
@@ -145,15 +146,3 @@ def refuse_shared(blocks: BlockMap, chosen: Sequence[Block], part: str = "block"
                     f"{', '.join(map(str, sorted(all_)))} of {type(blocks.model).__name__} (shared weights), and its "
                     f"calls cannot be told apart: name all of these layers, or give each a module of its own"
                 )
-
-
-def _left_out(block: Block, part: str) -> list[tuple[str, nn.Module, Intervention]]:
-    """Name, module and intervention for every module that a part of a block consists of."""
-    if part == "block":
-        return [(block.name, block.module, SkipBlock(block))]
-    if part == "attn_identity" and block.spec.joint:
-        return [(block.name, block.module, JointValuesPass(block))]
-    sublayers = block.sublayers(part)
-    if part == "attn_identity":
-        return [(name, module, ValuesPass(name, module)) for name, module, _ in sublayers]
-    return [(name, module, ZeroBranch(name, module, sublayer)) for name, module, sublayer in sublayers]

@@ -36,7 +36,7 @@ class Prefix:
         return {**self.__dict__, "source": None}
 
     def select(self, rows: slice, batch: int) -> Prefix:
-        """The same point for some rows of the batch, as views.
+        """This prefix for some rows of the batch, as views.
 
         Args:
             rows: slice of the model's batch.

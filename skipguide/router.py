@@ -33,7 +33,7 @@ class Router:
 
     Inside `with router.running(decide) as stats:`, `decide(i, x)` is asked when `blocks[i]` is reached. It returns
 
-    - None: the block runs as if nobody had asked;
+    - None: the block runs as without a router;
     - bool `[B]`: it runs for the rows that are True, and for no others;
     - float `[B]`: it runs for every row, and the output is `d * block(x) + (1 - d) * shortcut(x)`: what a decision
       that learns needs.

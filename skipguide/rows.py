@@ -26,7 +26,7 @@ def run_rows(
         x: the block's input, `[B, ...]`; it is not written to, unless it is ours.
         index: numbers of the rows that run, ascending and without repeats: a list, or `[n]` on x's device.
         shortcut: what the other rows get; None is the identity.
-        own: nobody else reads x, now or later: where its other rows stay as they are, it is the output too.
+        own: x is read nowhere else, now or later, so it may be written to: where its other rows stay, it is the output.
 
     Returns:
         `[B, ...]`; differentiable.
@@ -62,7 +62,7 @@ def run_rows(
 
 
 def _in_slices(block: Branch, x: Tensor, numbers: list[int], shortcut: Branch | None) -> Tensor:
-    """The same by slices on the CPU: every row is copied once, in half of the time, and channels-last stays so."""
+    """`run_rows` by slices, on the CPU: every row is copied once, in half of the time, and channels-last stays so."""
     stretches = _stretches(numbers)
     ends = [0, *(end for stretch in stretches for end in stretch), x.shape[0]]
     sizes = [stop - start for start, stop in pairwise(ends)]  # those that rest and those that run, by turns
@@ -80,7 +80,7 @@ def _in_slices(block: Branch, x: Tensor, numbers: list[int], shortcut: Branch | 
 
 
 def _in_place(block: Branch, x: Tensor, numbers: list[int]) -> Tensor:
-    """The same where x is ours: only the rows that run are copied."""
+    """`run_rows` where x may be written to, on the CPU: only the rows that run are copied."""
     stretches = _stretches(numbers)
     pieces = [x[start:stop] for start, stop in stretches]
     ran = block(torch.cat(pieces))

@@ -1,7 +1,7 @@
-"""Sequential: blocks of one `nn.Sequential`, where nobody but the next block sees what a block returns.
+"""Sequential: blocks of one `nn.Sequential`, where only the next block sees what a block returns.
 
-A router that computed some rows has to put them among the others. Elsewhere that is a copy of the whole batch, since
-its input may be read again; here the rows that ran are written into the batch that it made one block before.
+A router that computed some rows has to put them among the others. In general it copies the whole batch for that, since
+its input may be read again. In a Sequential it writes the rows into the batch that it made one block before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from skipguide.gate import Gate
 
 
 class InPlaceSequential:
-    """The intervention at such a Sequential: knows which tensor is the router's own while the Sequential runs.
+    """The intervention at a Sequential of blocks: knows which tensor is the router's own while the Sequential runs.
 
     Attributes:
         own: what the router made for the block before, and may overwrite.

@@ -48,9 +48,10 @@ class Skipper:
 
     Raises:
         SkipError: at once, for a layer, part or stack that the model does not have.
-        LostGateError: when somebody replaced a gate, so that the skip would silently not happen.
+        LostGateError: when a gate was replaced, so that the skip would silently not happen.
 
     Example:
+        >>> import torch
         >>> from diffusers import LTXVideoTransformer3DModel
         >>> model = LTXVideoTransformer3DModel(in_channels=4, out_channels=4, num_layers=2, num_attention_heads=2,
         ...     attention_head_dim=8, cross_attention_dim=16, caption_channels=8)
@@ -151,8 +152,8 @@ class Skipper:
         logger.warning(
             "the Skipper's `with` block ended, and %s was never called under its plan%s",
             type(self.map.model).__name__,
-            f": all {elsewhere} passes ran with the whole model, in threads that have not entered it. Enter the Skipper in "
-            f"the thread that runs the model"
+            f": all {elsewhere} passes ran with the whole model, in threads that have not entered it. Enter the "
+            f"Skipper in the thread that runs the model"
             if elsewhere
             else ": was another object called, such as a copy of the model?",
         )
@@ -167,15 +168,15 @@ class Skipper:
     def install(self) -> None:
         """Put the gates in place without activating the plan; `running()` activates it for one pass.
 
-        For drivers, which call `settle()` where modules can have been compiled or offloaded since.
+        For drivers, which call `move_in_front()` where modules can have been compiled or offloaded since.
         """
         self._root.steady = True
         self._kept = True
         self._installation.install()
 
-    def settle(self) -> None:
+    def move_in_front(self) -> None:
         """Put the gates in front of what came while they stood: a compiled call, or group offloading."""
-        self._root.settle()
+        self._root.move_in_front()
 
     def remove(self) -> None:
         """End the plan in this thread and give the gates up; a second call does nothing.
@@ -235,7 +236,7 @@ class SkipperPass(ModelPass):
     Attributes:
         lists: the lists of blocks by name -> how many modules are in each.
         blocks: the gates of blocks at which something happens -> name.
-        steady: the driver sees to it that the gates stand in front, once per call of its pipeline.
+        steady: whether the driver moves the gates in front itself, once per call of its pipeline, and not every pass.
     """
 
     __slots__ = ("blocks", "gates", "lists", "model", "modules", "skipper", "steady")
@@ -261,16 +262,16 @@ class SkipperPass(ModelPass):
             return
         plan.stats.passes += 1
         if not self.steady:
-            self.settle()
+            self.move_in_front()
         plan.groups = SharedGroups.among(self.modules.values())
 
-    def settle(self) -> None:
+    def move_in_front(self) -> None:
         """Put every gate in front of what came while it stood."""
         for gate in self.gates.values():
             gate.move_in_front()
 
     def end(self, plan: ActivePlan) -> None:
-        """Release the groups that nobody has released."""
+        """Release the groups that are still loaded."""
         if plan.groups is not None:
             plan.groups.release()
             plan.groups = None

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from skipguide.parts import PART_SPECS
+
 C = TypeVar("C", bound=type)
 
 
@@ -139,10 +141,14 @@ class BlockSpec:
     folded: tuple[str, ...] = ()
 
     def sublayers(self, part: str) -> tuple[Sublayer, ...]:
-        """The sublayers that `part` names; none for `"block"`."""
-        name = "attn" if part == "attn_identity" else part
-        found: tuple[Sublayer, ...] = getattr(self, name) if name in ("attn", "cross_attn", "mlp") else ()
-        return found
+        """The sublayers that a part consists of; none for `"block"`, and for something that is no part."""
+        kinds = PART_SPECS[part].sublayers if part in PART_SPECS else ()
+        return tuple(sublayer for kind in kinds for sublayer in getattr(self, kind))
+
+    def has(self, part: str) -> bool:
+        """Whether blocks of this stack can have a part: the sublayers it consists of, and what else it needs."""
+        wanted = PART_SPECS[part]
+        return bool(not wanted.sublayers or self.sublayers(part)) and (not wanted.needs or getattr(self, wanted.needs))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skipguide.vision.floorplan import FloorPlanNet, GraphConv
+    from skipguide.vision.floorplan import FloorPlanNet, GraphConv, LayoutGraph
     from skipguide.vision.layer_masking import LayerMask, masked_forward
     from skipguide.vision.skip_deq.network import SkipDEQ
     from skipguide.vision.skip_tuning import ClassSkip, SkipTuner, TuneConfig
@@ -15,6 +15,7 @@ __all__ = [
     "FloorPlanNet",
     "GraphConv",
     "LayerMask",
+    "LayoutGraph",
     "SkipDEQ",
     "SkipNet",
     "SkipTuner",
@@ -33,10 +34,10 @@ def __getattr__(name: str) -> Any:
             from skipguide.vision.skip_tuning import ClassSkip, SkipTuner, TuneConfig
 
             home = {"ClassSkip": ClassSkip, "SkipTuner": SkipTuner, "TuneConfig": TuneConfig}
-        case "FloorPlanNet" | "GraphConv":
-            from skipguide.vision.floorplan import FloorPlanNet, GraphConv
+        case "FloorPlanNet" | "GraphConv" | "LayoutGraph":
+            from skipguide.vision.floorplan import FloorPlanNet, GraphConv, LayoutGraph
 
-            home = {"FloorPlanNet": FloorPlanNet, "GraphConv": GraphConv}
+            home = {"FloorPlanNet": FloorPlanNet, "GraphConv": GraphConv, "LayoutGraph": LayoutGraph}
         case "LayerMask" | "masked_forward":
             from skipguide.vision.layer_masking import LayerMask, masked_forward
 

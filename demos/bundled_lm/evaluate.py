@@ -1,6 +1,6 @@
 """Judge the bundled language model on the files it never saw: perplexity per token and byte, samples, the loss curve.
 
-python -m demos.bundled_lm.evaluate --model skipguide/assets/tiny-lm --log /work/train/lm
+python -m demos.bundled_lm.evaluate --model skipguide/assets/tiny-lm --log runs/lm
 """
 
 from __future__ import annotations

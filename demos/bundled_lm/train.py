@@ -3,7 +3,7 @@
 The schedule is a function of the seconds spent training, because time is the budget: warm-up, constant, then linear
 to 0. Time in which the process was stopped does not count. It resumes when started again.
 
-    python -m demos.bundled_lm.train --out /work/train/lm --minutes 64
+    python -m demos.bundled_lm.train --out runs/lm --minutes 64
 """
 
 from __future__ import annotations

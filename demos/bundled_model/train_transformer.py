@@ -4,7 +4,7 @@ The schedule is a function of wall-clock time, because the end is a hard wall: w
 to 0. On the CPU, worker threads with one core each take micro-batches from a shared queue; unlike threads
 inside every operation this stays fast when another program takes half a core. It resumes when started again.
 
-    python -m demos.bundled_model.train_transformer --vae /work/train/vae/model --out /work/train/t2v
+    python -m demos.bundled_model.train_transformer --vae runs/vae/model --out runs/t2v
 """
 
 from __future__ import annotations

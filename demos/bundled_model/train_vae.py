@@ -5,7 +5,7 @@ third uses whole frames, as group norms see other statistics there. In between, 
 standardised by folding mean and deviation into the weights, because `LattePipeline` knows one scaling factor
 and no shift.
 
-    python -m demos.bundled_model.train_vae --out /work/train/vae --minutes 15
+    python -m demos.bundled_model.train_vae --out runs/vae --minutes 15
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from skipguide.arguments import batch_size
 from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
-from skipguide.hosts.diffusers_caches import cache_on
 from skipguide.pipelines.groups import SkipGroup
 from skipguide.pipelines.guider.step_batches import StepBatch
 from skipguide.pipelines.presets import find_preset
+from skipguide.pipelines.sampling.caches import refuse_caches
 from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.passes import DenoiserPasses, StepPasses
@@ -90,11 +90,7 @@ class Driver:
         gate = gate_of(self.model)
         if everywhere_at(gate, Interceptor):
             raise SkipError("SpatiotemporalSkipGuidance is applied to this denoiser: remove() it, or the guider")
-        if (cache := cache_on(self.model)) is not None:
-            raise SkipError(
-                f"this denoiser has {cache} enabled, which would store the results of skipped passes: call "
-                f"disable_cache() on it first"
-            )
+        refuse_caches(self.model, "SkipGuider", "it would store the results of skipped passes")
         self.passes.reinstall()
         hold_everywhere(gate, self)
         self._standing = True

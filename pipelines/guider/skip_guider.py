@@ -6,7 +6,7 @@ import json
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from diffusers.configuration_utils import register_to_config
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
@@ -16,10 +16,12 @@ from skipguide import guidance
 from skipguide.config import as_flag, as_number
 from skipguide.errors import SkipError
 from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.guider.attachment import attach_guider
 from skipguide.pipelines.guider.driver import Driver
 from skipguide.pipelines.guider.step_batches import StepBatch, live_groups, step_batches
+from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.predictions import check_effect
+from skipguide.pipelines.sampling.predictions import check_effect, widened
 from skipguide.pipelines.sampling.schedule import StepPlan, StepTimes
 from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
 from skipguide.schedule import Timetable
@@ -28,7 +30,7 @@ _OWN = ("guidance_scale", "guidance_rescale", "use_original_formulation", "enabl
 
 
 class SkipGuider(BaseGuidance):
-    """Spatiotemporal skip guidance as a diffusers guider: `pipe.update_components(guider=SkipGuider([8]))`.
+    """Spatiotemporal skip guidance as a diffusers guider: `SkipGuider([8]).attach(pipe)`.
 
     The same formulas as `SpatiotemporalSkipGuidance`, for modular pipelines and for the classic ones that have a
     `guider` component (HunyuanVideo 1.5, HunyuanImage, Motif). It takes the place of the pipeline's own guider, so it
@@ -129,11 +131,12 @@ class SkipGuider(BaseGuidance):
         self._directions: list[Tensor] | None = None
         self._keys: tuple[str, ...] = ()
         self._checked: set[str] = set()
+        self._watch = FiniteWatch()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has the settings, and starts anew."""
         state = dict(self.__dict__)
-        for name in ("_times", "_drivers", "_passes", "_driver", "_directions", "_keys", "_checked"):
+        for name in ("_times", "_drivers", "_passes", "_driver", "_directions", "_keys", "_checked", "_watch"):
             state.pop(name, None)
         return state
 
@@ -141,6 +144,15 @@ class SkipGuider(BaseGuidance):
         """Take over the settings."""
         self.__dict__.update(state)
         self._forget()
+
+    def attach(self, pipe: Any, component: str = "guider") -> Self:
+        """Take the place of a pipeline's own guider, modular or classic; returns the guider.
+
+        Raises:
+            SkipError: if the pipeline has none, and would never call this one.
+        """
+        attach_guider(self, pipe, component)
+        return self
 
     # -- what guidance there is ---------------------------------------------------------------------------------
 
@@ -200,6 +212,7 @@ class SkipGuider(BaseGuidance):
         self._end()
         if self._step is None or step <= self._step:
             self._drivers, self._directions, self._checked = [], None, set()
+            self._watch.settle("the run before this one, which was interrupted")
         super().set_state(step, num_inference_steps, timestep)
 
     def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
@@ -254,23 +267,26 @@ class SkipGuider(BaseGuidance):
         for driver in self._drivers:
             driver.end()
 
-    # -- the formula --------------------------------------------------------------------------------------------
-
     def __call__(self, data: list[Any]) -> GuiderOutput:
         """Combine the predictions of a step's passes."""
-        found: dict[str, Any] = {
-            str(getattr(each, self._identifier_key, None)): getattr(each, "noise_pred", None) for each in data
-        }
+        key = self._identifier_key
+        found: dict[str, Any] = {str(getattr(each, key, None)): getattr(each, "noise_pred", None) for each in data}
         names = [each.name for each in self._passes]
         if list(found) != names or any(value is None for value in found.values()):
             raise SkipError(f"expected the predictions {', '.join(names) or 'of a prepared step'}; got {list(found)}")
         if self._drivers and self.num_conditions < self._most_conditions:
             self._drivers[-1].passes.enter(1, ran=0, passes=0)  # the pass that cfg_interval saved
+        over = self._step + 1 >= self._num_inference_steps
         try:
-            return self.forward(**found)
+            out = self.forward(**found)
+            if self._live and self._enabled:
+                self._watch.see_step(found, out.pred, self._step)
+                if over:
+                    self._watch.settle()
+            return out
         finally:
             self._end()
-            if self._step + 1 >= self._num_inference_steps:
+            if over:
                 self._drivers, self._directions = [], None  # the run is over: hold neither its tensors nor the denoiser
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None, **skipped: Tensor) -> GuiderOutput:
@@ -283,8 +299,8 @@ class SkipGuider(BaseGuidance):
                 differences again.
         """
         settings, dtype = self.settings, pred_cond.dtype
-        c = _full(pred_cond)
-        u = None if pred_uncond is None else _full(pred_uncond)
+        c = widened(pred_cond)
+        u = None if pred_uncond is None else widened(pred_uncond)
         if u is not None and settings.zero_star:
             u = guidance.zero_star_scale(u, c) * u
         y = c if u is None else guidance.cfg(u, c, self.w)
@@ -308,7 +324,7 @@ class SkipGuider(BaseGuidance):
             if each.key not in self._checked:
                 check_effect(plain, k, each.plan)
                 self._checked.add(each.key)
-        made = [direction(u, c, _full(k), self.w) for k in skipped]
+        made = [direction(u, c, widened(k), self.w) for k in skipped]
         new = [guidance.apg(d, c, settings.apg, settings.apg_norm) for d in made]
         keys = tuple(each.key for each in plan.skipped)
         if self._directions is not None and self._keys == keys and settings.every > 1:
@@ -326,11 +342,6 @@ class SkipGuider(BaseGuidance):
         if self.settings.every == 1:
             self._directions = None
         return delta
-
-
-def _full(prediction: Tensor) -> Tensor:
-    """In float32 at least: guidance multiplies small differences."""
-    return prediction.float() if prediction.element_size() < 4 else prediction
 
 
 def _abandon(guider: weakref.ref[SkipGuider], passes: tuple[StepBatch, ...]) -> None:

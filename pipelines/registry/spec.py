@@ -43,7 +43,8 @@ class PipelineSpec:
         chunked: the pipeline goes through its steps once per chunk of the video, without a new table of timesteps.
 
     Raises:
-        SkipError: for a way of calling or a layout that does not exist, or denoisers without scales.
+        SkipError: for a way of calling or a layout that does not exist, denoisers without scales, or a CFG that
+            nothing tells of.
     """
 
     cfg: Cfg
@@ -71,6 +72,11 @@ class PipelineSpec:
             raise SkipError(
                 f"denoisers are a tuple of attribute names, and scales has a tuple for each of them; got "
                 f"{self.denoisers!r} and {self.scales!r}"
+            )
+        if self.cfg in ("batched", "two_calls") and not (self.scales[0] or self.joined or self.switch):
+            raise SkipError(
+                f"cfg={self.cfg!r} without a scale or a switch does not say when there is CFG, which would count as "
+                f"never: name where the scale is in scales, or a switch"
             )
 
     def is_passive(self, kwargs: Mapping[str, Any]) -> bool:

@@ -107,10 +107,7 @@ def _asked_for(pipeline: Any, spec: PipelineSpec) -> list[str]:
 
 
 def _parts(spec: ModelSpec) -> str:
-    stacks = [
-        {part for part in _PARTS if stack.sublayers(part) and (part != "attn_identity" or stack.identity)}
-        for stack in spec.stacks
-    ]
+    stacks = [{part for part in _PARTS if stack.has(part)} for stack in spec.stacks]
     words = [
         part + ("" if all(part in stack for stack in stacks) else "*")
         for part in _PARTS

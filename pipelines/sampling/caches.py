@@ -1,4 +1,4 @@
-"""Caches: diffusers' caches on a denoiser that gets skip guidance. Which go together, what changes, what is refused.
+"""Caches on a denoiser that gets skip guidance, for every way to apply it. Which go together, and which are refused.
 
 A cache answers in place of blocks from what it saw at earlier steps. The pipeline's passes keep theirs; a skipped pass
 runs in a `cache_context` of its own ("skip", "skip_1", …), so that it is answered from skipped passes only. A cache
@@ -13,8 +13,7 @@ from typing import Any
 from torch import nn
 
 from skipguide.errors import SkipError
-from skipguide.hosts.cache_dit import is_cached
-from skipguide.hosts.diffusers_caches import CACHES, cache_on
+from skipguide.hosts.diffusers_caches import KNOWN, cache_on
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule
 from skipguide.pipelines.settings import GuidanceSettings
 
@@ -27,15 +26,10 @@ def admit_cache(
     Raises:
         SkipError: if it does not, with the reason.
     """
-    if is_cached(pipe) or is_cached(model):
-        raise SkipError(
-            f"pipe.{denoiser} has cache-dit on it, which counts the denoiser's passes and would take a skipped one "
-            f"for the pipeline's: call cache_dit.disable_cache(pipe) first"
-        )
-    name = cache_on(model)
+    name = cache_on(model, pipe)
     if name is None:
         return None
-    cache = CACHES[name]
+    cache = KNOWN[name]
     words = cache.refusal
     if not words and settings.cfg_interval is not None:
         words = "cfg_interval leaves passes of the pipeline out, which the cache takes for its steps"
@@ -51,8 +45,28 @@ def admit_cache(
     if not words and cache.counts and not schedule.constant:
         words = "it counts passes as steps, so the skipped pass has to run at every step: use every=1 and no window"
     if words:
+        place = f"pipe.{denoiser}"
         raise SkipError(
-            f"pipe.{denoiser} has {name} enabled, and skip guidance cannot be exact with it: {words}. Call "
-            f"pipe.{denoiser}.disable_cache() first, or change what is named"
+            f"{place} has {name} enabled, and skip guidance cannot be exact with it: {words}. Call "
+            f"{cache.ending.format(model=place)} first, or change what is named"
         )
     return name
+
+
+def refuse_caches(model: nn.Module, what: str, why: str, pipe: object = None) -> None:
+    """Refuse every cache on a denoiser, where no skipped pass can have a state of its own.
+
+    Args:
+        model: the denoiser.
+        what: what cannot be done with a cache.
+        why: why not.
+        pipe: its pipeline, where it is known.
+
+    Raises:
+        SkipError: if there is one.
+    """
+    if (name := cache_on(model, pipe)) is not None:
+        raise SkipError(
+            f"this denoiser has {name} enabled, and {what} cannot be exact with it: {why}. Call "
+            f"{KNOWN[name].ending.format(model='the denoiser')} first"
+        )

@@ -156,7 +156,9 @@ class Delivery:
 
     def _changes_w(self, w: float | Tensor, state: PipelineCall) -> bool:
         """Whether this call changes w after the forward; where it does not say, whether it has done so."""
-        said = look_up(self.pipe, "call.use_dynamic_cfg")  # from the first step on, while w is still what it was
+        said = look_up(
+            self.pipe, "call.use_dynamic_cfg", optional=True
+        )  # from the first step on, while w is still what it was
         return bool(w != state.w) if said is None else bool(said)
 
     def rescaled(self, y: Tensor, c: Tensor) -> Tensor:

@@ -18,12 +18,15 @@ from skipguide.arguments import batch_size
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.hosts.cache_contexts import ContextNames
-from skipguide.pipelines.registry.described import PipelineSpec
+from skipguide.hosts.compilation import untraced
+from skipguide.pipelines.registry.described import PipelineSpec, described_loop
 from skipguide.pipelines.sampling.branch_parallel import BranchParallelPasses
 from skipguide.pipelines.sampling.caches import admit_cache
 from skipguide.pipelines.sampling.call_stack import is_called_by
 from skipguide.pipelines.sampling.delivery import Delivery
+from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.ledger import GuidanceStats
+from skipguide.pipelines.sampling.lost_root import RootNotice
 from skipguide.pipelines.sampling.passes import DenoiserPasses, Skipped, StepPasses
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
 from skipguide.pipelines.sampling.predictions import check_effect, first, with_first
@@ -44,11 +47,13 @@ class Interceptor:
         state: PipelineCall,
         stats: GuidanceStats,
         group: Any = None,
+        watch: FiniteWatch | None = None,
     ) -> None:
         self.settings = settings
         self.rule = settings.rule
         self.pipe = pipe
         self.spec = spec
+        self.loop = described_loop(pipe)
         self.denoiser = denoiser
         self.model: nn.Module = getattr(pipe, denoiser)
         self.schedule = schedule
@@ -62,7 +67,10 @@ class Interceptor:
             self.passes = DenoiserPasses(self.model, reuse, stats, touch, settings.tail)
         else:
             self.passes = BranchParallelPasses(self.model, reuse, stats, touch, group)
+        self._untraced = untraced(Interceptor._handle)  # of a denoiser that is wrapped by torch.compile from now on
+        self.notice = RootNotice(self.model, self.passes.bare.map[0].module)
         self.delivery = Delivery(settings, pipe, spec, denoiser, state, stats)
+        self.watch = FiniteWatch() if watch is None else watch
         self.step_plan = StepPlan()
         self.handle: Any = None  # what the user was given: it can be had back from here
         self._met: Any = None  # timesteps of the pipeline call whose cache and number of steps were checked
@@ -74,11 +82,14 @@ class Interceptor:
         """Put the gates in place and follow the names of cache contexts."""
         self.passes.install()
         hold_everywhere(gate_of(self.model), self)
+        if self.works and not self.passes.count.unseen:  # a graph would be compiled anew for it
+            self.notice.begin()
         ContextNames.listen(self.model, self)
 
     def remove(self) -> None:
         """Take everything away again."""
         end_everywhere(gate_of(self.model), self)
+        self.notice.end()
         ContextNames.leave(self.model, self)
         self.passes.remove()
         self.state.release()
@@ -87,7 +98,10 @@ class Interceptor:
 
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the denoiser by the pipeline: a branch of a step, or both."""
-        if not is_called_by(self.pipe, self.model):
+        return self._untraced(self, call, args, kwargs)
+
+    def _handle(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not is_called_by(self.pipe, self.model, self.loop):
             return call(*args, **kwargs)
         self.state.refuse_other_threads(self.pipe)
         outputs = self.delivery.outputs if self.works else None
@@ -99,7 +113,11 @@ class Interceptor:
     def _passive(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A further pass of the pipeline's own: the other branches of this step may have been shifted."""
         out, extra = call(*args, **kwargs), self.state.extra
-        return out if extra is None else with_first(out, self.delivery.shifted(first(out), extra))
+        if extra is not None:
+            out = with_first(out, self.delivery.shifted(first(out), extra))
+        if self.works:
+            self.watch.see("guided", first(out), self.state.step)
+        return out
 
     def _guided(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
@@ -108,22 +126,29 @@ class Interceptor:
                 self.passes.enter(2 if branch == "both" else 1)
                 return call(*args, **kwargs)
             state = self.state
+            self.watch.begin(state.timesteps)
             self._shape = tuple(getattr(kwargs.get("hidden_states"), "shape", ())[1:])
             if state.timesteps is not self._met:  # a cache can come and go between calls
                 self._met = state.timesteps
                 self.schedule.refuse_idle(state.steps)
-                self.passes.settle()
+                self.passes.move_in_front(getattr(self.pipe, self.denoiser))
+                if self.passes.count.unseen:
+                    self.notice.end()
                 self.passes.set_cache(admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.schedule))
             sigma = state.sigma(self.pipe) if self.schedule.needs_sigma else None
             self.step_plan = self.schedule.at(state.step, state.steps, sigma, cfg=branch != "only")
             if branch == "only" or (branch == "cond" and state.lone_cond):
                 self._refuse_without_cfg()
-            if branch == "both" and self.spec.cond_first:
-                return self._both_swapped(call, args, kwargs)
-            return getattr(self, f"_{branch}")(call, args, kwargs)
+            swapped = branch == "both" and self.spec.cond_first
+            out = getattr(self, "_both_swapped" if swapped else f"_{branch}")(call, args, kwargs)
+            self.watch.see("guided", first(out), self.state.step)
+            if state.step == state.steps - 1 and (branch != "cond" or self.delivery.w() is None):
+                self.watch.settle()
+            return out
         except BaseException:
             self.passes.clear()
             self.state.release()
+            self.watch.forget()
             raise
 
     def _both_swapped(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -291,7 +316,9 @@ class Interceptor:
             directions = [rule.direction(u, c, skipped[each.plan], w) for each in plan.skipped]
             new = [guidance.apg(d, c, settings.apg, settings.apg_norm) for d in directions]
             plain = u if plan.place == "uncond" and u is not None else c
+            self.watch.see("plain", plain, state.step)
             for each in plan.skipped:
+                self.watch.see("skipped", skipped[each.plan], state.step)
                 if each.key not in state.checked:
                     check_effect(plain, skipped[each.plan], each.plan)
                     state.checked.add(each.key)

@@ -11,13 +11,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skipguide.active import Call
+from skipguide.active import Call, active_plans
 from skipguide.arguments import Arguments, batch_size
 from skipguide.gate import Installation, gate_of
 from skipguide.hosts.diffusers_caches import answers_for_blocks
 from skipguide.hosts.wrappers import unwrap
 from skipguide.pipelines.sampling.ledger import GuidanceStats
+from skipguide.pipelines.sampling.missing_blocks import BlockCount
 from skipguide.pipelines.sampling.predictions import first
+from skipguide.pipelines.sampling.row_inputs import foreign_inputs, refuse_foreign
 from skipguide.pipelines.sampling.shared_prefixes import PLAIN, SharedPass, share_prefixes
 from skipguide.pipelines.sampling.tail import Tail, fits, in_rows, index_of, part_of, sources
 from skipguide.plan import SkipPlan
@@ -80,6 +82,7 @@ class DenoiserPasses:
         self.bare = Skipper(model, SkipPlan())
         self._names = tuple(block.name for block in self.bare.map)
         self.blocks = len(self._names)
+        self.count = BlockCount(model, self._names)
         self.cache: str | None = None
         self._whole = False
         self._arguments = Arguments(unwrap(model))
@@ -134,6 +137,7 @@ class DenoiserPasses:
 
     def reinstall(self) -> None:
         """Put back what `pause` took away; the first time, install."""
+        self.count.renew()
         try:
             waiting, self._paused = self._paused[::-1] or [self.bare], []
             self._install(*waiting)
@@ -146,10 +150,15 @@ class DenoiserPasses:
             self._installed.append(skipper)  # first: what was not installed can be removed too
             skipper.install()
 
-    def settle(self) -> None:
-        """Put the gates in front of what came since they were installed, once per call of the pipeline."""
+    def move_in_front(self, model: nn.Module) -> None:
+        """Put the gates in front of what came since they were installed, once per call of the pipeline.
+
+        Args:
+            model: the pipeline's denoiser as it is now: the same one, maybe wrapped since.
+        """
+        self.count.renew(model)
         for skipper in self._installed:
-            skipper.settle()
+            skipper.move_in_front()
 
     def clear(self) -> None:
         """Let go of the activations that are held."""
@@ -181,6 +190,7 @@ class DenoiserPasses:
     def rows(self, args: Any, kwargs: Any, rows: slice | Tensor, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The same call for some rows of the batch."""
         spec = self.bare.map.spec
+        refuse_foreign(foreign_inputs(self._arguments, spec, args, kwargs, batch), batch, "this step")
         return self._arguments.rows(args, kwargs, rows, batch, spec.shared, spec.listed, spec.folded, 0, spec.layered)
 
     def plain(
@@ -216,11 +226,14 @@ class DenoiserPasses:
     def _together(self, step: StepPasses, args: Any, kwargs: Any, rows: slice) -> bool:
         if self.tail == "separate":
             return False
+        batch = batch_size(args, kwargs)
+        foreign = foreign_inputs(self._arguments, self.bare.map.spec, args, kwargs, batch)
         if self.tail == "batched":
+            refuse_foreign(foreign, batch, "tail='batched'")
             return True
         copies = len(step.shared) * (rows.stop - rows.start)
         hidden = self._arguments.get(self._arguments.names[0], args, kwargs)
-        return self.cache is None and fits(self.model, hidden, batch_size(args, kwargs) + copies)
+        return self.cache is None and not foreign and fits(self.model, hidden, batch + copies)
 
     def _with_tails(
         self, step: StepPasses, call: Call, args: Any, kwargs: Any, clips: int, rows: slice, counted: int, planned: int
@@ -302,11 +315,18 @@ class DenoiserPasses:
     def _pass(
         self, skipper: Skipper, call: Call, args: Any, kwargs: Any, clips: int, counted: int, planned: int
     ) -> Any:
-        rows = skipper.stats.rows
-        before = sum(map(rows.get, self._names, _ZEROS))
-        with skipper.running():
-            out = call(*args, **kwargs)
+        rows, what = skipper.stats.rows, "a pass of the pipeline" if counted else "a skipped pass"
+        before, alone = sum(map(rows.get, self._names, _ZEROS)), self.cache is None and not active_plans()
+        try:
+            with skipper.running():
+                out = call(*args, **kwargs)
+        except Exception as error:
+            if alone and not counted:
+                self.count.refuse_failure(error, sum(map(rows.get, self._names, _ZEROS)) - before, planned)
+            raise
         ran = sum(map(rows.get, self._names, _ZEROS)) - before  # of whole blocks: a sublayer has an entry of its own
+        if alone and ran < planned * clips:  # neither a cache nor a plan of somebody else's leaves blocks out
+            self.count.refuse(ran // clips, planned, what)
         # in a compiled graph nothing is counted, so the planned number stands for it; a cache may really run no block
         self.enter(counted, ran // clips if ran or self.cache else planned)
         return out

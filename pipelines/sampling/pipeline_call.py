@@ -139,12 +139,20 @@ class PipelineCall:
         return branch
 
     def _has_scale(self, pipe: Any, spec: PipelineSpec) -> bool:
-        """Whether the scale in force says that there is CFG."""
+        """Whether the scale in force says that there is CFG; without one it is left to the switch."""
+        if not (spec.scales[0] or spec.joined):
+            return True
         return (self.w if "cfg" in spec.kept else _largest_scale(pipe, spec)) + spec.offset > 1
 
 
 def _largest_scale(pipe: Any, spec: PipelineSpec) -> float:
     """The CFG scale that says whether there is CFG; some pipelines have one per frame, or per modality."""
-    found = (value for name in spec.scales[0] if (value := look_up(pipe, name)) is not None)
+    names = spec.scales[0]
+    if names and not any(name.startswith("call.") or hasattr(pipe, name) for name in names):
+        raise SkipError(
+            f"{type(pipe).__name__} has no {' or '.join(names)}, which says whether there is CFG: this pipeline is not "
+            f"driven as described. Describe it with skipguide.pipelines.register_pipeline"
+        )
+    found = (value for name in names if (value := look_up(pipe, name)) is not None)
     scales = [getattr(pipe, name) for name in spec.joined] or [next(found, 0.0)]
     return max(float(scale.max() if isinstance(scale, Tensor) else scale) for scale in scales)

@@ -37,6 +37,11 @@ def first(out: Any) -> Tensor:
     return torch.stack(tensor) if isinstance(tensor, list) else tensor
 
 
+def widened(prediction: Tensor) -> Tensor:
+    """In float32 at least: guidance multiplies small differences."""
+    return prediction.float() if prediction.element_size() < 4 else prediction
+
+
 def with_first(out: Any, tensor: Tensor) -> Any:
     """The same kind of output with another prediction."""
     if isinstance(out, Tensor):

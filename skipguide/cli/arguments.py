@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from skipguide.parts import PARTS
 from skipguide.pipelines.formulas import FORMULAS
 
 BUNDLED = "tiny-t2v"
-PARTS = ("block", "attn", "cross_attn", "mlp", "attn_identity")
 CHOSEN = ("auto", "stochastic")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PRESETS = ("frugal",)  # skipguide.pipelines.presets.NAMED, without its imports

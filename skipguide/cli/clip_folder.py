@@ -3,8 +3,8 @@
 Per clip there are two files, `00001-a-red-circle.gif` and its notes `00001-a-red-circle.gif.json`. Both are written
 under temporary names; the notes are renamed first and the clip last, so a clip that is there is whole and described,
 and a run that is killed between any two of these steps leaves a clip that counts as not made. The manifest is put
-together from the notes, under a claim and renamed into place: it has no line twice and no half line, whoever was
-killed when.
+together from the notes, under a lock and renamed into place: it has no line twice and no half line, whichever process
+was killed, and when.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from skipguide.cli.claims import Claims, remove_leftovers
+from skipguide.cli.file_locks import FolderLocks, remove_leftovers
 from skipguide.cli.outputs import read_json, replacing, sidecar, write_json
 from skipguide.errors import SkipError
 
@@ -41,7 +41,7 @@ class Clip:
 
     @property
     def stem(self) -> str:
-        """The name of its claim."""
+        """The name of its lock."""
         return Path(self.file).stem
 
 
@@ -58,7 +58,7 @@ class ClipFolder:
         self.folder = folder
         self.clips = clips
         self.others = others
-        self.claims = Claims(folder)
+        self.locks = FolderLocks(folder)
         self._lines: dict[str, tuple[tuple[int, int], str]] = {}
 
     def check(self) -> None:
@@ -81,7 +81,7 @@ class ClipFolder:
                 )
 
     def done(self, clip: Clip) -> bool:
-        """Whether a clip is there as it is asked for.
+        """Whether a clip is there, made with the settings that are asked for.
 
         Raises:
             SkipError: if one is there that was made with other settings, or that its notes do not describe.
@@ -105,7 +105,7 @@ class ClipFolder:
         raise SkipError(f"{path} {what}. Choose another folder, --force to make it anew, or --keep to leave it")
 
     def write(self, clip: Clip, save: Callable[[Path], None], notes: Mapping[str, Any]) -> None:
-        """Write a clip and its notes; the claim must be held.
+        """Write a clip and its notes; the lock must be held.
 
         Args:
             clip: which one.
@@ -129,7 +129,7 @@ class ClipFolder:
         Returns:
             The number of lines.
         """
-        with self.claims.claim("manifest", wait=True):
+        with self.locks.hold("manifest", wait=True):
             remove_leftovers(self.folder, Path(MANIFEST).stem)
             lines = [line for path in self._notes() if (line := self._line(path)) is not None]
             text = "".join(f"{line}\n" for line in lines)
@@ -140,7 +140,7 @@ class ClipFolder:
         return len(lines)
 
     def _notes(self) -> Iterator[Path]:
-        """The notes of every clip in the folder, whoever asked for it."""
+        """The notes of every clip in the folder, also of clips that are not asked for here."""
         return (path for path in sorted(self.folder.glob("[0-9]*.json")) if path.with_suffix("").exists())
 
     def _line(self, path: Path) -> str | None:

@@ -225,7 +225,7 @@ def denoisers(pipeline: Any) -> dict[str, Any]:
 
 
 def empty_denoisers(source: Source) -> dict[str, Any]:
-    """The same for a model that is only described: built from the configurations, without weights or memory.
+    """The denoisers of a pipeline that is not loaded: built from the configurations, without weights or memory.
 
     Args:
         source: a pipeline, or a single model.

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
+class Process:
     """One process among several.
 
     Args:
@@ -32,7 +32,7 @@ class Place:
     shows: bool = True
 
     def order(self, work: Sequence[T]) -> list[T]:
-        """The work, beginning with this process' share, so that processes seldom want the same thing."""
+        """The work, beginning with this process' share, so that two processes seldom start on the same item."""
         first = self.rank * len(work) // self.world
         return [*work[first:], *work[:first]]
 
@@ -43,11 +43,11 @@ def launched() -> int:
     return int(count) if count.isdecimal() else 1
 
 
-def here(device: str) -> Place:
-    """This process' place.
+def this_process(device: str) -> Process:
+    """Which one of the launched processes this is, and its device.
 
     The ranks are told by the environment, as `accelerate launch` and torchrun set it. No process group is made:
-    processes that share files through claims have nothing to say to each other, and one that died before it joined
+    processes that share files through locks have nothing to say to each other, and one that died before it joined
     would keep the others waiting.
 
     Args:
@@ -60,13 +60,13 @@ def here(device: str) -> Place:
                 "accelerate launch --cpu starts one process without mpirun, whatever --num_processes says: use "
                 "accelerate launch --multi_gpu or torchrun --nproc_per_node, or start this command several times"
             )
-        return Place(0, 1, chosen)
+        return Process(0, 1, chosen)
     rank, local = _number("RANK"), _number("LOCAL_RANK")
     if chosen == "cuda":
         import torch
 
         chosen = f"cuda:{local % torch.cuda.device_count()}"
-    return Place(rank, world, chosen, shows=rank == 0)
+    return Process(rank, world, chosen, shows=rank == 0)
 
 
 def _number(name: str) -> int:
@@ -76,7 +76,7 @@ def _number(name: str) -> int:
     return int(text)
 
 
-def alone(command: str, instead: str) -> None:
+def refuse_several(command: str, instead: str) -> None:
     """Refuse to make one and the same file in several processes.
 
     Raises:

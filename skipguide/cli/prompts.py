@@ -24,7 +24,8 @@ def read_prompts(path: Path, args: argparse.Namespace) -> list[argparse.Namespac
 
     A line is a prompt, or a JSON object with `prompt` and any of the sampling and skip guidance settings, named as on
     the command line: `{"prompt": "a red circle", "seed": 3, "scale": 2, "layers": [5, 7]}`. What a line does not say
-    holds as it was given on the command line. Empty lines are passed over.
+    holds as it was given on the command line. Empty lines, and lines that begin with #, are passed over: a prompt that
+    begins so is written as an object.
 
     Args:
         path: the file, UTF-8.
@@ -37,7 +38,8 @@ def read_prompts(path: Path, args: argparse.Namespace) -> list[argparse.Namespac
         SkipError: for a file that cannot be read, has no prompt, or has a line that cannot be understood.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # lines end where text editors end them: splitlines would split at a form feed or U+2028 inside a prompt too
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SkipError(f"cannot read the prompts in {path}: {error}") from error
     parser = _LineParser(add_help=False)
@@ -46,7 +48,7 @@ def read_prompts(path: Path, args: argparse.Namespace) -> list[argparse.Namespac
     parser.add_argument("--no-guidance", action="store_true")
     found = []
     for number, line in enumerate(lines, 1):
-        if line.strip():
+        if line.strip() and not line.lstrip().startswith("#"):
             try:
                 found.append(_arguments(line.strip(), parser, args))
             except SkipError as error:
@@ -56,6 +58,14 @@ def read_prompts(path: Path, args: argparse.Namespace) -> list[argparse.Namespac
     return found
 
 
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
 def _arguments(line: str, parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
     own: Any = {"prompt": line}
     if line.startswith("{"):
@@ -63,9 +73,13 @@ def _arguments(line: str, parser: argparse.ArgumentParser, args: argparse.Namesp
             own = json.loads(line)
         except ValueError as error:
             raise SkipError(f"a line that begins with {{ is a JSON object; this one is not: {error}") from error
+    elif line.startswith(("[", '"')) and _is_json(line):
+        raise SkipError(f"expected a prompt in words, or a JSON object with one; got the JSON {line}")
     prompt = own.pop("prompt", None)
     if not (isinstance(prompt, str) and prompt.strip()):
         raise SkipError(f"expected a prompt in words; got {prompt!r}")
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise SkipError(f"expected a prompt in words; got {prompt!r}, of which a half (a surrogate) is missing")
     known = {action.dest: action for action in parser._actions if action.option_strings}
     if unknown := sorted(set(own) - set(known)):
         raise SkipError(f"no setting {', '.join(unknown)}; expected prompt or {', '.join(known)}")

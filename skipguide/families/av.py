@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from skipguide.families.words import paths
+from skipguide.families.common import paths
 from skipguide.spec import BlockSpec, ModelSpec
 
 # Two streams of state, each with its own attention, feed-forward and text; they also attend to each other.

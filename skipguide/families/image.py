@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from skipguide.families.words import (
+from skipguide.families.common import (
     JOINT_ATTN,
     JOINT_ATTN1,
     PARALLEL_MLP,

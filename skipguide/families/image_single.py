@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from skipguide.families.words import ROPE, anything, paths
+from skipguide.families.common import ROPE, anything, paths
 from skipguide.spec import BlockSpec, ModelSpec, Sublayer
 
 _PIXART = BlockSpec("transformer_blocks", attn=paths("attn1"), cross_attn=paths("attn2"), mlp=paths("ff"))

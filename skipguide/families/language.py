@@ -1,6 +1,6 @@
 """Data only: the layers of every supported language model family, matched by class name.
 
-Each entry is proven in the tests (tests/llm/test_llm_families.py) on a tiny random instance, bit-equal to a copy whose
+Each entry is proven in the tests (tests/llm/test_families.py) on a tiny random instance, bit-equal to a copy whose
 output projections are zero: plain forward, left-padded cached generation, static cache, beam search, chunked prefill.
 """
 
@@ -18,7 +18,7 @@ from skipguide.spec import BlockSpec, ModelSpec, Sublayer
 
 
 @dataclass(frozen=True)
-class Layout:
+class DecoderLayout:
     """How the layers of some language models are built.
 
     Args:
@@ -31,8 +31,8 @@ class Layout:
         parallel: both sublayers read the layer's input.
         prenorm: leaving both sublayers out is the identity, and a left-out sublayer can stand for `h * scale`.
         none_outputs: how many outputs of a layer follow the hidden states (attention weights).
-        nothings_with: the argument of a layer's forward that they come with: transformers drops both, from one family
-            after the other (from GPT-J in 5.24). Empty where they are always there.
+        none_outputs_with: the argument of a layer's forward that these outputs come with: transformers drops both, one
+            family after the other (from GPT-J in 5.24). Empty where they are always there.
         when: attributes of the decoder's config that this layout is for.
         note: what is special, for the table.
     """
@@ -45,7 +45,7 @@ class Layout:
     parallel: bool = False
     prenorm: bool = True
     none_outputs: int = 0
-    nothings_with: str = ""
+    none_outputs_with: str = ""
     when: tuple[tuple[str, Any], ...] = ()
     note: str = ""
 
@@ -53,8 +53,8 @@ class Layout:
         """The core's description of these layers in `model`, whose decoder lies at `decoder`."""
         stack = f"{decoder}.{self.stack}" if decoder else self.stack
         layers = submodule(model, stack) or nn.ModuleList()
-        more = not self.nothings_with or any(
-            self.nothings_with in argument_names(unwrap(layer)) for layer in layers.children()
+        more = not self.none_outputs_with or any(
+            self.none_outputs_with in argument_names(unwrap(layer)) for layer in layers.children()
         )
         return BlockSpec(
             stack,
@@ -81,7 +81,7 @@ def _mlp(*helper_modules: str, path: str = "mlp", **rest: Any) -> Sublayer:
     )  # families name a feed-forward's input x or otherwise
 
 
-_LLAMA = Layout(
+_LLAMA = DecoderLayout(
     _models(
         *("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3", "SmolLM3", "Granite", "Starcoder2"),
         *("Arcee", "BitNet", "Cwm", "DiffLlama", "Ernie4_5", "Glm", "GraniteSWA", "Helium", "HunYuanDenseV1"),
@@ -96,14 +96,14 @@ _LLAMA = Layout(
     mlp=_mlp("post_attention_layernorm"),
     between="post_attention_layernorm",
 )
-_GPT2 = Layout(
+_GPT2 = DecoderLayout(
     {"GPT2LMHeadModel": "transformer", "GPT2Model": ""} | _models("GPTBigCode", decoder="transformer"),
     attn=_attn("ln_1", path="attn"),
     mlp=_mlp("ln_2"),
     stack="h",
     between="ln_2",
 )
-_GEMMA2 = Layout(
+_GEMMA2 = DecoderLayout(
     _models("Gemma2", "Gemma3")
     | {
         "Gemma3TextModel": "",
@@ -115,7 +115,7 @@ _GEMMA2 = Layout(
     between="pre_feedforward_layernorm",
     note="a norm before and after each sublayer",
 )
-_OPT = Layout(
+_OPT = DecoderLayout(
     {"OPTForCausalLM": "model.decoder", "OPTModel": "decoder", "OPTDecoder": ""},
     attn=_attn("self_attn_layer_norm"),
     mlp=_mlp("final_layer_norm", "fc1", path="fc2", width="out_features"),
@@ -123,24 +123,24 @@ _OPT = Layout(
     when=(("do_layer_norm_before", True),),
     note="the feed-forward is two layers inside the block",
 )
-_NEOX = Layout(
+_NEOX = DecoderLayout(
     _models("GPTNeoX", decoder="gpt_neox"),
     attn=_attn("input_layernorm", path="attention"),
     mlp=_mlp("post_attention_layernorm"),
     between="post_attention_layernorm",
     when=(("use_parallel_residual", False),),
 )
-_FALCON = Layout(
+_FALCON = DecoderLayout(
     _models("Falcon", decoder="transformer"),
     attn=_attn("input_layernorm", path="self_attention"),
     mlp=_mlp("post_attention_layernorm"),
     stack="h",
     between="post_attention_layernorm",
     none_outputs=1,
-    nothings_with="output_attentions",
+    none_outputs_with="output_attentions",
     when=(("new_decoder_architecture", False), ("parallel_attn", False)),
 )
-_BLOOM = Layout(
+_BLOOM = DecoderLayout(
     _models("Bloom", decoder="transformer"),
     attn=Sublayer(
         "self_attention", outputs=("residual",), none_outputs=1, inside=True, helper_modules=("input_layernorm",)
@@ -149,18 +149,18 @@ _BLOOM = Layout(
     stack="h",
     between="post_attention_layernorm",
     none_outputs=1,
-    nothings_with="output_attentions",
+    none_outputs_with="output_attentions",
     when=(("apply_residual_connection_post_layernorm", False),),
     note="each sublayer adds the residual itself",
 )
-_STABLELM = Layout(
+_STABLELM = DecoderLayout(
     _models("StableLm"),
     attn=_attn("input_layernorm"),
     mlp=_mlp("post_attention_layernorm"),
     between="post_attention_layernorm",
     when=(("use_parallel_residual", False),),
 )
-_PARALLEL = Layout(
+_PARALLEL = DecoderLayout(
     _models("Phi", "Cohere", "Cohere2", "Cohere2Moe"),
     attn=_attn(),
     mlp=_mlp(),
@@ -169,7 +169,7 @@ _PARALLEL = Layout(
 )
 
 # The first layout whose class and config fit is the one.
-LAYOUTS: tuple[Layout, ...] = (
+DECODER_LAYOUTS: tuple[DecoderLayout, ...] = (
     _LLAMA,
     replace(
         _LLAMA,
@@ -222,7 +222,7 @@ LAYOUTS: tuple[Layout, ...] = (
         mlp=_mlp("post_attention_layernorm", "post_mlp_layernorm"),
         between="post_attention_layernorm",
     ),
-    Layout(
+    DecoderLayout(
         _models("Gemma3n")
         | {
             "Gemma3nTextModel": "",
@@ -243,7 +243,7 @@ LAYOUTS: tuple[Layout, ...] = (
         when=(("enable_moe_block", False),),
         note="each layer adds an embedding of its own; attention whose keys later layers share cannot be left out",
     ),
-    Layout(
+    DecoderLayout(
         _models("Olmo2", "Olmo3", "FlexOlmo", "Exaone4"),
         attn=_attn("post_attention_layernorm"),
         mlp=_mlp("post_feedforward_layernorm"),
@@ -255,7 +255,7 @@ LAYOUTS: tuple[Layout, ...] = (
         _GPT2,
         models=_models("GPTNeo", decoder="transformer"),
         none_outputs=1,
-        nothings_with="output_attentions",
+        none_outputs_with="output_attentions",
     ),
     _OPT,
     replace(
@@ -293,14 +293,14 @@ LAYOUTS: tuple[Layout, ...] = (
         when=(),
         note="the residual is the norm's output",
     ),
-    Layout(
+    DecoderLayout(
         _models("Mpt", decoder="transformer"),
         attn=_attn("norm_1", path="attn"),
         mlp=Sublayer("ffn", outputs=("residual",), inside=True, helper_modules=("norm_2",)),
         stack="blocks",
         between="norm_2",
         none_outputs=1,
-        nothings_with="output_attentions",
+        none_outputs_with="output_attentions",
         note="the feed-forward adds the residual itself",
     ),
     _STABLELM,
@@ -312,7 +312,7 @@ LAYOUTS: tuple[Layout, ...] = (
         attn=_attn(path="attn"),
         stack="h",
         none_outputs=1,
-        nothings_with="output_attentions",
+        none_outputs_with="output_attentions",
     ),
 )
 
@@ -325,10 +325,10 @@ def submodule(model: nn.Module, path: str) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
-def layout_of(model: nn.Module) -> tuple[Layout, str] | None:
+def layout_of(model: nn.Module) -> tuple[DecoderLayout, str] | None:
     """The layout of a language model and the path of its decoder, or None for a model that is not described."""
     for cls in type(model).__mro__:
-        for layout in LAYOUTS:
+        for layout in DECODER_LAYOUTS:
             if (path := layout.models.get(cls.__name__)) is None:
                 continue
             config = getattr(submodule(model, path), "config", None)

@@ -8,7 +8,7 @@ is computed again from that.
 
 from __future__ import annotations
 
-from skipguide.families.words import paths
+from skipguide.families.common import paths
 from skipguide.spec import BlockSpec, ModelSpec
 
 

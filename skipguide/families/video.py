@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from skipguide.families.av import AUDIO_VIDEO_FAMILIES
+from skipguide.families.common import JOINT_ATTN, JOINT_ATTN1, PARALLEL_MLP, ROPE, TEXT_AND_VIDEO, paths
 from skipguide.families.wan import WAN_FAMILIES
-from skipguide.families.words import JOINT_ATTN, JOINT_ATTN1, PARALLEL_MLP, ROPE, TEXT_AND_VIDEO, paths
 from skipguide.spec import BlockSpec, ModelSpec, Sublayer
 
 _LTX = BlockSpec("transformer_blocks", attn=paths("attn1"), cross_attn=paths("attn2"), mlp=paths("ff"))

@@ -1,6 +1,7 @@
 """Data only: the residual blocks of torchvision and timm vision models, matched by class name.
 
-Both libraries call some classes by one name. `ResNet` fits both as it is; where they differ, the key names the library.
+Both libraries call some classes by one name. The entry `ResNet` fits both; where they differ, the key has the library's
+name too.
 A block whose shape changes has its projection on the skip path, without the activation that follows the sum.
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from skipguide.families.words import ROPE, paths
+from skipguide.families.common import ROPE, paths
 from skipguide.spec import BlockSpec, ModelSpec
 
 _WAN = BlockSpec("blocks", attn=paths("attn1"), cross_attn=paths("attn2"), mlp=paths("ffn"), shared=ROPE)

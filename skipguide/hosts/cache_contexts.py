@@ -1,4 +1,4 @@
-"""Contexts: the name of the `cache_context` in force on a denoiser, for everybody who listens there."""
+"""Cache contexts: the name of the `cache_context` that a pipeline has opened on its denoiser."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMES: ContextVar[Mapping[int, str]] = ContextVar("skipguide_cache_contexts", d
 
 
 class ContextNames:
-    """Stands at a model's `cache_context` and remembers the name in force, thread by thread.
+    """Takes the place of a model's `cache_context` and remembers the name of the open one, thread by thread.
 
     Pipelines announce with it which branch they are about to compute. One listener serves all guidance on a model.
 
@@ -31,7 +31,7 @@ class ContextNames:
 
     @classmethod
     def listen(cls, model: nn.Module, user: object) -> None:
-        """Stand there for one more listener; does nothing on a model without cache contexts."""
+        """Take the place of `cache_context`, or count one listener more; without cache contexts nothing happens."""
         if not hasattr(model, "cache_context"):
             return
         here = model.__dict__.get("cache_context")

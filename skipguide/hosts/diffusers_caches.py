@@ -1,4 +1,4 @@
-"""The caches of diffusers: a record each, what their hooks are called, and which of them is on a model."""
+"""The caches of diffusers and of cache-dit: a record each, what their hooks are called, and which is on a model."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from skipguide.hosts import cache_dit
 from skipguide.hosts.wrappers import unwrap
 
 
 @dataclass(frozen=True)
 class Cache:
-    """One of diffusers' caches.
+    """One cache.
 
     Args:
-        hooks: how the names of its hooks begin.
+        hooks: how the names of its hooks begin, if it has hooks of diffusers.
         refusal: why it cannot be used with skipped passes, if it cannot.
         counts: it takes the passes of a context for the steps of the run, so none may be left out.
         leads: it decides by what the first block adds, so that block may not be skipped.
+        ending: the call that takes it off, with the model as `{model}`.
     """
 
     hooks: tuple[str, ...]
     refusal: str = ""
     counts: bool = False
     leads: bool = False
+    ending: str = "{model}.disable_cache()"
 
 
 CACHES: dict[str, Cache] = {
@@ -45,6 +48,14 @@ CACHES: dict[str, Cache] = {
     ),
     "TextKVCache": Cache(("text_kv_cache_",), "it was never tried with skipped passes"),
 }
+# every cache that anybody can find on a model: entry points ask `cache_on`, and nothing else
+KNOWN: dict[str, Cache] = CACHES | {
+    cache_dit.NAME: Cache(
+        (),
+        "it counts the denoiser's passes and would take a skipped one for the pipeline's",
+        ending="cache_dit.disable_cache(pipe)",
+    )
+}
 
 
 def hook_names(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
@@ -54,8 +65,15 @@ def hook_names(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             yield module, name
 
 
-def cache_on(model: nn.Module) -> str | None:
-    """The name of the cache on a model, however it was put there; None without one."""
+def cache_on(model: nn.Module, pipe: object = None) -> str | None:
+    """The name of the cache on a model, however it was put there; None without one.
+
+    Args:
+        model: the denoiser.
+        pipe: its pipeline, where it is known: some caches are put on that.
+    """
+    if cache_dit.is_cached(model) or cache_dit.is_cached(pipe):
+        return cache_dit.NAME
     for _, hook in hook_names(model):
         for name, cache in CACHES.items():
             if hook.startswith(cache.hooks):

@@ -46,6 +46,6 @@ class SharedGroups:
             del self.loaded[id(group)]
 
     def release(self) -> None:
-        """At the end of a pass: release what nobody has released."""
+        """At the end of a pass: release the groups that are still loaded."""
         while self.loaded:
             self.loaded.popitem()[1].offload_()

@@ -154,7 +154,7 @@ def _refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _nothing(self: Any, *args: Any, **kwargs: Any) -> None:
-    """Nothing is held, so nothing is to be done."""
+    """What every method of a layer without keys does: nothing."""
 
 
 # What transformers without a DummyLayer needs: a layer that answers as one that is kept does.

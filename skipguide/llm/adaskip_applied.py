@@ -178,7 +178,7 @@ class AppliedAdaSkip:
     # -- the online stage ---------------------------------------------------------------------------------------
 
     def _before_pass(self, now: Pass) -> Callable[[], None] | None:
-        """Watch the first one-token passes of each sequence, then add what they showed; how to stop watching."""
+        """Watch the first one-token passes of each sequence, then extend the plan; returns how to stop watching."""
         if now.fresh and now.cache is not None:  # a cache that was reset serves another request
             self._windows.pop(now.cache, None)
         if not now.decode or (mark := kv.mark_of(now.cache)) is None or self._inner is None:
@@ -201,7 +201,7 @@ class AppliedAdaSkip:
         return None
 
     def _calibrated(self, stats: SublayerStats) -> None:
-        """The first request's prompt was measured; what is full of the whole model goes on under the plan."""
+        """Begin to skip, by the first request's statistics; caches that the whole model filled go on under the plan."""
         assert self._inner is not None
         calibration, self._calibration = self._calibration, None
         try:
@@ -250,7 +250,7 @@ class _Calibration:
             )
 
     def before_pass(self, now: Pass) -> Callable[[], None] | None:
-        """Watch a prompt, or choose what to leave out before the first pass after it; how to stop watching."""
+        """Watch a prompt, or choose what to leave out before the first pass after it; returns how to stop watching."""
         if self.measuring == get_ident():  # the passes that measure the times of the sublayers
             return None
         self.lock.acquire()  # tasks in threads of their own wait until one of them has measured

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from skipguide.config import JsonConfig, settle
+from skipguide.config import JsonConfig, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.llm.choose import Sublayers, least_per_millisecond, most_similar
 from skipguide.llm.cost import SublayerCosts, measure_costs
@@ -36,7 +36,7 @@ class AdaSkipSettings(JsonConfig):
         given = {name: getattr(self, name) for name in ("skip_ratio", "count", "target_speedup")}
         if sum(value is not None for value in given.values()) != 1:
             raise SkipError(f"expected exactly one of skip_ratio, count and target_speedup; got {given}")
-        settle(
+        normalize_fields(
             self,
             wholes={"count": 0, "window": 1},
             numbers={"skip_ratio": 0, "target_speedup": 1},

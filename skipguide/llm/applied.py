@@ -35,12 +35,12 @@ class AppliedSublayers:
     """
 
     def __init__(
-        self, plan: SublayerPlanData, sites: SublayerMap, *, cached: bool = True, everywhere: bool = False
+        self, plan: SublayerPlanData, sublayers: SublayerMap, *, cached: bool = True, everywhere: bool = False
     ) -> None:
         self.plan = plan
-        self.map = sites
-        check_plan(plan, sites, cached)
-        self._root = gate_of(sites.decoder)
+        self.map = sublayers
+        check_plan(plan, sublayers, cached)
+        self._root = gate_of(sublayers.decoder)
         refuse_second(self._root)
         self.listeners: list[Listener] = []
         self.made_by: ref[Any] | None = None
@@ -53,12 +53,12 @@ class AppliedSublayers:
         self._active.counts_calls = False
         # the same dictionary in all threads and tasks that the plan reaches
         self._interventions: dict[int, Intervention] = self._active.interventions
-        self._pass = DecoderPass(self._new_state(), PassReader(sites.decoder))
+        self._pass = DecoderPass(self._new_state(), PassReader(sublayers.decoder))
         self._misses = _OtherThreads(self)
         try:
-            self._put(sites.decoder, self._pass)
-            self._stand()
-            # the model holds its plan: a handle that nobody keeps does not end it
+            self._put(sublayers.decoder, self._pass)
+            self._intervene()
+            # the model holds its plan: dropping the handle does not end it
             hold_everywhere(self._root, self._misses)
             self._active.enter()
         except BaseException:
@@ -89,12 +89,12 @@ class AppliedSublayers:
     # -- installation -------------------------------------------------------------------------------------------
 
     def _new_state(self) -> PlanState:
-        callbacks = (_weakly(self._lost), _weakly(self._stand_in_too), _weakly(self._listening))
+        callbacks = (_weakly(self._lost), _weakly(self._extend_layers), _weakly(self._get_listeners))
         return PlanState(self.plan, self.map, self._cached, *callbacks)
 
-    def _stand(self) -> None:
+    def _intervene(self) -> None:
         for i in sorted({*self.plan.attn, *self.plan.mlp}):
-            self._stand_in(i)
+            self._intervene_in(i)
 
     def replace(self, plan: SublayerPlanData) -> None:
         """Leave out what another plan says from now on, in all threads and tasks that this one has reached.
@@ -113,31 +113,31 @@ class AppliedSublayers:
         before, self.plan = self.plan, plan
         state = self._new_state()
         state.whole, state.enabled, state.drafting = before, self._pass.state.enabled, self._pass.state.drafting
-        self._stand()
+        self._intervene()
         self._pass.state = state
 
-    def _stand_in(self, layer: int, extended: bool = False) -> None:
+    def _intervene_in(self, layer: int, extended: bool = False) -> None:
         for module, intervention in interventions_at(layer, self.map, self.plan, extended):
             self._put(module, intervention)
 
-    def _stand_in_too(self, mlp: Iterable[int]) -> None:
+    def _extend_layers(self, mlp: Iterable[int]) -> None:
         for layer in mlp:
             if layer not in self._extended:
-                self._stand_in(layer, extended=True)
+                self._intervene_in(layer, extended=True)
                 self._extended.add(layer)
 
-    def _listening(self) -> list[Listener]:
+    def _get_listeners(self) -> list[Listener]:
         return self.listeners
 
     def _put(self, module: nn.Module, intervention: Intervention) -> None:
         gate = gate_of(module)
         if gate.key not in self._interventions:
             self._installation.add(gate)
-        # where something stands already, an extension of the layer takes its place, with the plan's own part in it
+        # an extension of a layer takes the place of the plan's intervention there, which it contains
         self._interventions[gate.key] = intervention
 
     def _lost(self) -> None:
-        """Something did not happen as planned: raise if a gate was replaced."""
+        """Raise if a gate was replaced; called when less was left out than the plan names."""
         names = {id(module): name for name, module in self.map.model.named_modules()}
         for gate in self._installation.gates:
             if not gate.reachable() or gate.key not in names:
@@ -191,7 +191,7 @@ class AppliedSublayers:
 
     @contextmanager
     def running(self) -> Iterator[AppliedSublayers]:
-        """The plan in another thread or task, for as long as it is applied."""
+        """Let the plan hold in another thread or task too, inside the block and for as long as it is applied."""
         if self._active is None:
             raise SkipError("this plan was removed from its model: apply it again")
         entry = Entry(self._active.again())
@@ -239,10 +239,10 @@ class AppliedSublayers:
         self.extend_in(mark, layers, scales)
 
     def extend_in(self, mark: kv.Mark, mlp: Iterable[int], mlp_scale: Mapping[int, float]) -> None:
-        """The same, unchecked, for the sequence of a mark: with several threads, the last pass can be another's."""
+        """Like `extend`, unchecked, in the sequence of a mark: with several threads the last pass can be another's."""
         for layer in mlp:
             if layer not in self.plan.mlp and layer not in mark.extra:
-                self._stand_in_too([layer])
+                self._extend_layers([layer])
                 mark.extra[layer] = mlp_scale.get(layer)
 
     @property
@@ -283,7 +283,7 @@ def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _OtherThreads:
-    """Stands at the decoder in all threads: a pass in one that the plan has not reached gets it, or is counted."""
+    """At the decoder, in all threads: where the plan does not hold, enter it (`everywhere`) or count the pass."""
 
     def __init__(self, applied: AppliedSublayers) -> None:
         self.applied = applied
@@ -317,13 +317,13 @@ def refuse_second(root: Gate) -> None:
         )
 
 
-def refuse_skipping(sites: SublayerMap) -> None:
+def refuse_skipping(sublayers: SublayerMap) -> None:
     """Refuse to measure a model that sublayers are left out of.
 
     Raises:
         SkipError: if a plan is applied to it, not empty and enabled.
     """
-    found = active_at(gate_of(sites.decoder), DecoderPass)
+    found = active_at(gate_of(sublayers.decoder), DecoderPass)
     if found is not None and found[1].state.enabled and not found[1].state.plan.empty:
         raise SkipError(
             "sublayers are left out of this model (AdaSkip, UnifiedSkip or a plan is applied), and only the whole "

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.config import JsonConfig, as_wholes, settle
+from skipguide.config import JsonConfig, as_wholes, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.hosts.kv_cache import as_argument, cache_of
 from skipguide.llm.applied import refuse_skipping
 from skipguide.llm.find import sublayer_map
 from skipguide.llm.passes import evaluating
 
-Mark = float | torch.cuda.Event
+Timestamp = float | torch.cuda.Event
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class SublayerCosts(JsonConfig):
             object.__setattr__(self, name, values)
             if not values or len(values) != len(self.attn_ms) or not all(math.isfinite(v) and v > 0 for v in values):
                 raise SkipError(f"expected a time above 0 ms per layer in {name}; got {values}")
-        settle(self, {"tokens": 1}, {"rest_ms": 0})
+        normalize_fields(self, {"tokens": 1}, {"rest_ms": 0})
 
     @property
     def sublayers_ms(self) -> float:
@@ -178,8 +178,8 @@ class _Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
-        self.marks: list[tuple[Mark, Mark]] = []
-        self._began: Mark = 0.0
+        self.marks: list[tuple[Timestamp, Timestamp]] = []
+        self._began: Timestamp = 0.0
 
     def start(self, *_: object) -> None:
         self._began = self._mark()
@@ -210,7 +210,7 @@ class _Clock:
             for handle in handles:
                 handle.remove()
 
-    def _mark(self) -> Mark:
+    def _mark(self) -> Timestamp:
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

@@ -32,16 +32,16 @@ class PlanState:
         drafting: how many `drafting` blocks are open.
         last: the mark of the cache of the last pass.
         lost: raises if a gate was replaced.
-        extend: puts up what leaves out more feed-forwards than the plan names.
+        extend: installs the interventions that leave out more feed-forwards than the plan names.
         listeners: those that are called before a pass.
         uncached: passes without a cache.
-        whole: the plan, without any sublayer, that this one has replaced: its caches go on under this one.
+        whole: the empty plan that this one has replaced, if any: caches filled under it go on under this one.
     """
 
     def __init__(
         self,
         plan: SublayerPlanData,
-        sites: SublayerMap,
+        sublayers: SublayerMap,
         cached: bool,
         lost: Callable[[], None],
         extend: Callable[[Iterable[int]], None],
@@ -49,19 +49,19 @@ class PlanState:
     ) -> None:
         self.plan = plan
         self.cached = cached
-        self.layers = sites.num_layers
-        self.hide = tuple(sites.site(i, "attn").cache_index for i in plan.attn)
+        self.layers = sublayers.num_layers
+        self.hide = tuple(sublayers.site(i, "attn").cache_index for i in plan.attn)
         self.enabled = True
         self.drafting = 0
         self.last: kv.Mark | None = None
         self.listeners = listeners
         self.stats = Stats()
-        self.ledger = SublayerLedger(tuple(site.name for site in sites.sites), self.stats)
+        self.ledger = SublayerLedger(tuple(site.name for site in sublayers.sites), self.stats)
         self.lost = lost
         self.extend = extend
         self.uncached = 0
         self.whole: SublayerPlanData | None = None
-        self._names = {(site.layer, site.part): site.name for site in sites.sites}
+        self._names = {(site.layer, site.part): site.name for site in sublayers.sites}
         self._left_out: dict[tuple[bool, bool, tuple[int, ...]], tuple[str, ...]] = {}
 
     def left_out(self, attn: bool, mlp: bool, extra: Iterable[int]) -> tuple[str, ...]:
@@ -138,7 +138,7 @@ class RunningPass:
         decode: one token of a sequence that runs already.
         cache: that was given, or None.
         mark: of the cache.
-        after: who wants to be told that the pass is over.
+        after: called when the pass is over.
     """
 
     attn: bool = False

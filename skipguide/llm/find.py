@@ -9,7 +9,7 @@ from torch import nn
 
 from skipguide.blocks import BlockMap
 from skipguide.errors import SkipError
-from skipguide.families.language import Layout, layout_of
+from skipguide.families.language import DecoderLayout, layout_of
 from skipguide.hosts.wrappers import unwrap
 from skipguide.llm.applied import AppliedSublayers
 from skipguide.llm.probe import probe, prove
@@ -51,7 +51,7 @@ def sublayer_map(model: nn.Module) -> SublayerMap:
 
 
 # What was probed, for as long as the model lives.
-_PROBED: WeakKeyDictionary[nn.Module, tuple[Layout, str]] = WeakKeyDictionary()
+_PROBED: WeakKeyDictionary[nn.Module, tuple[DecoderLayout, str]] = WeakKeyDictionary()
 
 
 def _probed(model: nn.Module) -> SublayerMap:

@@ -1,4 +1,4 @@
-"""Interventions: what stands in a layer of a language model from which sublayers are left out."""
+"""Interventions: what happens in a layer of a language model from which sublayers are left out."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def _scaled(out: Tensor, factor: float) -> Tensor:
 
 
 def interventions_at(
-    layer: int, sites: SublayerMap, plan: SublayerPlanData, extended: bool = False
+    layer: int, sublayers: SublayerMap, plan: SublayerPlanData, extended: bool = False
 ) -> list[tuple[nn.Module, Intervention]]:
-    """What stands in a layer: module and intervention, the layer itself first.
+    """The interventions in a layer, each with its module, the layer itself first.
 
     Args:
         layer: its number.
-        sites: the model's sublayers.
+        sublayers: the model's sublayers.
         plan: what is left out.
         extended: the feed-forward is left out in some sequences beyond the plan.
     """
@@ -84,31 +84,33 @@ def interventions_at(
     mlp = MLP if "mlp" in parts else extended_mlp(layer) if extended else ""
     conditions = {"attn": ATTN if "attn" in parts else "", "mlp": mlp}
     found: list[tuple[nn.Module, Intervention]] = []
-    if sites.layout.prenorm and (around := _around(layer, sites, plan, conditions)) is not None:
-        found.append((sites.layers[layer], around))
-    if len(parts) == 2 and sites.layout.prenorm and plan.phase == "both":
+    if sublayers.layout.prenorm and (around := _around(layer, sublayers, plan, conditions)) is not None:
+        found.append((sublayers.layers[layer], around))
+    if len(parts) == 2 and sublayers.layout.prenorm and plan.phase == "both":
         return found  # nothing inside the layer is ever called while the plan holds
     for part, condition in conditions.items():
         if condition:
-            site = sites.site(layer, part)  # type: ignore[arg-type]
+            site = sublayers.site(layer, part)  # type: ignore[arg-type]
             # Falcon adds the attention into the feed-forward's output, which therefore is memory of its own
-            spread = not (sites.parallel and part == "mlp")
+            spread = not (sublayers.parallel and part == "mlp")
             found.append((site.module, When(condition, ZeroBranch(site.name, site.module, site.spec, spread))))
             found += [(module, When(condition, ReturnInput())) for module in site.helper_modules]
     return found
 
 
-def _around(layer: int, sites: SublayerMap, plan: SublayerPlanData, conditions: dict[str, str]) -> Intervention | None:
+def _around(
+    layer: int, sublayers: SublayerMap, plan: SublayerPlanData, conditions: dict[str, str]
+) -> Intervention | None:
     """At the layer itself: the scales of what is left out, and the whole layer left out at once; None for neither."""
     found: list[Intervention] = []
     if (factor := plan.attn_scale.get(layer)) is not None:
-        found.append(When(conditions["attn"], ScaleInput(sites.layers[layer], factor)))
+        found.append(When(conditions["attn"], ScaleInput(sublayers.layers[layer], factor)))
     extended = conditions["mlp"] not in ("", MLP)
     if extended or layer in plan.mlp_scale:
         found.append(When(conditions["mlp"], ScaleOutput(layer, plan.mlp_scale.get(layer))))
     if all(conditions.values()):
         both = extended_layer(layer) if extended else BOTH
-        found.append(When(both, SkipBlock(sites.blocks[layer], counted=2)))
+        found.append(When(both, SkipBlock(sublayers.blocks[layer], counted=2)))
     around: Intervention | None = None
     for each in reversed(found):
         around = each if around is None else Nested(each, around)

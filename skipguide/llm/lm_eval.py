@@ -5,7 +5,7 @@ Needs the extra: `pip install "skipguide[eval]"`. `register()` adds the model `s
 with `PolicyLM(HFLM(...), policy)`.
 
 The harness scores a text in one pass over all of it. A policy whose phase is `"decode"` skips nothing there: its scores
-would be the whole model's, and that is refused. Tasks that generate use it as it is.
+would be the whole model's, and that is refused. Tasks that generate need nothing of the kind.
 """
 
 from __future__ import annotations

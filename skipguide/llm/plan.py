@@ -52,6 +52,7 @@ class SublayerPlan(SublayerPlanData):
             SkipError: for anything else.
 
         Example:
+            >>> from skipguide import SkipPlan
             >>> SublayerPlan.of(SkipPlan([1]) | SkipPlan([2], part="mlp"))
             SublayerPlan(attn=(1,), mlp=(1, 2), attn_scale={}, mlp_scale={}, phase='both')
         """

@@ -1,4 +1,4 @@
-"""Probe: the layers of a language model that nobody described, found by their shape and proven by running them."""
+"""Probe: the layers of a language model without a description, found by their shape and proven by running them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from skipguide.arguments import Arguments, argument_names
 from skipguide.errors import SkipError, UnknownBlockError
-from skipguide.families.language import Layout
+from skipguide.families.language import DecoderLayout
 from skipguide.hosts.kv_cache import CACHE_NAMES, as_argument, cache_of
 from skipguide.llm.passes import evaluating
 from skipguide.llm.plan_data import SublayerPlanData
@@ -34,7 +34,7 @@ class _Seen:
     inputs: dict[str, Tensor] = field(default_factory=dict)
 
 
-def probe(model: nn.Module) -> tuple[Layout, str]:
+def probe(model: nn.Module) -> tuple[DecoderLayout, str]:
     """The layout of a causal language model that is not described, and the path of its decoder.
 
     The layers are the largest list of modules that each have an attention and a feed-forward of a usual name, in a
@@ -60,7 +60,7 @@ def probe(model: nn.Module) -> tuple[Layout, str]:
     if any(s.attn is None or s.mlp is None for s in seen):
         raise UnknownBlockError(f"{who} is not described, and does not call {attn} and {mlp} in each of its layers")
     parallel = _parallel(model, layers, attn, mlp, seen)
-    layout = Layout(
+    layout = DecoderLayout(
         {who: path},
         attn=Sublayer(attn, none_outputs=_rest(seen[0].attn), shares="store_full_length_kv"),
         mlp=Sublayer(mlp, outputs=("",), none_outputs=_rest(seen[0].mlp)),
@@ -86,7 +86,10 @@ def probe(model: nn.Module) -> tuple[Layout, str]:
 
 
 def prove(
-    model: nn.Module, layout: Layout, layers: int, apply: Callable[[SublayerPlanData], AbstractContextManager[Any]]
+    model: nn.Module,
+    layout: DecoderLayout,
+    layers: int,
+    apply: Callable[[SublayerPlanData], AbstractContextManager[Any]],
 ) -> None:
     """Run a probed layout against the model whose sublayers run, but add zero; bit-equal, or it is refused.
 

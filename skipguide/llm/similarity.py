@@ -124,7 +124,7 @@ class RequestMeter:
         self._sums[key] = rows
 
     def entering(self, mask: Tensor | None = None) -> Callable[[int, str, Tensor, Tensor], None]:
-        """A listener for `watch` that enters every sublayer it hears of, and the layers as wholes.
+        """A listener for `watch` that enters every sublayer that is reported, and whole layers.
 
         Args:
             mask: [B, T], 0 at padding.

@@ -1,4 +1,4 @@
-"""Find: the attention and feed-forward sublayers of a causal language model."""
+"""Sublayer map: the attention and feed-forward of every layer of a causal language model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from skipguide.blocks import Block, BlockMap
 from skipguide.errors import SkipError
-from skipguide.families.language import LAYOUTS, Layout, submodule
+from skipguide.families.language import DECODER_LAYOUTS, DecoderLayout, submodule
 from skipguide.spec import Sublayer, renamed, renamed_reader
 
 Part = Literal["attn", "mlp"]
@@ -54,7 +54,7 @@ class SublayerMap:
         producers: layers whose attention makes keys and values that later layers read too.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, path: str, blocks: BlockMap) -> None:
+    def __init__(self, model: nn.Module, layout: DecoderLayout, path: str, blocks: BlockMap) -> None:
         self.model = model
         self.layout = layout
         decoder = submodule(model, path)
@@ -162,12 +162,12 @@ def families_table() -> str:
         True
     """
     lines = ["| models | layers | scale per sublayer | remarks |", "|---|---|---|---|"]
-    for layout in LAYOUTS:
+    for layout in DECODER_LAYOUTS:
         heads = [name for name in layout.models if name.endswith(("ForCausalLM", "LMHeadModel"))]
         names = ", ".join(name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") for name in heads)
         if layout.when:
             names += f" ({', '.join(f'`{name}={value}`' for name, value in layout.when)})"
-        elif any(other is not layout and set(heads) & set(other.models) for other in LAYOUTS):
+        elif any(other is not layout and set(heads) & set(other.models) for other in DECODER_LAYOUTS):
             names += " (otherwise)"
         form = "parallel" if layout.parallel else "serial"
         scale = "yes" if layout.prenorm and not layout.parallel else "no"

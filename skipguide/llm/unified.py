@@ -1,8 +1,8 @@
 """Unified Layer Skipping: one fixed set of whole layers per target speed-up, the same for every token and every input.
 
 Source: Unified Layer Skipping (arXiv 2404.06954); the layers that stay depend on nothing but their number and the
-speed-up. The method is meant for models *fine-tuned* with the layers left out (`demos/unified_finetune/`): used on a
-model as it is, it is a plain baseline and costs quality.
+speed-up. The method is meant for models *fine-tuned* with the layers left out (`demos/unified_finetune/`): on a
+model that was not, it is a plain baseline and costs quality.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from torch import nn
 
-from skipguide.config import JsonConfig, as_number, as_whole, settle
+from skipguide.config import JsonConfig, as_number, as_whole, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.llm.find import sublayer_map
 from skipguide.llm.plan import SublayerPlan
@@ -98,7 +98,7 @@ class UnifiedSkip(JsonConfig):
 
     def __post_init__(self) -> None:
         """Check every setting, and keep a number of any library as Python's."""
-        settle(self, numbers={"speedup": 1})
+        normalize_fields(self, numbers={"speedup": 1})
         if self.mode not in ("balanced", "reference"):
             raise SkipError(f'expected mode "balanced" or "reference"; got {self.mode!r}')
         if self.phase not in ("decode", "both"):

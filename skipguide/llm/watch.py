@@ -28,8 +28,8 @@ class Watch:
     x, the sums are taken in the same order: a = x + attn(norm(x)) is computed for the watcher, and m is what the
     layer returns. The tensors are the model's own, `[B, T, D]`: do not write into them, and do not wait for them.
 
-    A layer that a plan leaves out whole is not reported. A sublayer that a plan leaves out alone is, with the stream as
-    what stands for it leaves it.
+    A layer that a plan leaves out whole is not reported. A sublayer that a plan leaves out alone is reported: the
+    stream after it is then `h`, or `h * scale`.
 
     Attributes:
         now: the running `Pass` (its `mask` says which tokens are padding), or None between passes.
@@ -129,7 +129,7 @@ class _WatchPass(ModelPass):
         return self.watch
 
     def open(self, plan: ActivePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Describe the pass, and tell who watches."""
+        """Describe the pass, and call `on_pass`."""
         watch, reader = self.watch, self.reader
         cache = reader.cache(args, kwargs)
         tokens = reader.tokens(args, kwargs)

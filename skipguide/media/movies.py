@@ -33,7 +33,7 @@ def save_gif(images: Sequence[Image], path: str | os.PathLike[str], fps: float =
     _check_clip(images, fps)
     sample = in_a_row(resized(pick(images, 6), min(images[0].height, 96)), gap=0)  # a palette needs no more
     palette = sample.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
-    # Paper stays paper: Pillow looks colours up in steps of 4 and would take a neighbour of white.
+    # A white background stays white: Pillow looks colours up in steps of 4 and would take a neighbour of white.
     colours = palette.getpalette() or []
     triples = [tuple(colours[i : i + 3]) for i in range(0, len(colours), 3)]
     palette.putpalette([value for triple in triples for value in (PAPER if min(triple) > 247 else triple)])

@@ -1,4 +1,4 @@
-"""Sheets: text and pictures laid out on paper, next to each other, below each other, in a grid."""
+"""Sheets: text and pictures on a white background, next to each other, below each other, in a grid."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _line_height(size: int) -> int:
 
 
 def banner(text: str | Sequence[str], width: int, size: int = TEXT_SIZE, lines: int = 0) -> Image:
-    """A strip of paper with text on it, `width` pixels wide and at least `lines` lines high."""
+    """A white strip with text on it, `width` pixels wide and at least `lines` lines high."""
     from PIL import Image, ImageDraw
 
     wrapped = wrap(text, width - 8, size) if isinstance(text, str) else list(text)
@@ -79,7 +79,7 @@ def label(image: Image, text: str, size: int = TEXT_SIZE, lines: int = 0) -> Ima
 
 
 def stacked(images: Sequence[Image], gap: int = 4) -> Image:
-    """Images below each other, left-aligned, on paper."""
+    """Images below each other, left-aligned, on white."""
     from PIL import Image
 
     height = sum(image.height for image in images) + gap * (len(images) - 1)
@@ -92,7 +92,7 @@ def stacked(images: Sequence[Image], gap: int = 4) -> Image:
 
 
 def in_a_row(images: Sequence[Image], gap: int = 4) -> Image:
-    """Images next to each other, top-aligned, on paper."""
+    """Images next to each other, top-aligned, on white."""
     from PIL import Image
 
     width = sum(image.width for image in images) + gap * (len(images) - 1)

@@ -1,16 +1,25 @@
-"""Frames of every kind become the same images; labels are drawn; files play as long as they should."""
+"""Frames of every kind become the same images, upright; labels are drawn; files play as long as they should."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from helpers import tuning
 from PIL import Image
+from PIL.Image import Exif
 
 from skipguide import SkipError
+from skipguide.cli import main
 from skipguide.media import pictures, sheets
+from skipguide.media.pictures import as_rgb
+from skipguide.vision import SkipTuner, UNetPlusPlus
+from skipguide.vision.skip_tuning.inputs import read_examples
+
+# Frames of every kind become the same images; labels are drawn; files play as long as they should.
 
 
 def clip(frames=4, width=20, height=12, grey=None):
@@ -88,12 +97,12 @@ def test_other_frames_are_refused(frames, message):
 def test_generate_refuses_a_first_picture_beyond_a_byte(tmp_path, name, dtype):
     from diffusers import WanImageToVideoPipeline
 
-    from skipguide.cli import build_parser, sampling
+    from skipguide.cli import build_parser, pipeline_calls
 
     Image.fromarray(np.full((4, 5), 300, dtype)).save(tmp_path / name)
     args = build_parser().parse_args(["generate", "p", "--image", str(tmp_path / name)])
     with pytest.raises(SkipError, match=rf"{name} has pixels of mode .* with values 300.* bring it to 8 bits first"):
-        sampling.call_arguments(WanImageToVideoPipeline, args, {})
+        pipeline_calls.call_arguments(WanImageToVideoPipeline, args, {})
 
 
 def test_difference():
@@ -272,3 +281,87 @@ def test_a_clip_needs_frames_and_a_rate(tmp_path, fps):
 def test_import_does_not_load_pillow():
     code = "import sys, skipguide.media.pictures; sys.exit('PIL' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# A picture that its camera noted as turned is read as people see it, by everything that reads pictures.
+
+ORIENTATION = 0x0112
+SEEN = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+# how the pixels lie in the file, for what people see
+STORED = {
+    1: SEEN,
+    2: SEEN[:, ::-1],
+    3: SEEN[::-1, ::-1],
+    4: SEEN[::-1],
+    5: SEEN.transpose(1, 0, 2),
+    6: np.rot90(SEEN, 1),
+    7: SEEN.transpose(1, 0, 2)[::-1, ::-1],
+    8: np.rot90(SEEN, -1),
+}
+
+
+def write(path, turned):
+    notes = Exif()
+    notes[ORIENTATION] = turned
+    Image.fromarray(np.ascontiguousarray(STORED[turned])).save(path, exif=notes)
+    return path
+
+
+@pytest.mark.parametrize("turned", STORED)
+def test_as_people_see_it(tmp_path, turned):
+    with Image.open(write(tmp_path / "photo.png", turned)) as photo:
+        once = as_rgb(photo)
+    assert np.array_equal(np.asarray(once), SEEN)
+    assert np.array_equal(np.asarray(as_rgb(once)), SEEN)
+
+
+def test_damaged_notes_leave_the_pixels(tmp_path):
+    Image.fromarray(SEEN).save(tmp_path / "photo.png", exif=b"Exif\0\0no notes")
+    with Image.open(tmp_path / "photo.png") as photo:
+        assert np.array_equal(np.asarray(as_rgb(photo)), SEEN)
+
+
+def test_a_folder_of_photos(tmp_path):
+    (tmp_path / "tram").mkdir()
+    write(tmp_path / "tram" / "a.png", 6)
+    assert np.array_equal(np.asarray(read_examples(tmp_path).load(0)), SEEN)
+
+
+def test_a_photo_in_memory(tmp_path):
+    def pixels(picture):
+        return torch.from_numpy(np.array(picture.resize((16, 16)))).permute(2, 0, 1) / 255
+
+    tuner = SkipTuner(tuning.clip(), (pixels, tuning.words), ["red circle", "blue star"], 1)
+    with Image.open(write(tmp_path / "photo.png", 8)) as photo:
+        assert tuner.predict(photo) == tuner.predict(Image.fromarray(SEEN))
+
+
+def test_segment(tmp_path):
+    torch.manual_seed(0)
+    UNetPlusPlus(widths=(4, 6, 8)).save_pretrained(tmp_path / "net")
+    inside = np.zeros((24, 40), np.uint8)
+    inside[3:9, 5:30] = 255
+    found = []
+    for turned in (1, 6):
+        write(tmp_path / "photo.png", turned)
+        notes = Exif()
+        notes[ORIENTATION] = turned
+        mask = inside if turned == 1 else np.ascontiguousarray(np.rot90(inside, 1))
+        Image.fromarray(mask).save(tmp_path / "truth.png", exif=notes)
+        out = tmp_path / f"{turned}.png"
+        arguments = ["--truth", tmp_path / "truth.png", "--model", tmp_path / "net", "-o", out]
+        assert main(["segment", "--device", "cpu", *map(str, [tmp_path / "photo.png", *arguments])]) == 0
+        found.append((json.loads(out.with_name(out.name + ".json").read_text())["results"], Image.open(out)))
+    (numbers, picture), (other, turned_picture) = found
+    assert all(a["iou"] == b["iou"] for a, b in zip(numbers[0], other[0], strict=True))
+    assert np.array_equal(np.asarray(picture), np.asarray(turned_picture))
+
+
+def test_explain(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for turned in (1, 6):
+        write(tmp_path / "photo.png", turned)
+        command = ["explain", "photo.png", "--samples", "8", "--segments", "grid:2", "-o", f"{turned}.png"]
+        assert main(command) == 0
+    first, second = (np.asarray(Image.open(f"{turned}.png")) for turned in (1, 6))
+    assert np.array_equal(first, second)

@@ -38,7 +38,7 @@ def elsewhere(function):
     found, context = [], contextvars.copy_context()
     thread = threading.Thread(target=lambda: found.append(context.run(function)))
     thread.start()
-    thread.join(60)
+    thread.join(600)
     return found[0]
 
 
@@ -80,7 +80,7 @@ def plans_of_a_thread():
     found = []
     thread = threading.Thread(target=lambda: found.append(active_plans()))
     thread.start()
-    thread.join(60)
+    thread.join(600)
     return found[0]
 
 

@@ -97,8 +97,8 @@ def close(got, expected):
     [
         ("ltx", "outer", ("block", "attn", "rows")),
         ("ltx", "method", ("mlp",)),
-        ("flux", "outer", ("attn_identity",)),
-        ("ltx", "regional", tuple(PLANS)),
+        pytest.param("flux", "outer", ("attn_identity",), marks=pytest.mark.slow),
+        pytest.param("ltx", "regional", tuple(PLANS), marks=pytest.mark.slow),
         ("flux", "regional", ("block", "attn_identity")),
         ("cogvideox", "each", ("block", "attn_identity")),
     ],

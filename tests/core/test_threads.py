@@ -31,7 +31,7 @@ def run_all(*targets):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
         assert not thread.is_alive()
     if errors:
         raise errors[0]
@@ -50,7 +50,7 @@ def expected(watch, plan):
 def test_each_thread_gets_its_own_result(family):
     """Four threads, one of them without a plan, meet at a barrier before every pass."""
     watch = Watch(family)
-    barrier = threading.Barrier(len(PLANS), timeout=30)
+    barrier = threading.Barrier(len(PLANS), timeout=600)
     references = [expected(watch, plan) for plan in PLANS]
 
     def worker(plan, reference):
@@ -75,7 +75,7 @@ def test_one_skipper_in_two_threads():
     watch = Watch(BY_NAME["ltx"])
     skipper = Skipper(watch.model, SkipPlan([1]))
     reference = expected(watch, skipper.plan)
-    barrier = threading.Barrier(2, timeout=30)
+    barrier = threading.Barrier(2, timeout=600)
 
     def work():
         for _ in range(10):

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from skipguide import BlockSpec, find_blocks, register_blocks
-from skipguide.cli import main, models, sampling
+from skipguide.cli import main, models, pipeline_calls
 
 BLOCKS = 4
 
@@ -108,7 +108,7 @@ def stub(monkeypatch, tmp_path):
     monkeypatch.setattr(models, "resolve", resolve)
     monkeypatch.setattr(models, "pipeline_class", lambda source: type(state.pipeline))
     monkeypatch.setattr(models, "load_pipeline", load)
-    monkeypatch.setattr(sampling, "make_guidance", lambda settings: StubGuidance(**settings))
+    monkeypatch.setattr(pipeline_calls, "make_guidance", lambda settings: StubGuidance(**settings))
     state.folder = tmp_path / "out"
     state.folder.mkdir()
     monkeypatch.chdir(state.folder)

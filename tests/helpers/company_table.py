@@ -4,11 +4,13 @@
 """
 
 import pickle
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import diffusers
 import torch
+from helpers.stateful_forward import keep_state
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from skipguide import Skipper, SkipPlan
@@ -177,6 +179,42 @@ def by_hand(make, run):
         MODELS["wan"].run(pipe.transformer, MODELS["wan"].inputs(1))
 
 
+def stateful(make, run):
+    pipe = make("ltx")
+    keep_state(pipe.transformer, ("transformer_blocks",))
+    with Stg([1]).apply(pipe):
+        run("ltx", pipe)
+
+
+def own_loop(make, run):
+    class Mine(diffusers.WanPipeline):
+        def __call__(self, **call):
+            return MODELS["wan"].run(self.transformer, MODELS["wan"].inputs(1))
+
+    pipe = make("wan")
+    pipe.__class__ = Mine
+    with Stg([1]).apply(pipe):
+        pipe()
+
+
+def late_forward(make, run):
+    pipe = make("wan")
+    with Stg([1]).apply(pipe):
+        pipe.transformer.forward = types.MethodType(type(pipe.transformer).forward, pipe.transformer)
+        run("wan", pipe)
+
+
+def folded_input(make, run):
+    pipe = make("wan")
+
+    def more(module, args, kwargs):
+        return args, kwargs | {"encoder_hidden_states": torch.cat([kwargs["encoder_hidden_states"]] * 2)}
+
+    pipe.transformer.register_forward_pre_hook(more, with_kwargs=True)
+    with Stg([1], tail="batched").apply(pipe):
+        run("wan", pipe)
+
+
 DISABLE = "`pipe.transformer.disable_cache()`"
 APART = (
     Apart(
@@ -188,7 +226,7 @@ APART = (
     Apart("FasterCache", "it makes up the unconditional rows of a batch", DISABLE, cached("faster_cache_denoiser")),
     Apart("SeaCache", "it follows the noise level that the pipeline announces", DISABLE, cached("sea_cache_root")),
     Apart("TextKVCache", "it was never tried with skipped passes", DISABLE, cached("text_kv_cache_transformer")),
-    Apart("cache-dit", "has cache-dit on it, which counts the denoiser's passes", "`disable_cache(pipe)`", cache_dit),
+    Apart("cache-dit", "it counts the denoiser's passes", "`cache_dit.disable_cache(pipe)`", cache_dit),
     Apart(
         "FirstBlockCache, and block 0 skipped",
         "it decides by what block 0 adds to its input, and block 0 is to be skipped",
@@ -252,7 +290,7 @@ APART = (
     ),
     Apart(
         "`SkipGuider`, and any cache",
-        "which would store the results of skipped passes",
+        "it would store the results of skipped passes",
         f"{DISABLE}, or `SpatiotemporalSkipGuidance`",
         guider_and_cache,
     ),
@@ -275,6 +313,30 @@ APART = (
         parallel_branches(tail="batched"),
     ),
     Apart("Two guidances on one pipeline", "guidance is already applied", "`groups`, or `remove()` first", twice),
+    Apart(
+        "A forward that keeps state between calls (TeaCache, ParaAttention, WaveSpeed)",
+        "its forward keeps state between calls",
+        "take it off; FirstBlockCache or MagCache",
+        stateful,
+    ),
+    Apart(
+        "A subclass of a described pipeline with a loop of its own",
+        "guidance follows the loop",
+        "`register_pipeline`",
+        own_loop,
+    ),
+    Apart(
+        "Another forward on the denoiser while guidance is on",
+        "the gate on WanTransformer3DModel was replaced",
+        "put it there before `apply`",
+        late_forward,
+    ),
+    Apart(
+        '`tail="batched"`, and an input that folds further rows into the batch',
+        "is not the batch",
+        '`tail="separate"` or `"auto"`',
+        folded_input,
+    ),
     Apart(
         "Calling the denoiser yourself while guidance is on",
         "is it called by something that is not a pipeline",

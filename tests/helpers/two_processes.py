@@ -31,7 +31,7 @@ def run_in_two(script, *arguments):
         for rank in "01"
     ]
     try:
-        said = [job.communicate(timeout=400)[0] for job in jobs]
+        said = [job.communicate(timeout=600)[0] for job in jobs]
     finally:
         for job in jobs:
             job.kill()

@@ -1,4 +1,4 @@
-"""Every denoiser and every pipeline that diffusers exports is described and proven, or refused with the reason."""
+"""What goes together and what does not: every denoiser and pipeline of diffusers, every row of the table."""
 
 import functools
 import inspect
@@ -8,17 +8,22 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from helpers.company_table import APART, text
 
 from skipguide import SkipError, UnknownBlockError, find_blocks
 from skipguide.families.described import FAMILIES
 from skipguide.families.refused import UNSUPPORTED_MODELS
 from skipguide.families.vision import VISION_FAMILIES
+from skipguide.hosts.diffusers_caches import CACHES
 from skipguide.pipelines import SpatiotemporalSkipGuidance
 from skipguide.pipelines.registry.described import PIPELINES
 from skipguide.pipelines.registry.refused import UNSUPPORTED_PIPELINES
 from skipguide.pipelines.registry.support import document, support_table
 from zoo import FAMILIES as ZOO
 from zoo.all_pipes import MAKERS
+from zoo.pipes import BY_PIPE
+
+# Every denoiser and every pipeline that diffusers exports is described and proven, or refused with the reason.
 
 ROOT = Path(__file__).resolve().parents[2]
 DENOISERS = ("diffusers.models.transformers", "diffusers.models.unets")
@@ -91,3 +96,33 @@ def test_the_tables_are_those_of_the_data():
     assert support_table() in supported
     head = support_table().splitlines()[0]
     assert all(head not in (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "pipelines/README.md"))
+
+
+# Every row of the "does not go together" table raises what it says, and pipelines/README.md says the same.
+
+README = (Path(__file__).parents[2] / "pipelines" / "README.md").read_text(encoding="utf-8")
+
+
+def make(name):
+    return BY_PIPE[name].build()
+
+
+def run(name, pipe):
+    return BY_PIPE[name].run(pipe, num_inference_steps=2)
+
+
+@pytest.mark.parametrize("row", APART, ids=lambda row: row.what)
+def test_the_error_is_what_the_table_says(row):
+    with pytest.raises(SkipError) as caught:
+        row.provoke(make, run)
+    assert row.error in str(caught.value)
+
+
+def test_every_refused_cache_has_a_row():
+    refused = [cache.refusal for cache in CACHES.values() if cache.refusal]
+    assert all(any(row.error in refusal for row in APART) for refusal in refused)
+
+
+def test_the_readme_has_the_list_and_the_table():
+    """`python tests/helpers/company_table.py` prints them."""
+    assert text() in README

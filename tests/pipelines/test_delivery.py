@@ -11,6 +11,8 @@ from skipguide.guidance import rescale
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from zoo.pipes import BY_PIPE, MODELS
 
+pytestmark = pytest.mark.numerics
+
 
 def by_hand(case, pipe, w, formula, amount):
     """Both branches are the result: CFG of two equal branches is that branch."""

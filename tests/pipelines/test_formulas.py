@@ -16,6 +16,8 @@ from skipguide.pipelines.formulas import FORMULAS, Formula, find_formula
 from zoo import BY_NAME
 from zoo.pipes import BY_PIPE
 
+pytestmark = pytest.mark.numerics
+
 # what each adds to u + w (c - u), before its scale; None where k takes the place of u
 DEFINITIONS = {
     "stg": lambda u, c, k, w: c - k,

@@ -20,6 +20,8 @@ from skipguide.schedule import Timetable
 from zoo import BY_NAME, modular
 from zoo.pipes import BY_PIPE, STEPS
 
+pytestmark = pytest.mark.numerics
+
 wan = guider_calls.wan
 
 

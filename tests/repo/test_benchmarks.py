@@ -144,7 +144,7 @@ def test_existing_result_is_kept():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 2

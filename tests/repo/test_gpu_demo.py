@@ -174,7 +174,7 @@ def test_results_of_several_runs_are_put_together(tmp_path, capsys):
 
 def test_files_with_gpu_tests_are_found():
     found = device_tests.files()
-    assert "tests/pipelines/test_stg_tail.py" in found and len(found) > 10
+    assert "tests/pipelines/test_tail.py" in found and len(found) > 10
 
 
 def test_the_command_names_its_pieces():

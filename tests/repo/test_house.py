@@ -9,6 +9,7 @@ from helpers.import_graph import ROOT, circles, import_graph, imports_by_string,
 FILES = library_files()
 COMPARED = (ast.Eq, ast.NotEq, ast.In, ast.NotIn)
 LAYERS = {"skipguide.cli": 3, "skipguide.pipelines": 2, "skipguide.vision": 2, "skipguide.llm": 2}
+SETS_BY_NAME = re.compile(r"^\S*(setattr|delattr)(__)?\([^,]+, ['\"]everywhere['\"]")
 
 
 def layer(name: str) -> int:
@@ -62,3 +63,21 @@ def test_formulas_are_data():
             if any(re.search(r"\bformula['\"\]]*$", ast.unparse(side)) for side in (node.left, *node.comparators)):
                 found.append(f"{name}:{node.lineno}: {ast.unparse(node)}")
     assert len(found) <= 3, found
+
+
+def changes(path):
+    """The lines of a file that set what stands at a gate in all threads, its `everywhere`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        dotted = isinstance(node, ast.Attribute) and node.attr == "everywhere" and not isinstance(node.ctx, ast.Load)
+        if dotted or (isinstance(node, ast.Call) and SETS_BY_NAME.search(ast.unparse(node))):
+            yield node.lineno
+
+
+def test_what_stands_at_a_gate_in_all_threads_is_changed_in_one_place():
+    found = {name: len(list(changes(path))) for name, path in FILES.items()}
+    assert {name: lines for name, lines in found.items() if lines} == {"skipguide.active": 1, "skipguide.gate": 1}
+
+
+def test_language_models_have_no_engine_of_their_own():
+    """They leave out by the interventions of the core; `LMFrame` was the second engine."""
+    assert [name for name, path in FILES.items() if "LMFrame" in path.read_text(encoding="utf-8")] == []

@@ -34,7 +34,7 @@ def packages_in_tree() -> set[str]:
 
 def python(code: str, *args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *args, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *args, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=600, check=False
     )
 
 

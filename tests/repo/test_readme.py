@@ -1,5 +1,8 @@
-"""What every README says is run here, with tiny random models in place of the downloads."""
+"""What every README and docstring says is run here, with tiny random models in place of the downloads."""
 
+import doctest
+import importlib
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -8,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+import skipguide
 from skipguide.pipelines.presets import PRESETS
 from skipguide.pipelines.registry.described import PIPELINES
 from zoo import modular
 from zoo.pipes import BY_PIPE, MODELS, understand_prompts
+
+# What every README says is run here, with tiny random models in place of the downloads.
 
 ROOT = Path(__file__).parents[2]
 LONGEST = 200  # lines of the README at the root: a stranger reads it in ten minutes
@@ -183,3 +189,67 @@ def test_files_of_the_readme_exist(name):
 @pytest.mark.parametrize("name", [*sorted(PRINTED), *OTHERS])
 def test_no_placeholder_is_left(name):
     assert "<!--" not in read(name)
+
+
+# Every example in a docstring runs and prints what it says.
+
+
+def modules():
+    found = (module.name for module in pkgutil.walk_packages(skipguide.__path__, "skipguide."))
+    return ["skipguide", *sorted(name for name in found if not name.startswith(("skipguide.cli", "skipguide.assets")))]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_examples(name):
+    module = importlib.import_module(name)
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    torch.manual_seed(0)
+    done = doctest.testmod(module, extraglobs={"torch": torch, **vars(skipguide)}, optionflags=flags)
+    assert done.failed == 0
+
+
+def test_the_core_and_the_nets_have_examples():
+    floorplan = ("", ".graph", ".net", ".regions", ".msd", ".generate")
+    nets = (
+        "unetpp.network",
+        "segmentation",
+        "skip_deq.network",
+        "fixed_point",
+        *(f"floorplan{name}" for name in floorplan),
+    )
+    found = doctest.DocTestFinder(exclude_empty=True)
+    for name in ("blocks", "plan", "skipper", "check", *(f"vision.{net}" for net in nets)):
+        tests = found.find(importlib.import_module(f"skipguide.{name}"))
+        assert any(test.examples for test in tests), name
+
+
+PUBLIC = ("skipguide", "skipguide.pipelines", "skipguide.llm", "skipguide.vision", "skipguide.vision.layer_masking")
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_examples_run_as_a_person_types_them(package):
+    """With the package's public names and nothing else: what an example needs beside them, it imports."""
+    module = importlib.import_module(package)
+    public = {name: getattr(module, name) for name in module.__all__}
+    found = doctest.DocTestFinder(exclude_empty=True)
+    wrong: list[str] = []
+    for name, each in public.items():
+        if callable(each) and each.__doc__:
+            for test in found.find(each, name, globs=dict(public)):
+                doctest.DocTestRunner(verbose=False).run(test, out=wrong.append)
+    assert not wrong, "".join(wrong)
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_tab_shows_the_public_names(package):
+    module = importlib.import_module(package)
+    assert set(module.__all__) <= set(dir(module))
+    if package in ("skipguide.pipelines", "skipguide.vision"):  # packages of many files, which are not for users
+        assert set(dir(module)) == set(module.__all__)
+
+
+def test_nothing_that_ships_names_a_folder_of_the_machine_that_made_it():
+    for path in (ROOT / "skipguide" / "assets").rglob("*"):
+        if path.suffix in (".json", ".md"):
+            text = path.read_text(encoding="utf-8")
+            assert "_name_or_path" not in text and "/work/" not in text and "/root/" not in text, path

@@ -12,6 +12,8 @@ from torch import nn
 from skipguide.errors import SkipError
 from skipguide.vision.fixed_point import fixed_point
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.mark.parametrize("solver", ALL)
 def test_linear_problem_against_a_direct_solve(solver):
@@ -37,22 +39,80 @@ def test_krylov_like_solvers_are_short_and_need_no_contraction(solver):
     torch.testing.assert_close(found.z, direct, atol=1e-8, rtol=1e-8)
 
 
-@pytest.mark.parametrize("size", [4, 8])
-@pytest.mark.parametrize("gain", [1.5, 2.0])
-def test_anderson_ends_wherever_plain_iterations_do(size, gain):
-    """A residual has dips where it is not zero: extrapolating alone stays in them, in 2 or 3 of each 200 problems."""
-    torch.manual_seed(0)
-    matrix = gain * torch.randn(200, size, size, dtype=torch.double) / size**0.5
-    shift = 0.5 * torch.randn(200, size, dtype=torch.double)
+def tanh_problems(size, gain, seed, rows=200):
+    generator = torch.Generator().manual_seed(seed)
+    matrix = gain * torch.randn(rows, size, size, dtype=torch.double, generator=generator) / size**0.5
+    return matrix, 0.5 * torch.randn(rows, size, dtype=torch.double, generator=generator)
+
+
+def recorded(problems, solver, budget, tol=1e-3):
+    """The solution, and every point that f was evaluated at."""
+    (matrix, shift), points = problems, []
 
     def cell(z):
+        points.append(z.clone())
         return torch.tanh(torch.einsum("nij,nj->ni", matrix, z) + shift)
 
-    plain = fixed_point(cell, torch.zeros_like(shift), "picard", 1e-3, 60)
-    found = fixed_point(cell, torch.zeros_like(shift), "anderson", 1e-3, 200)
-    solvable = plain.residuals <= 1e-3
-    assert solvable.sum() > 20
-    assert bool((found.residuals[solvable] <= 1e-3).all())
+    return fixed_point(cell, torch.zeros_like(shift), solver, tol, budget), points
+
+
+def missed(problems, budget=60):
+    """Rows that plain iteration ends and Anderson does not within three times as many evaluations."""
+    solvable = recorded(problems, "picard", budget)[0].residuals <= 1e-3
+    # the others only keep the search going
+    problems = tuple(values[solvable] for values in problems)
+    plain, found = (recorded(problems, *how)[0] for how in (("picard", budget), ("anderson", 3 * budget)))
+    ended = plain.residuals <= 1e-3
+    assert ended.sum() > 20 * len(solvable) / 200
+    return int((found.residuals[ended] > 1e-3).sum())
+
+
+@pytest.mark.parametrize("gain", [1.5, 2.0])
+@pytest.mark.parametrize("size", [3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize(
+    "seeds", [pytest.param(range(12, 36), marks=pytest.mark.slow), range(100, 106)], ids=["12 to 35", "others"]
+)
+def test_anderson_ends_wherever_plain_iterations_do(size, gain, seeds):
+    """A residual has dips where it is not zero: extrapolating alone stays in them, in one of 1000 problems."""
+    drawn = [tanh_problems(size, gain, seed) for seed in seeds]
+    assert missed(tuple(torch.cat(parts) for parts in zip(*drawn, strict=True))) == 0
+
+
+@pytest.mark.parametrize(("seed", "size", "gain"), [(13, 8, 2.0), (17, 6, 1.5), (20, 4, 1.5)])
+def test_problems_that_extrapolation_alone_misses(seed, size, gain):
+    assert missed(tanh_problems(size, gain, seed)) == 0
+
+
+@pytest.mark.parametrize("budget", [1, 4, 9, 25])
+def test_anderson_ends_within_three_times_the_evaluations_for_any_budget(budget):
+    for seed in range(4):
+        problems = tanh_problems(5, 1.5, seed)
+        ended = recorded(problems, "picard", budget)[0].residuals <= 1e-3
+        found = recorded(problems, "anderson", 3 * budget)[0].residuals <= 1e-3
+        assert not bool((ended & ~found).any())
+
+
+def test_the_plain_orbit_in_reserve_has_the_bits_of_plain_iteration():
+    problems = tanh_problems(6, 2.0, 3, rows=40)
+    _, orbit = recorded(problems, "picard", 30, tol=1e-16)
+    found, points = recorded(problems, "anderson", 90, tol=1e-16)
+    going = found.residuals > 1e-16  # rows that need their orbit to the end
+    assert going.sum() > 3
+    for k in range(30):
+        at = k if k < 2 else 3 * k + 2
+        assert torch.equal(points[at][going], orbit[k][going]), k + 1
+
+
+def test_the_reserve_ends_with_an_orbit_that_is_not_finite():
+    """Without an orbit every evaluation is Anderson's: f(z) = z^2 + 1 leaves the floats after a dozen."""
+    points = []
+    fixed_point(lambda z: points.append(z.clone()) or z.square() + 1, torch.ones(2, 1), "anderson", 1e-6, 60)
+    orbit, reserved = torch.ones(2, 1), []
+    for _ in range(12):
+        reserved.append(orbit)
+        orbit = orbit + (orbit.square() + 1 - orbit)
+    made = [at + 1 for at, z in enumerate(points) if any(torch.equal(z, one) for one in reserved)]
+    assert made[:4] == [1, 2, 9, 12] and made[-1] <= 27
 
 
 @pytest.mark.parametrize("gain", [0.95, 1.3, 3.0])
@@ -62,7 +122,9 @@ def test_anderson_is_patient_with_linear_problems(size, gain):
     torch.manual_seed(size)
     matrix = gain * nn.init.orthogonal_(torch.empty(size, size, dtype=torch.double))
     x = torch.randn(8, size, dtype=torch.double)
-    assert fixed_point(lambda z: z @ matrix.T + x, torch.zeros_like(x), "anderson", 1e-4, size + 5).converged
+    budget = size + 5
+    budget += max(0, budget - 6) // 2  # of every three evaluations from the ninth on, one is the plain orbit's
+    assert fixed_point(lambda z: z @ matrix.T + x, torch.zeros_like(x), "anderson", 1e-4, budget).converged
 
 
 @settings(max_examples=30, deadline=None)

@@ -13,6 +13,8 @@ from skipguide.vision import masked_forward
 from zoo import masking
 from zoo.masking import tiny, vit
 
+pytestmark = pytest.mark.numerics
+
 model, images, keep = masking.model, masking.images, masking.keep
 
 

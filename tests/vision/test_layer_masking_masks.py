@@ -81,6 +81,7 @@ def test_a_mask_on_cuda_equals_the_one_that_is_read_back(keep):
     ("mask", "words"),
     [
         (torch.rand(1, 64, 64), "soft mask"),
+        (255 * torch.eye(64, dtype=torch.uint8)[None], r"from 0 to 255\): threshold it \(keep > 127.5\)"),
         (torch.ones(1, 64, 64), "keep.bool"),
         (torch.ones(1, 64, 64, dtype=torch.uint8), "keep.bool"),
         (torch.ones(64, 64, dtype=torch.bool), "shape"),

@@ -19,6 +19,8 @@ from skipguide.vision.layer_masking.masks import whole
 from skipguide.vision.layer_masking.rules.windows import run_window
 from zoo.masking import close
 
+pytestmark = pytest.mark.numerics
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "layer_masking"
 VARIANTS = {"lm": "neighbours", "nopad": "zeros", "pconv": "partial"}
 

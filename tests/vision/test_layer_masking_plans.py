@@ -10,13 +10,15 @@ from helpers.dispatched import Dispatched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torchvision.models import DenseNet
+from torchvision.models import DenseNet, mobilenet_v2
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from skipguide.vision import LayerMask, masked_forward
 from skipguide.vision.layer_masking.masker import _TRACES
 from zoo import masking
 from zoo.masking import randomized, tiny
+
+pytestmark = pytest.mark.numerics
 
 model, images, keep = masking.model, masking.images, masking.keep
 ROOT = Path(__file__).parents[2]
@@ -88,8 +90,8 @@ def test_fill_rounds_are_as_few_as_can_be(images):
         model(images)
         first = applied.stats.fill_rounds
         model(images)
-        assert first == 6 + 4 * 2 + 0
-        assert applied.stats.fill_rounds - first <= 1 + 4
+        assert 1 <= first <= 1 + 4  # without a plan 6 + 4 * 2 + 0
+        assert applied.stats.fill_rounds - first == first
     keep = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
     keep[..., 16:48, 16:48] = True
     with LayerMask(keep, crop=False).apply(model) as applied:
@@ -180,3 +182,65 @@ def test_other_resolutions_and_keyword_calls(model, keep):
     with LayerMask(keep).apply(model):
         assert torch.equal(model(x=x), model(x))
     assert len(_TRACES[model]) >= 3
+
+
+@pytest.mark.parametrize("fill", ["neighbours", "zeros", "partial"])
+@pytest.mark.parametrize("net", ["resnet", "mobilenet"])
+@torch.no_grad()
+def test_the_first_call_has_the_bits_of_later_ones(net, fill, images):
+    """Also after another mask, and in batches of another size; a model that was never run before is new each time."""
+
+    def new():
+        torch.manual_seed(0)
+        return tiny(BasicBlock) if net == "resnet" else randomized(mobilenet_v2(width_mult=0.25, num_classes=5))
+
+    keep = torch.zeros(1, 64, 64, dtype=torch.bool)
+    keep[:, 3:37, 8:40] = True
+    other = keep.roll(20, 2)
+    known = masked_forward(new(), fill)
+    for rows in (2, 1, 3):
+        model = new()
+        with LayerMask(keep, fill).apply(model) as applied:
+            first = model(images[:rows])
+            assert torch.equal(model(images[:rows]), first)
+            assert applied.stats.planned == applied.stats.calls == 2
+        forward = masked_forward(model, fill)
+        forward(other, images)
+        assert torch.equal(forward(keep, images[:rows]), first)
+        known(other, images[: 4 - rows])  # traced long before
+        assert torch.equal(known(keep, images[:rows]), first)
+
+
+@torch.no_grad()
+def test_finding_out_what_a_model_does_draws_no_random_numbers(images):
+    class Noisy(Narrow):
+        def forward(self, x):
+            return super().forward(x) + torch.randn(1)
+
+    keep = torch.zeros(1, 64, 64, dtype=torch.bool)
+    keep[:, 3:37, 8:40] = True
+    answers = []
+    with LayerMask(keep).apply(randomized(Noisy())) as applied:
+        for _ in range(2):
+            torch.manual_seed(5)
+            answers.append(applied.model(images))
+    assert torch.equal(*answers)
+
+
+@torch.no_grad()
+def test_training_and_evaluation_have_a_trace_each(images, keep):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x):
+            x = self.a(x)
+            return (F.relu(x) if self.training else F.avg_pool2d(x, 3, 1, 1)).mean((2, 3))
+
+    model = Two()
+    forward = masked_forward(model)
+    for training in (True, False, True, False):
+        model.train(training)
+        forward(keep, images)
+    assert sorted(key[-1] for key in _TRACES[model]) == [False, True]

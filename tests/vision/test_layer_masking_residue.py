@@ -96,7 +96,7 @@ def test_threads_drop_their_own_tokens(images):
     for number, mask in enumerate(masks):
         mask[:, : 16 * number + 9, 16 * number :] = True
     wanted = [forward(mask, images) for mask in masks]
-    start = threading.Barrier(4)
+    start = threading.Barrier(4, timeout=600)
 
     def work(number):
         with torch.no_grad():

@@ -12,6 +12,8 @@ from skipguide.errors import SkipError
 from skipguide.vision import SkipDEQ
 from skipguide.vision.skip_deq import ConvergenceWarning, jacobian_penalty, skip_loss
 
+pytestmark = pytest.mark.numerics
+
 
 def test_images_and_low_precision():
     torch.manual_seed(0)

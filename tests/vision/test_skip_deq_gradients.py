@@ -11,6 +11,8 @@ from skipguide.errors import SkipError
 from skipguide.vision import SkipDEQ
 from skipguide.vision.skip_deq.network import ConvergenceWarning
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.mark.parametrize("solver", ALL)
 def test_gradcheck(solver):

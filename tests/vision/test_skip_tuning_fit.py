@@ -139,6 +139,7 @@ def test_a_run_with_other_prompts_does_not_go_on(tmp_path):
         run(other, checkpoint_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_agree(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(

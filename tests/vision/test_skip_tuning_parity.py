@@ -20,6 +20,8 @@ from skipguide.vision.skip_tuning.schedule import learning_rate
 from skipguide.vision.skip_tuning.step import StepModule
 from skipguide.vision.skip_tuning.towers import find_towers
 
+pytestmark = pytest.mark.numerics
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "skip_tuning"
 CASE = "lskip2_all_lr100"
 

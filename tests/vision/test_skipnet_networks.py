@@ -188,3 +188,17 @@ def test_damaged_checkpoints_are_refused(tmp_path):
             SkipNet.from_reference_checkpoint(source)
     with pytest.raises(SkipError, match="gates of kind"):
         SkipNet.from_reference_checkpoint(state, gate="rnn")
+
+
+def test_weights_that_cannot_be_downloaded(monkeypatch):
+    """Offline, torchvision raises an URLError and timm what the hub raises; both are an OSError."""
+    from urllib.error import URLError
+
+    import torchvision
+
+    def offline(*args, **kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", offline)
+    with pytest.raises(SkipError, match=r"weights of resnet18 are not on this machine.*no network"):
+        skipnet("resnet18", num_classes=1000, pretrained=True)

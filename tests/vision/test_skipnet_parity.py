@@ -11,6 +11,8 @@ from skipguide import find_blocks
 from skipguide.vision import SkipNet
 from skipguide.vision.skipnet.objectives import Reinforce, cumulative_rewards, reinforce_loss
 
+pytestmark = pytest.mark.numerics
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "skipnet"
 
 

@@ -13,6 +13,8 @@ from skipguide.errors import SkipError
 from skipguide.vision import UNetPlusPlus
 from skipguide.vision.segmentation import MaskMeter, bce_dice_loss, deep_supervision_loss
 
+pytestmark = pytest.mark.numerics
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "unetpp"
 
 

@@ -205,6 +205,8 @@ class GraphConv(nn.Module):
         SkipError: for an edge to a missing node, an edge type out of range, or other shapes.
 
     Example:
+        >>> import torch
+        >>> from skipguide.vision import GraphConv
         >>> conv = GraphConv(4, 8)
         >>> conv(torch.eye(4), torch.tensor([[0, 1], [1, 0]])).shape
         torch.Size([4, 8])

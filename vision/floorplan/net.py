@@ -46,6 +46,8 @@ class FloorPlanNet(UNetGrid, PretrainedMixin, library_name="skipguide", license=
         SkipError: for settings that do not go together.
 
     Example:
+        >>> import torch
+        >>> from skipguide.vision import FloorPlanNet, LayoutGraph
         >>> net = FloorPlanNet(widths=(4, 8, 12), graph="attention").eval()
         >>> graph = LayoutGraph([0, 1, 1], [[0, 1], [1, 2]])
         >>> net(torch.rand(1, 3, 30, 45), [graph]).shape

@@ -32,8 +32,11 @@ def check_keep(keep: Any, soft: bool = False) -> Tensor:
     if keep.dtype != torch.bool:
         hard = bool(((keep == 0) | (keep == 1)).all())
         if not hard:
+            low, high = float(keep.min()), float(keep.max())
+            kind = "a soft mask" if 0 <= low <= high <= 1 else "numbers that are no mask of 0 and 1"
             raise SkipError(
-                f"{what}; got a soft mask ({keep.dtype}, values between 0 and 1): threshold it (keep > 0.5)"
+                f"{what}; got {kind} ({keep.dtype}, from {low:g} to {high:g}): threshold it "
+                f"(keep > {high / 2 if high > 1 else 0.5:g})"
             )
         if not soft:
             raise SkipError(f"{what}; got {keep.dtype}: pass keep.bool()")

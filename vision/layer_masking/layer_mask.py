@@ -39,13 +39,14 @@ class LayerMask:
         SkipError: for a mask of another type or shape.
 
     Example:
+        >>> import torch
+        >>> from skipguide.vision import LayerMask
         >>> import torchvision
         >>> model = torchvision.models.resnet18(num_classes=5).eval()
         >>> keep = torch.zeros(1, 64, 64, dtype=torch.bool)
         >>> keep[:, 16:48, 16:48] = True
         >>> images = torch.randn(2, 3, 64, 64)
         >>> with LayerMask(keep).apply(model) as applied:
-        ...     _ = model(images)  # finds out what the model does; from here on rounding is the same
         ...     first = model(images)
         ...     again = model(images.masked_fill(~keep[:, None], 1e6))
         >>> torch.equal(first, again), applied.stats.visible
@@ -238,6 +239,8 @@ def masked_forward(
         SkipError: for a model that cannot be masked.
 
     Example:
+        >>> import torch
+        >>> from skipguide.vision import masked_forward
         >>> import torchvision
         >>> f = masked_forward(torchvision.models.resnet18(num_classes=3).eval())
         >>> nothing = torch.zeros(1, 1, 64, 64)

@@ -49,6 +49,8 @@ def many_masks(
         SkipError: for masks that do not belong to the image.
 
     Example:
+        >>> import torch
+        >>> from skipguide.vision.layer_masking import many_masks
         >>> import torchvision
         >>> from skipguide.vision import masked_forward
         >>> f = masked_forward(torchvision.models.resnet18(num_classes=3).eval())

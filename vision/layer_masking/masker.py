@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,7 +32,7 @@ class MaskStats:
     Attributes:
         calls: passes of the model.
         rows: images in them.
-        planned: passes that ran by a plan (the first at a resolution finds out what the model does).
+        planned: passes that ran by a plan: all, but for models whose operations depend on the data.
         plain: passes without anything hidden, which are the model's own.
         fill_rounds: rounds of neighbour fill, over all operations and passes.
         computed: positions that convolutions computed, of those of the plain model, in the last pass.
@@ -84,31 +84,59 @@ class Masker:
         return self._layers(call, keep, images, args, kwargs)
 
     def _layers(self, call: Call, keep: Tensor, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """By a plan, the first time too: a pass without one computes whole activations, which round otherwise."""
         traces = _TRACES.setdefault(self.model, {})
         key = (tuple(images.shape[-2:]), len(args), tuple(kwargs), self.model.training)
-        trace = traces.get(key)
-        if trace is not None and not trace.dynamic:
-            plan = self._plan_for(trace, keep, images)
-            masked = MaskedPass(plan.masks[0], self.fill, plan, trace.widest)  # type: ignore[arg-type]
+        # One image shows what the model does; if the batch shows something else, all of it is traced.
+        for one in (True, False):
+            trace = traces.get(key)
+            if trace is None:
+                trace = traces[key] = self._trace(call, keep, images, args, kwargs, one)
+            if trace.dynamic:
+                break
             try:
-                output = self._watched(MaskingMode(masked), call, images, args, kwargs)
+                return self._planned(self._plan_for(trace, keep, images), call, images, args, kwargs)
             except ChangedError:
                 logger.info("%s did something else than before: tracing it again", type(self.model).__name__)
                 traces.pop(key, None)
                 self._plan = None
-            else:
-                self.stats.planned += 1
-                self.stats.fill_rounds += masked.rounds
-                self.stats.computed = plan.share
-                return output
+                if not one:
+                    traces[key] = replace(trace, dynamic="its operations differ from pass to pass")
+        masked, output = self._recorded(call, keep, images, args, kwargs)
+        self.stats.fill_rounds += masked.rounds
+        return output
+
+    def _planned(self, plan: Plan, call: Call, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
+        masked = MaskedPass(plan.masks[0], self.fill, plan, plan.trace.widest)  # type: ignore[arg-type]
+        output = self._watched(MaskingMode(masked), call, images, args, kwargs)
+        self.stats.planned += 1
+        self.stats.fill_rounds += masked.rounds
+        self.stats.computed = plan.share
+        return output
+
+    def _recorded(
+        self, call: Call, keep: Tensor, images: Tensor, args: tuple[Any, ...], kwargs: Any
+    ) -> tuple[MaskedPass, Any]:
+        """A pass that works the masks out on the way, and its answer."""
         masked = MaskedPass(keep, self.fill, None, self._widest())
         output = self._watched(MaskingMode(masked, self._parameters()), call, images, args, kwargs)
-        self.stats.fill_rounds += masked.rounds
         self.largest = max(self.largest, masked.largest)
         if not any(op.rounds or op.name == "conv2d" for op in masked.ops):
             raise SkipError(f"{type(self.model).__name__} ran no convolution on the images: nothing was masked")
-        traces[key] = masked.trace()
-        return output
+        return masked, output
+
+    def _trace(self, call: Call, keep: Tensor, images: Tensor, args: tuple[Any, ...], kwargs: Any, one: bool) -> Trace:
+        """What the model does, from a pass that is no call: it draws no random numbers and keeps no graph.
+
+        `one` takes the first image alone, where nothing else is given that may have rows.
+        """
+        with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
+            if one and len(images) > 1 and not args and not kwargs:
+                try:
+                    return self._recorded(call, keep[:1], images[:1], args, kwargs)[0].trace()
+                except Exception as error:  # written for one size of batch; what is wrong with all of it comes below
+                    logger.info("%s takes no single image (%s)", type(self.model).__name__, error)
+            return self._recorded(call, keep, images, args, kwargs)[0].trace()
 
     def _watched(self, mode: MaskingMode, call: Call, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
         entered = mode.masked.enter(images)

@@ -79,6 +79,8 @@ class SkipDEQ(nn.Module):
         SkipError: for settings out of range.
 
     Example:
+        >>> import torch
+        >>> from skipguide.vision import SkipDEQ
         >>> layer = torch.nn.Linear(3, 3).double()
         >>> _ = torch.nn.init.orthogonal_(layer.weight, gain=0.5)
         >>> deq = SkipDEQ(lambda z, x: layer(z) + x, init="skip_reg", tol=1e-10)

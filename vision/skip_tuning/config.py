@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from skipguide.config import JsonConfig, is_one_of, settle
+from skipguide.config import JsonConfig, is_one_of, normalize_fields
 from skipguide.errors import SkipError
 
 
@@ -66,7 +66,7 @@ class TuneConfig(JsonConfig):
 
     def __post_init__(self) -> None:
         rates = ("lr_text", "lr_image", "warmup_lr", "weight_decay", "momentum")
-        settle(
+        normalize_fields(
             self,
             wholes={"shots": 1, "epochs": 1, "batch_size": 1, "warmup_epochs": 0, "seed": None, "extract_batch": 1},
             numbers=dict.fromkeys((*rates, "cache_limit"), 0),  # bytes are written 2e9 too
@@ -74,7 +74,7 @@ class TuneConfig(JsonConfig):
             optional=("shots", "cache_limit", "homogeneous"),
         )
         if not is_one_of(self.views, ("per_epoch",)):
-            settle(self, {"views": 1})
+            normalize_fields(self, {"views": 1})
         choices = {
             "optimizer": ("sgd", "adamw"),
             "augment": ("crop", None),

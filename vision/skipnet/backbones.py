@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -152,7 +152,9 @@ def _from_library(library: str, name: str, num_classes: int, weights: str) -> nn
         if name not in timm.list_models():
             raise SkipError(f"timm has no model {name!r}: see timm.list_models()")
         tag = "" if weights in ("", "DEFAULT") else f".{weights}"
-        found: nn.Module = timm.create_model(name + tag, pretrained=bool(weights), num_classes=num_classes)
+        found: nn.Module = _downloaded(
+            name, lambda: timm.create_model(name + tag, pretrained=bool(weights), num_classes=num_classes)
+        )
         return found
     from torchvision import models
 
@@ -166,8 +168,22 @@ def _from_library(library: str, name: str, num_classes: int, weights: str) -> nn
     except KeyError as error:
         known = [entry.name for entry in models.get_model_weights(name)]
         raise SkipError(f"torchvision's {name} has weights {known}; got {weights!r}") from error
-    loaded: nn.Module = models.get_model(name, weights=chosen)
-    return _with_head(loaded, num_classes)
+    return _with_head(_downloaded(name, lambda: models.get_model(name, weights=chosen)), num_classes)
+
+
+def _downloaded(name: str, load: Callable[[], nn.Module]) -> nn.Module:
+    """A network whose weights may have to be fetched.
+
+    Raises:
+        SkipError: where they cannot be, such as offline.
+    """
+    try:
+        return load()
+    except OSError as error:  # of urllib, requests and the hub alike
+        raise SkipError(
+            f"the pretrained weights of {name} are not on this machine and cannot be downloaded ({error}): fetch them "
+            f"once where there is a network, or leave pretrained away"
+        ) from error
 
 
 def _with_head(model: nn.Module, num_classes: int) -> nn.Module:

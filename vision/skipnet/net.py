@@ -40,6 +40,8 @@ class SkipNet(nn.Module, PretrainedMixin):
         SkipError: for an unknown network or gate, or a network with fewer than two residual blocks.
 
     Example:
+        >>> import torch
+        >>> from skipguide.vision import SkipNet
         >>> net = SkipNet({"blocks": [2, 2], "widths": [8, 16], "num_classes": 4}, gate="ff2").eval()
         >>> logits, gates = net(torch.randn(5, 3, 32, 32), return_gates=True)
         >>> logits.shape, gates.shape

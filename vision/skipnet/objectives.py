@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from skipguide.config import JsonConfig, settle
+from skipguide.config import JsonConfig, normalize_fields
 from skipguide.errors import SkipError
 
 
@@ -78,7 +78,7 @@ class Reinforce(JsonConfig):
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
         numbers = ("alpha", "beta", "gamma", "weight", "epsilon")
-        settle(self, numbers=dict.fromkeys(numbers, 0), flags=("detach",))
+        normalize_fields(self, numbers=dict.fromkeys(numbers, 0), flags=("detach",))
         if self.reduction not in ("mean", "sum") or self.baseline not in ("batch_mean", "none"):
             raise SkipError(
                 f"expected reduction 'mean' or 'sum' and baseline 'batch_mean' or 'none'; got {self.reduction!r} and "

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from skipguide.config import JsonConfig, settle
+from skipguide.config import JsonConfig, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.vision.skipnet.objectives import Reinforce, budget_loss
 
@@ -71,7 +71,7 @@ class TrainConfig(JsonConfig):
         """Refuse what cannot be trained."""
         rates = ("lr", "gate_lr", "weight_decay", "warmup", "budget_weight", "budget_target", "sharpen")
         terms = ("alpha", "beta", "gamma", "rl_weight", "epsilon")
-        settle(
+        normalize_fields(
             self,
             wholes={"steps": 1, "batch_size": 1, "save_every": 1, "seed": None},
             numbers=dict.fromkeys((*rates, *terms), 0),

@@ -66,6 +66,8 @@ class UNetPlusPlus(UNetGrid, PretrainedMixin, library_name="skipguide", license=
         SkipError: for a backbone whose features all have one stride, or settings that contradict each other.
 
     Example:
+        >>> import torch
+        >>> from skipguide.vision import UNetPlusPlus
         >>> model = UNetPlusPlus(classes=2, widths=(4, 8, 16)).eval()
         >>> images = torch.rand(1, 3, 33, 50)
         >>> [tuple(head.shape) for head in model(images)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from skipguide.cli import jobs, sampling
+from skipguide.cli import clip_job, pipeline_calls
 from skipguide.cli.arguments import add_guidance, add_model, add_output, add_sampling, examples
 from skipguide.media import pictures
 
@@ -34,17 +34,17 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Make both clips."""
-    job = jobs.prepare(args, ending="-compare")
+    job = clip_job.prepare(args, ending="-compare")
     pipeline = job.load()
-    settings = sampling.guidance_arguments(args, pipeline)
-    guidance = sampling.make_guidance(settings)
-    plain = sampling.sample(pipeline, args.prompt, job.call, args.seed, bar={"desc": "plain"})
-    guided = sampling.sample(pipeline, args.prompt, job.call, args.seed, guidance, bar={"desc": "guided"})
+    settings = pipeline_calls.guidance_arguments(args, pipeline)
+    guidance = pipeline_calls.make_guidance(settings)
+    plain = pipeline_calls.sample(pipeline, args.prompt, job.call, args.seed, bar={"desc": "plain"})
+    guided = pipeline_calls.sample(pipeline, args.prompt, job.call, args.seed, guidance, bar={"desc": "guided"})
 
-    fps = sampling.frames_per_second(args, job.pipeline_class, job.defaults, len(plain.images))
-    labels = ["without skip guidance", f"with skip guidance: {jobs.settings(settings)}"]
+    fps = pipeline_calls.frames_per_second(args, job.pipeline_class, job.defaults, len(plain.images))
+    labels = ["without skip guidance", f"with skip guidance: {clip_job.in_words(settings)}"]
     title = f"{args.prompt} (seed {args.seed})"
-    clips = [jobs.enlarged(sample.images, args.zoom) for sample in (plain, guided)]
+    clips = [clip_job.enlarged(sample.images, args.zoom) for sample in (plain, guided)]
     shown = pictures.side_by_side(clips, labels, title)
     change = pictures.difference(plain.images, guided.images)
     notes = job.record(
@@ -62,18 +62,18 @@ def run(args: argparse.Namespace) -> None:
     def sheet() -> Image:
         if not job.video:
             return shown[0]
-        rows = [pictures.resized(pictures.pick(s.images, 6), jobs.SHEET_FRAME) for s in (plain, guided)]
+        rows = [pictures.resized(pictures.pick(s.images, 6), clip_job.SHEET_FRAME) for s in (plain, guided)]
         numbers = pictures.pick(list(range(len(plain.images))), 6)
         return pictures.contact_sheet(
             rows,
-            title=f"{title}\nskip guidance: {jobs.settings(settings)}",
+            title=f"{title}\nskip guidance: {clip_job.in_words(settings)}",
             row_labels=["without", "with"],
             column_labels=[f"frame {n}" for n in numbers],
         )
 
-    jobs.save_clip(job.output, shown, fps, sheet, notes)
+    clip_job.save_clip(job.output, shown, fps, sheet, notes)
     print(
         f"{job.output}: without and with skip guidance, seed {args.seed}, {plain.seconds:.1f} s and "
         f"{guided.seconds:.1f} s, mean difference {change:.4f}"
     )
-    print(f"skip guidance: {jobs.settings(settings)}; {guided.summary}")
+    print(f"skip guidance: {clip_job.in_words(settings)}; {guided.summary}")

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from skipguide.cli import jobs, models
+from skipguide.cli import clip_job, models
 from skipguide.cli.arguments import BUNDLED, examples
 from skipguide.errors import SkipError
 
@@ -91,7 +91,7 @@ def _preset(model: Any) -> tuple[Sequence[int], str]:
     except SkipError:
         return (), "preset: none; `skipguide sweep PROMPT --model ...` shows what every layer does"
     names = ("layers", "scale", "part", "formula")
-    settings = jobs.settings({name: getattr(preset, name) for name in names})
+    settings = clip_job.in_words({name: getattr(preset, name) for name in names})
     return preset.layers, f"preset (*): {settings} ({preset.source})"
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skipguide.cli import learned
+from skipguide.cli import vision_models
 from skipguide.cli.arguments import examples, number
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, sidecar, versions, write_json
 from skipguide.errors import SkipError
@@ -44,7 +44,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--side", metavar="N", type=number(int, 24, 1024), help="pixels to reduce --data to")
     parser.add_argument("--gap", metavar="N", type=number(int, 0), default=0, help="close openings of the outer walls")
     parser.add_argument("--submission", metavar="FOLDER", type=Path, help="also write ID.png as the challenge wants")
-    learned.add_model(parser, BUNDLED)
+    vision_models.add_model(parser, BUNDLED)
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, default=Path("floorplan.png"), help="a .png")
     parser.add_argument("--force", action="store_true", help="replace files that exist")
     parser.set_defaults(run=run)
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     from skipguide.media.sheets import banner, stacked
     from skipguide.vision.floorplan import FloorPlanNet, submission_image
 
-    net, device = learned.load(FloorPlanNet, args.model, BUNDLED, args.device)
+    net, device = vision_models.load(FloorPlanNet, args.model, BUNDLED, args.device)
     pictures, records, classes = [], [], []
     for plan in plans:
         graphs = None if net.graph is None else [plan.graph]

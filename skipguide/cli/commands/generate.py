@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from skipguide.cli import jobs, many, processes, sampling
+from skipguide.cli import clip_job, pipeline_calls, processes, prompt_clips
 from skipguide.cli.arguments import (
     GUIDANCE_FLAGS,
     add_guidance,
@@ -51,7 +51,7 @@ def register(subparsers: Any) -> None:
 
 
 def add_many(parser: argparse.ArgumentParser) -> None:
-    """Add what makes many clips of it."""
+    """Add the options for many clips from a file of prompts."""
     group = parser.add_argument_group("many clips")
     group.add_argument(
         "--prompts",
@@ -70,17 +70,17 @@ def run(args: argparse.Namespace) -> None:
     if args.no_guidance and (flags := given(args, GUIDANCE_FLAGS)):
         raise SkipError(f"--no-guidance leaves nothing for --{next(iter(flags))} to do: give one of them")
     if args.prompts is not None:
-        many.run(args)
+        prompt_clips.run(args)
         return
     if single := [name for name in ("kind", "keep") if getattr(args, name)]:
         raise SkipError(f"--{single[0]} is for many clips: give --prompts FILE, or leave it out")
-    processes.alone("generate", "give --prompts FILE to share many clips, or leave accelerate launch out")
-    job = jobs.prepare(args)
+    processes.refuse_several("generate", "give --prompts FILE to share many clips, or leave accelerate launch out")
+    job = clip_job.prepare(args)
     pipeline = job.load()
-    settings = {} if args.no_guidance else sampling.guidance_arguments(args, pipeline)
-    made = jobs.make(job, pipeline, settings)
+    settings = {} if args.no_guidance else pipeline_calls.guidance_arguments(args, pipeline)
+    made = clip_job.make_clip(job, pipeline, settings)
     sample, images = made.sample, made.sample.images
-    jobs.save_clip(job.output, made.shown, made.fps, made.as_sheet, made.notes)
+    clip_job.save_clip(job.output, made.shown, made.fps, made.as_sheet, made.notes)
     what = f"{len(images)} frames at {made.fps:g} fps, " if job.video else ""
     what += f"{images[0].width}x{images[0].height}"
     print(f"{job.output}: {what}, seed {args.seed}, {sample.seconds:.1f} s")

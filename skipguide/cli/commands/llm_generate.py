@@ -141,7 +141,7 @@ def _generate(args: argparse.Namespace, lm: LanguageModel, ids: Any) -> tuple[An
 
 
 def _warm_up(lm: LanguageModel, ids: Any, policy: Callable[[Any], Any] | None) -> None:
-    """What is slow once only, such as the first allocation, is not timed."""
+    """Run everything once without timing it: what is slow only once, such as the first allocation, is not counted."""
     for context in (nullcontext(), nullcontext() if policy is None else policy(lm.model)):
         with context:
             lm.model.generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=False)
@@ -156,7 +156,7 @@ def _now(device: str) -> float:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """A flag that the policy does not have would do nothing."""
+    """Refuse flags that the chosen policy does not have: they would do nothing."""
     for policy, flags in OWN_FLAGS.items():
         for flag in flags:
             if getattr(args, flag) not in (None, False) and flag not in OWN_FLAGS[args.policy]:
@@ -181,7 +181,8 @@ def as_text(report: dict[str, Any]) -> str:
     if (spoken := report.get("speculation")) is not None:
         lines.append(
             f"drafts: {spoken['accepted']} of {spoken['drafted']} tokens accepted in {spoken['rounds']} rounds "
-            f"(acceptance {spoken['acceptance']:.0%}), {spoken['plain_steps']} plain steps, switched off "
+            f"({spoken['acceptance']:.0%} of those that were judged: none is behind the first rejected one), "
+            f"{spoken['plain_steps']} plain steps, switched off "
             f"{spoken['switched_off']} times"
         )
         drafter = ", ".join(f"{part} {_numbers(spoken[part])}" for part in ("attn", "mlp"))

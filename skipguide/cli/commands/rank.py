@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skipguide.cli import models, sampling
-from skipguide.cli.arguments import BUNDLED, DTYPES, PARTS, examples, number
+from skipguide.cli import models, pipeline_calls
+from skipguide.cli.arguments import BUNDLED, DTYPES, examples, number
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, sidecar, slug, versions, write_json
 from skipguide.errors import SkipError
+from skipguide.parts import PARTS
 
 
 def register(subparsers: Any) -> None:
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     source = models.resolve(args.model)
     device = models.choose_device(args.device)
     pipeline_class = models.pipeline_class(source)
-    call = sampling.call_arguments(pipeline_class, args, source.defaults())
+    call = pipeline_calls.call_arguments(pipeline_class, args, source.defaults())
     pipeline = models.load_pipeline(source, device, models.choose_dtype(args.dtype, device, bundled=source.bundled))
     prompts = args.prompts or (_BUNDLED_PROMPTS if source.bundled else None)
     scores = _scores(args, pipeline, call, prompts)

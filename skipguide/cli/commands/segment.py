@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skipguide.cli import learned
+from skipguide.cli import vision_models
 from skipguide.cli.arguments import examples, number
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, sidecar, versions, write_json
 from skipguide.errors import SkipError
@@ -47,7 +47,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--tile", metavar="N", type=number(int, 16), default=512, help="run larger pictures in tiles")
     parser.add_argument("--overlap", metavar="N", type=number(int, 0), default=64, help="pixels that tiles share")
     parser.add_argument("--masks", metavar="FOLDER", type=Path, help="also write NAME-mask.png and NAME-overlay.png")
-    learned.add_model(parser, BUNDLED)
+    vision_models.add_model(parser, BUNDLED)
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, default=Path("segment.png"), help="a .png")
     parser.add_argument("--force", action="store_true", help="replace files that exist")
     parser.set_defaults(run=run)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
 
     from skipguide.vision import UNetPlusPlus
 
-    model, _ = learned.load(UNetPlusPlus, args.model, BUNDLED, args.device)
+    model, _ = vision_models.load(UNetPlusPlus, args.model, BUNDLED, args.device)
     if model.in_channels != 3:
         raise SkipError(f"{args.model} takes {model.in_channels} channels; this command feeds RGB pictures")
     heads = _heads(args.head, model)

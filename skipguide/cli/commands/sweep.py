@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skipguide.cli import jobs, models, sampling
+from skipguide.cli import clip_job, models, pipeline_calls
 from skipguide.cli.arguments import (
     GUIDANCE_FLAGS,
     add_guidance,
@@ -21,10 +21,11 @@ from skipguide.cli.arguments import (
     layer_numbers,
     number,
 )
-from skipguide.cli.cells import Cell, CellCache
-from skipguide.cli.claims import remove_leftovers
+from skipguide.cli.clip_job import ClipJob
+from skipguide.cli.file_locks import remove_leftovers
 from skipguide.cli.outputs import check_output, read_json, replacing, sidecar, versions, write_json
-from skipguide.cli.processes import Place, here
+from skipguide.cli.processes import Process, this_process
+from skipguide.cli.sweep_cells import Cell, CellCache
 from skipguide.errors import SkipError
 from skipguide.media import pictures
 from skipguide.pipelines.formulas import find_formula
@@ -87,15 +88,15 @@ def layer_rows(text: str) -> list[Row] | str:
 
 def run(args: argparse.Namespace) -> None:
     """Make the cells that are missing, then the sheet and the table."""
-    place = here(args.device)
-    args.force |= place.rank > 0  # the first process writes the sheet, and the others cannot be in its way
+    process = this_process(args.device)
+    args.force |= process.rank > 0  # the first process writes the sheet, and the others cannot be in its way
     if args.output is not None:
         check_output(args.output.with_suffix(".csv"), (".csv",), force=args.force, notes=False)
-    job = replace(jobs.prepare(args, ending="-sweep", suffixes=(".png",)), device=place.device)
+    job = replace(clip_job.prepare(args, ending="-sweep", suffixes=(".png",)), device=process.device)
     table = job.output.with_suffix(".csv")
     check_output(table, (".csv",), force=args.force, notes=False)
     cache = CellCache(job.output.with_name(f"{job.output.stem}.cells"))
-    if args.fresh and place.world > 1:
+    if args.fresh and process.world > 1:
         raise SkipError(f"--fresh would make every cell once per process: remove {cache.folder} instead")
 
     pipeline = job.load()
@@ -103,13 +104,13 @@ def run(args: argparse.Namespace) -> None:
     no_scale = "scale" in find_formula(args.formula or "stg").limits
     scales = list(dict.fromkeys(args.scales or ((1.0,) if no_scale else SCALES)))
     try:
-        cells = _make(job, pipeline, rows, scales, cache, place)
+        cells = _make(job, pipeline, rows, scales, cache, process)
     except KeyboardInterrupt:
         kept = len(list(cache.folder.glob("*.json")))
         raise KeyboardInterrupt(f"{kept} cells are kept in {cache.folder}; run the same command to go on") from None
 
     most = max((cell for cell, _ in cells[1:]), key=lambda cell: cell.difference)
-    if place.rank == 0:
+    if process.rank == 0:
         notes = job.record(
             pipeline,
             guidance=given(args, GUIDANCE_FLAGS[2:]),
@@ -119,16 +120,16 @@ def run(args: argparse.Namespace) -> None:
             stats=[{"layer": cell.name, "scale": cell.scale, **cell.stats} for cell, _ in cells],
         )
         _write(job, table, notes, _sheet(args, cells, rows, scales), [cell for cell, _ in cells], cache)
-    if place.shows:
+    if process.shows:
         print(f"{job.output} and {table}: {len(rows)} rows of layers, {len(scales)} scales, seed {args.seed}")
         print(f"skip guidance: changes most with layer {most.name} at scale {most.scale:g} ({most.difference:.4f})")
 
 
 def _write(
-    job: jobs.Job, table: Path, notes: dict[str, Any], picture: Image, cells: Sequence[Cell], cache: CellCache
+    job: ClipJob, table: Path, notes: dict[str, Any], picture: Image, cells: Sequence[Cell], cache: CellCache
 ) -> None:
     """The sheet, the table and the notes, all or none; once, if another process with the same cells was faster."""
-    with cache.claims.claim("sheet", wait=True):
+    with cache.locks.hold("sheet", wait=True):
         for path in (job.output, table):
             remove_leftovers(path.parent, path.stem)
         earlier = read_json(sidecar(job.output)) or {}
@@ -155,7 +156,7 @@ def _rows(items: Sequence[list[Row] | str], pipeline: Any) -> list[Row]:
 
 
 def _make(
-    job: jobs.Job, pipeline: Any, rows: Sequence[Row], scales: Sequence[float], cache: CellCache, place: Place
+    job: ClipJob, pipeline: Any, rows: Sequence[Row], scales: Sequence[float], cache: CellCache, process: Process
 ) -> list[tuple[Cell, Image]]:
     """The plain cell, then every row's cells in turn."""
     from tqdm.auto import tqdm
@@ -163,7 +164,7 @@ def _make(
     args = job.args
     shared = given(args, GUIDANCE_FLAGS[2:])
     plans = [(row, scale, {**shared, "layers": list(row), "scale": scale}) for row in rows for scale in scales]
-    guidances = [sampling.make_guidance(plan) for *_, plan in plans]
+    guidances = [pipeline_calls.make_guidance(plan) for *_, plan in plans]
     # Counted beforehand for every cell: a layer that does not exist is refused now, not after an hour.
     costs = [float(guidance.cost(pipeline).ratio_to_plain) for guidance in guidances]
     settings = {
@@ -177,21 +178,21 @@ def _make(
         "cell_frames": args.cell_frames,
         "versions": versions(),
     }
-    studio = _Studio(job, pipeline, cache, settings, fresh=args.fresh, shows=place.shows)
+    maker = _CellMaker(job, pipeline, cache, settings, fresh=args.fresh, shows=process.shows)
     todo = [_Todo(row, scale, plan, cost) for (row, scale, plan), cost in zip(plans, costs, strict=True)]
-    keys = [studio.key(each) for each in todo]
-    with tqdm(total=1 + len(plans), desc="sweep", unit="cell", disable=not place.shows) as progress:
-        # every other cell is compared with the plain clip: whoever comes first makes it, the others wait for it
-        with cache.claims.claim("plain", wait=True):
-            plain = studio.plain()
+    keys = [maker.key(each) for each in todo]
+    with tqdm(total=1 + len(plans), desc="sweep", unit="cell", disable=not process.shows) as progress:
+        # every other cell is compared with the plain clip: the first process makes it, the others wait for it
+        with cache.locks.hold("plain", wait=True):
+            plain = maker.plain()
         progress.update()
 
         def make(each: _Todo) -> None:
             progress.set_postfix_str(f"layer {each.name}, scale {each.scale:g}")
-            studio.make(each, plain)
+            maker.make(each, plain)
 
-        cache.claims.share(place.order(todo), studio.key, studio.done, make, lambda each: progress.update())
-    found = [cache.get(key) for key in (studio.plain_key, *keys)]
+        cache.locks.share(process.order(todo), maker.key, maker.done, make, lambda each: progress.update())
+    found = [cache.get(key) for key in (maker.plain_key, *keys)]
     if missing := [key for key, cell in zip(("plain", *keys), found, strict=True) if cell is None]:
         raise SkipError(f"cell {missing[0]} was removed from {cache.folder} while the sweep ran: run it again")
     return [cell for cell in found if cell is not None]
@@ -211,11 +212,11 @@ class _Todo:
         return "+".join(map(str, self.row))
 
 
-class _Studio:
+class _CellMaker:
     """Makes cells and keeps them."""
 
     def __init__(
-        self, job: jobs.Job, pipeline: Any, cache: CellCache, settings: dict[str, Any], *, fresh: bool, shows: bool
+        self, job: ClipJob, pipeline: Any, cache: CellCache, settings: dict[str, Any], *, fresh: bool, shows: bool
     ) -> None:
         self.job = job
         self.pipeline = pipeline
@@ -234,7 +235,7 @@ class _Studio:
         return key in self._made or (not self._fresh and self.cache.get(key) is not None)
 
     def plain(self) -> list[Image]:
-        """The frames of the plain clip; its claim must be held."""
+        """The frames of the plain clip; its lock must be held."""
         key = self.plain_key
         frames = None if self._fresh or self.cache.get(key) is None else self.cache.get_clip(key)
         if frames is not None:
@@ -245,16 +246,16 @@ class _Studio:
         return sample.images
 
     def make(self, each: _Todo, plain: Sequence[Image]) -> None:
-        """One cell; its claim must be held."""
-        sample = self._sample(sampling.make_guidance(each.plan), f"layer {each.name}")
+        """One cell; its lock must be held."""
+        sample = self._sample(pipeline_calls.make_guidance(each.plan), f"layer {each.name}")
         change = round(pictures.difference(plain, sample.images), 6)
         cell = Cell(each.row, each.scale, round(each.cost, 4), change, round(sample.seconds, 3), sample.stats)
         self._keep(self.key(each), cell, sample.images)
 
-    def _sample(self, guidance: Any, desc: str) -> sampling.Sample:
+    def _sample(self, guidance: Any, desc: str) -> pipeline_calls.Sample:
         args = self.job.args
         bar = {"desc": desc, **self.bar}
-        return sampling.sample(self.pipeline, args.prompt, self.job.call, args.seed, guidance, bar=bar)
+        return pipeline_calls.sample(self.pipeline, args.prompt, self.job.call, args.seed, guidance, bar=bar)
 
     def _keep(self, key: str, cell: Cell, images: Sequence[Image]) -> None:
         self.cache.put(key, cell, _strip(images, self.job.args.cell_frames))
@@ -263,7 +264,7 @@ class _Studio:
 
 def _strip(images: Sequence[Image], count: int) -> Image:
     """A cell: a few frames of the clip, small."""
-    return pictures.in_a_row(pictures.resized(pictures.pick(images, count), jobs.SHEET_FRAME), gap=2)
+    return pictures.in_a_row(pictures.resized(pictures.pick(images, count), clip_job.SHEET_FRAME), gap=2)
 
 
 def _sheet(

@@ -54,7 +54,7 @@ class AppliedSelfSpeculative:
         self.controller: Controller | None = None
         self._before = model.__dict__.get("generate", _MISSING)
         self._generate = model.generate
-        model.generate = self._stand_in = self.generate
+        model.generate = self._replacement = self.generate
 
     def generate(self, *args: Any, streamer: Any = None, tokenizer: Any = None, **kwargs: Any) -> Any:
         """What stands in for `model.generate`.
@@ -76,12 +76,12 @@ class AppliedSelfSpeculative:
         """Give `model.generate` back; a second call does nothing.
 
         Raises:
-            SkipError: if somebody replaced it in the meantime.
+            SkipError: if it was replaced in the meantime.
         """
         if self._generate is None:
             return
-        if self.model.__dict__.get("generate") is not self._stand_in:
-            raise SkipError("somebody replaced model.generate while SelfSpeculative was applied: undo that first")
+        if self.model.__dict__.get("generate") is not self._replacement:
+            raise SkipError("model.generate was replaced while SelfSpeculative was applied: undo that first")
         if self._before is _MISSING:
             del self.model.generate
         else:
@@ -116,9 +116,9 @@ def decode(
     Raises:
         SkipError: for a cache that cannot be taken back, and for ways of decoding that drafting does not cover.
     """
-    sites = sublayer_map(model)
-    _check_config(config, sites)
-    _check_request(model, sites, generation_config, model_kwargs, synced_gpus)
+    sublayers = sublayer_map(model)
+    _check_config(config, sublayers)
+    _check_request(model, sublayers, generation_config, model_kwargs, synced_gpus)
     request = loop.Request(
         model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
     )
@@ -137,11 +137,11 @@ def decode(
         costs = applied.costs if applied is not None else config.costs
         if not stop and config.plan is None and costs is None:
             # A first step that is not timed, as it also warms up what decoding needs
-            stop, costs = _timed_steps(request, controller, stats, sites)
+            stop, costs = _timed_steps(request, controller, stats, sublayers)
             if applied is not None:
                 applied.costs = costs
         if not stop:
-            plan = _plan(config, meter, costs, sites)
+            plan = _plan(config, meter, costs, sublayers)
             stats.attn, stats.mlp = tuple(plan.attn), tuple(plan.mlp)
             with _Drafter(plan, model) as drafter:
                 loop.run(request, drafter, controller, stats)
@@ -182,14 +182,14 @@ class _Drafter:
 
 
 def _plan(
-    config: SelfSpeculativeSettings, meter: PromptMeter | None, costs: SublayerCosts | None, sites: SublayerMap
+    config: SelfSpeculativeSettings, meter: PromptMeter | None, costs: SublayerCosts | None, sublayers: SublayerMap
 ) -> SublayerPlan:
     if config.plan is not None:
         return SublayerPlan(config.plan.attn, config.plan.mlp, config.plan.attn_scale, config.plan.mlp_scale)
     similarities = config.stats if meter is None else meter.stats()
     assert similarities is not None
     assert costs is not None
-    return choose_drafter(similarities, costs, config.draft_skip, keep_attn=sites.producers)
+    return choose_drafter(similarities, costs, config.draft_skip, keep_attn=sublayers.producers)
 
 
 def _controller(config: SelfSpeculativeSettings, applied: AppliedSelfSpeculative | None) -> Controller:
@@ -202,13 +202,13 @@ def _controller(config: SelfSpeculativeSettings, applied: AppliedSelfSpeculative
 
 
 def _timed_steps(
-    request: loop.Request, controller: Controller, stats: SpeculationStats, sites: SublayerMap
+    request: loop.Request, controller: Controller, stats: SpeculationStats, sublayers: SublayerMap
 ) -> tuple[bool, SublayerCosts | None]:
     """Two plain steps: one to warm up, one with a clock on every sublayer; whether to stop, and the costs."""
     scratch = Controller()  # clocks make a step slower: it is no measure of plain decoding
     if loop.plain_step(request, controller, stats):
         return True, None
-    with StepClock(sites, request.ids.device) as clock:
+    with StepClock(sublayers, request.ids.device) as clock:
         stop = loop.plain_step(request, scratch, stats)
     return stop, clock.costs(request.ids.shape[1])
 
@@ -239,24 +239,25 @@ def _result(request: loop.Request, config: Any) -> Any:
     )
 
 
-def _check_config(config: SelfSpeculativeSettings, sites: SublayerMap) -> None:
+def _check_config(config: SelfSpeculativeSettings, sublayers: SublayerMap) -> None:
     for name, found in (("statistics", config.stats), ("costs", config.costs)):
         layers = None if found is None else len(getattr(found, "attn_similarity", getattr(found, "attn_ms", ())))
-        if layers is not None and layers != sites.num_layers:
+        if layers is not None and layers != sublayers.num_layers:
             raise SkipError(
-                f"the {name} are of a model of {layers} layers; {type(sites.model).__name__} has {sites.num_layers}"
+                f"the {name} are of a model of {layers} layers; {type(sublayers.model).__name__} has "
+                f"{sublayers.num_layers}"
             )
     if config.plan is not None:
-        check_plan(config.plan, sites)
-    elif config.stats is None and not sites.watchable:
+        check_plan(config.plan, sublayers)
+    elif config.stats is None and not sublayers.watchable:
         raise SkipError(
-            f"the similarities of {type(sites.model).__name__} cannot be measured ({sites.layout.note}): say what the "
-            f"drafter leaves out, SelfSpeculative(plan=SublayerPlan(...))"
+            f"the similarities of {type(sublayers.model).__name__} cannot be measured ({sublayers.layout.note}): say "
+            f"what the drafter leaves out, SelfSpeculative(plan=SublayerPlan(...))"
         )
 
 
 def _check_request(
-    model: Any, sites: SublayerMap, config: Any, model_kwargs: dict[str, Any], synced_gpus: bool
+    model: Any, sublayers: SublayerMap, config: Any, model_kwargs: dict[str, Any], synced_gpus: bool
 ) -> None:
     """Refuse what drafting does not cover, before anything runs."""
     wrong = {
@@ -276,7 +277,7 @@ def _check_request(
         raise SkipError(
             f"SelfSpeculative does not go with {'; '.join(found)}. Leave it out, or decode without drafting"
         )
-    if active_at(gate_of(sites.decoder), DecoderPass) is not None:
+    if active_at(gate_of(sublayers.decoder), DecoderPass) is not None:
         raise SkipError(
             "sublayers are left out of this model already (AdaSkip, UnifiedSkip or a plan is applied): the full model "
             "could not verify. End that first"

@@ -97,19 +97,19 @@ class StepClock:
     """Times every sublayer of the decoding steps inside its `with`, and says what they cost.
 
     Args:
-        sites: the model's sublayers.
+        sublayers: the model's sublayers.
         device: where it runs.
     """
 
-    def __init__(self, sites: SublayerMap, device: torch.device) -> None:
-        self.sites = sites
+    def __init__(self, sublayers: SublayerMap, device: torch.device) -> None:
+        self.sublayers = sublayers
         self.device = device
-        self._clocks = {(site.layer, site.part): _Clock(device) for site in sites.sites}
+        self._clocks = {(site.layer, site.part): _Clock(device) for site in sublayers.sites}
         self._stack = ExitStack()
 
     def __enter__(self) -> StepClock:
         """Hook the sublayers and their norms."""
-        for site in self.sites.sites:
+        for site in self.sublayers.sites:
             for module in (site.module, *site.helper_modules):
                 self._stack.enter_context(self._clocks[site.layer, site.part].on(module))
         return self
@@ -125,6 +125,6 @@ class StepClock:
             tokens: length of the context.
         """
         read = {key: clock.read() for key, clock in self._clocks.items()}
-        layers = self.sites.num_layers
+        layers = self.sublayers.num_layers
         ms = [max(1e-6, statistics.median(read.get((i, part), 0.0) for i in range(layers))) for part in ("attn", "mlp")]
         return SublayerCosts((ms[0],) * layers, (ms[1],) * layers, 0.0, tokens, "decode", str(self.device))

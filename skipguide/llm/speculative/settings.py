@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from skipguide.config import JsonConfig, check_keys, settle
+from skipguide.config import JsonConfig, check_keys, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.llm.cost import SublayerCosts
 from skipguide.llm.plan import SublayerPlan
@@ -34,7 +34,7 @@ class SelfSpeculativeSettings(JsonConfig):
         for name, kind in _PARTS.items():
             if not isinstance(value := getattr(self, name), (kind, type(None))):
                 raise SkipError(f"expected {name} as a {kind.__name__} or None; got {type(value).__name__}")
-        settle(self, {"max_draft": 1}, {"draft_skip": None}, ("adaptive", "confidence_exit"))
+        normalize_fields(self, {"max_draft": 1}, {"draft_skip": None}, ("adaptive", "confidence_exit"))
         if not 0 < self.draft_skip < 1:
             raise SkipError(f"expected draft_skip above 0 and below 1; got {self.draft_skip!r}")
         if self.plan is not None and self.plan.empty:

@@ -1,0 +1,39 @@
+"""Attachment: a guider takes the place of the one that a pipeline has; a pipeline without one is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from skipguide.errors import SkipError
+
+
+def attach_guider(guider: Any, pipe: Any, component: str = "guider") -> None:
+    """Make a guider the pipeline's.
+
+    Args:
+        guider: the guider.
+        pipe: a modular pipeline, or a classic one with a guider among its components.
+        component: which of the pipeline's guiders.
+
+    Raises:
+        SkipError: if the pipeline has no such guider: as a mere attribute it would never be called.
+    """
+    name = type(pipe).__name__
+    if callable(update := getattr(pipe, "update_components", None)):
+        if component in getattr(pipe, "component_names", ()):
+            update(**{component: guider})
+            return
+        raise SkipError(
+            f"expected a pipeline with a component {component!r}; the blocks of this {name} have "
+            f"{', '.join(getattr(pipe, 'component_names', ())) or 'none'}: no guider would ever be called. The classic "
+            f"pipeline of this model may be guided by SpatiotemporalSkipGuidance(...).apply(pipe)"
+        )
+    components = getattr(pipe, "components", None)
+    if not isinstance(components, dict):
+        raise SkipError(f"expected a pipeline of diffusers; got a {name}: pass the pipeline, not a part of it")
+    if component not in components:
+        raise SkipError(
+            f"{name} has no {component}, so a SkipGuider would never be called: guide it with "
+            f"SpatiotemporalSkipGuidance(...).apply(pipe), which takes the same settings"
+        )
+    setattr(pipe, component, guider)

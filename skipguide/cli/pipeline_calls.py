@@ -1,0 +1,213 @@
+"""Calling any diffusers pipeline with the same few flags."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from skipguide.cli.arguments import GUIDANCE_FLAGS, given
+from skipguide.cli.models import Source, denoisers
+from skipguide.errors import SkipError
+from skipguide.media.frames import as_images, as_rgb
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# What pipelines call the things that the flags name.
+NAMES = {
+    "steps": ("num_inference_steps",),
+    "guidance_scale": ("guidance_scale",),
+    "negative_prompt": ("negative_prompt",),
+    "height": ("height",),
+    "width": ("width",),
+    "frames": ("num_frames", "video_length"),
+    "image": ("image",),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip, and what making it took."""
+
+    images: list[Image]
+    seconds: float
+    summary: str = "no skip guidance"
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+def parameters(pipeline_class: type) -> Mapping[str, inspect.Parameter]:
+    """The arguments that a pipeline takes."""
+    return inspect.signature(pipeline_class.__call__).parameters
+
+
+def makes_video(pipeline_class: type) -> bool:
+    """Whether a pipeline returns clips rather than pictures."""
+    return any(name in parameters(pipeline_class) for name in NAMES["frames"])
+
+
+def call_arguments(pipeline_class: type, args: argparse.Namespace, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What to call a pipeline with, besides the prompt and the generator.
+
+    Args:
+        pipeline_class: the pipeline's class; its signature says what it takes.
+        args: the parsed command line.
+        defaults: the model's own arguments; those that the pipeline does not take are left out.
+
+    Raises:
+        SkipError: for a flag that was given and that the pipeline does not take.
+    """
+    taken = parameters(pipeline_class)
+    call = {name: value for name, value in defaults.items() if name in taken}
+    for flag, value in given(args, tuple(NAMES)).items():
+        name = next((name for name in NAMES[flag] if name in taken), None)
+        if name is None:
+            raise SkipError(f"{pipeline_class.__name__} takes no --{flag.replace('_', '-')}")
+        call[name] = _open(value) if flag == "image" else value
+    if args.fps is not None and "frame_rate" in taken:  # LTX is told how fast its clip will be played
+        call["frame_rate"] = args.fps
+    if "output_type" in taken:
+        call["output_type"] = "pil"
+    if "clean_caption" in taken and "clean_caption" not in call and not _can_clean_captions():
+        call["clean_caption"] = False  # what the pipeline would fall back to, with a warning
+    if "image" in taken and "image" not in call and "ImageTo" in pipeline_class.__name__:
+        raise SkipError(f"{pipeline_class.__name__} starts from a picture: give it with --image")
+    return call
+
+
+def _open(path: Any) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            return as_rgb(opened, path)
+    except (OSError, UnidentifiedImageError) as error:
+        raise SkipError(f"cannot read the picture {path}: {error}") from error
+
+
+def _can_clean_captions() -> bool:
+    from diffusers.utils import is_bs4_available, is_ftfy_available
+
+    return bool(is_bs4_available() and is_ftfy_available())
+
+
+def frames_per_second(args: argparse.Namespace, pipeline_class: type, defaults: Mapping[str, Any], count: int) -> float:
+    """How fast to play a clip: the flag, the model's own rate, or something that suits its length."""
+    if args.fps is not None:
+        return float(args.fps)
+    rate = parameters(pipeline_class).get("frame_rate")
+    for value in (defaults.get("fps"), rate.default if rate else None):
+        if isinstance(value, (int, float)):
+            return float(value)
+    return 8.0 if count <= 32 else 16.0
+
+
+def guidance_arguments(args: argparse.Namespace, pipeline: Any) -> dict[str, Any]:
+    """The arguments of `SpatiotemporalSkipGuidance`: the flags, and the preset where a flag is silent.
+
+    The preset is looked up here, so that what is written down afterwards names the layers. Layers of one's
+    own do not come with the preset's scale: that was chosen for the preset's layers. A named preset (`--preset`)
+    stands for itself, and needs the model's only where it skips layers that it does not name.
+    """
+    from skipguide.pipelines import presets
+    from skipguide.pipelines.formulas import find_formula
+
+    chosen = given(args, GUIDANCE_FLAGS)
+    if named := chosen.pop("preset", None):
+        chosen = presets.named_settings(named) | chosen
+    if "layers" not in chosen and chosen.get("scale") != 0:
+        models = denoisers(pipeline)
+        if not models:
+            raise SkipError(f"{type(pipeline).__name__} has no denoiser that skip guidance knows")
+        preset = presets.find_preset(next(iter(models.values())))
+        if "scale" in find_formula(chosen.get("formula", preset.formula)).limits:
+            chosen.setdefault("scale", 1.0)  # the preset's scale has nothing to act on with this formula
+        for name in ("layers", "scale", "part", "formula"):
+            value = getattr(preset, name)
+            chosen.setdefault(name, list(value) if name == "layers" else value)
+    return chosen
+
+
+def make_guidance(arguments: Mapping[str, Any]) -> Any:
+    """The guidance object itself."""
+    from skipguide.pipelines import SpatiotemporalSkipGuidance
+
+    return SpatiotemporalSkipGuidance(**arguments)
+
+
+def _check_frames(pipeline: Any, call: Mapping[str, Any]) -> None:
+    """Refuse a number of frames that the denoiser cannot draw: some have one learned place per frame (Latte).
+
+    Raises:
+        SkipError: with the number that it draws.
+    """
+    config = getattr(getattr(pipeline, "transformer", None), "config", None)
+    drawn, asked = getattr(config, "video_length", None), call.get("video_length")
+    if drawn is not None and asked is not None and asked != drawn:
+        raise SkipError(f"this model draws clips of {drawn} frames and no others; got --frames {asked}")
+
+
+def sample(
+    pipeline: Any,
+    prompt: str,
+    call: Mapping[str, Any],
+    seed: int,
+    guidance: Any = None,
+    *,
+    bar: Mapping[str, Any] | None = None,
+) -> Sample:
+    """Make one clip.
+
+    Args:
+        pipeline: a loaded pipeline.
+        prompt: the text.
+        call: more arguments of the call, from `call_arguments`.
+        seed: of a generator on the CPU, so that a clip does not depend on the device's random numbers.
+        guidance: skip guidance, or None for the plain pipeline.
+        bar: settings of the pipeline's progress bar.
+
+    Raises:
+        SkipError: if the guidance or the pipeline refuses.
+    """
+    import torch
+
+    _check_frames(pipeline, call)
+    pipeline.set_progress_bar_config(**(bar or {}))
+    arguments = {"prompt": prompt, "generator": torch.Generator("cpu").manual_seed(seed), **call}
+    begin = time.perf_counter()
+    try:
+        if guidance is None:
+            output = pipeline(**arguments)
+            return Sample(_images(output), time.perf_counter() - begin)
+        with guidance.apply(pipeline) as applied:
+            output = pipeline(**arguments)
+        seconds = time.perf_counter() - begin
+    except SkipError:
+        raise
+    except (ValueError, RuntimeError) as error:  # sizes and lengths that do not suit the model end this way
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise SkipError(f"{type(pipeline).__name__} failed: {error} (--traceback shows where)") from error
+    return Sample(_images(output), seconds, str(applied.stats), applied.stats.to_dict())
+
+
+def _images(output: Any) -> list[Image]:
+    for name in ("frames", "images"):
+        if hasattr(output, name):
+            # one prompt: the first clip, or the first picture
+            return as_images(getattr(output, name)[0])
+    raise SkipError(f"the pipeline returned {type(output).__name__}, which has neither frames nor images")
+
+
+def describe_source(source: Source, pipeline: Any, device: str, dtype: str) -> dict[str, Any]:
+    """What is noted of the model next to a result."""
+    return {
+        "name": source.name,
+        "folder": str(source.folder) if source.folder else None,
+        "pipeline": type(pipeline).__name__,
+        "device": device,
+        "dtype": dtype,
+    }

@@ -1,0 +1,27 @@
+"""What the descriptions of several families share: names of streams and arguments, and common sublayers."""
+
+from __future__ import annotations
+
+from skipguide.spec import Sublayer
+
+TEXT_AND_VIDEO = ("hidden_states", "encoder_hidden_states")
+ROPE = ("image_rotary_emb", "freqs_cis", "rotary_emb")
+
+
+def paths(*names: str) -> tuple[Sublayer, ...]:
+    """Sublayers with one stream in and out."""
+    return tuple(Sublayer(name) for name in names)
+
+
+def anything(*names: str) -> tuple[Sublayer, ...]:
+    """Sublayers with one stream in and out, whatever their first argument is called."""
+    return tuple(Sublayer(name, outputs=("",)) for name in names)
+
+
+# Where the tokens of Flux and its kin are.
+PLACES = ("txt_ids", "img_ids")
+# Attention over text and video together returns one output per stream.
+JOINT_ATTN = Sublayer("attn", outputs=TEXT_AND_VIDEO)
+JOINT_ATTN1 = Sublayer("attn1", outputs=TEXT_AND_VIDEO)
+# Parallel blocks: the feed-forward's residual contribution is what proj_mlp feeds to proj_out (act(0) = 0).
+PARALLEL_MLP = (Sublayer("proj_mlp", width="out_features"),)
