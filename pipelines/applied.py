@@ -46,7 +46,14 @@ class AppliedGuidance:
             Interceptor(settings, pipe, spec, name, schedule, state, self.stats, group, self._watch)
             for name, schedule in schedules.items()
         ]
+        for interceptor in self._interceptors:
+            interceptor.handle = self
         self._installed: list[Interceptor] = []
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline; None after `remove()`."""
+        return self._pipe
 
     @property
     def delivery(self) -> str:
@@ -56,8 +63,8 @@ class AppliedGuidance:
     def _install(self) -> None:
         try:
             for interceptor in self._interceptors:
+                self._installed.append(interceptor)  # first: what was not installed can be removed too
                 interceptor.install()
-                self._installed.append(interceptor)
         except BaseException:
             self._watch.forget()
             self.remove()
@@ -70,7 +77,8 @@ class AppliedGuidance:
             SkipError: afterwards, if the last call was interrupted and a prediction in it was not finite.
         """
         while self._installed:
-            self._installed.pop().remove()
+            self._installed[-1].remove()
+            self._installed.pop()
         # somebody may keep the handle for its stats: it must not keep the pipeline's weights in memory
         self._interceptors, self._pipe = [], None
         self._watch.settle("the last call, which was interrupted")

@@ -96,12 +96,12 @@ class _Listener:
         """Start to handle the calls of the denoiser."""
         self.passes.install()
         hold_everywhere(gate_of(self.model), self)
-        ContextNames.listen(self.model)
+        ContextNames.listen(self.model, self)
 
     def leave(self) -> None:
         """Stop, and leave the denoiser as it was."""
         end_everywhere(gate_of(self.model), self)
-        ContextNames.leave(self.model)
+        ContextNames.leave(self.model, self)
         self.passes.remove()
         self.waiting = None
 

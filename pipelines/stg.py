@@ -212,7 +212,8 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             here = everywhere_at(gate_of(model), Interceptor)
             if any(other.pipe is pipe for other in here):  # another pipeline may share the model
                 raise SkipError(
-                    f"guidance is already applied to pipe.{name}: call remove() on the earlier handle first"
+                    f"guidance is already applied to pipe.{name}: call remove() on the earlier handle first, or "
+                    f"skipguide.remove_from(pipe) where that is gone"
                 )
         if spec.cfg == "guider":
             guider = getattr(pipe, "guider", None)

@@ -5,6 +5,7 @@
 """
 
 from skipguide._version import __version__ as __version__
+from skipguide.applied import applied_to, remove_from
 from skipguide.blocks import Block, BlockMap, find_blocks, register_blocks
 from skipguide.check import check
 from skipguide.errors import LostGateError, NoEffectError, SkipError, UnknownBlockError
@@ -31,9 +32,11 @@ __all__ = [
     "Sublayer",
     "Timetable",
     "UnknownBlockError",
+    "applied_to",
     "capture",
     "check",
     "find_blocks",
     "register_blocks",
+    "remove_from",
     "resume",
 ]

@@ -3,11 +3,14 @@
 A plan holds *here*, in the thread or task that entered it (a `ContextVar` keeps them, so threads and async servers do
 not see each other's), or *everywhere*, in all threads, at one gate. It maps gates to interventions; an intervention is
 called instead of the module, and decides whether the module runs.
+
+Ctrl-C can come between any two lines. So whatever holds is undone by an operation that can be repeated, from wherever
+the first attempt was broken off, and what a broken-off pass left behind is put right when the next one begins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import RLock
@@ -54,19 +57,22 @@ class ActivePlan:
         batch: rows of the running pass of the model; 0 when none is running.
         rows: the model's rows that reach the module now running, where an intervention took some out; None is all.
         seen: the gates that were called in this pass.
+        repeated: those that were called again, while something was to happen there.
         left_out: how many modules were left out in this pass.
         groups: offloaded groups of several blocks, in the running pass.
         counts_calls: whether every call is entered in the ledger; else the root intervention enters whole passes.
         state: what else the root intervention keeps of the running pass.
-        live: whether the plan's `with` block is open. A task that outlives the block sees that it ended.
-        busy: whether a pass of the model runs on this object.
+        entries: one for each time that somebody is inside the plan's `with` block, in whatever thread.
+        live: whether there is any. A task that outlives the block sees that it ended.
+        running: the pass that runs on this object, by its token; None without one.
+        follow: called at gates with the plans that hold, in passes with gradients: a checkpoint may run them again.
         renew: makes the interventions of a second pass at the same time, where they keep something of a pass; None:
             passes share them.
     """
 
     __slots__ = (
-        *("__weakref__", "_root", "batch", "busy", "entered", "groups", "holds", "interventions", "left_out", "live"),
-        *("counts_calls", "names", "renew", "rows", "seen", "state", "stats"),
+        *("__weakref__", "_root", "batch", "entries", "follow", "groups", "holds", "interventions", "left_out", "live"),
+        *("counts_calls", "names", "renew", "repeated", "rows", "running", "seen", "state", "stats"),
     )
 
     def __init__(self, root: Gated | None, stats: Stats) -> None:
@@ -78,13 +84,15 @@ class ActivePlan:
         self.batch = 0
         self.rows: tuple[int, ...] | None = None
         self.seen: set[int] = set()
+        self.repeated: set[int] = set()
         self.left_out = 0
         self.groups: SharedGroups | None = None
         self.counts_calls = True
         self.state: Any = None
-        self.entered = 0
+        self.entries: set[Entry] = set()
+        self.follow: Callable[[tuple[ActivePlan, ...]], None] | None = None
         self.live = False
-        self.busy = False
+        self.running: object = None
         self.renew: Callable[[], dict[int, Intervention]] | None = None
 
     @property
@@ -110,41 +118,63 @@ class ActivePlan:
 
     # -- here ---------------------------------------------------------------------------------------------------
 
-    def enter(self) -> None:
-        """Hold in this thread or task."""
-        self._count(1)
-        _set_entered((*_ENTERED.get(), self))
+    def enter(self) -> Entry:
+        """Hold in this thread or task, until the entry that is given leaves."""
+        entry = Entry(self)
+        entry.enter()
+        return entry
 
     def leave(self) -> None:
-        """Take back the last `enter` of this plan, whatever was entered since."""
-        self._count(-1)
-        entered = list(_ENTERED.get())
-        if self in entered:
-            entered.reverse()
-            entered.remove(self)
-            entered.reverse()
-        _set_entered(tuple(entered))
+        """Take back the last `enter` of this plan here, or else one of another thread, whatever was entered since."""
+        if (entry := self.last_entry()) is not None:
+            entry.leave()
 
-    @contextmanager
-    def passing(self) -> Iterator[ActivePlan]:
-        """A pass of the model: on this object, or on another one while a pass runs on it already.
+    def leave_all(self) -> None:
+        """Take back every `enter` of this plan in this thread or task; nothing happens without one."""
+        for entry in [entry for entry in _ENTERED.get() if entry.plan is self]:
+            entry.leave()
+
+    def last_entry(self) -> Entry | None:
+        """The entry that `leave` takes back."""
+        here = [entry for entry in _ENTERED.get() if entry.plan is self]
+        return here[-1] if here else next(iter(self.entries), None)
+
+    # -- a pass of the model ------------------------------------------------------------------------------------
+
+    def begin(self, token: object) -> ActivePlan:
+        """Begin a pass: on this object, or on another one while a pass runs on it already.
 
         That happens because asyncio.to_thread and thread pools of servers hand the context on, with the plans that
-        were entered, and because a model may call itself.
+        were entered, and because a model may call itself. It also happens after a pass whose end was interrupted.
         """
-        with _LOCK:
-            busy, self.busy = self.busy, True
-        if busy:
-            with self._replaced() as other:
-                yield other
-            return
-        try:
-            yield self
-        finally:
+        with LOCK:
+            if self.running is None:
+                self.running = token
+        if self.running is not token:
+            other = self.again()
+            entries = (Entry(other, entry, token) if entry.plan is self else entry for entry in _ENTERED.get())
+            _set_entered(tuple(entries))
+            return other
+        self.rows = None
+        self.seen.clear()
+        self.repeated.clear()
+        return self
+
+    def finish(self, token: object) -> None:
+        """End a pass; it can be repeated, and nothing happens to a pass of another token."""
+        if self.running is token:
             self.batch = self.left_out = 0
             self.seen.clear()
-            self.state = None
-            self.busy = False
+            self.rows = self.state = self.follow = self.running = None
+        elif any(entry.token is token for entry in _ENTERED.get()):
+            _set_entered(tuple(entry.instead_of or entry for entry in _ENTERED.get()))
+
+    def snapshot(self) -> ActivePlan:
+        """The plan as it is at this point of the running pass, for good, with a ledger of its own."""
+        other = self.again()
+        other.stats, other.live = Stats(), True
+        other.holds, other.batch, other.rows, other.state = dict(self.holds), self.batch, self.rows, self.state
+        return other
 
     def again(self) -> ActivePlan:
         """Another object for the same plan, for a pass at the same time."""
@@ -153,22 +183,6 @@ class ActivePlan:
         other.counts_calls = self.counts_calls
         other.interventions = self.interventions if self.renew is None else self.renew()
         return other
-
-    @contextmanager
-    def _replaced(self) -> Iterator[ActivePlan]:
-        """Another object for the plan, in this one's place in this thread or task."""
-        other = self.again()
-        before = _ENTERED.get()
-        _set_entered(tuple(other if plan is self else plan for plan in before))
-        try:
-            yield other
-        finally:
-            _set_entered(before)
-
-    def _count(self, change: int) -> None:
-        with _LOCK:
-            self.entered += change
-            self.live = self.entered > 0
 
     def note_outside(self, gate: Gated) -> None:
         """A gate was called outside a pass of the model: notice if the model's own gate is not called any more.
@@ -185,20 +199,54 @@ class ActivePlan:
         self.live = False
         self._root = None
         self.interventions = {}
-        _set_entered(tuple(other for other in _ENTERED.get() if other is not self))
+        _set_entered(tuple(entry for entry in _ENTERED.get() if entry.plan is not self))
 
 
-_LOCK = RLock()
+class Entry:
+    """One time that a plan was entered, in one thread or task. Entering and leaving can be repeated.
+
+    Args:
+        plan: the plan.
+        instead_of: the entry that this one replaces for one pass of the model.
+        token: of that pass.
+    """
+
+    __slots__ = ("instead_of", "plan", "token")
+
+    def __init__(self, plan: ActivePlan, instead_of: Entry | None = None, token: object = None) -> None:
+        self.plan = plan
+        self.instead_of = instead_of
+        self.token = token
+
+    def enter(self) -> None:
+        """Hold the plan in this thread or task."""
+        with LOCK:
+            self.plan.entries.add(self)
+            self.plan.live = True
+        if self not in (entered := _ENTERED.get()):
+            _set_entered((*entered, self))
+
+    def leave(self) -> None:
+        """Hold it no longer, whatever was entered since."""
+        with LOCK:
+            self.plan.entries.discard(self)
+            self.plan.live = bool(self.plan.entries)
+        _set_entered(tuple(entry for entry in _ENTERED.get() if self not in (entry, entry.instead_of)))
+
+
+# of everything that is known in all threads: the entries of a plan, and what stands at a gate everywhere
+LOCK = RLock()
 
 # Both are tuples, so that a thread or task never sees another's change. A plan can be entered more than once; the gates
 # read each once.
-_ENTERED: ContextVar[tuple[ActivePlan, ...]] = ContextVar("skipguide_entered_plans", default=())
+_ENTERED: ContextVar[tuple[Entry, ...]] = ContextVar("skipguide_entered_plans", default=())
 ACTIVE: ContextVar[tuple[ActivePlan, ...]] = ContextVar("skipguide_active_plans", default=())
 
 
-def _set_entered(plans: tuple[ActivePlan, ...]) -> None:
-    _ENTERED.set(plans)
-    ACTIVE.set(tuple(dict.fromkeys(plans)))
+def _set_entered(entries: tuple[Entry, ...]) -> None:
+    """Set both; an interrupt between them is put right by whoever sets them next, such as a repeated `leave`."""
+    _ENTERED.set(entries)
+    ACTIVE.set(tuple(dict.fromkeys(entry.plan for entry in entries)))
 
 
 def active_plans() -> tuple[ActivePlan, ...]:
@@ -213,6 +261,21 @@ def active_at(gate: Gated, kind: type[T]) -> tuple[ActivePlan, T] | None:
         if plan.live and isinstance(found, kind):
             return plan, found
     return None
+
+
+@contextmanager
+def hold_only(plans: Sequence[ActivePlan]) -> Iterator[None]:
+    """Inside, these plans hold in this thread or task, and no others."""
+    before = _ENTERED.get()
+    try:
+        _set_entered(tuple(Entry(plan) for plan in plans))
+        yield
+    finally:
+        try:
+            _set_entered(before)
+        except BaseException:  # Ctrl-C: what was broken off is done again
+            _set_entered(before)
+            raise
 
 
 # -- everywhere -------------------------------------------------------------------------------------------------------
@@ -246,5 +309,5 @@ def everywhere_at(gate: Gated, kind: type[T]) -> list[T]:
 
 def _change_everywhere(gate: Gated, change: Callable[[tuple[ActivePlan, ...]], tuple[ActivePlan, ...]]) -> None:
     """The one place that changes what stands at a gate in all threads."""
-    with _LOCK:
+    with LOCK:
         gate.everywhere = change(gate.everywhere)

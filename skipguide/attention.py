@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from skipguide.active import ActivePlan, Call
 from skipguide.arguments import Arguments
 from skipguide.blocks import Block
 from skipguide.errors import SkipError
-from skipguide.hosts.attention_backends import on_torch_attention
+from skipguide.hosts.attention_backends import TorchAttention
 from skipguide.hosts.wrappers import unwrap
 
 _PROJECTIONS = (("to_v", "to_out"), ("to_value", "out_layer"))
@@ -71,15 +70,36 @@ class JointValuesPass:
         compiled = self.module.__dict__.get("_compiled_call_impl") is not None or unwrap(self.module) is not self.module
         mode = _IdentityMode(video, text if self.joint == "text_first" else None, compiled)
         # while a whole model is traced its processors stay what they are, as what is traced is guarded on them
-        plain = nullcontext() if torch.compiler.is_compiling() else on_torch_attention(self.module, self.name)
-        with plain, mode:
-            out = call(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            with mode:
+                out = call(*args, **kwargs)
+        else:
+            out = self._run(mode, call, args, kwargs)
         if mode.hits == 0:
             raise SkipError(
                 f"attn_identity saw no call of torch's scaled_dot_product_attention in {self.name}: another attention "
                 f"backend is active. Use model.set_attention_backend('native'), or part='block'"
             )
         return out
+
+    def _run(self, mode: _IdentityMode, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the block in the mode, and leave neither the mode nor another backend behind, whatever interrupts it."""
+        override, depth = TorchAttention(self.module, self.name), torch._C._len_torch_function_stack()
+        try:
+            try:
+                override.hold()
+                with mode:
+                    return call(*args, **kwargs)
+            finally:
+                mode.on = False  # one that an interrupt leaves on torch's stack does nothing, until it is taken off
+                while torch._C._len_torch_function_stack() > depth:
+                    torch._C._pop_torch_function_stack()
+        finally:
+            try:
+                override.release()
+            except BaseException:  # Ctrl-C: what was broken off is done again
+                override.release()
+                raise
 
 
 class _IdentityMode(TorchFunctionMode):
@@ -91,10 +111,12 @@ class _IdentityMode(TorchFunctionMode):
         self.video = video
         self.start = text_first or 0
         self.hits = 0
+        self.on = True
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention or (self.tracing and not torch.compiler.is_compiling()):
+        attends = self.on and func is F.scaled_dot_product_attention
+        if not attends or (self.tracing and not torch.compiler.is_compiling()):
             return func(*args, **kwargs)
         names = ("query", "key", "value", "attn_mask")
         given = dict(zip(names, args, strict=False)) | kwargs

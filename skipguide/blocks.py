@@ -212,6 +212,11 @@ def find_blocks(model: nn.Module) -> BlockMap:
     """
     if not isinstance(model, nn.Module):
         raise SkipError(f"expected a torch.nn.Module (of a pipeline: pipe.transformer); got {type(model).__name__}")
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        raise SkipError(
+            "nn.DataParallel makes replicas of the model at each call, which no plan reaches: use "
+            "DistributedDataParallel, or pass one model per device"
+        )
     model = unwrap(model)
     if (spec := _lookup(model)) is None:
         for entry in entry_points(group=_GROUP):

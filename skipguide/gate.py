@@ -1,15 +1,17 @@
 """Gate: the stand-in at one module's `forward`. At each call it does what the active plans say.
 
-There is one gate per module, shared by all plans that need it.
+There is one gate per module, shared by all plans that need it: it goes when the last `Installation` that wants it is
+removed. Ctrl-C can come between any two lines: what was broken off halfway is undone by removing again, or mended by
+the next installation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 from threading import RLock
 from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
 
 import torch
 from torch import nn
@@ -17,6 +19,8 @@ from torch import nn
 from skipguide.active import ACTIVE, ActivePlan, Call, Intervention
 from skipguide.errors import LostGateError, SkipError
 from skipguide.hosts import accelerate, diffusers_hooks
+
+IDLE, HALFWAY, STANDING = "idle", "halfway", "standing"
 
 
 class Gate:
@@ -26,17 +30,21 @@ class Gate:
         key: by which plans name it.
         everywhere: the plans that hold here in all threads, innermost first; `active.hold_everywhere` changes it.
         inner: the forward behind it.
-        users: how many have installed it.
+        users: the installations that want it. They are not kept alive: one that was dropped wants nothing any more.
+        passed_by: calls in threads and tasks where no plan holds.
         slot: the attribute of the module that it has taken.
+        place: whether it stands on the module: `IDLE`, `STANDING`, or `HALFWAY` between the two.
     """
 
     # no __dict__: functools.update_wrapper, with which others wrap a gate, would copy it
-    __slots__ = ("__weakref__", "_module", "_own", "everywhere", "inner", "key", "slot", "users")
+    __slots__ = ("__weakref__", "_module", "_own", "everywhere", "inner", "key", "passed_by", "place", "slot", "users")
 
     def __init__(self, module: nn.Module) -> None:
         self._module = ref(module)
         self.key = id(module)
-        self.users = 0
+        self.users: WeakSet[Installation] = WeakSet()
+        self.place = IDLE
+        self.passed_by = 0
         self.slot = "forward"
         self.inner: Call = partial(_through_module, self._module)
         self._own = False  # whether the slot held something on the instance before
@@ -55,13 +63,19 @@ class Gate:
         """Run the module as the plans of this thread or task say, those that were entered just now too."""
         plans = ACTIVE.get()
         if not plans:
+            if not torch.compiler.is_compiling():
+                self.passed_by += 1
             return self.inner(*args, **kwargs)
         call: Call = partial(self._run, plans)
         if len(plans) == 1 and (plan := plans[0]).live:  # what every step of a decoding model goes through
             if not torch.compiler.is_compiling():
                 if not plan.batch:
                     plan.note_outside(self)
+                if self.key in plan.seen:
+                    plan.repeated.add(self.key)
                 plan.seen.add(self.key)
+                if plan.follow is not None:
+                    plan.follow(plans)
             only = plan.interventions.get(self.key)
             return call(*args, **kwargs) if only is None else only(plan, call, args, kwargs)
         for plan in plans:
@@ -70,7 +84,11 @@ class Gate:
             if not torch.compiler.is_compiling():
                 if not plan.batch:
                     plan.note_outside(self)
+                if self.key in plan.seen:
+                    plan.repeated.add(self.key)
                 plan.seen.add(self.key)
+                if plan.follow is not None:
+                    plan.follow(plans)
             found = plan.interventions.get(self.key)
             if found is not None:
                 call = partial(_intervene, found, plan, call)
@@ -103,35 +121,45 @@ class Gate:
 
     # -- installation -------------------------------------------------------------------------------------------
 
-    def install(self, inside: bool = False) -> None:
-        """Stand in for the module; the second user of the same gate just counts.
+    def install(self, user: Installation, inside: bool = False) -> None:
+        """Stand in for the module; for the second user of the same gate, it stands there already.
 
         A hook of diffusers that changes what the module is given or gives, or that takes itself off in a run, stays
         in front of the gate; one that loads weights stays behind it, so that nothing is loaded for a skipped module.
 
         Args:
+            user: who wants it.
             inside: stand behind accelerate's hook, not in front of it, where there is one. Pipelines with model
                 offload take that hook off and put it on again after every run.
         """
-        module = self.module
         with _LOCK:
-            if self.users == 0:
-                holder: Any = module
-                self.slot = "forward"
-                if (place := diffusers_hooks.place_behind(module)) is not None:
-                    holder, name = place
-                elif module.__dict__.get("_compiled_call_impl") is not None:
-                    name = self.slot = "_compiled_call_impl"
-                else:
-                    name = self.slot = accelerate.slot(module, inside)
-                self._own = name in holder.__dict__
-                self.inner = getattr(holder, name)
-                holder.__dict__[name] = self
-                _IDLE.pop(module, None)
-                _INSTALLED[self.key] = self
+            if self.place != STANDING:
+                self.users.add(user)  # first, so that removing undoes whatever comes next
+                self._stand(inside)
             elif not self.reachable():
-                raise self.lost()
-            self.users += 1
+                if self.users:
+                    raise self.lost()
+                self._stand()  # nobody who is left has lost it
+            self.users.add(user)
+
+    def _stand(self, inside: bool = False) -> None:
+        """Take the module's slot."""
+        self._stand_back()  # from wherever an interrupt has left it
+        holder: Any = self.module
+        module, self.slot = self.module, "forward"
+        if (behind := diffusers_hooks.place_behind(module)) is not None:
+            holder, name = behind
+        elif module.__dict__.get("_compiled_call_impl") is not None:
+            name = self.slot = "_compiled_call_impl"
+        else:
+            name = self.slot = accelerate.slot(module, inside)
+        self.place = HALFWAY
+        self._own = name in holder.__dict__
+        self.inner = getattr(holder, name)
+        holder.__dict__[name] = self
+        _INSTALLED[self.key] = self
+        _IDLE.pop(module, None)
+        self.place = STANDING
 
     def move_in_front(self) -> None:
         """Move in front of what came while the gate stood: a compiled call, or diffusers' group offloading.
@@ -142,34 +170,43 @@ class Gate:
         module = self.module
         attributes = module.__dict__
         compiled = attributes.get("_compiled_call_impl") is not None and attributes.get("forward") is self
-        if compiled or diffusers_hooks.is_behind_offload(self, module):
+        interrupted = self.place != STANDING and bool(self.users)
+        if compiled or interrupted or diffusers_hooks.is_behind_offload(self, module):
             with _LOCK:
-                users, self.users = self.users, 1
-                self.remove()
-                self.install()
-                self.users = users
+                self._stand_back()
+                self._stand()
 
-    def remove(self) -> None:
-        """Put back what was there; where another library wrapped the gate, its wrapper gets what is behind the gate."""
+    def remove(self, user: Installation) -> None:
+        """One user less, if it was one; the last one puts back what was there.
+
+        Where another library wrapped the gate, its wrapper gets what is behind the gate.
+        """
         with _LOCK:
-            self.users -= 1
-            module = self._module()
-            if self.users or module is None:
-                return
-            _INSTALLED.pop(self.key, None)
-            holders = self._holders(module)
-            for holder, name in holders:
-                if holder is module and name == "forward" and not self._own:
-                    del module.__dict__[name]
-                else:
-                    setattr(holder, name, self.inner)
-            if holders:
-                if (wrapper := self._wrapper(module)) is not None:
-                    wrapper.__wrapped__ = self.inner
-                # a call that is on its way through this gate in another thread still finds the module
-                self.inner = partial(_through_module, self._module)
-                _IDLE[module] = self
-            # otherwise an unknown wrapper may still call this gate: it stays with them, and only passes calls on
+            self.users.discard(user)
+            if not self.users:
+                self._stand_back()
+
+    def _stand_back(self) -> None:
+        """Give the slot back, from wherever it was; nothing happens where the gate does not stand."""
+        module = self._module()
+        if self.place == IDLE or module is None:
+            return
+        if holders := self._holders(module):
+            self.place = HALFWAY
+        for holder, name in holders:
+            if holder is module and name == "forward" and not self._own:
+                del module.__dict__[name]
+            else:
+                setattr(holder, name, self.inner)
+        if self.place == HALFWAY:
+            if (wrapper := self._wrapper(module)) is not None:
+                wrapper.__wrapped__ = self.inner
+            # a call that is on its way through this gate in another thread still finds the module
+            self.inner = partial(_through_module, self._module)
+            _IDLE[module] = self
+        # otherwise an unknown wrapper may still call this gate: it stays with them, and only passes calls on
+        _INSTALLED.pop(self.key, None)
+        self.place = IDLE
 
     @property
     def module(self) -> nn.Module:
@@ -218,22 +255,44 @@ class Gate:
         )
 
 
-def install_all(gates: Sequence[Gate], inside: Gate | None = None) -> None:
-    """Install every gate, or none: what was put in place before a failure is taken away again.
+class Installation:
+    """One user's gates. Installing puts up every one of them or none; removing takes away this user's claim alone.
+
+    Both can be repeated: a second installation, a removal before the first one or after the last change nothing.
 
     Args:
         gates: outermost first.
         inside: the one that stands behind accelerate's hook.
     """
-    done: list[Gate] = []
-    try:
-        for gate in gates:
-            gate.install(inside=gate is inside)
-            done.append(gate)
-    except BaseException:
-        for gate in reversed(done):
-            gate.remove()
-        raise
+
+    __slots__ = ("__weakref__", "gates", "inside")
+
+    def __init__(self, gates: Iterable[Gate] = (), inside: Gate | None = None) -> None:
+        self.gates = list(gates)
+        self.inside = inside
+
+    def install(self) -> None:
+        """Put the gates in place; after a failure none that was not there before."""
+        before = [self in gate.users for gate in self.gates]
+        try:
+            for gate in self.gates:
+                gate.install(self, inside=gate is self.inside)
+        except BaseException:
+            for gate, there in zip(reversed(self.gates), reversed(before), strict=True):
+                if not there:
+                    gate.remove(self)
+            raise
+
+    def add(self, gate: Gate) -> None:
+        """Put one more gate in place."""
+        if gate not in self.gates:
+            self.gates.append(gate)
+        gate.install(self, inside=gate is self.inside)
+
+    def remove(self) -> None:
+        """Give the gates up; those that nobody else wants go."""
+        for gate in reversed(self.gates):
+            gate.remove(self)
 
 
 def _intervene(intervention: Intervention, plan: ActivePlan, call: Call, *args: Any, **kwargs: Any) -> Any:
@@ -266,3 +325,16 @@ def gate_of(module: nn.Module) -> Gate:
         if gate is None or gate._module() is not module:
             gate = _IDLE[module] = Gate(module)
         return gate
+
+
+def installed_gates(modules: Iterable[nn.Module]) -> list[Gate]:
+    """The gates that stand on some modules."""
+    with _LOCK:
+        found = [_INSTALLED.get(id(module)) for module in modules]
+    return [gate for gate in found if gate is not None and gate._module() is not None]
+
+
+def gates_at(keys: Iterable[int]) -> list[Gate]:
+    """The gates that stand, by which plans name them."""
+    with _LOCK:
+        return [gate for key in keys if (gate := _INSTALLED.get(key)) is not None]

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from skipguide.active import ActivePlan, Call
+from skipguide.active import ActivePlan, Call, active_plans
 from skipguide.arguments import batch_size
+from skipguide.recomputation import follow
 
 
 class ModelPass:
@@ -23,14 +24,25 @@ class ModelPass:
         if torch.compiler.is_compiling():
             self.open(plan, args, kwargs)
             return call(*args, **kwargs)
-        with plan.passing() as now:
+        token = object()
+        try:
+            now = plan.begin(token)
             try:
+                if torch.is_grad_enabled() or (args and getattr(args[0], "requires_grad", False)):
+                    now.follow = follow
+                    follow(active_plans())
                 self.open(now, args, kwargs)
                 out = call(*args, **kwargs)
             finally:
                 self.end(now)
             self.close(now, out)
-        return out
+            return out
+        finally:
+            try:
+                plan.finish(token)
+            except BaseException:  # Ctrl-C: what was broken off is done again
+                plan.finish(token)
+                raise
 
     def open(self, plan: ActivePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model runs, also while it is traced: note the batch, and what this pass is about."""

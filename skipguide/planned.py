@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from weakref import ref
+
 from torch import nn
 
 from skipguide.active import Intervention
@@ -37,6 +40,8 @@ class PlannedInterventions:
     def capture(self, prefix: Prefix) -> None:
         """Fill a prefix with what enters its block, and with what the model reads again of the blocks before."""
         block = self.blocks.select([prefix.layer])[0]
+        refuse_shared(self.blocks, [block])
+        prefix.source = ref(self.blocks.model)
         for before in self.blocks.blocks[: block.index]:
             if before.spec.kept:
                 self.add(before.module, before.name, Keep(before, prefix))
@@ -46,9 +51,16 @@ class PlannedInterventions:
         """Start from a prefix: the blocks before it do not run, and its block gets what was captured.
 
         Raises:
-            SkipError: if the plan skips one of them.
+            SkipError: if the plan skips one of them, or the prefix is another model's.
         """
         block = self.blocks.select([prefix.layer])[0]
+        refuse_shared(self.blocks, self.blocks.blocks[: block.index])
+        refuse_shared(self.blocks, [block])
+        if prefix.source is not None and prefix.source() is not self.blocks.model:
+            raise SkipError(
+                f"the prefix was captured from another {type(self.blocks.model).__name__} than the one resumed: "
+                f"run capture(model, prefix) on this one"
+            )
         for term in plan.terms:
             for earlier in self.blocks.select(term.layers, term.part, term.stack):
                 if earlier.index < block.index:
@@ -66,7 +78,9 @@ class PlannedInterventions:
 
     def skip(self, term: SkipPlan) -> None:
         """Leave out what one term of a plan names."""
-        for block in self.blocks.select(term.layers, term.part, term.stack):
+        chosen = self.blocks.select(term.layers, term.part, term.stack)
+        refuse_shared(self.blocks, chosen, term.part)
+        for block in chosen:
             runs = PART_SPECS[term.part].runs
             helpers = [] if runs else block.helper_modules(term.part)
             self.helpers |= {name for name, _ in helpers}
@@ -107,3 +121,28 @@ class PlannedInterventions:
         index = getattr(found, "layer_idx", None)
         refusal = "" if term.rows is None else "a plan for some batch rows cannot leave keys out of the others"
         return LeaveOutKeys(intervention, module, block.index if index is None else index, len(self.blocks), refusal)
+
+
+def refuse_shared(blocks: BlockMap, chosen: Sequence[Block], part: str = "block") -> None:
+    """Refuse some places of a module that stands at others too: nobody can tell its calls apart.
+
+    Raises:
+        SkipError: naming the places.
+    """
+
+    def modules(block: Block) -> list[nn.Module]:
+        return [block.module] if part == "block" else [module for _, module, _ in block.sublayers(part)]
+
+    places: dict[int, list[int]] = {}
+    for block in blocks:
+        for module in modules(block):
+            places.setdefault(id(module), []).append(block.index)
+    asked = {block.index for block in chosen}
+    for block in chosen:
+        for module in modules(block):
+            if not (all_ := set(places[id(module)])) <= asked:
+                raise SkipError(
+                    f"{'' if part == 'block' else f'the {part} of '}{block.name} is one module with layers "
+                    f"{', '.join(map(str, sorted(all_)))} of {type(blocks.model).__name__} (shared weights), and its "
+                    f"calls cannot be told apart: name all of these layers, or give each a module of its own"
+                )

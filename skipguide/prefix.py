@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skipguide.active import ActivePlan, Call
 from skipguide.arguments import Arguments, sequence_like
@@ -22,11 +23,17 @@ class Prefix:
         layer: the block, in execution order.
         streams: stream name -> tensor, as the block received it. Empty until a pass was captured.
         kept: name of an earlier block -> what it returned, for blocks that the model hears from again later.
+        source: the model that it is captured from; None where nobody said.
     """
 
     layer: int
     streams: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
+    source: ref[nn.Module] | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Which model it was is true of this process only."""
+        return {**self.__dict__, "source": None}
 
     def select(self, rows: slice, batch: int) -> Prefix:
         """This prefix for some rows of the batch, as views.
@@ -34,9 +41,15 @@ class Prefix:
         Args:
             rows: slice of the model's batch.
             batch: the model's batch size when the prefix was captured.
+
+        Raises:
+            SkipError: for rows that the batch does not have, or none.
         """
         if not self.streams:
             raise self.unfilled()
+        first, last, step = rows.indices(batch)
+        if step != 1 or first >= last or max(rows.start or 0, rows.stop or 0) > batch:
+            raise SkipError(f"expected some of the {batch} rows of the batch, one after the other; got {rows}")
 
         def rows_of(value: Any) -> Any:
             if isinstance(value, (tuple, list)):
@@ -48,7 +61,7 @@ class Prefix:
             return value[start * fold : stop * fold]
 
         streams = {name: rows_of(tensor) for name, tensor in self.streams.items()}
-        return Prefix(self.layer, streams, {name: rows_of(value) for name, value in self.kept.items()})
+        return Prefix(self.layer, streams, {name: rows_of(value) for name, value in self.kept.items()}, self.source)
 
     def unfilled(self) -> SkipError:
         """The error for a prefix that no pass has filled yet."""

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.active import ActivePlan, Call, Intervention, active_plans
+from skipguide.active import ActivePlan, Call, Entry, Intervention, active_plans
 from skipguide.arguments import Arguments
 from skipguide.blocks import Block, find_blocks
 from skipguide.errors import SkipError
-from skipguide.gate import Gate, gate_of, install_all
+from skipguide.gate import Installation, gate_of
 from skipguide.model_pass import ModelPass
 from skipguide.rows import run_rows
 from skipguide.sequential import InPlaceSequential, find_sequentials
@@ -67,6 +67,11 @@ class Router:
         found = find_blocks(model)
         self.model = found.model
         self.blocks = tuple(found) if blocks is None else tuple(blocks)
+        if len({id(block.module) for block in self.blocks}) < len(self.blocks):
+            raise SkipError(
+                f"{type(model).__name__} has one module at several places (shared weights), and its calls cannot be "
+                f"told apart: give each block a module of its own"
+            )
         for block in self.blocks:
             if len(block.spec.streams) != 1:
                 raise SkipError(
@@ -77,20 +82,20 @@ class Router:
         found_sequentials = find_sequentials(self.model, [block.module for block in self.blocks])
         self._sequentials = {module: tuple(map(gate_of, blocks)) for module, blocks in found_sequentials.items()}
         self._block_gates = [gate_of(block.module) for block in self.blocks]
-        self._gates: list[Gate] = [self._root, *map(gate_of, self._sequentials), *self._block_gates]
         self._shortcuts: list[nn.Module | None] = [block.shortcut for block in self.blocks]
-        self._shared = [gate_of(module) for module in self._shortcuts if module is not None]
+        shared = [gate_of(module) for module in self._shortcuts if module is not None]
+        self._all_gates = [self._root, *map(gate_of, self._sequentials), *self._block_gates, *shared]
+        self._kept = Installation(self._all_gates)
         self._arguments = [Arguments(block.module) for block in self.blocks]
         self._names = {id(block.module): block.name for block in self.blocks}
 
     def install(self) -> None:
         """Put the gates in place and keep them there, for many short passes."""
-        install_all([*self._gates, *self._shared])
+        self._kept.install()
 
     def remove(self) -> None:
-        """Take the gates away that `install` put in place."""
-        for gate in reversed([*self._gates, *self._shared]):
-            gate.remove()
+        """Give up the gates that `install` put in place; a second call does nothing."""
+        self._kept.remove()
 
     @contextmanager
     def running(self, decide: Decide) -> Iterator[Stats]:
@@ -100,15 +105,19 @@ class Router:
         active.names = self._names
         active.renew = partial(self._interventions, decide)
         active.interventions = active.renew()
-        self.install()
+        entry, gates = Entry(active), Installation(self._all_gates)
         try:
-            active.enter()
-            try:
-                yield stats
-            finally:
-                active.leave()
+            gates.install()
+            entry.enter()
+            yield stats
         finally:
-            self.remove()
+            try:
+                entry.leave()
+                gates.remove()
+            except BaseException:  # Ctrl-C: what was broken off is done again
+                entry.leave()
+                gates.remove()
+                raise
 
     def _interventions(self, decide: Decide) -> dict[int, Intervention]:
         """The interventions by gate, for one pass at a time: they note what it may overwrite and has computed."""

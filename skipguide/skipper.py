@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
 
-from skipguide.active import ActivePlan
+from skipguide.active import LOCK, ActivePlan, Entry
 from skipguide.arguments import batch_size
-from skipguide.blocks import find_blocks
+from skipguide.blocks import Block, BlockMap, find_blocks
 from skipguide.errors import LostGateError, SkipError
-from skipguide.gate import Gate, gate_of, install_all
+from skipguide.gate import Gate, Installation, gate_of
+from skipguide.hosts.compiled import has_compiled
 from skipguide.hosts.group_offload import SharedGroups
 from skipguide.interventions import ShareRows
 from skipguide.model_pass import ModelPass
@@ -22,6 +25,8 @@ from skipguide.plan import SkipPlan
 from skipguide.planned import PlannedInterventions
 from skipguide.prefix import Prefix
 from skipguide.stats import Stats
+
+logger = logging.getLogger(__name__)
 
 
 class Skipper:
@@ -85,15 +90,24 @@ class Skipper:
             planned.skip(term)
         self._windows = planned.windows
         self._progress: float | None = None
-        self._root = SkipperPass(self.map.model, planned.modules)
+        self._root = SkipperPass(self, self.map.model, planned.modules)
         # a wrapper of the model has a gate too: drivers listen there
         outer = [] if model is self.map.model else [gate_of(model)]
         self.gates: list[Gate] = [*outer, root, *(gate_of(module) for module in planned.modules.values())]
+        self._installation = Installation(self.gates, inside=root)
+        self._passed_by = 0
+        self._kept = False  # installed by `install`, whether or not somebody is inside
         # a module that only serves a skipped sublayer is no entry of the ledger
         counted = {name: module for name, module in planned.modules.items() if name not in planned.helpers}
         self.active.names.update({id(module): name for name, module in counted.items()})
         self.active.interventions.update(planned.interventions)
         self.active.interventions[root.key] = self._root
+        self._root.lists = {
+            name: len(self.map.model.get_submodule(name)._modules)
+            for name in {block.name.rpartition(".")[0] for block in self.map}
+        }
+        acted = [block for block in self.map if id(block.module) in planned.interventions]
+        self._root.blocks = {id(block.module): block.name for block in acted if _places(self.map, block) == 1}
 
     def __del__(self) -> None:
         """A Skipper that was dropped inside its `with` block ends its plan and lets go of the model."""
@@ -102,15 +116,54 @@ class Skipper:
 
     def __enter__(self) -> Skipper:
         """Install the gates and activate the plan in this thread or task."""
-        self.install()
-        self._root.steady = False
-        self.active.enter()
-        return self
+        entry = Entry(self.active)
+        try:
+            # entered first: whoever leaves in another thread then lets the gates stand
+            self._passed_by = self._root_gate.passed_by
+            entry.enter()
+            self._root.steady = False
+            self._installation.install()
+            return self
+        except BaseException:
+            self._leave(entry)
+            raise
 
-    def __exit__(self, *exc: object) -> None:
-        """Deactivate the plan and remove the gates that no other plan uses."""
-        self.active.leave()
-        self.remove()
+    def __exit__(self, kind: type[BaseException] | None = None, *exc: object) -> None:
+        """Deactivate the plan and remove what nobody else uses; a block without a pass under the plan is logged."""
+        if (entry := self.active.last_entry()) is None:
+            return
+        try:
+            self._leave(entry)
+        except BaseException:  # Ctrl-C: what was broken off is done again
+            self._leave(entry)
+            raise
+        if kind is None:
+            self._check_effect()
+
+    def _check_effect(self) -> None:
+        """Say so if no pass was made under the plan; what a compiled graph runs is not counted.
+
+        It is no error: other threads may run the model whole on purpose.
+        """
+        stats = self.stats
+        if self.plan.empty or stats.passes or stats.calls or stats.skips or has_compiled():
+            return
+        elsewhere = self._root_gate.passed_by - self._passed_by
+        logger.warning(
+            "the Skipper's `with` block ended, and %s was never called under its plan%s",
+            type(self.map.model).__name__,
+            f": all {elsewhere} passes ran with the whole model, in threads that have not entered it. Enter the "
+            f"Skipper in the thread that runs the model"
+            if elsewhere
+            else ": was another object called, such as a copy of the model?",
+        )
+
+    def _leave(self, entry: Entry) -> None:
+        """Take one entry back, and the gates if it was the last one; it can be repeated."""
+        with LOCK:
+            entry.leave()
+            if not (self._kept or self.active.entries):
+                self._installation.remove()
 
     def install(self) -> None:
         """Put the gates in place without activating the plan; `running()` activates it for one pass.
@@ -118,25 +171,37 @@ class Skipper:
         For drivers, which call `move_in_front()` where modules can have been compiled or offloaded since.
         """
         self._root.steady = True
-        install_all(self.gates, inside=self._root_gate)
+        self._kept = True
+        self._installation.install()
 
     def move_in_front(self) -> None:
         """Put the gates in front of what came while they stood: a compiled call, or group offloading."""
         self._root.move_in_front()
 
     def remove(self) -> None:
-        """Take the gates away that `install` put in place."""
-        for gate in reversed(self.gates):
-            gate.remove()
+        """End the plan in this thread and give the gates up; a second call does nothing.
+
+        What others have applied stays. Where other threads are inside the `with` block, the last takes the gates away.
+        """
+        self._kept = False
+        self.active.leave_all()
+        with LOCK:
+            if not self.active.entries:
+                self._installation.remove()
 
     @contextmanager
     def running(self) -> Iterator[Skipper]:
         """Activate the plan for passes inside this block; the gates must be installed."""
-        self.active.enter()
+        entry = Entry(self.active)
         try:
+            entry.enter()
             yield self
         finally:
-            self.active.leave()
+            try:
+                entry.leave()
+            except BaseException:  # Ctrl-C: what was broken off is done again
+                entry.leave()
+                raise
 
     @property
     def progress(self) -> float | None:
@@ -160,20 +225,35 @@ class Skipper:
             self.active.holds[condition] = window.contains(value)
 
 
+def _places(blocks: BlockMap, block: Block) -> int:
+    """At how many places of the model the block's module stands."""
+    return sum(other.module is block.module for other in blocks)
+
+
 class SkipperPass(ModelPass):
     """A pass under a Skipper: it is counted, and a gate that was lost is noticed afterwards.
 
     Attributes:
+        lists: the lists of blocks by name -> how many modules are in each.
+        blocks: the gates of blocks at which something happens -> name.
         steady: whether the driver moves the gates in front itself, once per call of its pipeline, and not every pass.
     """
 
-    __slots__ = ("gates", "model", "modules", "steady")
+    __slots__ = ("blocks", "gates", "lists", "model", "modules", "skipper", "steady")
 
-    def __init__(self, model: nn.Module, modules: dict[str, nn.Module]) -> None:
+    def __init__(self, skipper: Skipper, model: nn.Module, modules: dict[str, nn.Module]) -> None:
+        self.skipper = ref(skipper)
         self.model = model
         self.modules = modules
         self.gates = {name: gate_of(module) for name, module in modules.items()}
+        self.lists: dict[str, int] = {}
+        self.blocks: dict[int, str] = {}
         self.steady = False
+
+    @property
+    def handle(self) -> Skipper | None:
+        """The Skipper, while it lives."""
+        return self.skipper()
 
     def open(self, plan: ActivePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Count the pass, put the gates in front and find groups that are loaded together."""
@@ -198,6 +278,17 @@ class SkipperPass(ModelPass):
 
     def close(self, plan: ActivePlan, out: Any) -> None:
         """Notice that a module was exchanged, or that its gate was lost: the skip did not happen."""
+        for name, count in self.lists.items():
+            if (length := len(self.model.get_submodule(name)._modules)) != count:
+                raise LostGateError(
+                    f"{name} of {type(self.model).__name__} has {length} modules now, and had {count} when the plan "
+                    f"was applied: apply plans after blocks are added or taken away"
+                )
+        if (twice := next(iter(self.blocks.keys() & plan.repeated), None)) is not None:
+            raise SkipError(
+                f"{self.blocks[twice]} of {type(self.model).__name__} runs more than once in a pass (looped depth), "
+                f"and a plan cannot tell the rounds apart: this model cannot be skipped or resumed block by block"
+            )
         for name, gate in self.gates.items():
             if (now := self.model.get_submodule(name)) is not self.modules[name]:
                 raise LostGateError(

@@ -72,6 +72,7 @@ class Interceptor:
         self.delivery = Delivery(settings, pipe, spec, denoiser, state, stats)
         self.watch = FiniteWatch() if watch is None else watch
         self.step_plan = StepPlan()
+        self.handle: Any = None  # what the user was given: it can be had back from here
         self._met: Any = None  # timesteps of the pipeline call whose cache and number of steps were checked
         self._shape: tuple[int, ...] = ()  # of the video in this call: some pipelines work on a part of its frames
 
@@ -83,13 +84,13 @@ class Interceptor:
         hold_everywhere(gate_of(self.model), self)
         if self.works and not self.passes.count.unseen:  # a graph would be compiled anew for it
             self.notice.begin()
-        ContextNames.listen(self.model)
+        ContextNames.listen(self.model, self)
 
     def remove(self) -> None:
         """Take everything away again."""
         end_everywhere(gate_of(self.model), self)
         self.notice.end()
-        ContextNames.leave(self.model)
+        ContextNames.leave(self.model, self)
         self.passes.remove()
         self.state.release()
 
@@ -102,6 +103,7 @@ class Interceptor:
     def _handle(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not is_called_by(self.pipe, self.model, self.loop):
             return call(*args, **kwargs)
+        self.state.refuse_other_threads(self.pipe)
         outputs = self.delivery.outputs if self.works else None
         guide = self._passive if self.spec.is_passive(kwargs) else self._guided
         if outputs is None:

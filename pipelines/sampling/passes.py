@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from skipguide.active import Call, active_plans
 from skipguide.arguments import Arguments, batch_size
-from skipguide.gate import gate_of
+from skipguide.gate import Installation, gate_of
 from skipguide.hosts.diffusers_caches import answers_for_blocks
 from skipguide.hosts.wrappers import unwrap
 from skipguide.pipelines.sampling.ledger import GuidanceStats
@@ -89,6 +89,7 @@ class DenoiserPasses:
         self._prepared: OrderedDict[tuple[SkipPlan, ...], StepPasses] = OrderedDict()
         self._in_rows: dict[tuple[SkipPlan, int], Skipper] = {}
         self._wide: dict[tuple[StepPasses, int, int, int], Skipper] = {}
+        self._listening = Installation([gate_of(model)])
         self._installed: list[Skipper] = []
         self._paused: list[Skipper] = []
 
@@ -108,15 +109,15 @@ class DenoiserPasses:
         if self.touch:
             self._install(self.bare)
         else:
-            gate_of(self.model).install()
+            self._listening.install()
 
     def remove(self) -> None:
         """Take everything away again."""
         self.clear()
         while self._installed:
-            self._installed.pop().remove()
-        if not self.touch:
-            gate_of(self.model).remove()
+            self._installed[-1].remove()
+            self._installed.pop()
+        self._listening.remove()
         self._prepared.clear()
         self._in_rows.clear()
         self._wide.clear()
@@ -128,15 +129,17 @@ class DenoiserPasses:
         """
         self.clear()
         while self._installed:
-            skipper = self._installed.pop()
-            self._paused.append(skipper)
+            skipper = self._installed[-1]
             skipper.remove()
+            if skipper not in self._paused:
+                self._paused.append(skipper)
+            self._installed.pop()
 
     def reinstall(self) -> None:
         """Put back what `pause` took away; the first time, install."""
         self.count.renew()
-        waiting, self._paused = self._paused[::-1] or [self.bare], []
         try:
+            waiting, self._paused = self._paused[::-1] or [self.bare], []
             self._install(*waiting)
         except BaseException:
             self.remove()
@@ -144,8 +147,8 @@ class DenoiserPasses:
 
     def _install(self, *skippers: Skipper) -> None:
         for skipper in skippers:
+            self._installed.append(skipper)  # first: what was not installed can be removed too
             skipper.install()
-            self._installed.append(skipper)
 
     def move_in_front(self, model: nn.Module) -> None:
         """Put the gates in front of what came since they were installed, once per call of the pipeline.

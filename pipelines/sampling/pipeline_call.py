@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from threading import get_ident
 from typing import Any, Literal
 
 from torch import Tensor
@@ -35,6 +36,7 @@ class PipelineCall:
         directions: the unscaled directions that guidance added last, while they may be used again.
         keys: what they are the directions of.
         checked: the skipped passes that were seen to have an effect.
+        thread: whose call it is.
         extra: what the branches of this step were shifted by, for the pipeline's own further passes of it.
     """
 
@@ -53,6 +55,19 @@ class PipelineCall:
     keys: tuple[str, ...] = ()
     checked: set[str] = field(default_factory=set)
     extra: Tensor | None = None
+    thread: int = field(default_factory=get_ident)
+
+    def refuse_other_threads(self, pipe: Any) -> None:
+        """Refuse a denoiser call of another thread than the one whose `pipe(...)` call this is the state of.
+
+        Raises:
+            SkipError: saying so.
+        """
+        if self.timesteps is not None and pipe.scheduler.timesteps is self.timesteps and self.thread != get_ident():
+            raise SkipError(
+                f"two threads run this {type(pipe).__name__} at once, and its scheduler and guidance keep the state of "
+                f"one call at a time: give each thread a pipeline of its own (from_pipe shares the weights), or wait"
+            )
 
     def release(self) -> None:
         """Let go of the predictions."""

@@ -25,27 +25,27 @@ class ContextNames:
 
     def __init__(self, model: nn.Module) -> None:
         self.key = id(model)
-        self.users = 0
+        self.users: set[int] = set()  # who listens, by id: they end it while they live
         self.own = "cache_context" in model.__dict__
         self.original: Any = model.cache_context
 
     @classmethod
-    def listen(cls, model: nn.Module) -> None:
+    def listen(cls, model: nn.Module, user: object) -> None:
         """Take the place of `cache_context`, or count one listener more; without cache contexts nothing happens."""
         if not hasattr(model, "cache_context"):
             return
         here = model.__dict__.get("cache_context")
         if not isinstance(here, cls):
             here = model.__dict__["cache_context"] = cls(model)
-        here.users += 1
+        here.users.add(id(user))
 
     @classmethod
-    def leave(cls, model: nn.Module) -> None:
-        """End one listening; the last one puts back what was there."""
+    def leave(cls, model: nn.Module, user: object) -> None:
+        """End one listening; the last one puts back what was there. It can be repeated."""
         here = model.__dict__.get("cache_context")
         if not isinstance(here, cls):
             return
-        here.users -= 1
+        here.users.discard(id(user))
         if not here.users and here.own:
             model.__dict__["cache_context"] = here.original
         elif not here.users:

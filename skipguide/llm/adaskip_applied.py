@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from threading import RLock, get_ident
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
@@ -15,13 +15,14 @@ from torch import nn
 from skipguide.errors import NoEffectError, SkipError
 from skipguide.llm import cache as kv
 from skipguide.llm.adaskip_settings import AdaSkipSettings
-from skipguide.llm.applied import AppliedSublayers, check_plan
+from skipguide.llm.applied import AppliedSublayers
 from skipguide.llm.cost import SublayerCosts
 from skipguide.llm.find import sublayer_map
 from skipguide.llm.ledger import SublayerLedger
 from skipguide.llm.online import OnlineWindow
 from skipguide.llm.passes import Pass
 from skipguide.llm.plan import SublayerPlan
+from skipguide.llm.plan_checks import check_plan
 from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats
 from skipguide.llm.sublayers import SublayerMap
 from skipguide.llm.watch import OnSublayer, watch
@@ -70,6 +71,7 @@ class AppliedAdaSkip:
             self._check_number()
             # nothing is left out yet, and whichever task runs the first request, the plan will hold in all
             self._inner = AppliedSublayers(SublayerPlan(phase="decode"), self.map)
+            self._inner.made_by = ref(self)
             self._calibration = _Calibration(self)
             self._inner.listeners.append(self._calibration.before_pass)
 
@@ -106,7 +108,11 @@ class AppliedAdaSkip:
             elif self._inner is not None and self._calibration is None:
                 self._inner.__exit__(kind, *exc)
         finally:
-            self.remove()
+            try:
+                self.remove()
+            except BaseException:  # Ctrl-C: what was broken off is done again
+                self.remove()
+                raise
 
     def remove(self) -> None:
         """End it; nothing is left on the model. A second call does nothing."""
@@ -143,6 +149,7 @@ class AppliedAdaSkip:
         self._thresholds = self._online_thresholds(stats, plan)
         if self._inner is None:
             self._inner = AppliedSublayers(plan, self.map)
+            self._inner.made_by = ref(self)
         else:
             self._inner.replace(plan)
         self._plan = plan

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
-from weakref import WeakMethod
+from weakref import WeakMethod, ref
 
 from torch import nn
 
-from skipguide.active import ActivePlan, Call, Intervention, active_at, end_everywhere, hold_everywhere
+from skipguide.active import ActivePlan, Call, Entry, Intervention, active_at, end_everywhere, hold_everywhere
 from skipguide.errors import NoEffectError, SkipError
-from skipguide.gate import Gate, gate_of
+from skipguide.gate import Gate, Installation, gate_of
 from skipguide.llm import cache as kv
 from skipguide.llm.decoder_pass import DecoderPass, Listener, PlanState
 from skipguide.llm.interventions import interventions_at
 from skipguide.llm.ledger import SublayerLedger
 from skipguide.llm.passes import PassReader
+from skipguide.llm.plan_checks import check_plan, check_scale
 from skipguide.llm.plan_data import SublayerPlanData, check_scales, sublayer_layers
 from skipguide.llm.sublayers import SublayerMap
 from skipguide.stats import Stats
@@ -29,6 +30,7 @@ class AppliedSublayers:
         plan: the plan.
         map: the model's sublayers.
         stats: the ledger: runs and skips per sublayer, skipped fraction, bytes of keys and values held and saved.
+        made_by: the handle of a driver that works with this plan, such as AdaSkip's.
         listeners: called with the `Pass` before every pass of the model; what one returns is called after the pass.
     """
 
@@ -41,10 +43,11 @@ class AppliedSublayers:
         self._root = gate_of(sublayers.decoder)
         refuse_second(self._root)
         self.listeners: list[Listener] = []
+        self.made_by: ref[Any] | None = None
         self._cached = cached
         self._everywhere = everywhere
         self._elsewhere = 0
-        self._gates: list[Gate] = []
+        self._installation = Installation(inside=self._root)
         self._extended: set[int] = set()
         self._active: ActivePlan | None = ActivePlan(self._root, Stats())
         self._active.counts_calls = False
@@ -55,17 +58,23 @@ class AppliedSublayers:
         try:
             self._put(sublayers.decoder, self._pass)
             self._intervene()
+            # the model holds its plan: dropping the handle does not end it
+            hold_everywhere(self._root, self._misses)
+            self._active.enter()
         except BaseException:
-            self._uninstall()
+            self.remove()
             raise
-        # the model holds its plan: dropping the handle does not end it
-        hold_everywhere(self._root, self._misses)
-        self._active.enter()
 
     def __del__(self) -> None:
         """The model is gone, and with it the plan."""
         if (active := self.__dict__.get("_active")) is not None:
             active.close()
+
+    @property
+    def handle(self) -> Any:
+        """What the user was given: this, or the handle that made it and still lives."""
+        outer = None if self.made_by is None else self.made_by()
+        return self if outer is None else outer
 
     @property
     def stats(self) -> SublayerLedger:
@@ -123,19 +132,14 @@ class AppliedSublayers:
     def _put(self, module: nn.Module, intervention: Intervention) -> None:
         gate = gate_of(module)
         if gate.key not in self._interventions:
-            gate.install(inside=gate is self._root)
-            self._gates.append(gate)
+            self._installation.add(gate)
         # an extension of a layer takes the place of the plan's intervention there, which it contains
         self._interventions[gate.key] = intervention
-
-    def _uninstall(self) -> None:
-        while self._gates:
-            self._gates.pop().remove()
 
     def _lost(self) -> None:
         """Raise if a gate was replaced; called when less was left out than the plan names."""
         names = {id(module): name for name, module in self.map.model.named_modules()}
-        for gate in self._gates:
+        for gate in self._installation.gates:
             if not gate.reachable() or gate.key not in names:
                 raise gate.lost(names.get(gate.key, ""))
 
@@ -143,11 +147,11 @@ class AppliedSublayers:
         """End the plan; nothing of it is left on the model. A second call does nothing."""
         if self._active is None:
             return
+        end_everywhere(self._root, self._misses)
         self._active.leave()
         self._active.close()
-        self._active = None
-        end_everywhere(self._root, self._misses)
-        self._uninstall()
+        self._installation.remove()
+        self._active = None  # last: until here it can be repeated
 
     def __enter__(self) -> AppliedSublayers:
         """Return the handle."""
@@ -160,7 +164,11 @@ class AppliedSublayers:
             NoEffectError: if the model ran, but only in threads that the plan does not reach, or only without a KV
                 cache, where phase="decode" leaves nothing out.
         """
-        self.remove()
+        try:
+            self.remove()
+        except BaseException:  # Ctrl-C: what was broken off is done again
+            self.remove()
+            raise
         if kind is None:
             self._check_effect()
 
@@ -186,12 +194,16 @@ class AppliedSublayers:
         """Let the plan hold in another thread or task too, inside the block and for as long as it is applied."""
         if self._active is None:
             raise SkipError("this plan was removed from its model: apply it again")
-        active = self._active.again()
-        active.enter()
+        entry = Entry(self._active.again())
         try:
+            entry.enter()
             yield self
         finally:
-            active.leave()
+            try:
+                entry.leave()
+            except BaseException:  # Ctrl-C: what was broken off is done again
+                entry.leave()
+                raise
 
     # -- a sequence ---------------------------------------------------------------------------------------------
 
@@ -221,7 +233,7 @@ class AppliedSublayers:
         scales = check_scales(mlp_scale or {}, layers, "mlp")
         for layer in layers:
             self.map.site(layer, "mlp")
-        _check_scale(bool(scales), self.map)
+        check_scale(bool(scales), self.map)
         if (mark := self._pass.state.last) is None or self._active is None:
             raise SkipError("extend() adds to a sequence that is running: call it after a pass with a KV cache")
         self.extend_in(mark, layers, scales)
@@ -276,6 +288,11 @@ class _OtherThreads:
     def __init__(self, applied: AppliedSublayers) -> None:
         self.applied = applied
 
+    @property
+    def handle(self) -> Any:
+        """What the user holds, or had."""
+        return self.applied.handle
+
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One pass of the decoder."""
         applied = self.applied
@@ -295,7 +312,8 @@ def refuse_second(root: Gate) -> None:
     """
     if active_at(root, DecoderPass) is not None:
         raise SkipError(
-            "a sublayer plan is applied to this model already: remove it first, or make one plan of the two"
+            "a sublayer plan is applied to this model already: remove it first (skipguide.remove_from(model) does, "
+            "where its handle is gone), or make one plan of the two"
         )
 
 
@@ -310,37 +328,4 @@ def refuse_skipping(sublayers: SublayerMap) -> None:
         raise SkipError(
             "sublayers are left out of this model (AdaSkip, UnifiedSkip or a plan is applied), and only the whole "
             "model can be measured: remove that first"
-        )
-
-
-def check_plan(plan: SublayerPlanData, sublayers: SublayerMap, cached: bool = True) -> None:
-    """Refuse a plan that the model cannot run.
-
-    Raises:
-        SkipError: see `SublayerPlan.apply`.
-    """
-    for layer in plan.attn:
-        name = sublayers.site(layer, "attn").name
-        if layer in sublayers.producers:
-            raise SkipError(
-                f"{name} cannot be left out: later layers of {type(sublayers.model).__name__} read its keys and values "
-                f"(shared KV cache)"
-            )
-    for layer in plan.mlp:
-        sublayers.site(layer, "mlp")
-    kept = [site for site in sublayers.sites if site.part == "attn" and site.layer not in plan.attn]
-    if cached and plan.attn and not kept:
-        raise SkipError(
-            f"every attention of {type(sublayers.model).__name__} is left out, and a KV cache needs one that is kept: "
-            f"keep one, or say plan.apply(model, cached=False) and run with use_cache=False"
-        )
-    _check_scale(bool(plan.attn_scale or plan.mlp_scale), sublayers)
-
-
-def _check_scale(scaled: bool, sublayers: SublayerMap) -> None:
-    if scaled and not sublayers.scalable:
-        why = "run attention and feed-forward in parallel" if sublayers.parallel else "are not h + sublayer(norm(h))"
-        raise SkipError(
-            f"a scale per sublayer is not defined for {type(sublayers.model).__name__}: its layers {why}. Leave "
-            f"attn_scale and mlp_scale empty"
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from skipguide.active import ActivePlan, Call, Intervention
 from skipguide.arguments import Arguments
 from skipguide.errors import SkipError
-from skipguide.gate import gate_of, install_all
+from skipguide.gate import Installation, gate_of
 from skipguide.llm.find import sublayer_map
 from skipguide.llm.passes import Pass, PassReader
 from skipguide.llm.sublayers import Part
@@ -49,7 +49,7 @@ class Watch:
         self.now: Pass | None = None
         self._root = gate_of(self.map.decoder)
         self._active = ActivePlan(self._root, Stats())
-        self._gates = [self._root]
+        self._installation = Installation([self._root], inside=self._root)
         self._active.interventions[self._root.key] = _WatchPass(self)
         for i, layer in enumerate(self.map.layers):
             ends = _LayerEnds(self, i)
@@ -62,20 +62,31 @@ class Watch:
 
     def _add(self, module: nn.Module, intervention: Intervention) -> None:
         gate = gate_of(module)
-        self._gates.append(gate)
+        self._installation.gates.append(gate)
         self._active.interventions[gate.key] = intervention
 
     def __enter__(self) -> Watch:
         """Install the gates and watch in this thread or task."""
-        install_all(self._gates, inside=self._root)
-        self._active.enter()
-        return self
+        try:
+            self._installation.install()
+            self._active.enter()
+            return self
+        except BaseException:
+            self.remove()
+            raise
 
     def __exit__(self, *exc: object) -> None:
         """Stop, and take the gates away."""
-        self._active.leave()
-        for gate in reversed(self._gates):
-            gate.remove()
+        try:
+            self.remove()
+        except BaseException:  # Ctrl-C: what was broken off is done again
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Stop watching; a second call does nothing."""
+        self._active.leave_all()
+        self._installation.remove()
 
 
 def watch(model: nn.Module, on_sublayer: OnSublayer, on_pass: Callable[[Pass], None] | None = None) -> Watch:
@@ -111,6 +122,11 @@ class _WatchPass(ModelPass):
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.reader = PassReader(watch.map.decoder)
+
+    @property
+    def handle(self) -> Watch:
+        """What the user holds."""
+        return self.watch
 
     def open(self, plan: ActivePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Describe the pass, and call `on_pass`."""

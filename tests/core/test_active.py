@@ -23,6 +23,16 @@ def frames():
         frame.close()
 
 
+@contextlib.contextmanager
+def passing(plan):
+    """A pass of the model."""
+    token = object()
+    try:
+        yield plan.begin(token)
+    finally:
+        plan.finish(token)
+
+
 def elsewhere(function):
     """In another thread with a copy of this context, as asyncio.to_thread hands it on."""
     found, context = [], contextvars.copy_context()
@@ -77,13 +87,13 @@ def plans_of_a_thread():
 def test_a_pass_is_cleared_however_it_ends(frames):
     one = frames[0]
     for error in ((), (KeyError,)):
-        with contextlib.suppress(*error), one.passing() as frame:
-            assert frame is one and one.busy
+        with contextlib.suppress(*error), passing(one) as frame:
+            assert frame is one and one.running
             one.batch = 4
             one.seen.update({1, 2})
             for kind in error:
                 raise kind
-        assert (one.batch, one.seen, one.busy) == (0, set(), False)
+        assert (one.batch, one.seen, one.running) == (0, set(), None)
 
 
 def test_a_pass_elsewhere_while_one_runs_has_a_frame_of_its_own(frames):
@@ -93,16 +103,16 @@ def test_a_pass_elsewhere_while_one_runs_has_a_frame_of_its_own(frames):
     two.enter()
 
     def other():
-        with one.passing() as frame:
+        with passing(one) as frame:
             inside = active_plans()
         return frame, inside, active_plans()
 
-    with one.passing() as outer:
+    with passing(one) as outer:
         frame, inside, after = elsewhere(other)
         one.batch = 4
-        with one.passing() as again:
+        with passing(one) as again:
             assert again is not one, "the same thread: a model that calls itself"
-        assert one.batch == 4 and one.busy, "the outer pass goes on"
+        assert one.batch == 4 and one.running, "the outer pass goes on"
     assert outer is one and frame is not one
     assert inside == (frame, two) and after == (one, two)
     assert (
@@ -118,14 +128,14 @@ def test_the_frame_of_a_plan_that_ended_stays_ended_elsewhere(frames):
     one = frames[0]
     one.enter()
     one.leave()
-    with one.passing():
+    with passing(one):
         frame, _, after = elsewhere(lambda: passing_of(one))
     assert frame is not one and not frame.live and after == ()
 
 
 def passing_of(frame):
     try:
-        with frame.passing() as found:
+        with passing(frame) as found:
             raise KeyError
     except KeyError:
         return found, None, active_plans()

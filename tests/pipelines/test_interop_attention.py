@@ -1,5 +1,6 @@
 """Attention backends of diffusers next to skips: every part is right under each that runs on a CPU."""
 
+import contextlib
 import logging
 import threading
 
@@ -11,7 +12,7 @@ from helpers.residue import traces
 from helpers.stg_reference import close
 
 from skipguide import SkipError, Skipper, SkipPlan
-from skipguide.attention import on_torch_attention
+from skipguide.hosts.attention_backends import TorchAttention
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from zoo import BY_NAME
 from zoo.pipes import BY_PIPE
@@ -79,6 +80,17 @@ def test_another_attention_is_noticed():
         family.run(model, inputs)
     with Skipper(model, SkipPlan([1])):
         assert torch.isfinite(family.run(model, inputs)).all()
+
+
+@contextlib.contextmanager
+def on_torch_attention(module, name):
+    """On torch's attention, and back however it ends."""
+    override = TorchAttention(module, name)
+    try:
+        override.hold()
+        yield
+    finally:
+        override.release()
 
 
 def test_backends_go_back_whoever_leaves_first():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from skipguide.active import ActivePlan, Call, end_everywhere, everywhere_at, hold_everywhere
 from skipguide.config import as_flag, check_keys
 from skipguide.errors import SkipError
-from skipguide.gate import Gate, gate_of
+from skipguide.gate import Installation, gate_of
 from skipguide.vision.layer_masking.activation_info import info_of
 from skipguide.vision.layer_masking.baselines import PixelScale
 from skipguide.vision.layer_masking.checks import FILLS, check_fill, check_keep, check_model, expanded
@@ -122,16 +122,28 @@ class AppliedMask:
     mask: LayerMask
     model: nn.Module
     masker: Masker = field(init=False)
-    gate: Gate | None = field(init=False, default=None)
+    installation: Installation = field(init=False)
 
     def __post_init__(self) -> None:
         gate = gate_of(self.model)
         if everywhere_at(gate, AppliedMask):
-            raise SkipError("this model has a mask already: remove it first, or apply the product (keep1 & keep2)")
+            raise SkipError(
+                "this model has a mask already: remove it first (or skipguide.remove_from(model), if its handle is "
+                "gone), or apply the product (keep1 & keep2)"
+            )
         self.masker = Masker(self.model, self.mask.fill, self.mask.crop)
-        gate.install()
-        hold_everywhere(gate, self)
-        self.gate = gate
+        self.installation = Installation([gate])
+        try:
+            self.installation.install()
+            hold_everywhere(gate, self)
+        except BaseException:
+            self.remove()
+            raise
+
+    @property
+    def handle(self) -> Self:
+        """What the user holds, or had."""
+        return self
 
     @property
     def stats(self) -> MaskStats:
@@ -160,14 +172,17 @@ class AppliedMask:
 
     def __exit__(self, *exc: object) -> None:
         """Take the mask off."""
-        self.remove()
+        try:
+            self.remove()
+        except BaseException:  # Ctrl-C: what was broken off is done again
+            self.remove()
+            raise
 
     def remove(self) -> None:
-        """Take the mask off; the model is as it was."""
-        gate, self.gate = self.gate, None
-        if gate is not None:
+        """Take the mask off; the model is as it was. A second call does nothing."""
+        for gate in self.installation.gates:
             end_everywhere(gate, self)
-            gate.remove()
+        self.installation.remove()
 
 
 class MaskedForward:

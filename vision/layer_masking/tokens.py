@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from skipguide.active import ActivePlan, Call, end_everywhere, hold_everywhere
 from skipguide.errors import SkipError
-from skipguide.gate import gate_of
+from skipguide.gate import Installation, gate_of
 from skipguide.vision.layer_masking.fill import fill, fill_weights
 
 
@@ -139,14 +139,23 @@ def _dropping(tokens: Tokens, order: Tensor, patches: int) -> Iterator[_Dropping
         return call(torch.cat([x[:, : tokens.prefix], seen], 1), *args[1:], **kwargs)
 
     gate = gate_of(tokens.site)
-    with _LOCK:
-        gate.install()
-        hold_everywhere(gate, drop)
-    token = _PASS.set(mine)
-    try:
-        yield mine
-    finally:
-        _PASS.reset(token)
+    installation, before = Installation([gate]), _PASS.get()
+
+    def end() -> None:
+        _PASS.set(before)
         with _LOCK:
             end_everywhere(gate, drop)
-            gate.remove()
+            installation.remove()
+
+    try:
+        with _LOCK:
+            installation.install()
+            hold_everywhere(gate, drop)
+        _PASS.set(mine)
+        yield mine
+    finally:
+        try:
+            end()
+        except BaseException:  # Ctrl-C: what was broken off is done again
+            end()
+            raise

@@ -13,12 +13,13 @@ from skipguide.active import active_at
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.hosts.kv_cache import as_argument, cache_among
-from skipguide.llm.applied import AppliedSublayers, check_plan
+from skipguide.llm.applied import AppliedSublayers
 from skipguide.llm.cache import mark_of
 from skipguide.llm.cost import SublayerCosts
 from skipguide.llm.decoder_pass import DecoderPass
 from skipguide.llm.find import sublayer_map
 from skipguide.llm.plan import SublayerPlan
+from skipguide.llm.plan_checks import check_plan
 from skipguide.llm.speculative import loop
 from skipguide.llm.speculative.acceptance import Controller
 from skipguide.llm.speculative.drafter import PromptMeter, StepClock, choose_drafter

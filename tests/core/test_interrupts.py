@@ -1,0 +1,259 @@
+"""Ctrl-C at every line that installs, removes, opens or closes: nothing is left, and the next use is right."""
+
+import contextlib
+
+import pytest
+import torch
+from helpers.interrupts import LineTrace, places
+from helpers.residue import traces
+from helpers.tiny_resnet import resnet
+from torch import nn
+
+from skipguide import Skipper, SkipPlan, applied_to, remove_from
+from skipguide.active import active_plans
+from skipguide.gate import gate_of
+from skipguide.hosts import attention_backends
+from skipguide.router import Router
+from zoo import BY_NAME
+
+CORE = ("active.py", "gate.py", "model_pass.py", "skipper.py")
+
+
+class Scene:
+    """A model, what is done on it with a plan, and what it looked like before.
+
+    Attributes:
+        files: whose lines are interrupted.
+        slow: further ones, where that takes long.
+    """
+
+    files = CORE
+    slow = ()
+
+    def __init__(self):
+        self.handle = None
+        self.target = self.model = self.build()
+        self.plain = self.run()
+        self.act()  # whatever is made once is made
+        self.acted = self.act()
+        assert not torch.equal(self.acted, self.plain), "the plan has an effect"
+        self.before = self.look()
+
+    def look(self):
+        return traces(self.model), [gate_of(module).everywhere for module in self.model.modules()]
+
+    def act(self):
+        """Apply, run inside, end; gives what the model said inside."""
+        self.handle = self.apply()
+        with self.handle:
+            return self.run()
+
+    def end(self):
+        """What a user does after an interrupt."""
+        if self.handle is not None:
+            self.handle.remove()
+        self.handle = None
+        remove_from(self.target)
+
+    def check(self):
+        assert applied_to(self.target) == [] and active_plans() == ()
+        assert self.look() == self.before
+        assert not attention_backends._OVERRIDES and not torch._C._len_torch_function_stack()
+        assert torch.equal(self.run(), self.plain)
+        assert torch.equal(self.act(), self.acted), "a new apply works"
+        assert self.look() == self.before and active_plans() == ()
+
+
+class Language(Scene):
+    """A tiny language model."""
+
+    def build(self):
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        self.ids = torch.arange(6).view(2, 3)
+        sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+        return LlamaForCausalLM(LlamaConfig(num_hidden_layers=3, **sizes)).eval()
+
+    @torch.no_grad()
+    def run(self):
+        return self.model(self.ids, use_cache=False).logits
+
+
+class Plain(Language):
+    files = (*CORE, "interventions.py")
+    plan = SkipPlan([1]) | SkipPlan([2], "attn")
+
+    def apply(self):
+        return Skipper(self.model, self.plan)
+
+
+class Rows(Plain):
+    plan = SkipPlan([1], rows=[0]) | SkipPlan([2], "attn", rows=[1])
+
+
+class JointIdentity(Plain):
+    files = (*CORE, "attention.py", "hosts/attention_backends.py")
+    plan = SkipPlan([1], "attn_identity")
+
+    def build(self):
+        self.family = BY_NAME["flux"]
+        self.inputs = self.family.inputs(1)
+        model = self.family.build()
+        model.transformer_blocks = model.transformer_blocks[:2]
+        model.single_transformer_blocks = model.single_transformer_blocks[:1]
+        model.set_attention_backend("flex")  # one that the identity has to take the place of
+        return model
+
+    @torch.no_grad()
+    def run(self):
+        return self.family.run(self.model, self.inputs)
+
+
+class Running(Plain):
+    """Installed by a driver, entered for one pass."""
+
+    def act(self):
+        self.handle = self.apply()
+        try:
+            self.handle.install()
+            with self.handle.running():
+                return self.run()
+        finally:
+            skipper, self.handle = self.handle, None
+            skipper.remove()
+            skipper.remove()  # Ctrl-C came into the first
+
+
+class Routed(Scene):
+    files = (*CORE, "router.py", "sequential.py")
+
+    def build(self):
+        self.x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        return resnet().eval()
+
+    @torch.no_grad()
+    def run(self):
+        return self.model(self.x)
+
+    def act(self):
+        rows = torch.tensor([True, False, True])
+        with Router(self.model).running(lambda i, x: rows if i % 2 else None):
+            return self.run()
+
+
+class Masked(Scene):
+    files = (*CORE, "vision/layer_masking/layer_mask.py")
+
+    def build(self):
+        torch.manual_seed(0)
+        self.x = torch.randn(2, 3, 16, 16)
+        return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+
+    @torch.no_grad()
+    def run(self):
+        return self.model(self.x)
+
+    def apply(self):
+        from skipguide.vision import LayerMask
+
+        keep = torch.zeros(1, 16, 16, dtype=torch.bool)
+        keep[:, 4:12, 4:12] = True
+        return LayerMask(keep).apply(self.model)
+
+
+class Sublayers(Language):
+    files = (*CORE, "llm/applied.py", "llm/decoder_pass.py")
+
+    def apply(self):
+        from skipguide.llm import SublayerPlan
+
+        return SublayerPlan(attn=[1], mlp=[2]).apply(self.model)
+
+
+class Adaptive(Sublayers):
+    files = CORE
+    slow = ("llm/applied.py", "llm/adaskip_applied.py", "llm/watch.py")
+
+    def apply(self):
+        from skipguide.llm import AdaSkip
+
+        return AdaSkip(skip_ratio=0.34).apply(self.model)
+
+    @torch.no_grad()
+    def run(self):
+        return self.model.generate(
+            self.ids, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
+        ).logits[-1]
+
+
+class Watched(Sublayers):
+    files = (*CORE, "llm/watch.py")
+
+    def act(self):
+        from skipguide.llm import watch
+
+        seen = []
+        self.handle = watch(self.model, lambda layer, part, before, after: seen.append(after))
+        with self.handle:
+            self.run()
+        return seen[-1]
+
+
+class Guided(Scene):
+    files = (*CORE, "pipelines/applied.py", "hosts/cache_contexts.py")
+    slow = ("pipelines/sampling/interceptor.py", "pipelines/sampling/passes.py")
+
+    def build(self):
+        from zoo.pipes import BY_PIPE
+
+        self.case = BY_PIPE["ltx"]
+        self.pipe = self.case.build()
+        return self.pipe.transformer
+
+    def end(self):
+        super().end()
+        remove_from(self.pipe)
+
+    def run(self):
+        return self.case.run(self.pipe, 1, True)
+
+    def apply(self):
+        from skipguide.pipelines import SpatiotemporalSkipGuidance
+
+        return SpatiotemporalSkipGuidance(layers=[1]).apply(self.pipe)
+
+
+SCENES = [Plain, Rows, JointIdentity, Running, Routed, Masked, Sublayers, Adaptive, Watched, Guided]
+NAMES = [scene.__name__ for scene in SCENES]
+
+
+def sweep(scene, files, visits):
+    """Interrupt at each line of some files, at the first and, if asked, at the last of its visits."""
+    with LineTrace(files) as trace:
+        scene.act()
+    done = 0
+    for place, count in places(trace).items():
+        for visit in sorted({1, count}) if visits == "all" else [1]:
+            with LineTrace(files, place, visit) as trace, contextlib.suppress(KeyboardInterrupt):
+                scene.act()
+            assert trace.raised, place
+            done += 1
+            try:
+                scene.end()
+                scene.check()
+            except BaseException as error:
+                raise AssertionError(f"after an interrupt at {place}, visit {visit}: {error!r}") from error
+    return done
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SCENES if kind not in (Running, Adaptive)])
+def test_an_interrupt_at_each_line(kind):
+    files = kind.files if kind is Plain else [file for file in kind.files if file not in CORE]
+    assert sweep(kind(), files, "first") > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SCENES, ids=NAMES)
+def test_an_interrupt_at_each_line_of_each_driver(kind):
+    assert sweep(kind(), (*kind.files, *kind.slow), "all") > 50
