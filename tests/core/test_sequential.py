@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from skipguide import BlockSpec, Skipper, SkipPlan, find_blocks, register_blocks
+from skipguide import BlockSpec, Prefix, Skipper, SkipPlan, capture, find_blocks, register_blocks
 from skipguide.router import Router
 from skipguide.sequential import find_sequentials
 
@@ -88,6 +88,17 @@ def test_what_leaves_the_chain_stays_as_it_is(model):
     copy = first.clone()
     second = route(model, first)
     assert torch.equal(first, copy) and close(second, by_hand(model, copy)[-1])
+
+
+@torch.no_grad()
+def test_another_plan_keeps_what_it_captured_between_the_blocks(model):
+    x, prefix = rows(model), Prefix(layer=2)
+    with Router(model).running(lambda place, x: KEEP[:, place]), capture(model, prefix):
+        out = model(x)
+    wanted = by_hand(model, x)
+    assert close(out, wanted[-1])
+    (captured,) = prefix.streams.values()
+    assert close(captured, wanted[2])
 
 
 def test_gradients_need_every_value(model):

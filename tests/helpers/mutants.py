@@ -46,6 +46,7 @@ MUTANTS = [
     Mutant("skipguide/llm/online.py", "/ self.seen", "/ (self.seen + 1)", VERDICTS),
     Mutant("skipguide/llm/online.py", "self.seen >= self.passes", "self.seen > self.passes", VERDICTS),
     Mutant("vision/layer_masking/masker.py", ", self.model.training)", ")", PLANS + " -k training"),
+    Mutant("skipguide/sequential.py", "len(active_plans()) == 1", "True", "tests/core/test_sequential.py"),
     # further ones
     Mutant("vision/layer_masking/masker.py", "torch.equal(self._plan[1], keep)", "True", PLANS + " -k equal_masks"),
     Mutant("vision/layer_masking/masker.py", "mine = keep.clone()", "mine = keep", PLANS + " -k equal_masks"),

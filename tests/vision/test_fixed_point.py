@@ -45,23 +45,21 @@ def tanh_problems(size, gain, seed, rows=200):
     return matrix, 0.5 * torch.randn(rows, size, dtype=torch.double, generator=generator)
 
 
-def recorded(problems, solver, budget, tol=1e-3):
-    """The solution, and every point that f was evaluated at."""
-    (matrix, shift), points = problems, []
+def solved(problems, solver, budget):
+    matrix, shift = problems
 
     def cell(z):
-        points.append(z.clone())
         return torch.tanh(torch.einsum("nij,nj->ni", matrix, z) + shift)
 
-    return fixed_point(cell, torch.zeros_like(shift), solver, tol, budget), points
+    return fixed_point(cell, torch.zeros_like(shift), solver, 1e-3, budget)
 
 
 def missed(problems, budget=60):
     """Rows that plain iteration ends and Anderson does not within three times as many evaluations."""
-    solvable = recorded(problems, "picard", budget)[0].residuals <= 1e-3
+    solvable = solved(problems, "picard", budget).residuals <= 1e-3
     # the others only keep the search going
     problems = tuple(values[solvable] for values in problems)
-    plain, found = (recorded(problems, *how)[0] for how in (("picard", budget), ("anderson", 3 * budget)))
+    plain, found = (solved(problems, *how) for how in (("picard", budget), ("anderson", 3 * budget)))
     ended = plain.residuals <= 1e-3
     assert ended.sum() > 20 * len(solvable) / 200
     return int((found.residuals[ended] > 1e-3).sum())
@@ -87,20 +85,27 @@ def test_problems_that_extrapolation_alone_misses(seed, size, gain):
 def test_anderson_ends_within_three_times_the_evaluations_for_any_budget(budget):
     for seed in range(4):
         problems = tanh_problems(5, 1.5, seed)
-        ended = recorded(problems, "picard", budget)[0].residuals <= 1e-3
-        found = recorded(problems, "anderson", 3 * budget)[0].residuals <= 1e-3
+        ended = solved(problems, "picard", budget).residuals <= 1e-3
+        found = solved(problems, "anderson", 3 * budget).residuals <= 1e-3
         assert not bool((ended & ~found).any())
 
 
 def test_the_plain_orbit_in_reserve_has_the_bits_of_plain_iteration():
-    problems = tanh_problems(6, 2.0, 3, rows=40)
-    _, orbit = recorded(problems, "picard", 30, tol=1e-16)
-    found, points = recorded(problems, "anderson", 90, tol=1e-16)
-    going = found.residuals > 1e-16  # rows that need their orbit to the end
-    assert going.sum() > 3
-    for k in range(30):
+    """Without a fixed point no row ends, so every orbit is followed to the end."""
+    matrix, _ = tanh_problems(6, 2.0, 3, rows=40)
+    orbits = {}
+    for solver, budget in (("picard", 30), ("anderson", 90)):
+        points = orbits[solver] = []
+
+        def cell(z, points=points):
+            points.append(z.clone())
+            return z + 0.5 + 0.3 * torch.sin(torch.einsum("nij,nj->ni", matrix, z))
+
+        fixed_point(cell, torch.zeros(40, 6, dtype=torch.double), solver, 1e-300, budget)
+    assert [len(points) for points in orbits.values()] == [30, 90]
+    for k, point in enumerate(orbits["picard"]):
         at = k if k < 2 else 3 * k + 2
-        assert torch.equal(points[at][going], orbit[k][going]), k + 1
+        assert torch.equal(orbits["anderson"][at], point), k + 1
 
 
 def test_the_reserve_ends_with_an_orbit_that_is_not_finite():
