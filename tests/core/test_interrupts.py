@@ -253,7 +253,7 @@ def test_an_interrupt_at_each_line(kind):
     assert sweep(kind(), files, "first") > 10
 
 
-@pytest.mark.slow
+@pytest.mark.every_line
 @pytest.mark.parametrize("kind", SCENES, ids=NAMES)
 def test_an_interrupt_at_each_line_of_each_driver(kind):
     assert sweep(kind(), (*kind.files, *kind.slow), "all") > 50
