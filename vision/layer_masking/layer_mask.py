@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from skipguide.active import ActivePlan, Call, end_everywhere, everywhere_at, hold_everywhere
 from skipguide.config import as_flag, check_keys
 from skipguide.errors import SkipError
-from skipguide.gate import Installation, gate_of
+from skipguide.gate import Gate, Installation, gate_of
 from skipguide.vision.layer_masking.activation_info import info_of
 from skipguide.vision.layer_masking.baselines import PixelScale
 from skipguide.vision.layer_masking.checks import FILLS, check_fill, check_keep, check_model, expanded
@@ -122,7 +122,7 @@ class AppliedMask:
     mask: LayerMask
     model: nn.Module
     masker: Masker = field(init=False)
-    installation: Installation = field(init=False)
+    gate: Gate | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         gate = gate_of(self.model)
@@ -132,9 +132,10 @@ class AppliedMask:
                 "gone), or apply the product (keep1 & keep2)"
             )
         self.masker = Masker(self.model, self.mask.fill, self.mask.crop)
-        self.installation = Installation([gate])
+        self._installation = Installation([gate])
+        self.gate = gate
         try:
-            self.installation.install()
+            self._installation.install()
             hold_everywhere(gate, self)
         except BaseException:
             self.remove()
@@ -180,9 +181,10 @@ class AppliedMask:
 
     def remove(self) -> None:
         """Take the mask off; the model is as it was. A second call does nothing."""
-        for gate in self.installation.gates:
-            end_everywhere(gate, self)
-        self.installation.remove()
+        if self.gate is not None:
+            end_everywhere(self.gate, self)
+        self._installation.remove()
+        self.gate = None  # last: until here it can be repeated
 
 
 class MaskedForward:
