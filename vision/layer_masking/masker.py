@@ -87,9 +87,9 @@ class Masker:
         """By a plan, the first time too: a pass without one computes whole activations, which round otherwise."""
         traces = _TRACES.setdefault(self.model, {})
         key = (tuple(images.shape[-2:]), len(args), tuple(kwargs), self.model.training)
-        # One image shows what the model does; if the batch shows something else, all of it is traced. Not so under a plan
-        # around this model, which counts what runs and whose gates keep a state from block to block: nothing may run a
-        # second time inside its pass, so the masks are worked out on the way.
+        # One image shows what the model does; if the batch shows something else, all of it is traced. Not so under a
+        # plan around this model, which counts what runs and whose gates keep a state from block to block: nothing may
+        # run a second time inside its pass, so the masks are worked out on the way.
         for one in () if active_plans() else (True, False):
             trace = traces.get(key)
             if trace is None:
