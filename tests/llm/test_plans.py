@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import llm_zoo
 from helpers.llm_zoo import CACHE
-from helpers.residue import no_gates, traces
+from helpers.residue import agrees, no_gates, traces
 
 from skipguide import LostGateError, NoEffectError, SkipError
 from skipguide.active import active_plans
@@ -182,7 +182,7 @@ def test_threads_with_their_own_plans():
     def work(plan, reference):
         for _ in range(5):
             barrier.wait()
-            if not torch.equal(under(plan), reference):
+            if not agrees(under(plan), reference):
                 wrong.append(plan)
 
     threads = [threading.Thread(target=work, args=pair) for pair in zip(plans, expected, strict=True)]
@@ -215,7 +215,7 @@ def test_tasks_in_threads_of_their_own_do_not_disturb_each_other():
         go_on.set()
         prompt.join(600)
     hook.remove()
-    assert torch.equal(found[0], whole) and applied.stats.passes == 3
+    assert agrees(found[0], whole) and applied.stats.passes == 3
     assert applied.stats.skips == {"model.layers.2.self_attn": 1, "model.layers.3.mlp": 1}
     no_gates(model)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import guider_calls
 from helpers.guider_calls import LAYER, by_guider, step
-from helpers.residue import no_gates, traces
+from helpers.residue import agrees, no_gates, traces
 from helpers.stg_reference import close
 
 from skipguide import NoEffectError, SkipError
@@ -143,7 +143,7 @@ def test_calls_from_other_threads_are_none_of_the_guiders(wan):
         other.join()
         batch.noise_pred = family.run(model, inputs)
         guider.cleanup_models(model)
-    assert all(torch.equal(each, plain) for each in found) and len(found) == 2
+    assert all(agrees(each, plain) for each in found) and len(found) == 2
     assert not torch.equal(guider(batches).pred, plain)
 
 
