@@ -13,6 +13,7 @@ from skipguide.gate import gate_of
 from skipguide.pipelines.applied import AppliedGuidance
 from skipguide.pipelines.calibration import auto_layers
 from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.native.listener import refuse_native_reuse
 from skipguide.pipelines.presets import find_preset, named_settings
 from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
 from skipguide.pipelines.sampling.branch_parallel import group_of, refuse_cache
@@ -209,6 +210,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
     def _refuse_conflicts(self, pipe: Any, spec: PipelineSpec, names: list[str]) -> None:
         for name in names:
             model = getattr(pipe, name)
+            refuse_native_reuse(model, "SpatiotemporalSkipGuidance")
             here = everywhere_at(gate_of(model), Interceptor)
             if any(other.pipe is pipe for other in here):  # another pipeline may share the model
                 raise SkipError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,13 @@ IN_FRONT = (
     *("cp_input", "cp_output", "layer_execution_tracker", "lazy_prefetch_group_offloading"),
     *("fbc_", "mag_cache_", "taylorseer_cache", "sea_cache_", "pyramid_attention_broadcast", "faster_cache_"),
 )
+# Those that exchange the memory behind a weight around each run of its module.
+MOVING = ("group_offloading", "layerwise_casting")
+
+
+def moves_weights(names: Iterable[str]) -> bool:
+    """Whether hooks of these names exchange the memory behind a module's weights whenever it runs."""
+    return any(name.startswith(MOVING) for name in names)
 
 
 def place_behind(module: nn.Module) -> tuple[Any, str] | None:
