@@ -139,7 +139,7 @@ class ReuseListener:
         """A call that is a variant of an earlier one, if that can be proven."""
         place, batch = variant.place, batch_size(args, kwargs)
         layer = next((n for n in range(variant.start, len(self.passes.map)) if n not in variant.left_out), None)
-        why = self._obstacle()
+        why = self._obstacle() or variant.refusal
         if not why and layer is None:
             why = "no block runs behind those that are left out"
         if not why and not variant.start and not variant.common:
@@ -171,7 +171,7 @@ class ReuseListener:
 
     def _rows(self, variant: Variant, given: Mapping[str, Any], call: Call, args: Any, kwargs: Any) -> Any:
         """A call some of whose rows are variants of others."""
-        why = self._obstacle()
+        why = self._obstacle() or variant.refusal
         if not why and not variant.start:
             why = "it differs from the first block on"
         proven = why or self.prover.sources(given, batch_size(args, kwargs), variant.sources)

@@ -14,13 +14,14 @@ from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.pipelines.native.listener import ReuseListener
 from skipguide.pipelines.native.ltx2 import LTX2
+from skipguide.pipelines.native.sd3 import SD3
 from skipguide.pipelines.native.stats import ReuseStats
 from skipguide.pipelines.native.variants import NativeKind
 from skipguide.pipelines.sampling.interceptor import Interceptor
 
 logger = logging.getLogger(__name__)
 
-KINDS: tuple[NativeKind, ...] = (LTX2,)
+KINDS: tuple[NativeKind, ...] = (LTX2, SD3)
 # under which names pipelines of diffusers have their denoisers
 DENOISERS = ("transformer", "transformer_2", "unet")
 

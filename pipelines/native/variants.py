@@ -20,6 +20,7 @@ class Variant:
         left_out: blocks that the denoiser itself leaves out of it.
         sources: row -> the rows of the same batch that it may be a variant of; empty: the whole call is a variant of
             an earlier one.
+        refusal: why it cannot be taken up from an earlier one although it is a variant; empty if it can.
     """
 
     kind: str
@@ -27,6 +28,7 @@ class Variant:
     common: tuple[str, ...] = ()
     left_out: frozenset[int] = frozenset()
     sources: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    refusal: str = ""
 
     @property
     def place(self) -> Place:
