@@ -106,7 +106,7 @@ class ReuseListener:
                 kinds = " and ".join(each.kind for each in found)
                 left_out = frozenset[int]().union(*(each.left_out for each in found))
                 return self._whole(kinds, "both at once", left_out, call, args, kwargs)
-            if found[0].sources:
+            if found[0].sources or (found[0].refusal and not found[0].left_out):
                 return self._rows(found[0], given, call, args, kwargs)
             return self._variant(state, found[0], given, call, args, kwargs)
         except BaseException:

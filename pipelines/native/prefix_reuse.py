@@ -14,6 +14,7 @@ from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.pipelines.native.listener import ReuseListener
 from skipguide.pipelines.native.ltx2 import LTX2
+from skipguide.pipelines.native.pag import PAG
 from skipguide.pipelines.native.sd3 import SD3
 from skipguide.pipelines.native.stats import ReuseStats
 from skipguide.pipelines.native.variants import NativeKind
@@ -21,7 +22,7 @@ from skipguide.pipelines.sampling.interceptor import Interceptor
 
 logger = logging.getLogger(__name__)
 
-KINDS: tuple[NativeKind, ...] = (LTX2, SD3)
+KINDS: tuple[NativeKind, ...] = (LTX2, SD3, PAG)
 # under which names pipelines of diffusers have their denoisers
 DENOISERS = ("transformer", "transformer_2", "unet")
 

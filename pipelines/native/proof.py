@@ -85,7 +85,8 @@ class Prover:
 
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call by name, with the defaults of those that are not given."""
-        return {**self.defaults, **dict(zip(self.arguments.names, args, strict=False)), **kwargs}
+        known = {**self.defaults, **dict(zip(self.arguments.names, args, strict=False)), **kwargs}
+        return {name: known[name] for name in self.arguments.names if name in known} | known  # the first one first
 
     def begin(self, given: Mapping[str, Any], batch: int, places: Sequence[Place]) -> PlainCall:
         """Note a plain call before it runs."""
