@@ -7,7 +7,7 @@ nothing, or is wrong, a pass runs whole, and its place is kept at the next step.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
@@ -27,6 +27,7 @@ from skipguide.pipelines.native.proof import PlainCall, Prover
 from skipguide.pipelines.native.stats import ReuseStats
 from skipguide.pipelines.native.variants import NativeKind, Place, Variant
 
+TRIES = 3  # how often a place is kept that nobody foretold, for passes that turn out to be no variants
 PLAIN_CALLS = 2  # conditional and unconditional in calls of their own
 _COMPILED = (
     "the blocks run inside one compiled graph, where nobody sees them: compile them one by one "
@@ -42,12 +43,14 @@ class ThreadState:
         calls: its last plain calls, the newest first.
         waiting: the places from which further passes of this step are expected to start.
         learned: place -> for how many plain calls it has not been asked for, where nobody foretold it.
+        failed: place -> how often a pass that would start there was no variant, where nobody foretold it.
         obstacle: why the last plain call kept nothing, if something stood in the way.
     """
 
     calls: deque[PlainCall] = field(default_factory=lambda: deque(maxlen=PLAIN_CALLS))
     waiting: set[Place] = field(default_factory=set)
     learned: dict[Place, int] = field(default_factory=dict)
+    failed: Counter[Place] = field(default_factory=Counter)
     obstacle: str = ""
 
     def clear(self) -> None:
@@ -148,15 +151,17 @@ class ReuseListener:
             return self._whole(variant.kind, why, variant.left_out, call, args, kwargs)
         calls = [each for each in state.calls if place in each.prefixes]
         if not calls:
-            if not state.obstacle:
+            if not state.obstacle and state.failed[place] < TRIES:
                 state.learned[place] = 0
             why = state.obstacle or "its beginning was not kept; it is from the next step on"
             return self._whole(variant.kind, why, variant.left_out, call, args, kwargs)
-        if place in state.learned:
-            state.learned[place] = 0
         proven = self.prover.rows(calls, given, batch)
         if isinstance(proven, str):
+            if state.learned.pop(place, None) is not None:
+                state.failed[place] += 1
             return self._whole(variant.kind, proven, variant.left_out, call, args, kwargs)
+        if place in state.learned:
+            state.learned[place] = 0
         source, rows = proven
         prefix = source.prefixes[place].select(rows, source.batch)
         state.waiting.discard(place)

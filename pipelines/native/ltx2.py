@@ -49,9 +49,9 @@ def _weights(mask: Any) -> list[float]:
 
 def _foretell(pipe: Any, blocks: BlockMap) -> tuple[Place, ...]:
     named: list[Any] = [getattr(pipe, name, None) for name in ("guider", "audio_guider")]
-    guiders = [each for each in named if hasattr(each, _BLOCKS)]  # LTX2Guidance of diffusers
+    guiders = [each for each in named if hasattr(each, "is_stg_enabled")]  # LTX2Guidance of diffusers
     if guiders:
-        perturbed = getattr(guiders[0], _BLOCKS)
+        perturbed = getattr(named[0], _BLOCKS, None)  # of the video's: the denoiser asks no other
         stg, isolated = any(g.is_stg_enabled() for g in guiders), any(g.is_modality_enabled() for g in guiders)
     else:
         stg = getattr(pipe, "do_spatio_temporal_guidance", False)

@@ -9,9 +9,11 @@ from typing import Any
 from torch import nn
 
 from skipguide.active import everywhere_at
+from skipguide.blocks import find_blocks
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
+from skipguide.pipelines.native.guiders import GUIDERS, refuse_broken
 from skipguide.pipelines.native.listener import ReuseListener
 from skipguide.pipelines.native.ltx2 import LTX2
 from skipguide.pipelines.native.pag import PAG
@@ -22,7 +24,7 @@ from skipguide.pipelines.sampling.interceptor import Interceptor
 
 logger = logging.getLogger(__name__)
 
-KINDS: tuple[NativeKind, ...] = (LTX2, SD3, PAG)
+KINDS: tuple[NativeKind, ...] = (LTX2, SD3, PAG, GUIDERS)
 # under which names pipelines of diffusers have their denoisers
 DENOISERS = ("transformer", "transformer_2", "unet")
 
@@ -57,8 +59,8 @@ class PrefixReuse(JsonConfig):
             A handle: context manager, `.remove()`, `.stats`.
 
         Raises:
-            SkipError: for something that is no pipeline, one without a denoiser, or one that has prefix reuse or
-                skipguide's own guidance already.
+            SkipError: for something that is no pipeline, one without a denoiser, one that has prefix reuse or
+                skipguide's own guidance already, or one with a guider of diffusers that does not work on its denoiser.
             UnknownBlockError: if the denoiser's blocks are not described.
         """
         if isinstance(pipe, nn.Module):
@@ -67,6 +69,7 @@ class PrefixReuse(JsonConfig):
         if not names:
             raise SkipError(f"expected a pipeline with a {' or '.join(DENOISERS)}; got a {type(pipe).__name__}")
         for name in names:
+            refuse_broken(pipe, find_blocks(getattr(pipe, name)))
             gate = gate_of(getattr(pipe, name))
             if any(other.pipe is pipe for other in everywhere_at(gate, ReuseListener)):
                 raise SkipError(f"PrefixReuse is applied to pipe.{name} already: call remove() on the earlier handle")

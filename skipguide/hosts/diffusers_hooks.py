@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import nn
@@ -20,6 +20,12 @@ MOVING = ("group_offloading", "layerwise_casting")
 def moves_weights(names: Iterable[str]) -> bool:
     """Whether hooks of these names exchange the memory behind a module's weights whenever it runs."""
     return any(name.startswith(MOVING) for name in names)
+
+
+def hooks_on(module: nn.Module, classes: Collection[str]) -> list[Any]:
+    """The hooks on a module whose classes have one of these names."""
+    registry = module.__dict__.get("_diffusers_hook")
+    return [hook for hook in registry.hooks.values() if type(hook).__name__ in classes] if registry is not None else []
 
 
 def place_behind(module: nn.Module) -> tuple[Any, str] | None:
