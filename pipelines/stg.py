@@ -116,7 +116,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
 
     # -- on a pipeline ------------------------------------------------------------------------------------------
 
-    def apply(self, pipe: Any, *, branch_parallel: Any = None) -> AppliedGuidance:
+    def apply(self, pipe: Any, *, branch_parallel: Any = None, over_native: bool = False) -> AppliedGuidance:
         """Apply to a pipeline: from now on, and until `remove()` or the end of the `with` block, its calls are guided.
 
         Args:
@@ -124,6 +124,8 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             branch_parallel: share the branches of every step between processes that all make the same call (same
                 seeds, same model, a device each): True for all ranks of `torch.distributed`, or a process group. See
                 `skipguide.pipelines.sampling.branch_parallel`.
+            over_native: guide on top of the pipeline's own skip guidance (LTX-2's STG, the skip layers of Stable
+                Diffusion 3). Without it, a call that makes such a pass is refused at the first one.
 
         Returns:
             A handle: context manager, `.remove()`, `.stats`, `.delivery`.
@@ -154,7 +156,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             cache = admit_cache(pipe, name, getattr(pipe, name), self, schedule)
             if group is not None:
                 refuse_cache(cache)
-        applied = AppliedGuidance(self, pipe, spec, schedules, group)
+        applied = AppliedGuidance(self, pipe, spec, schedules, group, over_native)
         applied._install()
         return applied
 

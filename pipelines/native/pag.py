@@ -34,14 +34,13 @@ def _parts(processor: Any) -> int:
 
 
 def _read(given: Mapping[str, Any], blocks: BlockMap) -> Variant | None:
-    perturbed = {
-        id(module): parts for module in blocks.model.modules() if (parts := _parts(module.__dict__.get("processor")))
-    }
+    numbers = {id(module): _parts(module.__dict__.get("processor")) for module in blocks.model.modules()}
+    perturbed = {key: number for key, number in numbers.items() if number}
     if not perturbed:
         return None
     batch = batch_size((), dict(given))
-    parts = set(perturbed.values())
-    if len(parts) > 1 or batch % (number := parts.pop()):
+    number = max(perturbed.values())
+    if number != min(perturbed.values()) or batch % number:
         return Variant(_KIND, 0, refusal="its processors take the batch into different parts")
     found = [block.index for block in blocks if any(id(module) in perturbed for module in block.module.modules())]
     inside = {id(module) for index in found for module in blocks[index].module.modules()}

@@ -91,7 +91,9 @@ AUDIO_PIPES = (
         layer=2,
     ),
     VideoCase("ltx2", "LTX2Pipeline", "ltx2", ltx2_call, "batched", (3.0, 5.0), parts=ltx2_parts),
-    VideoCase("ltx2_own", "LTX2Pipeline", "ltx2_gated", ltx2_own_call, "batched", (3.0, 5.0), parts=ltx2_parts),
+    VideoCase(
+        "ltx2_own", "LTX2Pipeline", "ltx2_gated", ltx2_own_call, "batched", (3.0, 5.0), parts=ltx2_parts, native=True
+    ),
     VideoCase(
         "ltx2_rescaled",
         "LTX2Pipeline",
@@ -100,6 +102,7 @@ AUDIO_PIPES = (
         "batched",
         (3.0, 5.0),
         parts=ltx2_parts,
+        native=True,
         lone=False,
     ),
     VideoCase(
@@ -110,6 +113,7 @@ AUDIO_PIPES = (
         "batched",
         (3.0, 5.0),
         parts=ltx2_parts,
+        native=True,
         lone=False,
     ),
     VideoCase(
@@ -120,6 +124,7 @@ AUDIO_PIPES = (
         "batched",
         (3.0, 5.0),
         parts=ltx2_parts,
+        native=True,
         lone=False,
     ),
     VideoCase(
@@ -130,6 +135,7 @@ AUDIO_PIPES = (
         "batched",
         (3.0, 5.0),
         parts=ltx2_parts,
+        native=True,
         lone=False,
     ),
 )

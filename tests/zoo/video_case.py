@@ -51,6 +51,7 @@ class VideoCase:
         runs: How often the call goes through its steps.
         lone: Whether there is a way of calling it without CFG.
         layer: A block that the video depends on.
+        native: Whether the pipeline makes skip-guidance passes of its own in this call.
         ready: Changes the built pipeline, in place of components that do not run.
     """
 
@@ -68,6 +69,7 @@ class VideoCase:
     runs: int = 1
     lone: bool = True
     layer: int = 1
+    native: bool = False
     ready: Callable[[object], None] | None = None
 
     def __repr__(self) -> str:
