@@ -68,6 +68,9 @@ class PrefixReuse(JsonConfig):
         names = [name for name in DENOISERS if isinstance(getattr(pipe, name, None), nn.Module)]
         if not names:
             raise SkipError(f"expected a pipeline with a {' or '.join(DENOISERS)}; got a {type(pipe).__name__}")
+        for name in ("guider", "guider_2", "audio_guider"):
+            if any(cls.__name__ == "SkipGuider" for cls in type(getattr(pipe, name, None)).__mro__):
+                raise SkipError(f"pipe.{name} is a SkipGuider, which shares the beginnings of its passes by itself")
         for name in names:
             refuse_broken(pipe, find_blocks(getattr(pipe, name)))
             gate = gate_of(getattr(pipe, name))

@@ -41,8 +41,8 @@ class PipelineSpec:
         cond_first: one call has the rows [cond, uncond].
         variances: the second half of a prediction's channels are variances, which the pipeline does not use.
         chunked: the pipeline goes through its steps once per chunk of the video, without a new table of timesteps.
-        native: of the arguments in passive, the one that marks a pass of the pipeline's own skip guidance; another skip guidance
-            on top of it is refused unless the user asks for both.
+        native: of the arguments in passive, the one that marks a pass of the pipeline's own skip guidance; another on
+            top of it is refused unless the user asks for both.
         native_off: the arguments of the pipeline's call that turn it off, with their values.
 
     Raises:

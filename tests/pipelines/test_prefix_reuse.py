@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from helpers.native_calls import compared, ltx2_pipe, ltx2_row, near
@@ -332,6 +333,9 @@ def test_together_with_skip_guidance_it_is_refused_in_either_order():
 
 def test_together_with_a_skip_guider_it_is_refused():
     guider = SkipGuider([1], guidance_scale=3.0)
-    pipe = modular.build("wan", guider=guider)
+    pipe = modular.build("wan", guider=diffusers.ClassifierFreeGuidance(3.0))
     with PrefixReuse().apply(pipe), pytest.raises(SkipError, match="SkipGuider makes and shares"):
+        guider.attach(pipe)
         modular.run(pipe)
+    with pytest.raises(SkipError, match=r"pipe\.guider is a SkipGuider"):
+        PrefixReuse().apply(pipe)
