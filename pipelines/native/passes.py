@@ -22,7 +22,7 @@ KEPT = 16  # passes that stay ready
 
 
 class ReusePasses:
-    """The forwards of one denoiser.
+    """The forwards of one denoiser in one thread: what they hold of a pass is no other thread's.
 
     Args:
         model: the denoiser.
@@ -88,7 +88,7 @@ class ReusePasses:
             left_out: blocks that the denoiser itself leaves out.
         """
         plain = (len(self.map) - len(left_out)) * batch_size(args, kwargs)
-        return self._pass(self.bare, call, args, kwargs, plain, plain)
+        return self._pass(self.bare, call, args, kwargs, plain, plain)[0]
 
     def keeping(self, places: Sequence[Place], call: Call, args: Any, kwargs: Any) -> tuple[Any, dict[Place, Prefix]]:
         """A plain pass, and the activations at some places; none where the blocks were not all called."""
@@ -100,9 +100,8 @@ class ReusePasses:
         skipper, prefixes = self._kept_ready(("keep", tuple(places)), make)
         plain = len(self.map) * batch_size(args, kwargs)
         try:
-            ran = self.stats.blocks_run
-            out = self._pass(skipper, call, args, kwargs, plain, plain)
-            if self.stats.blocks_run - ran < plain:  # something answers in place of blocks
+            out, ran = self._pass(skipper, call, args, kwargs, plain, plain)
+            if ran < plain:  # something answers in place of blocks
                 return out, {}
             taken = {
                 place: Prefix(place.layer, dict(prefix.streams), dict(prefix.kept), prefix.source, prefix.sublayers)
@@ -138,11 +137,10 @@ class ReusePasses:
         own.clear()
         own.fill(prefix)
         try:
-            out = self._pass(skipper, call, args, kwargs, planned, (blocks - len(left_out)) * rows, check=True)
+            plain = (blocks - len(left_out)) * rows
+            return self._pass(skipper, call, args, kwargs, planned, plain, len(prefix.sublayers), check=True)[0]
         finally:
             own.clear()
-        self.stats.sublayers_reused += len(prefix.sublayers)
-        return out
 
     def sharing(self, start: int, sources: Mapping[int, int], call: Call, args: Any, kwargs: Any) -> Any:
         """A pass in which some rows get what others got, before a block.
@@ -165,21 +163,29 @@ class ReusePasses:
 
         skipper, _ = self._kept_ready(("share", start, rows), make)
         plain = len(self.map) * batch
-        return self._pass(skipper, call, args, kwargs, plain - start * len(sources), plain, check=True)
+        return self._pass(skipper, call, args, kwargs, plain - start * len(sources), plain, check=True)[0]
 
     def _pass(
-        self, skipper: Skipper, call: Call, args: Any, kwargs: Any, planned: int, plain: int, check: bool = False
-    ) -> Any:
+        self,
+        skipper: Skipper,
+        call: Call,
+        args: Any,
+        kwargs: Any,
+        planned: int,
+        plain: int,
+        sublayers: int = 0,
+        check: bool = False,
+    ) -> tuple[Any, int]:
+        """A pass under a plan, entered in the ledger: what the denoiser gave, and how many blocks ran."""
         before = self._rows(skipper)
         with skipper.running():
             out = call(*args, **kwargs)
         ran = self._rows(skipper) - before
         if check and ran != planned:
             self.count.refuse(ran, planned, "a pass that starts from activations of an earlier one")
-        self.stats.passes += 1
-        self.stats.blocks_run += planned if self.count.unseen else ran
-        self.stats.blocks_plain += plain
-        return out
+        ran = planned if self.count.unseen else ran
+        self.stats.ran(ran, plain, sublayers)
+        return out, ran
 
     def _rows(self, skipper: Skipper) -> int:
         rows = skipper.stats.rows

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from threading import Lock
 from typing import Any
+
+_LOCK = Lock()  # threads may run one denoiser at the same time
 
 
 @dataclass
@@ -26,6 +29,30 @@ class ReuseStats:
     sublayers_reused: int = 0
     reused: Counter[str] = field(default_factory=Counter)
     not_reused: Counter[str] = field(default_factory=Counter)
+
+    def ran(self, blocks: int, plain: int, sublayers: int = 0) -> None:
+        """Enter one pass.
+
+        Args:
+            blocks: that ran, in batch rows.
+            plain: those that the pipeline alone runs.
+            sublayers: whose results were taken from an earlier pass.
+        """
+        with _LOCK:
+            self.passes += 1
+            self.blocks_run += blocks
+            self.blocks_plain += plain
+            self.sublayers_reused += sublayers
+
+    def was_reused(self, kind: str) -> None:
+        """Enter that a pass of a kind began where it differs."""
+        with _LOCK:
+            self.reused[kind] += 1
+
+    def ran_whole(self, kind: str, why: str) -> None:
+        """Enter that a pass of a kind ran whole, and why."""
+        with _LOCK:
+            self.not_reused[f"{kind} whole: {why}"] += 1
 
     @property
     def share(self) -> float:
