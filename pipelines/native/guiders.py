@@ -154,4 +154,4 @@ def _unknown_attention(block: Block) -> str:
     return ""
 
 
-GUIDERS = NativeKind("guiders with hooks", read=_read, foretell=_foretell)
+GUIDERS = NativeKind("guiders with hooks", read=_read, foretell=_foretell, hooked=True)

@@ -21,11 +21,12 @@ from skipguide.arguments import batch_size
 from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
 from skipguide.gate import Installation, gate_of
+from skipguide.hosts import cache_dit
 from skipguide.hosts.compilation import untraced
 from skipguide.hosts.diffusers_caches import cache_on
 from skipguide.pipelines.native.passes import ReusePasses
 from skipguide.pipelines.native.proof import PlainCall, Prover
-from skipguide.pipelines.native.stats import ReuseStats
+from skipguide.pipelines.native.stats import ReuseStats, enter_reuse, enter_whole
 from skipguide.pipelines.native.variants import NativeKind, Place, Variant
 
 TRIES = 3  # how often a place is kept that nobody foretold, for passes that turn out to be no variants
@@ -81,6 +82,8 @@ class ReuseListener:
         self.kinds = tuple(kind for kind in kinds if kind.covers(self.map))
         self.prover = Prover(self.map, [mark for kind in self.kinds for mark in kind.marks])
         self.handle: Any = None  # what the user was given: it can be had back from here
+        # modules that come later belong to adapters, and get no hooks
+        self._tables = [module.__dict__ for module in self.map.model.modules()]
         self._installation = Installation([gate_of(self.model)])
         self._threads: dict[int, ThreadState] = {}
         self._untraced = untraced(ReuseListener._handle)
@@ -118,13 +121,15 @@ class ReuseListener:
         state = self._state()
         given = self.prover.given(args, kwargs)
         try:
-            found = [variant for kind in self.kinds if (variant := kind.read(given, self.map)) is not None]
+            hooked = self._hooked()
+            kinds = [kind for kind in self.kinds if hooked or not kind.hooked]
+            found = [variant for kind in kinds if (variant := kind.read(given, self.map)) is not None]
             if not found:
                 return self._plain(state, given, call, args, kwargs)
             if len(found) > 1:
-                kinds = " and ".join(each.kind for each in found)
+                names = " and ".join(each.kind for each in found)
                 left_out = frozenset[int]().union(*(each.left_out for each in found))
-                return self._whole(state, kinds, "both at once", left_out, call, args, kwargs)
+                return self._whole(state, names, "both at once", left_out, call, args, kwargs)
             if found[0].sources or (found[0].refusal and not found[0].left_out):
                 return self._rows(state, found[0], given, call, args, kwargs)
             return self._variant(state, found[0], given, call, args, kwargs)
@@ -187,7 +192,7 @@ class ReuseListener:
             state.clear()
         del source, calls, proven
         out = state.passes.resumed(prefix, layer, variant.left_out, call, args, kwargs)
-        self.stats.was_reused(variant.kind)
+        enter_reuse(self.stats, variant.kind)
         return out
 
     def _rows(
@@ -201,14 +206,24 @@ class ReuseListener:
         if isinstance(proven, str):
             return self._whole(state, variant.kind, proven, variant.left_out, call, args, kwargs)
         out = state.passes.sharing(variant.start, proven, call, args, kwargs)
-        self.stats.was_reused(variant.kind)
+        enter_reuse(self.stats, variant.kind)
         return out
 
     def _whole(
         self, state: ThreadState, kind: str, why: str, left_out: frozenset[int], call: Call, args: Any, kwargs: Any
     ) -> Any:
-        self.stats.ran_whole(kind, why)
+        enter_whole(self.stats, kind, why)
         return state.passes.whole(call, args, kwargs, left_out)
+
+    def _hooked(self) -> bool:
+        """Whether any hook of diffusers is in the model; asked at every call, so without a walk through it."""
+        return any("_diffusers_hook" in table for table in self._tables)
+
+    def _cache(self) -> str | None:
+        """The name of the cache on the denoiser; None without one."""
+        if self._hooked():
+            return cache_on(self.model, self.pipe)
+        return cache_dit.NAME if cache_dit.is_cached(self.model) or cache_dit.is_cached(self.pipe) else None
 
     def _obstacle(self, state: ThreadState) -> str:
         """Why nothing can be reused now, whatever the inputs; empty if nothing stands in the way."""
@@ -218,7 +233,7 @@ class ReuseListener:
             return "the model is in training mode, and dropout differs from pass to pass"
         if active_plans():
             return "another plan of skipguide is active"
-        if (cache := cache_on(self.model, self.pipe)) is not None:
+        if (cache := self._cache()) is not None:
             return f"{cache} is on the denoiser and answers from earlier steps"
         if getattr(getattr(self.map.model, "_parallel_config", None), "context_parallel_config", None):
             return "context parallelism splits the inputs"

@@ -11,7 +11,7 @@ from torch import nn
 from skipguide.active import Call
 from skipguide.arguments import batch_size
 from skipguide.blocks import find_blocks
-from skipguide.pipelines.native.stats import ReuseStats
+from skipguide.pipelines.native.stats import ReuseStats, enter_pass
 from skipguide.pipelines.native.variants import Place
 from skipguide.pipelines.sampling.missing_blocks import BlockCount
 from skipguide.plan import SkipPlan
@@ -184,7 +184,7 @@ class ReusePasses:
         if check and ran != planned:
             self.count.refuse(ran, planned, "a pass that starts from activations of an earlier one")
         ran = planned if self.count.unseen else ran
-        self.stats.ran(ran, plain, sublayers)
+        enter_pass(self.stats, ran, plain, sublayers)
         return out, ran
 
     def _rows(self, skipper: Skipper) -> int:

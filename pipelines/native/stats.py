@@ -30,30 +30,6 @@ class ReuseStats:
     reused: Counter[str] = field(default_factory=Counter)
     not_reused: Counter[str] = field(default_factory=Counter)
 
-    def ran(self, blocks: int, plain: int, sublayers: int = 0) -> None:
-        """Enter one pass.
-
-        Args:
-            blocks: that ran, in batch rows.
-            plain: those that the pipeline alone runs.
-            sublayers: whose results were taken from an earlier pass.
-        """
-        with _LOCK:
-            self.passes += 1
-            self.blocks_run += blocks
-            self.blocks_plain += plain
-            self.sublayers_reused += sublayers
-
-    def was_reused(self, kind: str) -> None:
-        """Enter that a pass of a kind began where it differs."""
-        with _LOCK:
-            self.reused[kind] += 1
-
-    def ran_whole(self, kind: str, why: str) -> None:
-        """Enter that a pass of a kind ran whole, and why."""
-        with _LOCK:
-            self.not_reused[f"{kind} whole: {why}"] += 1
-
     @property
     def share(self) -> float:
         """Blocks that ran, as a share of those that the pipeline alone runs; 1 before anything ran."""
@@ -72,3 +48,31 @@ class ReuseStats:
         if not self.reused and not self.not_reused:
             words.append("no pass was a variant of another")
         return "; ".join(words)
+
+
+def enter_pass(stats: ReuseStats, blocks: int, plain: int, sublayers: int = 0) -> None:
+    """Enter one pass.
+
+    Args:
+        stats: the ledger.
+        blocks: that ran, in batch rows.
+        plain: those that the pipeline alone runs.
+        sublayers: whose results were taken from an earlier pass.
+    """
+    with _LOCK:
+        stats.passes += 1
+        stats.blocks_run += blocks
+        stats.blocks_plain += plain
+        stats.sublayers_reused += sublayers
+
+
+def enter_reuse(stats: ReuseStats, kind: str) -> None:
+    """Enter that a pass of a kind began where it differs."""
+    with _LOCK:
+        stats.reused[kind] += 1
+
+
+def enter_whole(stats: ReuseStats, kind: str, why: str) -> None:
+    """Enter that a pass of a kind ran whole, and why."""
+    with _LOCK:
+        stats.not_reused[f"{kind} whole: {why}"] += 1

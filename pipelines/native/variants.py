@@ -56,6 +56,7 @@ class NativeKind:
     Attributes:
         name: what it is.
         models: classes of the denoisers that can make it; empty is all.
+        hooked: whether it is known by hooks of diffusers, so that it is not looked for where there are none.
         marks: arguments that make a call a variant, so that they are not compared with the plain call's.
         read: arguments by name, blocks -> what the call says of itself; None: it says nothing of this kind.
         foretell: pipeline, denoiser, blocks -> where the further passes of this step will start. It says what is
@@ -67,6 +68,7 @@ class NativeKind:
     foretell: Callable[[Any, BlockMap], tuple[Place, ...]]
     models: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
+    hooked: bool = False
 
     def covers(self, blocks: BlockMap) -> bool:
         """Whether a denoiser can make such a pass."""

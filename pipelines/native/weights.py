@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from skipguide.blocks import BlockMap
 from skipguide.hosts.accelerate import offloaded_weight
-from skipguide.hosts.diffusers_hooks import moves_weights
+from skipguide.hosts.diffusers_hooks import moves_weights, only_moves
 
 # what PEFT keeps on a layer: which adapters are on, how strongly, and which were added into the weights
 _ADAPTERS = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
@@ -27,12 +27,15 @@ class WeightState:
         values: the versions of the tensors, the adapters with their scales, the names of hooks.
         places: where the tensors' memory is; empty for a model that is loaded bit by bit, whose memory moves by itself.
         known: False where a tensor has no version (made in inference mode), so that a change would not be seen.
+        watched: whether somebody has hooks of torch, or unknown ones of diffusers, on blocks that would not run again:
+            they may do something else in every pass.
     """
 
     held: tuple[Any, ...]
     values: tuple[Any, ...]
     places: tuple[int, ...]
     known: bool
+    watched: bool
 
     def same(self, other: WeightState) -> bool:
         """Whether nothing changed in between."""
@@ -57,7 +60,8 @@ def weight_state(blocks: BlockMap, stop: int) -> WeightState:
     held: list[Any] = []
     values: list[Any] = [_surroundings()]
     places: list[int] = []
-    known, moves = True, False
+    known, moves, watched = True, False, False
+    inside = {id(module) for block in blocks.blocks[:stop] for module in block.module.modules()}
     for module in _modules(blocks.model, later):
         own = module.__dict__
         held.append(module)
@@ -75,15 +79,25 @@ def weight_state(blocks: BlockMap, stop: int) -> WeightState:
                     known = False
                     continue
                 values.append(source._version)
-                places.append(source.data_ptr())
+                places.append(address(source))
         if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+            watched = watched or id(module) in inside
             values.append((tuple(own["_forward_hooks"]), tuple(own["_forward_pre_hooks"])))
         if (registry := own.get("_diffusers_hook")) is not None and registry._hook_order:
             values.append(tuple(registry._hook_order))
             moves = moves or moves_weights(registry._hook_order)
+            watched = watched or (id(module) in inside and not only_moves(registry._hook_order))
         if "scaling" in own:
             values.append(tuple(_copied(own.get(name)) for name in _ADAPTERS))
-    return WeightState(tuple(held), tuple(values), () if moves else tuple(places), known)
+    return WeightState(tuple(held), tuple(values), () if moves else tuple(places), known, watched)
+
+
+def address(tensor: Tensor) -> int:
+    """Where a tensor's memory is; 0 for one that has none of its own (quantised weights made of several)."""
+    try:
+        return tensor.data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
 
 
 def _surroundings() -> tuple[Any, ...]:

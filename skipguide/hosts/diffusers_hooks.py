@@ -22,6 +22,12 @@ def moves_weights(names: Iterable[str]) -> bool:
     return any(name.startswith(MOVING) for name in names)
 
 
+def only_moves(names: Iterable[str]) -> bool:
+    """Whether hooks of these names do no more than that: others may do something else in every run."""
+    passive = (*MOVING, "layer_execution_tracker", "lazy_prefetch_group_offloading")
+    return all(name.startswith(passive) for name in names)
+
+
 def hooks_on(module: nn.Module, classes: Collection[str]) -> list[Any]:
     """The hooks on a module whose classes have one of these names."""
     registry = module.__dict__.get("_diffusers_hook")

@@ -16,12 +16,24 @@ from zoo import modular
 from zoo.family import randomise
 from zoo.pipes import BY_PIPE, STEPS
 from zoo.pipes_video import BY_VIDEO
+from zoo.pipes_video_av import ltx2_own_call
 from zoo.video_av import ltx2_gated, ltx2_inputs
 
 BLOCKS = 3  # of the zoo's LTX-2
-own = pytest.mark.parametrize(
-    "case", [BY_VIDEO[f"ltx2_{name}"] for name in ("own", "rescaled", "i2v", "condition", "in_context")], ids=repr
-)
+
+
+def hdr_call(clips, cfg):
+    """LTX2HDRPipeline has no scales of its own for the sound."""
+    return {name: value for name, value in ltx2_own_call(clips, cfg).items() if not name.startswith("audio_")}
+
+
+def left_padded(pipe):
+    pipe.tokenizer_padding_side = "left"  # which it reads off its tokenizer
+
+
+OWN = [BY_VIDEO[f"ltx2_{name}"] for name in ("own", "rescaled", "i2v", "condition", "in_context")]
+HDR = dataclasses.replace(OWN[0], name="ltx2_hdr", cls="LTX2HDRPipeline", call=hdr_call, ready=left_padded)
+own = pytest.mark.parametrize("case", [*OWN, HDR], ids=repr)
 
 
 @own
@@ -188,6 +200,22 @@ def a_hook(model):
 def test_other_weights_run_whole(model, change):
     stats = two_passes(model, between=change)
     assert stats.not_reused == {"STG whole: the weights changed in between": 1}
+
+
+@torch.no_grad()
+def test_hooks_on_blocks_that_would_not_run_again(model):
+    """A hook may count the passes, so that what it did in the plain one says nothing of the next."""
+    calls = []
+    model.transformer_blocks[1].ff.register_forward_hook(lambda module, args, out: calls.append(1) or out * len(calls))
+    row = ltx2_row(ltx2_inputs(2))
+    with PrefixReuse().apply(ltx2_pipe(model)) as applied:
+        model(**row)
+        out = stg(model, row)
+    calls.pop()
+    assert torch.equal(out, stg(model, row))
+    assert applied.stats.not_reused == {
+        "STG whole: hooks on the blocks before it may do something else in every pass": 1
+    }
 
 
 def test_weights_behind_the_start_may_change(model):

@@ -11,7 +11,7 @@ from skipguide import find_blocks
 from skipguide.errors import UnknownBlockError
 from skipguide.pipelines import PrefixReuse
 from zoo.pipes import BY_PIPE, SD3_TEXT, STEPS
-from zoo.pipes_image import FLUX_TEXT, IMAGE_PIPES, around, ddim, shifted
+from zoo.pipes_image import FLUX_TEXT, IMAGE_PIPES, around, ddim, image_vae, shifted
 from zoo.pipes_unet import animatediff_pipe, run_animatediff
 
 IMAGES = {case.name: case for case in IMAGE_PIPES}
@@ -26,6 +26,11 @@ def perturbed(case, make, layer):
 PAG = {
     "sd3": perturbed(BY_PIPE["sd3"], around("StableDiffusion3PAGPipeline", "sd3", shifted, *SD3_TEXT), "blocks.2"),
     "sd35": perturbed(BY_PIPE["sd35"], around("StableDiffusion3PAGPipeline", "sd35", shifted, *SD3_TEXT), "blocks.2"),
+    "sd3_img2img": perturbed(
+        IMAGES["sd3_img2img"],
+        around("StableDiffusion3PAGImg2ImgPipeline", "sd3", shifted, *SD3_TEXT, vae=image_vae),
+        "blocks.2",
+    ),
     "sana": perturbed(IMAGES["sana"], around("SanaPAGPipeline", "sana", shifted), "transformer_blocks.2"),
     "pixart_sigma": perturbed(IMAGES["pixart_sigma"], around("PixArtSigmaPAGPipeline", "pixart", ddim), "blocks.2"),
     "hunyuan_dit": perturbed(
