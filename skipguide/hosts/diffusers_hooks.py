@@ -24,7 +24,7 @@ def moves_weights(names: Iterable[str]) -> bool:
 
 def only_moves(names: Iterable[str]) -> bool:
     """Whether hooks of these names do no more than that: others may do something else in every run."""
-    passive = (*MOVING, "layer_execution_tracker", "lazy_prefetch_group_offloading")
+    passive = (*MOVING, "peft_autocast_disable", "layer_execution_tracker", "lazy_prefetch_group_offloading")
     return all(name.startswith(passive) for name in names)
 
 

@@ -242,6 +242,14 @@ def test_group_offloading(tmp_path, monkeypatch, kind, when):
     assert applied.stats.reused == REUSED
 
 
+def test_layerwise_casting():
+    pipe = CASE.build()
+    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    plain, out, stats = compared(CASE, pipe, spatio_temporal_guidance_blocks=[LAYER])
+    near(out, plain)
+    assert stats.reused == REUSED
+
+
 def test_sequential_offloading():
     """Accelerate's: every weight is on no device while its module does not run."""
     accelerate = pytest.importorskip("accelerate")
