@@ -196,10 +196,10 @@ def sample(
 
 def _without_native(pipeline: Any) -> dict[str, Any]:
     """The arguments that turn off the pipeline's own skip guidance, whose place ours takes."""
-    from skipguide.pipelines.registry.described import pipeline_spec
+    from skipguide.pipelines.registry.described import native_off
 
     taken = parameters(type(pipeline))
-    return {name: value for name, value in pipeline_spec(pipeline).native_off if name in taken}
+    return {name: value for name, value in native_off(pipeline).items() if name in taken}
 
 
 def _images(output: Any) -> list[Image]:

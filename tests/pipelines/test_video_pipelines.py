@@ -1,10 +1,14 @@
 """Skip guidance on the further video pipelines, against a reference that knows nothing of gates, prefixes or shifts."""
 
+import inspect
+
+import diffusers
 import pytest
 import torch
 
 from skipguide import SkipError, find_blocks
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
+from skipguide.pipelines.registry.described import PIPELINES, native_off
 from zoo.pipes_video import BY_VIDEO, MODELS, VIDEO_PIPES
 
 SCALE, STEPS = 1.5, 3
@@ -153,6 +157,18 @@ def test_on_top_of_the_pipelines_own_it_is_refused_unless_asked_for(case):
     with Stg([case.layer]).apply(pipe) as applied:
         case.run(pipe, stg_scale=0.0, audio_stg_scale=0.0)  # the modality pass is no skip guidance
     assert applied.stats.passes > STEPS
+
+
+def test_how_to_turn_the_pipelines_own_off_is_what_its_call_takes():
+    own = {name: spec for name, spec in PIPELINES.items() if spec.native}
+    assert len(own) == 7  # LTX-2 four times, Stable Diffusion 3 three times
+    for name, spec in own.items():
+        assert spec.native in spec.passive
+        taken = inspect.signature(getattr(diffusers, name).__call__).parameters
+        text_to_image_alone = name in ("StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline")
+        assert text_to_image_alone or {argument for argument, _ in spec.native_off} <= set(taken)
+    assert native_off(BY_VIDEO["ltx2"].build()) == {"stg_scale": 0.0, "audio_stg_scale": 0.0}
+    assert native_off(object()) == {}
 
 
 def test_a_rescale_that_would_look_at_the_guided_prediction_is_refused():
