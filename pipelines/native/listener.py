@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import get_ident
+from threading import RLock, get_ident
 from typing import Any
 
 import torch
@@ -86,10 +86,13 @@ class ReuseListener:
         self._tables = [module.__dict__ for module in self.map.model.modules()]
         self._installation = Installation([gate_of(self.model)])
         self._threads: dict[int, ThreadState] = {}
+        self._lock = RLock()  # of the threads' states: another thread may make its own while all are taken away
+        self._over = False
         self._untraced = untraced(ReuseListener._handle)
 
     def install(self) -> None:
         """Put the gates in place."""
+        self._over = False
         self._installation.install()
         hold_everywhere(gate_of(self.model), self)
         self._state()
@@ -97,19 +100,25 @@ class ReuseListener:
     def remove(self) -> None:
         """Take everything away again."""
         end_everywhere(gate_of(self.model), self)
-        while self._threads:
-            key = next(iter(self._threads))
-            self._threads[key].passes.remove()
-            del self._threads[key]
+        with self._lock:
+            self._over = True
+            while self._threads:
+                key = next(iter(self._threads))
+                self._threads[key].passes.remove()
+                del self._threads[key]
         self._installation.remove()
 
-    def _state(self) -> ThreadState:
-        """This thread's state; its gates are in place."""
+    def _state(self) -> ThreadState | None:
+        """This thread's state, with its gates in place; None where all is over."""
         key = get_ident()
-        if key not in self._threads:
-            self._threads[key] = ThreadState(ReusePasses(self.model, self.stats))  # first: so that it can be removed
-            self._threads[key].passes.install()
-        return self._threads[key]
+        if (state := self._threads.get(key)) is None:
+            with self._lock:
+                if self._over:
+                    return None
+                # first: so that what was not installed can be removed too
+                state = self._threads[key] = ThreadState(ReusePasses(self.model, self.stats))
+                state.passes.install()
+        return state
 
     # -- one call of the denoiser -------------------------------------------------------------------------------
 
@@ -118,7 +127,8 @@ class ReuseListener:
         return self._untraced(self, call, args, kwargs)
 
     def _handle(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        state = self._state()
+        if (state := self._state()) is None:
+            return call(*args, **kwargs)
         given = self.prover.given(args, kwargs)
         try:
             hooked = self._hooked()

@@ -37,11 +37,13 @@ class ReusePasses:
         self.bare = Skipper(model, SkipPlan())
         self._ready: OrderedDict[Any, tuple[Skipper, tuple[Prefix, ...]]] = OrderedDict()
         self._installed: list[Skipper] = []
+        self._over = False  # taken away, maybe by another thread in the middle of a pass
 
     # -- installation -------------------------------------------------------------------------------------------
 
     def install(self) -> None:
         """Put the gates in place."""
+        self._over = False
         self._install(self.bare)
 
     def _install(self, skipper: Skipper) -> None:
@@ -49,7 +51,8 @@ class ReusePasses:
         skipper.install()
 
     def remove(self) -> None:
-        """Take everything away again."""
+        """Take everything away again; a pass that is running in another thread takes away its own at its end."""
+        self._over = True
         while self._installed:
             self._installed[-1].remove()
             self._installed.pop()
@@ -178,8 +181,12 @@ class ReusePasses:
     ) -> tuple[Any, int]:
         """A pass under a plan, entered in the ledger: what the denoiser gave, and how many blocks ran."""
         before = self._rows(skipper)
-        with skipper.running():
-            out = call(*args, **kwargs)
+        try:
+            with skipper.running():
+                out = call(*args, **kwargs)
+        finally:
+            if self._over:
+                skipper.remove()
         ran = self._rows(skipper) - before
         if check and ran != planned:
             self.count.refuse(ran, planned, "a pass that starts from activations of an earlier one")

@@ -113,6 +113,34 @@ def test_threads_that_run_one_denoiser_by_turns():
     assert applied.stats.reused == {"STG": 4}
 
 
+@torch.no_grad()
+def test_it_can_be_removed_while_another_thread_is_in_a_pass():
+    model = randomise(ltx2_gated(), 1)
+    before, row = traces(model), ltx2_row(ltx2_inputs(2))
+    inside, removed, found = threading.Event(), threading.Event(), []
+
+    def wait(module, args, kwargs):
+        inside.set()
+        removed.wait(timeout=30)
+
+    @torch.no_grad()
+    def work():
+        marks = ({}, {"spatio_temporal_guidance_blocks": [LAYER]})
+        found.extend(model(**row, **mark)[0] for mark in marks)
+
+    applied = PrefixReuse().apply(ltx2_pipe(model))
+    hook = model.transformer_blocks[LAYER].register_forward_pre_hook(wait, with_kwargs=True)
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert inside.wait(timeout=30)
+    applied.remove()
+    removed.set()
+    thread.join()
+    hook.remove()
+    assert traces(model) == before
+    near(found[1], model(**row, spatio_temporal_guidance_blocks=[LAYER])[0])
+
+
 def test_another_pipeline_around_the_same_denoiser_in_a_callback():
     pipe = CASE.build()
     other = CASE.build()
