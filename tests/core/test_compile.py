@@ -217,6 +217,7 @@ class TinyResidualNet(nn.Module):
         return hidden_states
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_through_inductor():
     torch._dynamo.reset()

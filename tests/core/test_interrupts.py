@@ -247,7 +247,14 @@ def sweep(scene, files, visits):
     return done
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SCENES if kind not in (Running, Adaptive)])
+SWEPT = [
+    pytest.param(kind, id=kind.__name__, marks=[pytest.mark.slow] if kind is Guided else [])
+    for kind in SCENES
+    if kind not in (Running, Adaptive)
+]
+
+
+@pytest.mark.parametrize("kind", SWEPT)
 def test_an_interrupt_at_each_line(kind):
     files = kind.files if kind is Plain else [file for file in kind.files if file not in CORE]
     assert sweep(kind(), files, "first") > 10
