@@ -120,9 +120,7 @@ class Running(Plain):
             with self.handle.running():
                 return self.run()
         finally:
-            skipper, self.handle = self.handle, None
-            skipper.remove()
-            skipper.remove()  # Ctrl-C came into the first
+            self.handle.remove()
 
 
 class Routed(Scene):
