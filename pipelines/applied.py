@@ -17,11 +17,12 @@ from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule
 from skipguide.pipelines.settings import GuidanceSettings
+from skipguide.shown import Row, Shown
 
 logger = logging.getLogger(__name__)
 
 
-class AppliedGuidance:
+class AppliedGuidance(Shown):
     """Guidance in force on a pipeline. Leave the `with` block or call `remove()` to end it.
 
     Attributes:
@@ -59,6 +60,15 @@ class AppliedGuidance:
     def delivery(self) -> str:
         """How the guidance reaches the pipeline: `"shift"` or `"solve"`."""
         return self.stats.delivery
+
+    def _heading(self) -> str:
+        where = f"on {type(self._pipe).__name__}" if self._installed else "removed"
+        return f"Skip guidance ({where}): {self.stats}"
+
+    def _rows(self) -> list[Row]:
+        same = self.settings
+        found = [(name, layers, same.part, same.scale, same.formula) for name, layers in self.layers.items()]
+        return [("denoiser", "layers", "part", "scale", "formula"), *found]
 
     def _install(self) -> None:
         try:

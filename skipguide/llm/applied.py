@@ -20,10 +20,11 @@ from skipguide.llm.passes import PassReader
 from skipguide.llm.plan_checks import check_plan, check_scale
 from skipguide.llm.plan_data import SublayerPlanData, check_scales, sublayer_layers
 from skipguide.llm.sublayers import SublayerMap
+from skipguide.shown import Row, Shown, ledger_rows, passes
 from skipguide.stats import Stats
 
 
-class AppliedSublayers:
+class AppliedSublayers(Shown):
     """A sublayer plan in force on a model. Leave the `with` block or call `remove()` to end it.
 
     Attributes:
@@ -85,6 +86,13 @@ class AppliedSublayers:
     def elsewhere(self) -> int:
         """Passes in threads that the plan does not reach."""
         return self._elsewhere
+
+    def _heading(self) -> str:
+        where = f"on {type(self.map.model).__name__}" if self._active is not None else "removed"
+        return f"Sublayer plan ({where}), {passes(self.stats.passes)}: {self.plan}"
+
+    def _rows(self) -> list[Row]:
+        return ledger_rows(self.stats.calls, self.stats.skips)
 
     # -- installation -------------------------------------------------------------------------------------------
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from skipguide.hosts.kv_cache import is_left_out
 from skipguide.llm.cache import Mark
+from skipguide.shown import Row, Shown, ledger_rows, passes
 from skipguide.stats import Stats
 
 
-class SublayerLedger:
+class SublayerLedger(Shown):
     """What ran and what was left out under a sublayer plan.
 
     Passes are counted by what they left out; that it was left out is checked after every pass. A pass inside a
@@ -78,8 +79,12 @@ class SublayerLedger:
             "kv_bytes_saved": self.kv_bytes_saved,
         }
 
-    def __repr__(self) -> str:
-        return f"SublayerLedger({', '.join(f'{k}={v!r}' for k, v in self.to_dict().items() if k != 'calls')})"
+    def _heading(self) -> str:
+        memory = f", {self.kv_bytes:,} bytes of keys and values, {self.kv_bytes_saved:,} saved" if self.kv_bytes else ""
+        return f"SublayerLedger: {passes(self.passes)}, {self.skipped_fraction:.1%} of the sublayers left out{memory}"
+
+    def _rows(self) -> list[Row]:
+        return ledger_rows(self.calls, self.skips)
 
 
 def _kinds(cache: Any, mark: Mark) -> list[tuple[int, int, int]]:

@@ -15,6 +15,7 @@ from skipguide.active import ActivePlan, Call, end_everywhere, everywhere_at, ho
 from skipguide.config import as_flag, check_keys
 from skipguide.errors import SkipError
 from skipguide.gate import Gate, Installation, gate_of
+from skipguide.shown import Row, Shown
 from skipguide.vision.layer_masking.activation_info import info_of
 from skipguide.vision.layer_masking.baselines import PixelScale
 from skipguide.vision.layer_masking.checks import FILLS, check_fill, check_keep, check_model, expanded
@@ -109,8 +110,8 @@ class LayerMask:
     __hash__ = object.__hash__
 
 
-@dataclass(eq=False)
-class AppliedMask:
+@dataclass(eq=False, repr=False)
+class AppliedMask(Shown):
     """A mask on a model. A context manager; `remove()` takes it off.
 
     Attributes:
@@ -145,6 +146,13 @@ class AppliedMask:
     def handle(self) -> Self:
         """What the user holds, or had."""
         return self
+
+    def _heading(self) -> str:
+        where = f"on {type(self.model).__name__}" if self.gate is not None else "removed"
+        return f"Layer mask ({where}), {self.mask.keep.float().mean():.0%} of the pixels kept, fill {self.mask.fill!r}"
+
+    def _rows(self) -> list[Row]:
+        return [tuple(self.stats.to_dict()), tuple(self.stats.to_dict().values())]
 
     @property
     def stats(self) -> MaskStats:
