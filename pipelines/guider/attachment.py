@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import nn
 
 from skipguide.errors import SkipError
+from skipguide.pipelines.presets import find_preset
+from skipguide.pipelines.settings import GuidanceSettings
+
+S = TypeVar("S", bound=GuidanceSettings)
 
 
 def attach_guider(guider: Any, pipe: Any, component: str = "guider") -> None:
@@ -37,3 +43,11 @@ def attach_guider(guider: Any, pipe: Any, component: str = "guider") -> None:
             f"SpatiotemporalSkipGuidance(...).apply(pipe), which takes the same settings"
         )
     setattr(pipe, component, guider)
+
+
+def with_preset(settings: S, pipe: Any) -> S:
+    """The settings with the preset of the pipeline's denoiser, where that is all that they ask for."""
+    model = getattr(pipe, "transformer", None)
+    if not settings.whole_preset or settings.idle or not isinstance(model, nn.Module):
+        return settings
+    return settings.filled(find_preset(model, pipe))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from skipguide.cli.arguments import GUIDANCE_FLAGS, given
 from skipguide.cli.models import Source, denoisers
 from skipguide.errors import SkipError
 from skipguide.media.frames import as_images, as_rgb
+from skipguide.schedule import Schedule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -109,26 +111,53 @@ def guidance_arguments(args: argparse.Namespace, pipeline: Any) -> dict[str, Any
     """The arguments of `SpatiotemporalSkipGuidance`: the flags, and the preset where a flag is silent.
 
     The preset is looked up here, so that what is written down afterwards names the layers. Layers of one's
-    own do not come with the preset's scale: that was chosen for the preset's layers. A named preset (`--preset`)
-    stands for itself, and needs the model's only where it skips layers that it does not name.
+    own do not come with the preset's scale: that was chosen for the preset's layers. Where they are the preset's own,
+    its scale and part are taken too, and this is said. `auto` is written down as the layers that it took. A named
+    preset (`--preset`) stands for itself, and needs the model's only where it skips layers that it does not name.
     """
     from skipguide.pipelines import presets
-    from skipguide.pipelines.formulas import find_formula
+    from skipguide.pipelines.settings import GuidanceSettings
 
     chosen = given(args, GUIDANCE_FLAGS)
     if named := chosen.pop("preset", None):
         chosen = presets.named_settings(named) | chosen
-    if "layers" not in chosen and chosen.get("scale") != 0:
-        models = denoisers(pipeline)
-        if not models:
-            raise SkipError(f"{type(pipeline).__name__} has no denoiser that skip guidance knows")
-        preset = presets.find_preset(next(iter(models.values())))
-        if "scale" in find_formula(chosen.get("formula", preset.formula)).limits:
-            chosen.setdefault("scale", 1.0)  # the preset's scale has nothing to act on with this formula
-        for name in ("layers", "scale", "part", "formula"):
-            value = getattr(preset, name)
-            chosen.setdefault(name, list(value) if name == "layers" else value)
+    if chosen.get("scale") == 0:
+        return chosen
+    if (layers := chosen.get("layers")) == "auto":
+        found = make_guidance(chosen).for_pipeline(pipeline)
+        _say(f"--layers auto took {_plain(found.layers)}")
+        return chosen | {"layers": _plain(found.layers)}
+    models = denoisers(pipeline)
+    if not models:
+        raise SkipError(f"{type(pipeline).__name__} has no denoiser that skip guidance knows")
+    if layers is None:
+        preset = presets.find_preset(next(iter(models.values())), pipeline)
+        filled = GuidanceSettings(**chosen).filled(preset)
+        names = ["layers", "scale", "part", "formula", *(("start", "stop") if filled.window != Schedule() else ())]
+        return chosen | {name: _plain(getattr(filled, name)) for name in names}
+    if {"scale", "part", "formula", "stack"} & set(chosen):
+        return chosen
+    try:
+        preset = presets.find_preset(next(iter(models.values())), pipeline)
+    except SkipError:
+        return chosen
+    if tuple(layers) == preset.layers and preset.formula == "stg":
+        chosen |= {"scale": _plain(preset.scale), "part": preset.part}
+        _say(f"these are the layers of the model's preset, so its scale ({preset.scale}) and part ({preset.part}) hold")
     return chosen
+
+
+def _plain(value: Any) -> Any:
+    """As the notes beside a clip keep it."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _say(what: str) -> None:
+    print(f"skipguide: {what}", file=sys.stderr)
 
 
 def make_guidance(arguments: Mapping[str, Any]) -> Any:

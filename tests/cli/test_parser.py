@@ -5,7 +5,6 @@ import json
 import shlex
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from PIL import Image
 
 from skipguide import SkipError
 from skipguide.cli import COMMANDS, arguments, build_parser, clip_job, main, models, pipeline_calls
+from skipguide.pipelines.presets import Preset
 
 # The parser of the command line: help, examples, wrong arguments.
 
@@ -210,8 +210,8 @@ def test_no_guidance_and_guidance_flags_exclude_each_other(stub, capsys):
 
 
 def test_preset_is_written_down(stub, monkeypatch):
-    preset = SimpleNamespace(layers=(2,), scale=1.25, part="block", formula="stg", source="here")
-    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model: preset)
+    preset = Preset((2,), 1.25, "here")
+    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model, pipe: preset)
     args = {"layers": None, "scale": None, "part": None, "formula": None, "start": 0.5}
     chosen = pipeline_calls.guidance_arguments(argparse.Namespace(**args), stub.pipeline)
     assert chosen == {"layers": [2], "scale": 1.25, "part": "block", "formula": "stg", "start": 0.5}
@@ -229,8 +229,8 @@ def test_a_named_preset_brings_its_settings_and_flags_change_them(stub, monkeypa
     from skipguide.pipelines.presets import NAMED
 
     assert set(arguments.PRESETS) == set(NAMED)
-    preset = SimpleNamespace(layers=(2,), scale=1.25, part="block", formula="stg", source="here")
-    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model: preset)
+    preset = Preset((2,), 1.25, "here")
+    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model, pipe: preset)
     args = argparse.Namespace(preset="frugal", start=None, scale=None)
     chosen = pipeline_calls.guidance_arguments(args, stub.pipeline)
     assert chosen == {"layers": [2], "formula": "stg"} | NAMED["frugal"]
@@ -242,8 +242,8 @@ def test_a_named_preset_brings_its_settings_and_flags_change_them(stub, monkeypa
 
 def test_no_scale_has_to_be_given_where_there_is_none(stub, monkeypatch):
     """formula='uncond' has no third pass to scale, and scale 0 has no layers to name."""
-    preset = SimpleNamespace(layers=(2,), scale=1.25, part="block", formula="stg", source="here")
-    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model: preset)
+    preset = Preset((2,), 1.25, "here")
+    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model, pipe: preset)
     chosen = pipeline_calls.guidance_arguments(argparse.Namespace(formula="uncond"), stub.pipeline)
     assert chosen == {"layers": [2], "scale": 1.0, "part": "block", "formula": "uncond"}
     assert (
