@@ -133,7 +133,9 @@ def guidance_arguments(args: argparse.Namespace, pipeline: Any) -> dict[str, Any
     if layers is None:
         preset = presets.find_preset(next(iter(models.values())), pipeline)
         filled = GuidanceSettings(**chosen).filled(preset)
-        names = ["layers", "scale", "part", "formula", *(("start", "stop") if filled.window != Schedule() else ())]
+        names = ["layers", "scale", "part", "formula"]
+        if not {"start", "stop"} & set(chosen) and filled.window != Schedule(every=filled.every):
+            names += ["start", "stop"]
         return chosen | {name: _plain(getattr(filled, name)) for name in names}
     if {"scale", "part", "formula", "stack"} & set(chosen):
         return chosen

@@ -246,10 +246,8 @@ def test_no_scale_has_to_be_given_where_there_is_none(stub, monkeypatch):
     monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model, pipe: preset)
     chosen = pipeline_calls.guidance_arguments(argparse.Namespace(formula="uncond"), stub.pipeline)
     assert chosen == {"layers": [2], "scale": 1.0, "part": "block", "formula": "uncond"}
-    assert (
-        pipeline_calls.guidance_arguments(argparse.Namespace(formula="uncond", scale=2.0), stub.pipeline)["scale"]
-        == 2.0
-    )
+    with pytest.raises(SkipError, match="no third pass"):
+        pipeline_calls.guidance_arguments(argparse.Namespace(formula="uncond", scale=2.0), stub.pipeline)
     idle = pipeline_calls.guidance_arguments(argparse.Namespace(scale=0.0, start=0.5), stub.pipeline)
     assert clip_job.in_words(idle) == "scale 0, start 0.5"
 
