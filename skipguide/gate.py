@@ -19,6 +19,7 @@ from torch import nn
 from skipguide.active import ACTIVE, ActivePlan, Call, Intervention
 from skipguide.errors import LostGateError, SkipError
 from skipguide.hosts import accelerate, diffusers_hooks
+from skipguide.hosts.compiled import NEEDS_TORCH, TRACES_PLANS
 
 IDLE, HALFWAY, STANDING = "idle", "halfway", "standing"
 
@@ -253,6 +254,10 @@ class Gate:
             f"the gate on {name or type(module).__name__} was replaced: {owner}. Apply skip plans after hooks and "
             f"offloading are set up, and remove them before those are removed."
         )
+
+
+if not TRACES_PLANS:  # a break of the graph that says why, instead of dynamo's own error at the ContextVar
+    setattr(Gate, "__call__", torch.compiler.disable(Gate.__call__, reason=NEEDS_TORCH))  # noqa: B010
 
 
 class Installation:

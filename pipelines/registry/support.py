@@ -93,7 +93,8 @@ def _pipelines_by_denoiser() -> dict[str, list[str]]:
     with warnings.catch_warnings():  # what diffusers imports warns of itself
         warnings.simplefilter("ignore")
         for name, spec in PIPELINES.items():
-            for model in _asked_for(getattr(diffusers, name), spec):
+            pipeline = getattr(diffusers, name, None)  # an older diffusers lacks some
+            for model in _asked_for(pipeline, spec) if pipeline is not None else ():
                 found.setdefault(model, []).append(name)
     return found
 

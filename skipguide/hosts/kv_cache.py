@@ -183,3 +183,23 @@ def _class(name: str, base: type, members: dict[str, Any] | None = None) -> Any:
         found = type(name, (base,), body | (members or {}))
         setattr(module, name, found)
     return found
+
+
+def refuse_older_windows(kinds: Iterable[str]) -> None:
+    """Refuse to take drafts back from sliding windows that show them again: those of transformers before 5.23.
+
+    Args:
+        kinds: the classes of a cache's layers.
+
+    Raises:
+        SkipError: if there is such a window.
+    """
+    import transformers
+
+    version = transformers.__version__
+    old = tuple(int(part) for part in version.split(".")[:2]) < (5, 23)
+    if old and any("Sliding" in kind for kind in kinds):
+        raise SkipError(
+            f"self-speculation with sliding windows needs transformers 5.23 or newer (here {version}): the windows of "
+            f"older ones cannot take drafts back"
+        )

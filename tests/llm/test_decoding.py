@@ -7,6 +7,7 @@ import torch
 from helpers import llm_zoo
 from helpers.call_counter import CallCounter
 from helpers.llm_zoo import CACHE
+from helpers.versions import traced_plans
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
@@ -42,6 +43,7 @@ def close(one, other):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
+@traced_plans
 @pytest.mark.parametrize("name", ["llama"])
 def test_one_graph_for_all_steps_and_both_ways_of_the_switch(name):
     torch._dynamo.reset()

@@ -9,6 +9,7 @@ import transformers
 from helpers import llm_zoo
 from helpers.llm_zoo import BY_NAME, CACHE, prompt
 from helpers.residue import no_gates, traces
+from helpers.versions import is_older
 from torch import nn
 
 from skipguide import UnknownBlockError, find_blocks
@@ -233,6 +234,10 @@ def test_an_encoder_decoder_cache():
 
 # -- models that nobody described ----------------------------------------------------------------------
 
+if is_older("transformers", "5.23"):  # leaving out sublayers of its Cohere2 is not what zeros are: it is refused
+    UNKNOWN_TO_PROBE = ("Glm", "GPTNeo")
+else:
+    UNKNOWN_TO_PROBE = ("Glm", "Cohere2", "GPTNeo")
 UNKNOWN = {
     "Glm": llm_zoo.LLAMA | {"head_dim": 8},
     "Cohere2": llm_zoo.LLAMA | {"sliding_window": 4},
@@ -242,7 +247,7 @@ UNKNOWN = {
 }
 
 
-@pytest.mark.parametrize("name", UNKNOWN)
+@pytest.mark.parametrize("name", UNKNOWN_TO_PROBE)
 def test_an_unknown_model_is_probed(name, monkeypatch):
     monkeypatch.setattr("skipguide.families.language.DECODER_LAYOUTS", ())  # whatever is described today
     paths = {"layers": "transformer.h", "attn": "attn.attention.out_proj", "mlp": ("mlp.c_proj",)}

@@ -12,7 +12,7 @@ from torch import Tensor
 from skipguide.active import active_at
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
-from skipguide.hosts.kv_cache import as_argument, cache_among
+from skipguide.hosts.kv_cache import as_argument, cache_among, refuse_older_windows
 from skipguide.llm.applied import AppliedSublayers
 from skipguide.llm.cache import mark_of
 from skipguide.llm.cost import SublayerCosts
@@ -300,6 +300,7 @@ def _check_cache(cache: Any) -> None:
             f"drafts must be taken back from the cache without a trace, which a {type(cache).__name__} of "
             f"{', '.join(sorted(kinds)) or 'no layers'} cannot: use the default dynamic cache of an attention model"
         )
+    refuse_older_windows(kinds)
 
 
 def _stop_strings(args: tuple[Any, ...], kwargs: dict[str, Any], tokenizer: Any, model: Any) -> dict[str, Any]:
