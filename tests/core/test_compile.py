@@ -261,5 +261,5 @@ def test_with_an_older_torch_the_gated_part_runs_uncompiled(monkeypatch):
         close(case.run(), plain)
     torch._dynamo.reset()
     case.target = torch.compile(case.model, backend=case.counter, fullgraph=True)
-    with pytest.raises(Exception, match=r"torch 2\.14 or newer"), Skipper(case.target, plan):
+    with pytest.raises(Exception, match=r"torch 2\.14 or newer|no compiled frames"), Skipper(case.target, plan):
         case.run()

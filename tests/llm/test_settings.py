@@ -91,11 +91,20 @@ def test_a_drafter_that_cannot_be_chosen_is_refused_before_anything_runs():
     model = BY_NAME["gemma3n"].build()
     with pytest.raises(SkipError, match=r"similarities of Gemma3nForCausalLM cannot be measured.*plan=SublayerPlan"):
         SelfSpeculative().apply(model)
+    if is_older("transformers", "5.23"):  # its sliding windows
+        return
     ids, spec = prompt(1, 6), SelfSpeculative(plan=SublayerPlan(mlp=[1]))
     assert torch.equal(
         spec.generate(model, ids, max_new_tokens=6, do_sample=False),
         model.generate(ids, max_new_tokens=6, do_sample=False),
     )
+
+
+def test_sliding_windows_of_an_older_transformers_are_refused(monkeypatch):
+    model = BY_NAME["gemma2"].build()
+    monkeypatch.setattr("transformers.__version__", "5.22.2")
+    with pytest.raises(SkipError, match=r"sliding windows needs transformers 5.23 or newer \(here 5.22.2\)"):
+        SelfSpeculative(plan=SublayerPlan(mlp=[1])).generate(model, prompt(1, 6), max_new_tokens=6, do_sample=False)
 
 
 def test_a_ratio_too_small_for_one_sublayer_is_no_silent_nothing():
