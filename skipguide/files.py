@@ -1,16 +1,22 @@
-"""Files: they appear whole or not at all, and say which versions they came from."""
+"""Files: they appear whole or not at all, JSON is read in one place, and results say which versions they came from."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import platform
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from skipguide._version import __version__
+from skipguide.errors import SkipError
+
+DEEPEST = 32  # lists and mappings inside each other that JSON may have; our own files have six at most
 
 
 @contextmanager
@@ -37,6 +43,70 @@ def replacing(*paths: Path) -> Iterator[list[Path]]:
     finally:
         for source in temporary:
             source.unlink(missing_ok=True)
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON in a file, as `parse_json` reads it.
+
+    Raises:
+        SkipError: if it is not JSON.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+    except UnicodeDecodeError as error:
+        raise SkipError(f"expected JSON in {path}; got something else: {error}") from error
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, where: str, *, finite: bool = True) -> Any:
+    """Read JSON, from whomever: everything that the library reads as JSON goes through here.
+
+    Args:
+        text: the JSON.
+        where: it is from, for the error.
+        finite: refuse NaN and infinity, which JSON does not have; the configs of other libraries have them.
+
+    Raises:
+        SkipError: if it is not JSON, is nested deeper than any file of ours, or has a number that is not finite.
+
+    Example:
+        >>> parse_json('{"layers": [3]}', "a plan")
+        {'layers': [3]}
+        >>> parse_json("[" * 1000 + "]" * 1000, "a plan")
+        Traceback (most recent call last):
+        ...
+        skipguide.errors.SkipError: expected JSON in a plan that is nested at most 32 deep; got more
+    """
+    more: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite} if finite else {}
+    try:
+        found = json.loads(text, **more)
+    except RecursionError:
+        found = too_deep = True
+    except ValueError as error:
+        raise SkipError(f"expected JSON in {where}; got something else: {error}") from error
+    else:
+        too_deep = not is_shallow(found)
+    if too_deep:
+        raise SkipError(f"expected JSON in {where} that is nested at most {DEEPEST} deep; got more")
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def is_shallow(data: Any) -> bool:
+    """Whether lists and mappings lie at most `DEEPEST` deep inside each other; counted without recursion."""
+    level = [data]
+    for _ in range(DEEPEST + 1):
+        level = [each for each in level if isinstance(each, Mapping | list | tuple)]
+        if not level:
+            return True
+        level = [item for each in level for item in (each.values() if isinstance(each, Mapping) else each)]
+    return False
 
 
 def versions() -> dict[str, str]:

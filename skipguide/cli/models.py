@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 from skipguide.cli.arguments import BUNDLED
 from skipguide.errors import SkipError
+from skipguide.files import parse_json
 
 WHOLE, PIECE = 64 << 20, 1 << 16  # bytes: files up to this size are hashed whole, larger ones in such pieces
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -42,10 +42,13 @@ class Source:
         if path is None or not path.is_file():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
             raise SkipError(f"{path} is not JSON: {error}") from error
-        return content if isinstance(content, dict) else None
+        content = parse_json(text, str(path), finite=False)  # configs of other libraries may have infinite numbers
+        if not isinstance(content, dict):
+            raise SkipError(f"expected settings as a mapping in {path}; got {type(content).__name__}")
+        return content
 
     def defaults(self) -> dict[str, Any]:
         """What the model's own `generation.json` says a call should use; only folders have one."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from skipguide.errors import SkipError
-from skipguide.files import replacing, versions
+from skipguide.files import parse_json, replacing, versions
 
 __all__ = ["check_output", "plain_arguments", "replacing", "sidecar", "slug", "versions", "write_json"]
 
@@ -60,8 +60,8 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """What `write_json` wrote; None if there is no such file, or it is something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = parse_json(path.read_text(encoding="utf-8"), str(path), finite=False)
+    except (OSError, ValueError):  # a SkipError, or bytes that are no text
         return None
     return found if isinstance(found, dict) else None
 

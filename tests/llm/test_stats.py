@@ -220,7 +220,7 @@ def test_a_speed_up_beyond_the_limit_is_refused():
     with pytest.raises(SkipError, match="above 0 ms"):
         SublayerCosts((0.0,), (1.0,), 1.0, 8)
     for wrong in (("a",), None):
-        with pytest.raises(SkipError, match="attn_ms as a list of milliseconds"):
+        with pytest.raises(SkipError, match="attn_ms as a list of numbers"):
             SublayerCosts(wrong, (1.0,), 1.0, 8)
     for rest in (math.nan, -1.0, None):
         with pytest.raises(SkipError, match="rest_ms as a finite number of at least 0"):
