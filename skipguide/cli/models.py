@@ -202,11 +202,31 @@ def load_pipeline(source: Source, device: str, dtype: str) -> Any:
     # diffusers 0.42 renamed the argument and warns about the old name
     old = tuple(int(n) for n in re.findall(r"\d+", diffusers.__version__)[:2]) < (0, 42)
     precision = {"torch_dtype" if old else "dtype": getattr(torch, dtype)}
-    try:
+    with loading(source.name):
         pipeline = diffusers.DiffusionPipeline.from_pretrained(source.folder or source.name, **precision)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        raise SkipError(f"cannot load {source.name}: {error}") from error
     return pipeline.to(device)
+
+
+@contextlib.contextmanager
+def loading(name: str, kind: str = "") -> Iterator[None]:
+    """While another library reads a model: whatever a damaged file makes it raise is one sentence.
+
+    Args:
+        name: what the user called the model.
+        kind: what it was to be, for the error.
+
+    Raises:
+        SkipError: for anything that is raised inside but a lack of memory.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, SkipError) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        reason = str(error) or type(error).__name__
+        raise SkipError(f"cannot load {name}{kind and f' as {kind}'}: {reason}") from error
 
 
 def vocabulary_note(tokenizer: Any, prompt: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from skipguide.errors import SkipError
 from skipguide.files import parse_json, replacing, versions
 
-__all__ = ["check_output", "plain_arguments", "replacing", "sidecar", "slug", "versions", "write_json"]
+__all__ = ["check_output", "one_line", "plain_arguments", "replacing", "sidecar", "slug", "versions", "write_json"]
 
 
 def slug(text: str, length: int = 60) -> str:
@@ -54,7 +54,22 @@ def check_output(path: Path, suffixes: Sequence[str], *, force: bool, notes: boo
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write `record`, readable, with what JSON does not know as text."""
-    path.write_text(json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(_text(record, indent=2) + "\n", encoding="utf-8")
+
+
+def one_line(record: dict[str, Any]) -> str:
+    """`record` on a line, as `write_json` writes it."""
+    return _text(record)
+
+
+def _text(record: dict[str, Any], indent: int | None = None) -> str:
+    """JSON that UTF-8 can hold: the half of a pair, as from a file name of other bytes, is written as an escape."""
+    text = json.dumps(record, indent=indent, default=str, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(record, indent=indent, default=str)
+    return text
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

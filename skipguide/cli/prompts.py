@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
-from skipguide.cli.arguments import GUIDANCE_FLAGS, OneLineParser, add_guidance, add_sampling
+from skipguide.cli.arguments import GUIDANCE_FLAGS, OneLineParser, add_guidance, add_sampling, unicode_text
 from skipguide.errors import SkipError
 from skipguide.files import parse_json
 
@@ -75,7 +75,7 @@ def _check_type(action: argparse.Action, value: Any) -> None:
         raise SkipError(f"{action.dest} is a text, a number or a list; got {value!r}")
     if action.dest == "layers":  # block numbers, or texts such as "5-7"
         return
-    wanted: Any = str if action.type in (None, Path) else (int, float)
+    wanted: Any = str if action.type in (None, Path, unicode_text) else (int, float)
     if not all(isinstance(each, wanted) for each in values):
         raise SkipError(f"{action.dest} is a {'text' if wanted is str else 'number'}; got {value!r}")
 
@@ -92,8 +92,6 @@ def _arguments(line: str, parser: argparse.ArgumentParser, args: argparse.Namesp
     prompt = own.pop("prompt", None)
     if not (isinstance(prompt, str) and prompt.strip()):
         raise SkipError(f"expected a prompt in words; got {prompt!r}")
-    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-        raise SkipError(f"expected a prompt in words; got {prompt!r}, of which a half (a surrogate) is missing")
     known = {action.dest: action for action in parser._actions if action.option_strings}
     if unknown := sorted(set(own) - set(known)):
         raise SkipError(f"no setting {', '.join(unknown)}; expected prompt or {', '.join(known)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from skipguide.cli.arguments import examples
+from skipguide.cli.models import loading
 from skipguide.errors import SkipError
 
 BUNDLED_CLIP = "tiny-clip"
@@ -77,11 +78,9 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
 
     noise.disable_progress_bar()
     source = bundled(BUNDLED_CLIP) if args.model == BUNDLED_CLIP else args.model
-    try:
+    with loading(args.model, "a CLIP"):
         model = AutoModel.from_pretrained(source)
         processor = AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise SkipError(f"expected a CLIP in {args.model}; it cannot be loaded ({error})") from error
     more: dict[str, Any] = {"device": args.device or ("cuda" if torch.cuda.is_available() else "cpu")}
     if args.template is not None:
         more["templates"] = args.template
