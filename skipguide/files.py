@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -16,12 +17,19 @@ from typing import Any
 from skipguide._version import __version__
 from skipguide.errors import SkipError
 
+LONGEST = 255  # bytes of a file's name that today's file systems hold
+SUFFIX = 32  # bytes of a suffix that a temporary name keeps
 DEEPEST = 32  # lists and mappings inside each other that JSON may have; our own files have six at most
 
 
 @contextmanager
 def replacing(*paths: Path) -> Iterator[list[Path]]:
     """Temporary names for `paths`, in the same folders: renamed if the block ends well, removed if not.
+
+    A symbolic link stays one: what it points to is written, whether that is there already or not.
+
+    Raises:
+        SkipError: for links that lead round in a circle.
 
     Example:
         >>> import tempfile
@@ -31,18 +39,57 @@ def replacing(*paths: Path) -> Iterator[list[Path]]:
         ...     [path.name for path in Path(folder).iterdir()]
         ['notes.txt']
     """
-    token = secrets.token_hex(4)
-    # The suffix stays last: writers choose the format by it.
-    temporary = [path.with_name(f".{path.stem}.{token}{path.suffix}") for path in paths]
+    places = [landing(path) for path in paths]
+    temporary = [place.with_name(_temporary_name(place)) for place in places]
     try:
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        for place in places:
+            place.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        for source, path in zip(temporary, paths, strict=True):
-            os.replace(source, path)
+        for source, place in zip(temporary, places, strict=True):
+            os.replace(source, place)
     finally:
         for source in temporary:
             source.unlink(missing_ok=True)
+
+
+def landing(path: Path) -> Path:
+    """Where a file or folder is written: the path itself, or what a symbolic link in it points to, dangling or not.
+
+    Raises:
+        SkipError: for links that lead round in a circle.
+    """
+    place = Path(os.path.realpath(path))
+    if place.is_symlink():
+        raise SkipError(f"{path} is a symbolic link that leads back to itself: remove it, or choose another name")
+    return place
+
+
+def fitting(stem: str, ending: str, longest: int = LONGEST) -> str:
+    """A file name of a stem and an ending; a stem that is too long for a name is cut, and told apart by a hash.
+
+    Example:
+        >>> fitting("clip.gif", ".json"), len(fitting(255 * "a", ".json"))
+        ('clip.gif.json', 255)
+    """
+    if len(os.fsencode(stem + ending)) <= longest:
+        return stem + ending
+    mark = f"~{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}{ending}"
+    return _cut(stem, longest - len(os.fsencode(mark))) + mark
+
+
+def temporary_stem(stem: str) -> str:
+    """What the temporary names of a result begin with, behind a dot; a mark and the suffix follow."""
+    return fitting(stem, "", LONGEST - SUFFIX - 10)
+
+
+def _temporary_name(place: Path) -> str:
+    # The suffix stays last: writers choose the format by it. None of theirs is long.
+    return f".{temporary_stem(place.stem)}.{secrets.token_hex(4)}{_cut(place.suffix, SUFFIX)}"
+
+
+def _cut(text: str, length: int) -> str:
+    """The beginning of a text that has so many bytes at most."""
+    return os.fsencode(text)[:length].decode("utf-8", "ignore")
 
 
 def read_json(path: str | Path) -> Any:

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 
 from skipguide.config import native
 from skipguide.errors import SkipError
-from skipguide.files import read_json
+from skipguide.files import landing, read_json
 from skipguide.vision.weights import check_file, check_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -24,6 +24,15 @@ class PretrainedMixin(PyTorchModelHubMixin):
     def __new__(cls, *args: Any, **settings: Any) -> Self:
         """Note the settings as plain data: the hub's mixin silently leaves out what is not JSON."""
         return super().__new__(cls, *map(_plain, args), **{name: _plain(value) for name, value in settings.items()})
+
+    def save_pretrained(self, save_directory: str | Path, **settings: Any) -> str | None:
+        """Write `config.json` and `model.safetensors` into a folder, or into what a link to one points to.
+
+        Args:
+            save_directory: the folder; made if it is missing.
+            **settings: as of the hub's mixin, such as `push_to_hub`.
+        """
+        return super().save_pretrained(landing(Path(save_directory)), **settings)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **settings: Any) -> Self:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from skipguide.cli.file_locks import FolderLocks, remove_leftovers
 from skipguide.cli.outputs import one_line, read_json, replacing, sidecar, write_json
 from skipguide.errors import SkipError
+from skipguide.files import landing
 
 MANIFEST = "manifest.jsonl"
 MADE_WITH = "made_with"
@@ -114,7 +115,7 @@ class ClipFolder:
         """
         path = self.folder / clip.file
         remove_leftovers(self.folder, clip.stem)
-        path.unlink(missing_ok=True)  # with --force: new notes never stand next to an old clip
+        landing(path).unlink(missing_ok=True)  # with --force: new notes never stand next to an old clip
         with replacing(sidecar(path), path) as (notes_file, clip_file):
             save(clip_file)
             content = clip_file.read_bytes()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from skipguide.errors import SkipError
-from skipguide.files import parse_json, replacing, versions
+from skipguide.files import LONGEST, fitting, landing, parse_json, replacing, versions
 
 __all__ = ["check_output", "one_line", "plain_arguments", "replacing", "sidecar", "slug", "versions", "write_json"]
 
@@ -24,7 +24,7 @@ def slug(text: str, length: int = 60) -> str:
 
 def sidecar(path: Path) -> Path:
     """Where the notes on `path` go: `out.gif.json` for `out.gif`."""
-    return path.with_name(path.name + ".json")
+    return path.with_name(fitting(path.name, ".json"))
 
 
 def check_output(path: Path, suffixes: Sequence[str], *, force: bool, notes: bool = True) -> None:
@@ -40,12 +40,14 @@ def check_output(path: Path, suffixes: Sequence[str], *, force: bool, notes: boo
         from skipguide.media.movies import require_video
 
         require_video()
+    if (size := len(os.fsencode(path.name))) > LONGEST:
+        raise SkipError(f"cannot write {path}: its name has {size} bytes, and a file system holds {LONGEST}")
     for file in (path, sidecar(path)) if notes else (path,):
         if file.is_dir():
             raise SkipError(f"{file} is a folder; expected the name of a file")
         if file.exists() and not force:
             raise SkipError(f"{file} exists already: choose another name with -o, or replace it with --force")
-    folder = path.parent
+    folder = landing(path).parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):

@@ -62,7 +62,7 @@ class CellCache:
     def key(self, cell: str, settings: Mapping[str, Any]) -> str:
         """A file name for a cell that changes with everything that its picture depends on."""
         text = json.dumps(settings, sort_keys=True, default=str)
-        return f"{cell}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        return f"{cell[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def get(self, key: str) -> tuple[Cell, Image] | None:
         """A finished cell."""

@@ -1,13 +1,20 @@
 """The files of the command line: their names, whole or not at all, none lost."""
 
+from pathlib import Path
+
 import pytest
+import torch
 from helpers import cli_stub
 from helpers.cli_stub import files, one_line
+from helpers.tuning import run
 from PIL import Image
 
-from skipguide import SkipError
+from skipguide import SkipError, SkipPlan
 from skipguide.cli import main, outputs
+from skipguide.cli.file_locks import remove_leftovers
 from skipguide.media import pictures
+from skipguide.vision import SkipNet, UNetPlusPlus
+from skipguide.vision.skipnet.train import TrainConfig, train
 
 stub = cli_stub.stub
 
@@ -92,3 +99,108 @@ def test_a_failure_leaves_no_file(stub, capsys, monkeypatch, error, status, expe
         monkeypatch.setattr(pictures, "save_gif", fail)
     one_line(capsys, status, expected, "generate", "p", "--layers", "1")
     assert files(stub.folder) == []
+
+
+# names of up to 255 bytes, and symbolic links
+
+
+@pytest.mark.parametrize("length", [240, 244, 251, 255])
+@pytest.mark.parametrize("letter", ["a", "ü"])
+def test_long_names(stub, length, letter):
+    size = len(letter.encode())
+    name = letter * ((length - 4) // size) + "b" * ((length - 4) % size) + ".gif"
+    assert len(name.encode()) == length
+    assert main(["generate", "p", "--layers", "1", "-o", name]) == 0
+    assert Image.open(name).n_frames == 16
+    notes = outputs.sidecar(Path(name))
+    assert outputs.read_json(notes)["prompt"] == "p" and len(notes.name.encode()) <= 255
+    assert files(stub.folder) == sorted([name, notes.name])
+
+
+def test_a_name_that_no_file_system_holds(stub, capsys):
+    one_line(capsys, 2, "its name has 256 bytes", "generate", "p", "--layers", "1", "-o", "a" * 252 + ".gif")
+    assert stub.loads == 0
+
+
+@pytest.mark.parametrize("name", ["a" * 250 + ".json", "a" * 255, "a." + "b" * 253, ".".join("a" * 128)])
+def test_long_names_of_settings(tmp_path, name):
+    SkipPlan([1]).save_json(tmp_path / name)
+    SkipPlan([2]).save_json(tmp_path / name, overwrite=True)
+    assert SkipPlan.load_json(tmp_path / name) == SkipPlan([2])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_sweeps_of_long_names(stub):
+    name = "a" * 251 + ".png"
+    assert main(["sweep", "p", "--layers", "1", "--scales", "1", "--frames", "2", "-o", name]) == 0
+    assert Image.open(name).width > 64
+    assert not any(path.name.startswith(".a") for path in stub.folder.iterdir())
+
+
+def test_leftovers_of_a_long_name(tmp_path):
+    with outputs.replacing(tmp_path / ("a" * 251 + ".png")) as (partial,):
+        partial.write_text("half")
+        other = tmp_path / ("." + "a" * 10 + ".0123abcd.png")
+        other.write_text("of another")
+        remove_leftovers(tmp_path, "a" * 251)
+        assert not partial.exists() and other.exists()
+        partial.write_text("whole")
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_link_as_the_output(stub, capsys, live):
+    there = stub.folder.parent / "there"
+    for name in ("a.gif", "a.gif.json"):
+        (stub.folder / name).symlink_to(there / name)
+    if live:
+        there.mkdir()
+        for name in ("a.gif", "a.gif.json"):
+            (there / name).write_text("old")
+        one_line(capsys, 2, "a.gif exists already", "generate", "p", "--layers", "1", "-o", "a.gif")
+    assert main(["generate", "p", "--layers", "1", "-o", "a.gif", *(["--force"] if live else [])]) == 0
+    assert (stub.folder / "a.gif").is_symlink() and (stub.folder / "a.gif.json").is_symlink()
+    assert files(there) == ["a.gif", "a.gif.json"]
+    assert Image.open(there / "a.gif").n_frames == 16
+
+
+def test_a_link_that_leads_round(stub, capsys):
+    (stub.folder / "a.gif").symlink_to("b.gif")
+    (stub.folder / "b.gif").symlink_to("a.gif")
+    one_line(capsys, 2, "a symbolic link that leads back to itself", "generate", "p", "--layers", "1", "-o", "a.gif")
+    with pytest.raises(SkipError, match="back to itself"), outputs.replacing(stub.folder / "b.gif"):
+        pass
+    assert stub.loads == 0 and (stub.folder / "a.gif").is_symlink()
+
+
+def test_folders_that_are_links(stub, tmp_path):
+    """Clips, cells, adapters, checkpoints, states of training and saved networks: all go where a link points."""
+    links = tmp_path / "links"
+    links.mkdir()
+    for name in ("clips", "saved", "state", "adapter", "checkpoint", "cache"):
+        (links / name).symlink_to(tmp_path / "there" / name)
+    Path("prompts.txt").write_text("a red bar\n")
+    again = ["generate", "--prompts", "prompts.txt", "-o", str(links / "clips"), "--layers", "1"]
+    assert main(again) == 0 and main(again) == 0
+    UNetPlusPlus(widths=(4, 6)).save_pretrained(links / "saved")
+    assert UNetPlusPlus.from_pretrained(links / "saved").depth == 1
+    data = torch.utils.data.TensorDataset(torch.randn(4, 3, 8, 8), torch.arange(4) % 3)
+    net = SkipNet({"blocks": [1, 2], "widths": [4, 8], "num_classes": 3})
+    train(net, data, TrainConfig(stage="budget", steps=1, batch_size=4), out=links / "state")
+    folders = {"checkpoint_dir": links / "checkpoint", "cache_dir": links / "cache", "cache": "disk"}
+    run(epochs=1, **folders)[0].save_adapter(links / "adapter")
+    assert all(path.is_symlink() for path in links.iterdir())
+    assert all(any(path.iterdir()) for path in (tmp_path / "there").iterdir())
+    assert len(list((tmp_path / "there").iterdir())) == 6
+
+
+def test_a_clip_that_is_a_link_is_made_anew_where_it_points(stub, tmp_path):
+    Path("prompts.txt").write_text("a red bar\n")
+    again = ["generate", "--prompts", "prompts.txt", "-o", "clips", "--layers", "1"]
+    assert main(again) == 0
+    clip, there = Path("clips") / "00001-a-red-bar.gif", tmp_path / "there.gif"
+    content = clip.read_bytes()
+    clip.rename(there)
+    clip.symlink_to(there)
+    assert main(again) == 0 and len(stub.pipeline.calls) == 1
+    assert main([*again, "--force", "--seed", "1"]) == 0
+    assert clip.is_symlink() and there.read_bytes() != content

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from skipguide.config import as_whole, whole
 from skipguide.errors import SkipError
-from skipguide.files import read_json
+from skipguide.files import landing, read_json
 
 Place = Literal["auto", "device", "host", "disk"]
 SHARD_BYTES = 256 * 2**20
@@ -156,7 +156,7 @@ class FeatureCache:
             os.utime(home)
             cache.reused = True
             return cache
-        folder.mkdir(parents=True, exist_ok=True)
+        landing(folder).mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=folder, prefix=".partial-"))
         try:
             per_shard = max(batch, SHARD_BYTES // max(1, parts.get("row_bytes", SHARD_BYTES // batch)))

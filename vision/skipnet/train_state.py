@@ -11,7 +11,7 @@ import torch
 
 from skipguide.config import number, whole
 from skipguide.errors import SkipError
-from skipguide.files import replacing
+from skipguide.files import landing, replacing
 from skipguide.vision.skipnet.net import SkipNet
 from skipguide.vision.skipnet.train_config import TrainConfig
 from skipguide.vision.weights import check_optimizer, check_weights
@@ -49,7 +49,7 @@ class TrainState:
                     TrainConfig.load_json(notes)
                 except SkipError as error:
                     raise SkipError(f"{notes} belongs to something else ({error}); take another folder") from error
-            out.mkdir(parents=True, exist_ok=True)
+            landing(out).mkdir(parents=True, exist_ok=True)
             config.save_json(notes, overwrite=True)
 
     def _load(self, path: Path) -> None:
