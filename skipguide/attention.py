@@ -125,9 +125,16 @@ class _IdentityMode(TorchFunctionMode):
         length = query.shape[-2]
         start = self.start if length > self.video else 0
         end = start + self.video
-        if length < self.video or key.shape[-2] != length:
+        if key.shape[-2] != length:
             raise SkipError(
-                f"attn_identity expected self-attention over {self.video} tokens and text; got {length} queries"
+                f"attn_identity is about self-attention, where queries and keys are the same tokens; a block has "
+                f"{length} queries and {key.shape[-2]} keys of something else, such as an IP-Adapter's picture: take "
+                f"that away (pipe.unload_ip_adapter()), or use part='attn' or 'block'"
+            )
+        if length < self.video:
+            raise SkipError(
+                f"attn_identity expected self-attention over {self.video} tokens and text; got {length} tokens: this "
+                f"attention sees a part of them. Use part='attn' or 'block'"
             )
         out = torch.empty_like(value)
         out[..., start:end, :] = value[..., start:end, :]

@@ -29,9 +29,7 @@ class TimmEncoder(nn.Module):
             intermediate features, or one whose features all have one stride (a plain ViT).
     """
 
-    def __init__(
-        self, name: str, in_channels: int, depth: int | None, pretrained: bool, arguments: dict[str, Any]
-    ) -> None:
+    def __init__(self, name: str, in_channels: int, depth: int | None, pretrained: bool, arguments: Any) -> None:
         super().__init__()
         import timm
 

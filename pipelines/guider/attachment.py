@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from skipguide.errors import SkipError
+from skipguide.pipelines.registry.described import refuse_no_pipeline
 
 
 def attach_guider(guider: Any, pipe: Any, component: str = "guider") -> None:
@@ -18,6 +19,7 @@ def attach_guider(guider: Any, pipe: Any, component: str = "guider") -> None:
     Raises:
         SkipError: if the pipeline has no such guider: as a mere attribute it would never be called.
     """
+    refuse_no_pipeline(pipe)
     name = type(pipe).__name__
     if callable(update := getattr(pipe, "update_components", None)):
         if component in getattr(pipe, "component_names", ()):
