@@ -187,6 +187,30 @@ class Adaptive(Sublayers):
         ).logits[-1]
 
 
+class Speculating(Adaptive):
+    """It stands in for a method of the model, and at no gate between two drafts."""
+
+    files = (*CORE, "llm/speculative/applied.py")
+    slow = ()
+
+    def __init__(self):
+        from skipguide.llm import SublayerPlan
+
+        self.plan = SublayerPlan(mlp=[1])
+        super().__init__()
+
+    def apply(self):
+        from skipguide.llm import SelfSpeculative
+
+        return SelfSpeculative(plan=self.plan, max_draft=2, adaptive=False).apply(self.model)
+
+    def act(self):
+        """Called `with ...apply(model):`, as in a notebook: the handle is gone after an interrupt."""
+        with self.apply():
+            self.run()
+            return torch.zeros(0)
+
+
 class Watched(Sublayers):
     files = (*CORE, "llm/watch.py")
 
@@ -224,7 +248,7 @@ class Guided(Scene):
         return SpatiotemporalSkipGuidance(layers=[1]).apply(self.pipe)
 
 
-SCENES = [Plain, Rows, JointIdentity, Running, Routed, Masked, Sublayers, Adaptive, Watched, Guided]
+SCENES = [Plain, Rows, JointIdentity, Running, Routed, Masked, Sublayers, Adaptive, Speculating, Watched, Guided]
 NAMES = [scene.__name__ for scene in SCENES]
 
 
