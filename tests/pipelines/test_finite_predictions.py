@@ -196,6 +196,30 @@ def test_another_error_is_not_hidden():
         case.run(pipe, callback_on_step_end=fail)
 
 
+def test_what_failed_in_another_way_is_not_told_of_twice():
+    """NaN at one step, and a pass of the next one fails: the error has been seen, and the next call is a new one."""
+    case = BY_PIPE["wan"]
+    pipe = case.build()
+    with Stg([LAYER]).apply(pipe):
+        expected = case.run(pipe)
+        Spoiled(pipe.transformer, 3)
+        hook = pipe.transformer.proj_out.register_forward_pre_hook(FailsAt(6))
+        with pytest.raises(RuntimeError, match="out of luck"):
+            case.run(pipe)
+        hook.remove()
+        assert torch.equal(case.run(pipe), expected)
+
+
+class FailsAt:
+    def __init__(self, at):
+        self.left = at
+
+    def __call__(self, module, args):
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("out of luck")
+
+
 def test_nothing_is_read_before_the_last_step(monkeypatch):
     """Reading waits for the device: the first guided step is checked right away, and the last one reads the rest."""
     read, settle = [], FiniteWatch.settle
