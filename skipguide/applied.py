@@ -23,6 +23,10 @@ class Handle(Protocol):
 class MethodHandle:
     """A handle whose method stands in for one of the model's own, as an attribute of the model: it is found there."""
 
+    def remove(self) -> None:
+        """End it."""
+        raise NotImplementedError
+
 
 def applied_to(target: Any) -> list[Handle]:
     """The handles on what is applied to a model or pipeline: guidance, masks, sublayer plans, and Skippers.

@@ -14,6 +14,7 @@ from skipguide.arguments import Arguments
 from skipguide.blocks import Block
 from skipguide.errors import SkipError
 from skipguide.hosts.attention_backends import TorchAttention
+from skipguide.hosts.torch_modes import call_in
 from skipguide.hosts.wrappers import unwrap
 
 _PROJECTIONS = (("to_v", "to_out"), ("to_value", "out_layer"))
@@ -84,16 +85,13 @@ class JointValuesPass:
 
     def _run(self, mode: _IdentityMode, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the block in the mode, and leave neither the mode nor another backend behind, whatever interrupts it."""
-        override, depth = TorchAttention(self.module, self.name), torch._C._len_torch_function_stack()
+        override = TorchAttention(self.module, self.name)
         try:
             try:
                 override.hold()
-                with mode:
-                    return call(*args, **kwargs)
+                return call_in(mode, call, *args, **kwargs)
             finally:
-                mode.on = False  # one that an interrupt leaves on torch's stack does nothing, until it is taken off
-                while torch._C._len_torch_function_stack() > depth:
-                    torch._C._pop_torch_function_stack()
+                mode.on = False  # one that an interrupt leaves on torch's stack does nothing
         finally:
             try:
                 override.release()

@@ -8,11 +8,13 @@ from helpers.interrupts import LineTrace, places
 from helpers.residue import traces
 from helpers.tiny_resnet import resnet
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from skipguide import Skipper, SkipPlan, applied_to, remove_from
 from skipguide.active import active_plans
 from skipguide.gate import gate_of
 from skipguide.hosts import attention_backends
+from skipguide.hosts.torch_modes import call_in
 from skipguide.router import Router
 from zoo import BY_NAME
 
@@ -143,7 +145,7 @@ class Routed(Scene):
 
 
 class Masked(Scene):
-    files = (*CORE, "vision/layer_masking/layer_mask.py")
+    files = (*CORE, "vision/layer_masking/layer_mask.py", "hosts/torch_modes.py")
 
     def build(self):
         torch.manual_seed(0)
@@ -280,3 +282,27 @@ def test_an_interrupt_at_each_line(kind):
 @pytest.mark.parametrize("kind", SCENES, ids=NAMES)
 def test_an_interrupt_at_each_line_of_each_driver(kind):
     assert sweep(kind(), (*kind.files, *kind.slow), "all") > 50
+
+
+@pytest.mark.parametrize("left", [-1, 0, 1, 2])
+def test_a_mode_of_torch_that_an_interrupt_lost_or_left(left):
+    """Ctrl-C while torch has taken the mode off its stack, or put it there: it is Ctrl-C that is raised."""
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    def call():
+        if left < 0:
+            torch._C._pop_torch_function_stack()
+        for _ in range(left):
+            Mode().__enter__()
+        raise KeyboardInterrupt
+
+    with Mode():
+        before = torch._C._len_torch_function_stack()
+        with pytest.raises(KeyboardInterrupt):
+            call_in(Mode(), call)
+        assert torch._C._len_torch_function_stack() == before
+        assert call_in(Mode(), torch.ones, 2).tolist() == [1, 1]
+    assert not torch._C._len_torch_function_stack()
