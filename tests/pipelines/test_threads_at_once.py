@@ -1,5 +1,6 @@
 """Two threads that run one guided pipeline at once: its scheduler holds one call's place, and both are told so."""
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 from skipguide import SkipError
+from skipguide.pipelines import SkipGuider
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
+from zoo import modular
 from zoo.pipes import BY_PIPE
 
 AT_ONCE = r"two threads run this \w+ at once, .*one call at a time"
@@ -70,3 +73,25 @@ def test_a_call_that_was_left_in_another_thread_is_over():
             assert torch.equal(case.run(pipe), expected)
             other.submit(interrupted).result(600)
         assert torch.equal(case.run(pipe), expected)
+
+
+@pytest.mark.parametrize("at", [0, 1, 3, 4])
+def test_under_a_guider(at):
+    """The second is refused before it changes anything of the first's run."""
+    pipe = modular.build("wan")
+    guider = SkipGuider([1]).attach(pipe)
+    expected = modular.run(pipe)
+    model = pipe.transformer
+    with ThreadPoolExecutor(1) as other:
+        paused = Paused(model.proj_out, at)
+        first = other.submit(modular.run, pipe)
+        assert paused.there.wait(600)
+        with pytest.raises(SkipError, match="two threads run the pipeline of this SkipGuider at once"):
+            modular.run(pipe)
+        paused.go.set()
+        with contextlib.suppress(Exception):  # its scheduler was begun anew: diffusers may fail, as without a guider
+            first.result(600)
+        assert torch.equal(modular.run(pipe), expected)
+        assert torch.equal(other.submit(modular.run, pipe).result(600), expected)
+        assert torch.equal(modular.run(pipe), expected)
+    assert guider.stats.passes
