@@ -9,6 +9,7 @@ from typing import Any
 from skipguide.cli.arguments import examples
 from skipguide.cli.models import loading
 from skipguide.errors import SkipError
+from skipguide.files import landing
 
 BUNDLED_CLIP = "tiny-clip"
 BUNDLED_RATE = 1e-3  # tried by hand on the bundled model, not chosen by a study; real CLIPs want the reference's 2e-5
@@ -131,8 +132,9 @@ def run_tune(args: argparse.Namespace) -> None:
     tuner.save_adapter(args.out, overwrite=args.force)
     print(f"{args.out}: {len(examples_.names)} classes, {report}")
     if args.merge is not None:
-        tuner.merge().save_pretrained(args.merge)  # type: ignore[operator]
-        processor.save_pretrained(args.merge)
+        merged = landing(args.merge)
+        tuner.merge().save_pretrained(merged)  # type: ignore[operator]
+        processor.save_pretrained(merged)
         print(f"{args.merge}: the whole tuned model")
 
 
