@@ -77,7 +77,8 @@ class PipelineCall:
         self.foreign = None if mine or now is self.timesteps else now
         raise SkipError(
             f"two threads run this {type(pipe).__name__} at once, and its scheduler and guidance keep the state of "
-            f"one call at a time: give each thread a pipeline of its own (from_pipe shares the weights), or wait"
+            f"one call at a time: wait, or give each thread a pipeline with a scheduler of its own, which may share "
+            f"the weights: {type(pipe).__name__}.from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler))"
         )
 
     def release(self) -> None:

@@ -354,7 +354,8 @@ APART = (
     Apart(
         "One pipeline in two threads at once",
         "two threads run this WanPipeline at once",
-        "one call at a time, or `from_pipe` for each thread",
+        "one call at a time, or each thread its own pipeline and scheduler: "
+        "`from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler))`",
         in_two_threads,
     ),
 )

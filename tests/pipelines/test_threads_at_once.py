@@ -1,6 +1,7 @@
 """Two threads that run one guided pipeline at once: its scheduler holds one call's place, and both are told so."""
 
 import contextlib
+import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -52,6 +53,25 @@ def test_both_are_told(name, at):
         assert torch.equal(other.submit(case.run, pipe).result(600), expected)
         assert torch.equal(case.run(pipe), expected), "from whichever thread"
     assert torch.equal(case.run(pipe), plain)
+
+
+def test_a_pipeline_and_a_scheduler_for_each_thread():
+    """What the error says to do: the denoiser is shared, each is guided in its own way, and both run at once."""
+    case = BY_PIPE["ltx"]
+    pipe = case.build()
+    twin = type(pipe).from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler))
+    twin.set_progress_bar_config(disable=True)
+    assert twin.transformer is pipe.transformer and twin.scheduler is not pipe.scheduler
+    with Stg([1]).apply(pipe), Stg([2]).apply(twin), ThreadPoolExecutor(1) as other:
+        expected = case.run(pipe), case.run(twin)
+        for at in (0, 1, 2):
+            paused = Paused(pipe.transformer.proj_out, at)
+            first = other.submit(case.run, pipe)
+            assert paused.there.wait(600)
+            assert torch.equal(case.run(twin), expected[1])
+            paused.go.set()
+            assert torch.equal(first.result(600), expected[0])
+            paused.handle.remove()
 
 
 def test_a_call_that_was_left_in_another_thread_is_over():
