@@ -105,10 +105,15 @@ class AppliedGuidance(Shown):
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         """End the guidance."""
-        exchanged = [each.denoiser for each in self._installed if _is_exchanged(self._pipe, each)]
-        if kind is not None:
-            self._watch.forget()  # the error that is on its way says more
-        self.remove()
+        try:
+            exchanged = [each.denoiser for each in self._installed if _is_exchanged(self._pipe, each)]
+            if kind is not None:
+                self._watch.forget()  # the error that is on its way says more
+            self.remove()
+        except BaseException:  # Ctrl-C: what was broken off is done again
+            self._watch.forget()
+            self.remove()
+            raise
         if kind is not None:
             return
         if exchanged and self.stats.passes:

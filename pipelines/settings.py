@@ -10,10 +10,10 @@ from skipguide.config import JsonConfig, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.guidance import Over
 from skipguide.pipelines.formulas import Formula, find_formula
-from skipguide.pipelines.groups import SkipGroup, check_layers, check_scale, check_stack
+from skipguide.pipelines.groups import SkipGroup, check_layers, check_scale
 from skipguide.pipelines.presets import Preset
 from skipguide.pipelines.sampling.tail import TAILS, Tail
-from skipguide.plan import Part
+from skipguide.plan import Part, check_stack
 from skipguide.schedule import Schedule, Timetable
 from skipguide.select import DEFAULT_SCORE, check_score
 

@@ -104,7 +104,7 @@ class UNetGrid(nn.Module):
             sources: list[int] = [in_channels, *widths]
         else:
             below = None if depth is None else depth - int(full_resolution)
-            self.encoder = TimmEncoder(encoder, in_channels, below, pretrained, dict(encoder_args or {}))
+            self.encoder = TimmEncoder(encoder, in_channels, below, pretrained, encoder_args or {})
             sources = list(self.encoder.channels)
             strides = ([1] if full_resolution else []) + self.encoder.strides
             if full_resolution and self.encoder.strides[0] == 1:

@@ -8,6 +8,7 @@ from torch import nn
 
 from skipguide.errors import SkipError
 from skipguide.pipelines.presets import find_preset
+from skipguide.pipelines.registry.described import refuse_no_pipeline
 from skipguide.pipelines.settings import GuidanceSettings
 
 S = TypeVar("S", bound=GuidanceSettings)
@@ -24,6 +25,7 @@ def attach_guider(guider: Any, pipe: Any, component: str = "guider") -> None:
     Raises:
         SkipError: if the pipeline has no such guider: as a mere attribute it would never be called.
     """
+    refuse_no_pipeline(pipe)
     name = type(pipe).__name__
     if callable(update := getattr(pipe, "update_components", None)):
         if component in getattr(pipe, "component_names", ()):

@@ -18,6 +18,7 @@ from skipguide.errors import SkipError
 from skipguide.pipelines.groups import SkipGroup
 from skipguide.pipelines.guider.attachment import attach_guider, with_preset
 from skipguide.pipelines.guider.driver import Driver
+from skipguide.pipelines.guider.one_thread import this_thread
 from skipguide.pipelines.guider.step_batches import StepBatch, abandon, live_groups, step_batches
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.ledger import GuidanceStats
@@ -134,6 +135,7 @@ class SkipGuider(BaseGuidance):
         self._keys: tuple[str, ...] = ()
         self._checked: set[str] = set()
         self._watch = FiniteWatch()
+        self._thread = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has the settings, and starts anew."""
@@ -215,6 +217,7 @@ class SkipGuider(BaseGuidance):
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Tensor) -> None:
         """A step begins; one that is not later than the last begins a new run."""
+        self._thread = this_thread(self._thread if self._drivers or self._passes else 0)
         self._end()
         if self._step is None or step <= self._step:
             self._drivers, self._directions, self._checked = [], None, set()
@@ -249,10 +252,9 @@ class SkipGuider(BaseGuidance):
             )
         now = self._passes[self._count_prepared]
         self._count_prepared += 1
-        if not self._live:
-            return
-        self._driver = driver = self._driver_of(denoiser)
-        driver.prepare(now, self._step_plan(driver).skipped)
+        if self._live:
+            self._driver = driver = self._driver_of(denoiser)
+            driver.prepare(now, self._step_plan(driver).skipped)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
         """The denoiser was called. After the last skipped pass of the step its gates are removed."""
@@ -339,12 +341,10 @@ class SkipGuider(BaseGuidance):
 
     def _delta(self, plan: StepPlan, c: Tensor) -> Tensor:
         """What guidance adds to CFG at this step."""
-        directions = self._directions
-        if directions is None or directions[0].shape != c.shape:
+        if (directions := self._directions) is None or directions[0].shape != c.shape:
             raise SkipError("the skipped predictions of this step are missing, or of another size than c")
         delta, *others = (each.scale * d for each, d in zip(plan.skipped, directions, strict=True))
-        for other in others:
-            delta = delta + other
+        delta = sum(others, start=delta)
         if self.settings.every == 1:
             self._directions = None
         return delta

@@ -96,11 +96,9 @@ def load(name: str, device: str, dtype: str) -> LanguageModel:
 
     transformers.utils.logging.disable_progress_bar()
     where: Any = source.folder or source.name
-    try:
+    with models.loading(name, "a causal language model with a tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(where)
         model = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype))
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        raise SkipError(f"cannot load {name} as a causal language model with a tokenizer: {error}") from error
     return LanguageModel(source.name, model.to(device).eval(), tokenizer, device, dtype)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from skipguide.cli.arguments import GUIDANCE_FLAGS, given
 from skipguide.cli.models import Source, denoisers
+from skipguide.config import number
 from skipguide.errors import SkipError
 from skipguide.media.frames import as_images, as_rgb
 from skipguide.schedule import Schedule
@@ -100,10 +101,13 @@ def frames_per_second(args: argparse.Namespace, pipeline_class: type, defaults: 
     """How fast to play a clip: the flag, the model's own rate, or something that suits its length."""
     if args.fps is not None:
         return float(args.fps)
+    if (own := defaults.get("fps")) is not None:
+        if (value := number(own)) is None or value <= 0:
+            raise SkipError(f"expected fps in the model's generation.json as a number above 0; got {own!r}")
+        return float(value)
     rate = parameters(pipeline_class).get("frame_rate")
-    for value in (defaults.get("fps"), rate.default if rate else None):
-        if isinstance(value, (int, float)):
-            return float(value)
+    if rate is not None and (value := number(rate.default)) is not None:
+        return float(value)
     return 8.0 if count <= 32 else 16.0
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.config import JsonConfig, as_wholes, normalize_fields
+from skipguide.config import JsonConfig, as_numbers, as_wholes, is_one_of, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.hosts.kv_cache import as_argument, cache_of
 from skipguide.llm.applied import refuse_skipping
@@ -61,14 +61,13 @@ class SublayerCosts(JsonConfig):
     def __post_init__(self) -> None:
         """Refuse what is no measurement."""
         for name in ("attn_ms", "mlp_ms"):
-            try:
-                values = tuple(float(value) for value in getattr(self, name))
-            except (TypeError, ValueError):
-                raise SkipError(f"expected {name} as a list of milliseconds; got {getattr(self, name)!r}") from None
+            values = as_numbers(name, getattr(self, name))
             object.__setattr__(self, name, values)
-            if not values or len(values) != len(self.attn_ms) or not all(math.isfinite(v) and v > 0 for v in values):
+            if not values or len(values) != len(self.attn_ms) or not all(v > 0 for v in values):
                 raise SkipError(f"expected a time above 0 ms per layer in {name}; got {values}")
-        normalize_fields(self, {"tokens": 1}, {"rest_ms": 0})
+        normalize_fields(self, {"tokens": 1}, {"rest_ms": 0}, texts=("device",))
+        if not is_one_of(self.phase, ("prefill", "decode")):
+            raise SkipError(f'expected phase "prefill" or "decode"; got {self.phase!r}')
 
     @property
     def sublayers_ms(self) -> float:

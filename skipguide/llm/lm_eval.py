@@ -10,11 +10,12 @@ would be the whole model's, and that is refused. Tasks that generate need nothin
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from skipguide.errors import SkipError
+from skipguide.files import parse_json, read_json
 from skipguide.llm.adaskip import AdaSkip
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.similarity import SublayerStats
@@ -99,9 +100,11 @@ def load_policy(name: str, settings: str | Path | dict[str, Any] | None = None) 
     if isinstance(settings, (str, Path)):
         text = str(settings)
         try:
-            found = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
+            found = parse_json(text, "the text") if text.lstrip().startswith("{") else read_json(text)
         except (OSError, ValueError) as error:
             raise SkipError(f"cannot read the policy's settings from {text}: {error}") from error
+    if found is not None and not isinstance(found, Mapping):
+        raise SkipError(f"expected the settings of the policy {name!r} as a mapping; got {found!r}")
     given: dict[str, Any] = dict(found or {})
     kind = POLICIES[name]
     if "version" in given:

@@ -99,7 +99,7 @@ def test_models_that_are_none(capsys, tmp_path, monkeypatch):
         "./no/such": "no model './no/such'",
         "file": "file is a file",
         "empty": "no model_index.json",
-        "bad": "model_index.json is not JSON",
+        "bad": "expected JSON in bad/model_index.json",
         "future": "FuturePipeline",
         "other": "it is a single model: only `describe` takes one",
     }.items():

@@ -8,11 +8,13 @@ from helpers.interrupts import LineTrace, places
 from helpers.residue import traces
 from helpers.tiny_resnet import resnet
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from skipguide import Skipper, SkipPlan, applied_to, remove_from
 from skipguide.active import active_plans
 from skipguide.gate import gate_of
 from skipguide.hosts import attention_backends
+from skipguide.hosts.torch_modes import call_in
 from skipguide.router import Router
 from zoo import BY_NAME
 
@@ -141,7 +143,7 @@ class Routed(Scene):
 
 
 class Masked(Scene):
-    files = (*CORE, "vision/layer_masking/layer_mask.py")
+    files = (*CORE, "vision/layer_masking/layer_mask.py", "hosts/torch_modes.py")
 
     def build(self):
         torch.manual_seed(0)
@@ -185,6 +187,29 @@ class Adaptive(Sublayers):
         ).logits[-1]
 
 
+class Speculating(Adaptive):
+    """It stands in for a method of the model, and at no gate between two drafts."""
+
+    files = (*CORE, "llm/speculative/applied.py")
+    slow = ()
+
+    def __init__(self):
+        from skipguide.llm import SublayerPlan
+
+        self.plan = SublayerPlan(mlp=[1])
+        super().__init__()
+
+    def apply(self):
+        from skipguide.llm import SelfSpeculative
+
+        return SelfSpeculative(plan=self.plan, max_draft=2, adaptive=False).apply(self.model)
+
+    def act(self):
+        """Called `with ...apply(model):`, as in a notebook: the handle is gone after an interrupt."""
+        with self.apply():
+            return torch.zeros(0)  # what it decodes is what the model decodes: only beginning and ending are looked at
+
+
 class Watched(Sublayers):
     files = (*CORE, "llm/watch.py")
 
@@ -222,7 +247,7 @@ class Guided(Scene):
         return SpatiotemporalSkipGuidance(layers=[1]).apply(self.pipe)
 
 
-SCENES = [Plain, Rows, JointIdentity, Running, Routed, Masked, Sublayers, Adaptive, Watched, Guided]
+SCENES = [Plain, Rows, JointIdentity, Running, Routed, Masked, Sublayers, Adaptive, Speculating, Watched, Guided]
 NAMES = [scene.__name__ for scene in SCENES]
 
 
@@ -262,3 +287,27 @@ def test_an_interrupt_at_each_line(kind):
 @pytest.mark.parametrize("kind", SCENES, ids=NAMES)
 def test_an_interrupt_at_each_line_of_each_driver(kind):
     assert sweep(kind(), (*kind.files, *kind.slow), "all") > 50
+
+
+@pytest.mark.parametrize("left", [-1, 0, 1, 2])
+def test_a_mode_of_torch_that_an_interrupt_lost_or_left(left):
+    """Ctrl-C while torch has taken the mode off its stack, or put it there: it is Ctrl-C that is raised."""
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    def call():
+        if left < 0:
+            torch._C._pop_torch_function_stack()
+        for _ in range(left):
+            Mode().__enter__()
+        raise KeyboardInterrupt
+
+    with Mode():
+        before = torch._C._len_torch_function_stack()
+        with pytest.raises(KeyboardInterrupt):
+            call_in(Mode(), call)
+        assert torch._C._len_torch_function_stack() == before
+        assert call_in(Mode(), torch.ones, 2).tolist() == [1, 1]
+    assert not torch._C._len_torch_function_stack()

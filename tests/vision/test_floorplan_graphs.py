@@ -60,6 +60,12 @@ def test_numbers_of_a_graph_are_whole(arguments):
         LayoutGraph(*arguments)
 
 
+def test_a_room_is_not_connected_with_itself():
+    graph = LayoutGraph([0, 1], [[0, 0, 1], [0, 1, 1]], [1, 2, 0])
+    assert graph.edges.tolist() == [[0], [1]] and graph.edge_types.tolist() == [2]
+    assert LayoutGraph([0], [[0], [0]]).edges.shape == (2, 0)
+
+
 def test_two_connections_between_two_rooms_survive_networkx():
     graph = LayoutGraph([0, 1], [[0, 0], [1, 1]], [0, 2])
     assert LayoutGraph.from_networkx(graph.to_networkx()).edge_types.tolist() == [0, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -9,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from skipguide.config import LARGEST, is_one_of, number
 from skipguide.errors import SkipError
 
 EDGE_TYPES = ("door", "entrance", "passage")
@@ -87,12 +89,13 @@ class LayoutGraph:
         zones, pairs, types = [], [], []
         for name, data in nodes:
             if data.get(zone) is None:
-                raise SkipError(f"room {name!r} has no {zone!r}: was it only named by a connection?")
+                raise SkipError(f"room {shown(name)} has no {zone!r}: was it only named by a connection?")
             zones.append(_zone(data[zone]))
         for one, other, data in graph.edges(data=True):
-            kind = str(data.get(connection))
-            if kind not in EDGE_TYPES:
-                raise SkipError(f"expected {connection!r} out of {EDGE_TYPES} on {one!r}-{other!r}; got {kind!r}")
+            kind = data.get(connection)
+            if not is_one_of(kind, EDGE_TYPES):
+                ends = f"{shown(one)}-{shown(other)}"
+                raise SkipError(f"expected {connection!r} out of {EDGE_TYPES} on {ends}; got {shown(kind)}")
             pairs.append((place[one], place[other]))
             types.append(EDGE_TYPES.index(kind))
         return cls(torch.tensor(zones), torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T, torch.tensor(types))
@@ -117,13 +120,22 @@ class LayoutGraph:
         return graph
 
 
+def shown(value: Any) -> str:
+    """A value in an error: a file may hold one that is nested without end."""
+    return reprlib.repr(value)
+
+
 def _whole(values: Any, what: str) -> Tensor:
     """As int64; cutting off a fraction would name another room."""
     try:
         found = torch.as_tensor(values)
+        if found.is_complex():
+            raise TypeError
         whole = found.long()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise SkipError(f"expected {what} as whole numbers; got {values!r}") from error
+        raise SkipError(f"expected {what} as whole numbers; got {shown(values)}") from error
+    if found.dtype is torch.bool and found.numel():
+        raise SkipError(f"expected {what} as whole numbers; got truths")
     if found.is_floating_point() and bool((whole != found).any()):
         raise SkipError(f"expected {what} as whole numbers; got {found.tolist()}")
     return whole
@@ -132,16 +144,13 @@ def _whole(values: Any, what: str) -> Tensor:
 def _zone(value: Any) -> int:
     if isinstance(value, str):
         digits = value.lower().removeprefix("zone").strip()
-        if not digits.isdecimal() or int(digits) < 1:
-            raise SkipError(f"expected a zone as a number, or as 'Zone1' and up; got {value!r}")
+        if not digits.isdecimal() or len(digits) > 9 or int(digits) < 1:
+            raise SkipError(f"expected a zone as a number, or as 'Zone1' and up; got {shown(value)}")
         return int(digits) - 1
-    try:
-        whole = int(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise SkipError(f"expected a zone as a whole number; got {value!r}") from error
-    if whole != value:
-        raise SkipError(f"expected a zone as a whole number; got {value!r}")
-    return whole
+    found = number(value)
+    if found is None or int(found) != found or abs(found) > LARGEST:
+        raise SkipError(f"expected a zone as a whole number; got {shown(value)}")
+    return int(found)
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,9 +50,9 @@ def preprocess(structure: NDArray[Any], gap: int = 0) -> Tensor:
         [1, 0, 0, 0, 1]
     """
     values = np.asarray(structure)
+    if values.ndim not in (2, 3) or values.size == 0 or values.dtype.kind not in "iuf":
+        raise SkipError(f"expected a structure of numbers [H, W] or [H, W, C]; got {values.dtype} {values.shape}")
     values = values[..., 0] if values.ndim == 3 else values
-    if values.ndim != 2 or values.size == 0:
-        raise SkipError(f"expected a structure [H, W] or [H, W, C]; got {np.shape(structure)}")
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
         raise SkipError(f"expected structure values 0 (wall) to 255; got {values.min()} to {values.max()}")
     if 0 < values.max() < 128:
@@ -70,11 +70,13 @@ def preprocess(structure: NDArray[Any], gap: int = 0) -> Tensor:
 def to_classes(full_out: NDArray[Any]) -> Tensor:
     """`[H, W]` of our classes from the data set's; openings become `IGNORE`, left out of loss and measure."""
     values = np.asarray(full_out)
+    if values.ndim not in (2, 3) or values.size == 0 or values.dtype.kind not in "iuf":
+        raise SkipError(f"expected classes as numbers [H, W] or [H, W, C]; got {values.dtype} {values.shape}")
     values = values[..., 0] if values.ndim == 3 else values
     table = np.full(MSD_BACKGROUND + 1, IGNORE, dtype=np.int64)
     table[:BACKGROUND] = np.arange(BACKGROUND)
     table[MSD_BACKGROUND] = BACKGROUND
-    if values.ndim != 2 or values.size == 0 or not np.isin(values, np.arange(len(table))).all():
+    if not np.isin(values, np.arange(len(table))).all():
         raise SkipError(f"expected classes 0..{MSD_BACKGROUND} of shape [H, W]; got {np.shape(full_out)}")
     return torch.from_numpy(table[values.astype(np.int64)])
 
@@ -115,6 +117,8 @@ def read_graph(path: str | Path) -> LayoutGraph:
         return LayoutGraph.from_networkx(graph)
     except SkipError as error:
         raise SkipError(f"{path}: {error}") from error
+    except Exception as error:  # what calls itself a graph can raise anything
+        raise SkipError(f"{path} holds no layout graph: {type(error).__name__}") from error
 
 
 class MSDFolder(torch.utils.data.Dataset[Plan]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
+from skipguide.files import read_json
 from skipguide.vision.layer_masking.baselines import IMAGENET, PixelScale
+from skipguide.vision.weights import check_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,16 +70,12 @@ def load_classifier(name: str = BUNDLED, *, pretrained: bool = True) -> Classifi
 
     from skipguide.assets import bundled
 
-    source: str | None = None
-    if name == BUNDLED:
-        source = f"local-dir:{bundled(BUNDLED)}"
-    elif (Path(name) / "config.json").is_file():
-        source = f"local-dir:{name}"
-    elif timm.is_model(name):
-        source = name
+    folder = bundled(BUNDLED) if name == BUNDLED else Path(name)
+    if (folder / "config.json").is_file():
+        return _from_timm(name, _from_folder(name, folder, pretrained).eval())
     try:
-        if source is not None:
-            return _from_timm(name, timm.create_model(source, pretrained=pretrained).eval())
+        if timm.is_model(name):
+            return _from_timm(name, timm.create_model(name, pretrained=pretrained).eval())
         if name in models.list_models():
             weights = models.get_model_weights(name).DEFAULT if pretrained else None
             return _from_torchvision(name, models.get_model(name, weights=weights).eval(), weights)
@@ -87,6 +85,22 @@ def load_classifier(name: str = BUNDLED, *, pretrained: bool = True) -> Classifi
         f"no model {name!r}: expected {BUNDLED}, a folder with timm's config.json, or a name of timm or torchvision "
         f"(timm.list_models(), torchvision.models.list_models())"
     )
+
+
+def _from_folder(name: str, folder: Path, pretrained: bool) -> nn.Module:
+    """The model of a folder that timm wrote; what its file of weights has is compared with the model."""
+    import timm
+    from safetensors import SafetensorError
+
+    if not isinstance(found := read_json(folder / "config.json"), Mapping):
+        raise SkipError(f"expected settings as a mapping in {folder}/config.json; got {type(found).__name__}")
+    try:
+        model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=pretrained)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        raise SkipError(f"cannot load {name}: {error}") from error
+    if pretrained and (file := folder / "model.safetensors").is_file():
+        check_file(file, model.state_dict(), f"save {name} anew, or take another folder")
+    return model
 
 
 def _from_timm(name: str, model: nn.Module) -> Classifier:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.active import ActivePlan, Call, end_everywhere, everywhere_at, hold_everywhere
-from skipguide.config import as_flag, check_keys
+from skipguide.config import as_flag, as_list, check_keys
 from skipguide.errors import SkipError
 from skipguide.gate import Gate, Installation, gate_of
 from skipguide.shown import Row, Shown
@@ -89,8 +89,8 @@ class LayerMask:
         """
         check_keys(data, {"shape", "keep", "fill", "crop"}, "a LayerMask")
         try:
-            shape, fill, crop = [int(size) for size in data["shape"]], data["fill"], data["crop"]
-            packed = torch.frombuffer(bytearray(base64.b64decode(data["keep"])), dtype=torch.uint8)
+            shape, fill, crop = as_list("shape", data["shape"]), data["fill"], data["crop"]
+            packed = torch.frombuffer(bytearray(base64.b64decode(data["keep"], validate=True)), dtype=torch.uint8)
             bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
             if len(packed) != -(-math.prod(shape) // 8):
                 raise ValueError(f"{len(packed)} bytes")

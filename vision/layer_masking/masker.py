@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from skipguide.active import Call, active_plans
 from skipguide.errors import SkipError
+from skipguide.hosts.torch_modes import call_in
 from skipguide.vision.layer_masking.baselines import BASELINES, PixelScale, painted, pixel_scale
 from skipguide.vision.layer_masking.masked_pass import ChangedError, MaskedPass
 from skipguide.vision.layer_masking.masking_mode import MaskingMode
@@ -142,9 +143,7 @@ class Masker:
 
     def _watched(self, mode: MaskingMode, call: Call, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
         entered = mode.masked.enter(images)
-        with mode:
-            output = call(entered, *args, **kwargs)
-        return mode.masked.leave(output)
+        return mode.masked.leave(call_in(mode, call, entered, *args, **kwargs))
 
     def _plan_for(self, trace: Trace, keep: Tensor, images: Tensor) -> Plan:
         key = (id(trace), images.dtype, self.fill, self.crop)

@@ -161,4 +161,4 @@ def _schedule(step: int, config: TrainConfig) -> float:
 
 def _generator(seed: int, step: int, process: int) -> torch.Generator:
     """What is random in a step depends on the step alone, so that a resumed run repeats it."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 1009 + process)
+    return torch.Generator().manual_seed(((seed * 1_000_003 + step) * 1009 + process) % 2**64)

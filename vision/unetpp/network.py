@@ -20,6 +20,7 @@ from skipguide.config import as_flag, as_number, as_whole, whole
 from skipguide.errors import SkipError
 from skipguide.vision.pretrained import PretrainedMixin
 from skipguide.vision.unet_grid import Node, NodeValues, UNetGrid, check_images
+from skipguide.vision.weights import check_weights
 
 # keys of the plain PyTorch UNet++: conv{level}_{column}, and final without deep supervision
 _NODE = re.compile(r"conv(\d+)_(\d+)\.(.+)")
@@ -221,11 +222,14 @@ class UNetPlusPlus(UNetGrid, PretrainedMixin, library_name="skipguide", license=
                 in_channels=renamed["node.0.0.conv1.weight"].shape[1],
                 widths=[len(renamed[f"node.{i}.0.conv1.bias"]) for i in range(depth + 1)],
             )
-            loaded = model.load_state_dict(renamed, strict=False)
         except KeyError as error:
             raise SkipError(f"the checkpoint of depth {depth} lacks {error}") from error
-        except RuntimeError as error:
+        except (IndexError, TypeError) as error:  # a single number in place of a tensor with sides
             raise SkipError(f"the checkpoint's shapes do not fit together: {error}") from error
+        own = model.state_dict()
+        shared = {name: tensor for name, tensor in renamed.items() if name in own}
+        check_weights(shared, own, "the checkpoint", "its shapes do not fit together")
+        loaded = model.load_state_dict(renamed, strict=False)
         if unknown := [*unknown, *loaded.unexpected_keys]:
             raise SkipError(f"the checkpoint has {unknown[:4]} too ({len(unknown)} keys in all), which no UNet++ has")
         missing = [k for k in loaded.missing_keys if "num_batches" not in k]

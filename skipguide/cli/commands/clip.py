@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from skipguide.cli.arguments import examples
+from skipguide.cli.models import loading
 from skipguide.errors import SkipError
+from skipguide.files import landing
 
 BUNDLED_CLIP = "tiny-clip"
 BUNDLED_RATE = 1e-3  # tried by hand on the bundled model, not chosen by a study; real CLIPs want the reference's 2e-5
@@ -77,11 +79,9 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
 
     noise.disable_progress_bar()
     source = bundled(BUNDLED_CLIP) if args.model == BUNDLED_CLIP else args.model
-    try:
+    with loading(args.model, "a CLIP"):
         model = AutoModel.from_pretrained(source)
         processor = AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise SkipError(f"expected a CLIP in {args.model}; it cannot be loaded ({error})") from error
     more: dict[str, Any] = {"device": args.device or ("cuda" if torch.cuda.is_available() else "cpu")}
     if args.template is not None:
         more["templates"] = args.template
@@ -132,8 +132,9 @@ def run_tune(args: argparse.Namespace) -> None:
     tuner.save_adapter(args.out, overwrite=args.force)
     print(f"{args.out}: {len(examples_.names)} classes, {report}")
     if args.merge is not None:
-        tuner.merge().save_pretrained(args.merge)  # type: ignore[operator]
-        processor.save_pretrained(args.merge)
+        merged = landing(args.merge)
+        tuner.merge().save_pretrained(merged)  # type: ignore[operator]
+        processor.save_pretrained(merged)
         print(f"{args.merge}: the whole tuned model")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skipguide.cli.arguments import DTYPES, examples, number
+from skipguide.cli.arguments import DTYPES, examples, number, unicode_text
 from skipguide.cli.llm_models import BUNDLED_LM
 
 POLICIES = ("adaskip", "unified", "self-speculative", "none")
@@ -65,7 +65,7 @@ def _register_generate(actions: Any) -> None:
             'skipguide llm "def main(" --policy adaskip --skip-ratio 0.25 --phase decode',
         ),
     )
-    parser.add_argument("prompt", help="the beginning of the text")
+    parser.add_argument("prompt", type=unicode_text, help="the beginning of the text")
     group = parser.add_argument_group("policy")
     group.add_argument("--policy", choices=POLICIES, default=POLICIES[0], help="default: %(default)s")
     group.add_argument(

@@ -27,6 +27,7 @@ from skipguide.cli.outputs import check_output, read_json, replacing, sidecar, v
 from skipguide.cli.processes import Process, this_process
 from skipguide.cli.sweep_cells import Cell, CellCache
 from skipguide.errors import SkipError
+from skipguide.files import fitting, landing
 from skipguide.media import pictures
 from skipguide.pipelines.formulas import find_formula
 
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     job = replace(clip_job.prepare(args, ending="-sweep", suffixes=(".png",)), device=process.device)
     table = job.output.with_suffix(".csv")
     check_output(table, (".csv",), force=args.force, notes=False)
-    cache = CellCache(job.output.with_name(f"{job.output.stem}.cells"))
+    cache = CellCache(job.output.with_name(fitting(job.output.stem, ".cells")))
     if args.fresh and process.world > 1:
         raise SkipError(f"--fresh would make every cell once per process: remove {cache.folder} instead")
 
@@ -130,7 +131,7 @@ def _write(
 ) -> None:
     """The sheet, the table and the notes, all or none; once, if another process with the same cells was faster."""
     with cache.locks.hold("sheet", wait=True):
-        for path in (job.output, table):
+        for path in map(landing, (job.output, table, sidecar(job.output))):
             remove_leftovers(path.parent, path.stem)
         earlier = read_json(sidecar(job.output)) or {}
         if not job.args.force and earlier.get("stats") == notes["stats"]:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from skipguide.active import active_at
+from skipguide.applied import MethodHandle
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.hosts.kv_cache import as_argument, cache_among, refuse_older_windows
@@ -30,7 +31,7 @@ from skipguide.llm.sublayers import SublayerMap
 _MISSING = object()
 
 
-class AppliedSelfSpeculative:
+class AppliedSelfSpeculative(MethodHandle):
     """`model.generate` drafts and verifies while this is in force. Leave the `with` block or call `remove()` to end it.
 
     Attributes:
@@ -46,7 +47,10 @@ class AppliedSelfSpeculative:
             raise SkipError(f"expected a transformers model with generate(); got {type(model).__name__}")
         _check_config(config, sublayer_map(model))
         if isinstance(getattr(model.__dict__.get("generate"), "__self__", None), AppliedSelfSpeculative):
-            raise SkipError("SelfSpeculative is applied to this model already: call remove() first")
+            raise SkipError(
+                "SelfSpeculative is applied to this model already: call remove() on its handle first, or "
+                "skipguide.remove_from(model) where that is gone"
+            )
         self.config = config
         self.model = model
         self.stats = SpeculationStats()
@@ -54,7 +58,8 @@ class AppliedSelfSpeculative:
         self.controller: Controller | None = None
         self._before = model.__dict__.get("generate", _MISSING)
         self._generate = model.generate
-        model.generate = self._replacement = self.generate
+        self._replacement = self.generate  # first: removing knows it by this
+        model.generate = self._replacement
 
     def generate(self, *args: Any, streamer: Any = None, tokenizer: Any = None, **kwargs: Any) -> Any:
         """What stands in for `model.generate`.
@@ -78,15 +83,15 @@ class AppliedSelfSpeculative:
         Raises:
             SkipError: if it was replaced in the meantime.
         """
-        if self._generate is None:
-            return
-        if self.model.__dict__.get("generate") is not self._replacement:
+        now = self.model.__dict__.get("generate", _MISSING)
+        if now is self._replacement:
+            if self._before is _MISSING:
+                del self.model.generate
+            else:
+                self.model.generate = self._before
+        elif self._generate is not None and now is not self._before:
             raise SkipError("model.generate was replaced while SelfSpeculative was applied: undo that first")
-        if self._before is _MISSING:
-            del self.model.generate
-        else:
-            self.model.generate = self._before
-        self._generate = None
+        self._generate = None  # last: until here it can be repeated
 
     def __enter__(self) -> AppliedSelfSpeculative:
         """Return the handle."""
@@ -94,7 +99,11 @@ class AppliedSelfSpeculative:
 
     def __exit__(self, *exc: object) -> None:
         """End it."""
-        self.remove()
+        try:
+            self.remove()
+        except BaseException:  # Ctrl-C: what was broken off is done again
+            self.remove()
+            raise
 
 
 def decode(
