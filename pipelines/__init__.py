@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 from skipguide.pipelines.applied import AppliedGuidance
 from skipguide.pipelines.calibration import calibrate
 from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.native.prefix_reuse import AppliedReuse, PrefixReuse
+from skipguide.pipelines.native.stats import ReuseStats
 from skipguide.pipelines.presets import Preset, find_preset
 from skipguide.pipelines.registry.described import register_pipeline
 from skipguide.pipelines.registry.spec import PipelineSpec
@@ -16,10 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AppliedGuidance",
+    "AppliedReuse",
     "GuidanceCost",
     "GuidanceStats",
     "PipelineSpec",
+    "PrefixReuse",
     "Preset",
+    "ReuseStats",
     "SkipGroup",
     "SkipGuider",
     "SpatiotemporalSkipGuidance",

@@ -37,6 +37,7 @@ class AppliedGuidance(Shown):
         spec: PipelineSpec,
         schedules: Mapping[str, GuidanceSchedule],
         group: Any = None,
+        over_native: bool = False,
     ) -> None:
         self.settings = settings
         self._pipe = pipe
@@ -44,7 +45,7 @@ class AppliedGuidance(Shown):
         self.stats = GuidanceStats(delivery="solve" if settings.rescale or settings.rule.waits_for_uncond else "shift")
         state, self._watch = PipelineCall(), FiniteWatch()
         self._interceptors = [
-            Interceptor(settings, pipe, spec, name, schedule, state, self.stats, group, self._watch)
+            Interceptor(settings, pipe, spec, name, schedule, state, self.stats, group, self._watch, over_native)
             for name, schedule in schedules.items()
         ]
         for interceptor in self._interceptors:

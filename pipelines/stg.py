@@ -13,6 +13,7 @@ from skipguide.gate import gate_of
 from skipguide.pipelines.applied import AppliedGuidance
 from skipguide.pipelines.calibration import auto_layers
 from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.native.listener import refuse_native_reuse
 from skipguide.pipelines.presets import find_preset, named_settings
 from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
 from skipguide.pipelines.sampling.branch_parallel import group_of, refuse_cache
@@ -117,7 +118,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
 
     # -- on a pipeline ------------------------------------------------------------------------------------------
 
-    def apply(self, pipe: Any, *, branch_parallel: Any = None) -> AppliedGuidance:
+    def apply(self, pipe: Any, *, branch_parallel: Any = None, over_native: bool = False) -> AppliedGuidance:
         """Apply to a pipeline: from now on, and until `remove()` or the end of the `with` block, its calls are guided.
 
         Args:
@@ -125,6 +126,8 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             branch_parallel: share the branches of every step between processes that all make the same call (same
                 seeds, same model, a device each): True for all ranks of `torch.distributed`, or a process group. See
                 `skipguide.pipelines.sampling.branch_parallel`.
+            over_native: guide on top of the pipeline's own skip guidance (LTX-2's STG, the skip layers of Stable
+                Diffusion 3). Without it, a call that makes such a pass is refused at the first one.
 
         Returns:
             A handle: context manager, `.remove()`, `.stats`, `.delivery`.
@@ -156,7 +159,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             cache = admit_cache(pipe, name, getattr(pipe, name), settings, schedule)
             if group is not None:
                 refuse_cache(cache)
-        applied = AppliedGuidance(settings, pipe, spec, schedules, group)
+        applied = AppliedGuidance(settings, pipe, spec, schedules, group, over_native)
         applied._install()
         return applied
 
@@ -243,6 +246,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
     def _refuse_conflicts(self, pipe: Any, spec: PipelineSpec, names: list[str]) -> None:
         for name in names:
             model = getattr(pipe, name)
+            refuse_native_reuse(model, "SpatiotemporalSkipGuidance")
             here = everywhere_at(gate_of(model), Interceptor)
             if any(other.pipe is pipe for other in here):  # another pipeline may share the model
                 raise SkipError(

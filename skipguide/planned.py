@@ -44,8 +44,10 @@ class PlannedInterventions:
         prefix.source = ref(self.blocks.model)
         for before in self.blocks.blocks[: block.index]:
             if before.spec.kept:
-                self.add(before.module, before.name, Keep(before, prefix))
+                self.add(before.module, before.name, Keep(before.name, prefix))
         self.add(block.module, block.name, Capture(block, prefix))
+        for name, module in common_sublayers(block, prefix):
+            self.add(module, name, Keep(name, prefix))
 
     def resume(self, prefix: Prefix, plan: SkipPlan) -> None:
         """Start from a prefix: the blocks before it do not run, and its block gets what was captured.
@@ -69,12 +71,17 @@ class PlannedInterventions:
                         f"{block.index}"
                     )
         for before in self.blocks.blocks[: block.index]:
-            instead: Intervention = Replay(before, prefix) if before.spec.kept else SkipBlock(before, counted=0)
+            instead: Intervention = SkipBlock(before, counted=0)
+            if before.spec.kept:
+                padded = before.spec.streams[0] if before.spec.padded else None
+                instead = Replay(before.name, before.module, prefix, padded)
             if before.spec.cached:
                 refusal = "the blocks before the one to resume from do not run, and make no keys"
                 instead = LeaveOutKeys(instead, before.module, before.index, len(self.blocks), refusal)
             self.add(before.module, before.name, instead)
         self.add(block.module, block.name, Inject(block, prefix))
+        for name, module in common_sublayers(block, prefix):
+            self.add(module, name, Replay(name, module, prefix))
 
     def skip(self, term: SkipPlan) -> None:
         """Leave out what one term of a plan names."""
@@ -121,6 +128,18 @@ class PlannedInterventions:
         index = getattr(found, "layer_idx", None)
         refusal = "" if term.rows is None else "a plan for some batch rows cannot leave keys out of the others"
         return LeaveOutKeys(intervention, module, block.index if index is None else index, len(self.blocks), refusal)
+
+
+def common_sublayers(block: Block, prefix: Prefix) -> list[tuple[str, nn.Module]]:
+    """Name and module of the sublayers whose results a prefix holds.
+
+    Raises:
+        SkipError: for one that the block does not have.
+    """
+    found = {path: block.submodule(path) for path in prefix.sublayers}
+    if missing := [path for path, module in found.items() if module is None]:
+        raise SkipError(f"{block.name} ({type(block.module).__name__}) has no sublayer {', '.join(missing)}")
+    return [(f"{block.name}.{path}", module) for path, module in found.items() if module is not None]
 
 
 def refuse_shared(blocks: BlockMap, chosen: Sequence[Block], part: str = "block") -> None:

@@ -22,14 +22,18 @@ class Prefix:
     Attributes:
         layer: the block, in execution order.
         streams: stream name -> tensor, as the block received it. Empty until a pass was captured.
-        kept: name of an earlier block -> what it returned, for blocks that the model hears from again later.
+        kept: name of an earlier block -> what it returned, for blocks that the model hears from again later; and of
+            `sublayers`.
         source: the model that it is captured from; None where nobody said.
+        sublayers: paths of sublayers of the block itself that a pass resumed from it has in common with the pass that
+            was captured: it gets their results, and they do not run.
     """
 
     layer: int
     streams: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
     source: ref[nn.Module] | None = field(default=None, repr=False, compare=False)
+    sublayers: tuple[str, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         """Which model it was is true of this process only."""
@@ -63,7 +67,8 @@ class Prefix:
             return value[start * fold : stop * fold]
 
         streams = {name: rows_of(tensor) for name, tensor in self.streams.items()}
-        return Prefix(self.layer, streams, {name: rows_of(value) for name, value in self.kept.items()}, self.source)
+        kept = {name: rows_of(value) for name, value in self.kept.items()}
+        return Prefix(self.layer, streams, kept, self.source, self.sublayers)
 
     def unfilled(self) -> SkipError:
         """The error for a prefix that no pass has filled yet."""
@@ -100,12 +105,12 @@ class Capture:
 
 
 class Keep:
-    """Runs a block and keeps what it returns, which the model reads again later."""
+    """Runs a block, or a sublayer, and keeps what it returns, which is read again later."""
 
     __slots__ = ("name", "prefix")
 
-    def __init__(self, block: Block, prefix: Prefix) -> None:
-        self.name = block.name
+    def __init__(self, name: str, prefix: Prefix) -> None:
+        self.name = name
         self.prefix = prefix
 
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -115,15 +120,23 @@ class Keep:
 
 
 class Replay:
-    """In place of a block that does not run: what it returned when it did."""
+    """In place of a block or a sublayer that does not run: what it returned when it did."""
 
     __slots__ = ("arguments", "name", "prefix", "stream")
 
-    def __init__(self, block: Block, prefix: Prefix) -> None:
-        self.arguments = Arguments(block.module)
-        self.name = block.name
+    def __init__(self, name: str, module: nn.Module, prefix: Prefix, padded: str | None = None) -> None:
+        """Read the module's arguments.
+
+        Args:
+            name: of the block or sublayer.
+            module: itself.
+            prefix: what was kept.
+            padded: its argument whose length the result has, where that can differ from what was kept.
+        """
+        self.arguments = Arguments(module)
+        self.name = name
         self.prefix = prefix
-        self.stream = block.spec.streams[0] if block.spec.padded else None
+        self.stream = padded
 
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what was kept."""

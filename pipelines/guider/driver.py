@@ -17,6 +17,7 @@ from skipguide.errors import SkipError
 from skipguide.gate import gate_of
 from skipguide.pipelines.groups import SkipGroup
 from skipguide.pipelines.guider.step_batches import StepBatch
+from skipguide.pipelines.native.listener import refuse_native_reuse
 from skipguide.pipelines.presets import find_preset
 from skipguide.pipelines.sampling.caches import refuse_caches
 from skipguide.pipelines.sampling.interceptor import Interceptor
@@ -99,6 +100,7 @@ class Driver:
         gate = gate_of(self.model)
         if everywhere_at(gate, Interceptor):
             raise SkipError("SpatiotemporalSkipGuidance is applied to this denoiser: remove() it, or the guider")
+        refuse_native_reuse(self.model, "SkipGuider")
         refuse_caches(self.model, "SkipGuider", "it would store the results of skipped passes")
         self.passes.reinstall()
         hold_everywhere(gate, self)

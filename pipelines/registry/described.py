@@ -14,7 +14,7 @@ from skipguide.pipelines.registry.refused import UNSUPPORTED_PIPELINES
 from skipguide.pipelines.registry.spec import PipelineSpec
 from skipguide.pipelines.registry.video import VIDEO_PIPELINES
 
-__all__ = ["PIPELINES", "PipelineSpec", "described_loop", "pipeline_spec", "register_pipeline"]
+__all__ = ["PIPELINES", "PipelineSpec", "described_loop", "native_off", "pipeline_spec", "register_pipeline"]
 
 PIPELINES: dict[str, PipelineSpec] = {**VIDEO_PIPELINES, **IMAGE_PIPELINES}
 # By module and name of the class, so that one defined again (a notebook cell that runs twice) is still known and one of
@@ -61,6 +61,12 @@ def pipeline_spec(pipe: Any) -> PipelineSpec:
         SkipError: for an unknown pipeline, with those that are known, and for one that is known not to work, with why.
     """
     return _described(pipe)[1]
+
+
+def native_off(pipe: Any) -> dict[str, Any]:
+    """The arguments of a pipeline's call that turn its own skip guidance off; none where none is known."""
+    found = _lookup(pipe)
+    return dict(found[1].native_off) if found is not None and isinstance(found[1], PipelineSpec) else {}
 
 
 def described_loop(pipe: Any) -> tuple[str, str]:

@@ -6,7 +6,13 @@ from dataclasses import replace
 
 from skipguide.pipelines.registry.spec import PipelineSpec
 
-_SD3 = PipelineSpec("batched", passive=("skip_layers",), layout="bchw")
+_SD3 = PipelineSpec(
+    "batched",
+    passive=("skip_layers",),
+    native="skip_layers",
+    native_off=(("skip_guidance_layers", None),),
+    layout="bchw",
+)
 _BATCHED = PipelineSpec("batched", layout="bchw")
 _KEPT = replace(_BATCHED, kept=("w",))  # its CFG reads the argument, not the attribute
 _PIXART = replace(_BATCHED, scales=(("call.guidance_scale",),), variances=True)

@@ -30,7 +30,7 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
     ),
     (
         "a fork for perturbed-attention guidance, whose batch has a perturbed third part of its own: guide "
-        "the pipeline it was forked from",
+        "the pipeline it was forked from; PrefixReuse makes the fork's own guidance cheaper",
         """
         AnimateDiffPAGPipeline HunyuanDiTPAGPipeline KolorsPAGPipeline PixArtSigmaPAGPipeline SanaPAGPipeline
         StableDiffusion3PAGImg2ImgPipeline StableDiffusion3PAGPipeline

@@ -41,6 +41,9 @@ class PipelineSpec:
         cond_first: one call has the rows [cond, uncond].
         variances: the second half of a prediction's channels are variances, which the pipeline does not use.
         chunked: the pipeline goes through its steps once per chunk of the video, without a new table of timesteps.
+        native: of the arguments in passive, the one that marks a pass of the pipeline's own skip guidance; another on
+            top of it is refused unless the user asks for both.
+        native_off: the arguments of the pipeline's call that turn it off, with their values.
 
     Raises:
         SkipError: for a way of calling or a layout that does not exist, denoisers without scales, or a CFG that
@@ -61,6 +64,8 @@ class PipelineSpec:
     cond_first: bool = False
     variances: bool = False
     chunked: bool = False
+    native: str = ""
+    native_off: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what would be taken for something else when the pipeline runs."""
@@ -79,7 +84,14 @@ class PipelineSpec:
                 f"never: name where the scale is in scales, or a switch"
             )
 
+    def is_native(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a denoiser call with these arguments is a pass of the pipeline's own skip guidance."""
+        return bool(self.native) and _is_given(kwargs.get(self.native))
+
     def is_passive(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether a denoiser call with these arguments is an extra pass of the pipeline's own."""
-        given = (kwargs.get(name) for name in self.passive)
-        return any(len(value) > 0 if isinstance(value, Sized) else bool(value) for value in given)
+        return any(_is_given(kwargs.get(name)) for name in self.passive)
+
+
+def _is_given(value: Any) -> bool:
+    return len(value) > 0 if isinstance(value, Sized) else bool(value)

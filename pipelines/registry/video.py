@@ -28,6 +28,8 @@ _LTX2 = PipelineSpec(
     rescale="_guidance_rescale _audio_guidance_rescale",
     layout="tokens",
     passive=("spatio_temporal_guidance_blocks", "isolate_modalities"),
+    native="spatio_temporal_guidance_blocks",
+    native_off=(("stg_scale", 0.0), ("audio_stg_scale", 0.0)),
     joined=("_guidance_scale", "_audio_guidance_scale"),
 )
 

@@ -218,7 +218,7 @@ def sample(
             output = pipeline(**arguments)
             return Sample(_images(output), time.perf_counter() - begin)
         with guidance.apply(pipeline) as applied:
-            output = pipeline(**arguments)
+            output = pipeline(**_without_native(pipeline), **arguments)
         seconds = time.perf_counter() - begin
     except SkipError:
         raise
@@ -227,6 +227,14 @@ def sample(
             raise
         raise SkipError(f"{type(pipeline).__name__} failed: {error} (--traceback shows where)") from error
     return Sample(_images(output), seconds, str(applied.stats), applied.stats.to_dict())
+
+
+def _without_native(pipeline: Any) -> dict[str, Any]:
+    """The arguments that turn off the pipeline's own skip guidance, whose place ours takes."""
+    from skipguide.pipelines.registry.described import native_off
+
+    taken = parameters(type(pipeline))
+    return {name: value for name, value in native_off(pipeline).items() if name in taken}
 
 
 def _images(output: Any) -> list[Image]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,25 @@ IN_FRONT = (
     *("cp_input", "cp_output", "layer_execution_tracker", "lazy_prefetch_group_offloading"),
     *("fbc_", "mag_cache_", "taylorseer_cache", "sea_cache_", "pyramid_attention_broadcast", "faster_cache_"),
 )
+# Those that exchange the memory behind a weight around each run of its module.
+MOVING = ("group_offloading", "layerwise_casting")
+
+
+def moves_weights(names: Iterable[str]) -> bool:
+    """Whether hooks of these names exchange the memory behind a module's weights whenever it runs."""
+    return any(name.startswith(MOVING) for name in names)
+
+
+def only_moves(names: Iterable[str]) -> bool:
+    """Whether hooks of these names do no more than that: others may do something else in every run."""
+    passive = (*MOVING, "peft_autocast_disable", "layer_execution_tracker", "lazy_prefetch_group_offloading")
+    return all(name.startswith(passive) for name in names)
+
+
+def hooks_on(module: nn.Module, classes: Collection[str]) -> list[Any]:
+    """The hooks on a module whose classes have one of these names."""
+    registry = module.__dict__.get("_diffusers_hook")
+    return [hook for hook in registry.hooks.values() if type(hook).__name__ in classes] if registry is not None else []
 
 
 def place_behind(module: nn.Module) -> tuple[Any, str] | None:

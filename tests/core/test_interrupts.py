@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 from helpers.interrupts import LineTrace, places
+from helpers.native_calls import ltx2_pipe, ltx2_row
 from helpers.residue import traces
 from helpers.tiny_resnet import resnet
 from torch import nn
@@ -17,6 +18,7 @@ from skipguide.hosts import attention_backends
 from skipguide.hosts.torch_modes import call_in
 from skipguide.router import Router
 from zoo import BY_NAME
+from zoo.family import randomise
 
 CORE = ("active.py", "gate.py", "model_pass.py", "skipper.py")
 
@@ -27,10 +29,12 @@ class Scene:
     Attributes:
         files: whose lines are interrupted.
         slow: further ones, where that takes long.
+        changes: whether the plan changes what the model says.
     """
 
     files = CORE
     slow = ()
+    changes = True
 
     def __init__(self):
         self.handle = None
@@ -38,7 +42,7 @@ class Scene:
         self.plain = self.run()
         self.act()  # whatever is made once is made
         self.acted = self.act()
-        assert not torch.equal(self.acted, self.plain), "the plan has an effect"
+        assert torch.equal(self.acted, self.plain) != self.changes, "the plan has an effect"
         self.before = self.look()
 
     def look(self):
@@ -247,7 +251,53 @@ class Guided(Scene):
         return SpatiotemporalSkipGuidance(layers=[1]).apply(self.pipe)
 
 
-SCENES = [Plain, Rows, JointIdentity, Running, Routed, Masked, Sublayers, Adaptive, Speculating, Watched, Guided]
+class Reused(Scene):
+    files = (*CORE, "pipelines/native/prefix_reuse.py")
+    slow = tuple(f"pipelines/native/{name}.py" for name in ("listener", "passes", "proof", "weights"))
+    changes = False
+
+    def build(self):
+        from zoo.video_av import ltx2_gated, ltx2_inputs
+
+        model = randomise(ltx2_gated(), 1)
+        self.call, self.pipe = ltx2_row(ltx2_inputs(2)), ltx2_pipe(model, modality=True)
+        return model
+
+    def end(self):
+        super().end()
+        remove_from(self.pipe)
+
+    @torch.no_grad()
+    def run(self):
+        """A plain call and two that are variants of it."""
+        marks = ({}, {"spatio_temporal_guidance_blocks": [2]}, {"isolate_modalities": True})
+        return torch.cat([self.model(**self.call, **mark)[0] for mark in marks])
+
+    def act(self):
+        found = super().act()
+        assert self.handle.stats.reused == {"STG": 1, "modality isolation": 1}
+        return found
+
+    def apply(self):
+        from skipguide.pipelines import PrefixReuse
+
+        return PrefixReuse().apply(self.pipe)
+
+
+SCENES = [
+    Plain,
+    Rows,
+    JointIdentity,
+    Running,
+    Routed,
+    Masked,
+    Sublayers,
+    Adaptive,
+    Speculating,
+    Watched,
+    Guided,
+    Reused,
+]
 NAMES = [scene.__name__ for scene in SCENES]
 
 
@@ -273,7 +323,7 @@ def sweep(scene, files, visits):
 SWEPT = [
     pytest.param(kind, id=kind.__name__, marks=[pytest.mark.slow] if kind is Guided else [])
     for kind in SCENES
-    if kind not in (Running, Adaptive)
+    if kind not in (Running, Adaptive, Reused)
 ]
 
 
@@ -281,6 +331,11 @@ SWEPT = [
 def test_an_interrupt_at_each_line(kind):
     files = kind.files if kind is Plain else [file for file in kind.files if file not in CORE]
     assert sweep(kind(), files, "first") > 10
+
+
+@pytest.mark.slow
+def test_an_interrupt_at_each_line_of_prefix_reuse():
+    assert sweep(Reused(), Reused.files[-1:], "first") > 10
 
 
 @pytest.mark.every_line

@@ -15,7 +15,7 @@ from helpers.stateful_forward import keep_state
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from skipguide import Skipper, SkipPlan
-from skipguide.pipelines import SkipGuider
+from skipguide.pipelines import PrefixReuse, SkipGuider
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from zoo.pipes import MODELS
 
@@ -173,6 +173,21 @@ def twice(make, run):
         Stg([2]).apply(pipe)
 
 
+def over_native(make, run):
+    pipe = make("sd3")
+    pipe.transformer.register_forward_pre_hook(  # as the pipeline's third pass does
+        lambda model, args, kwargs: (args, {**kwargs, "skip_layers": [2]}), with_kwargs=True
+    )
+    with Stg([1]).apply(pipe):
+        run("sd3", pipe)
+
+
+def reused(make, run):
+    pipe = make("wan")
+    with PrefixReuse().apply(pipe):
+        Stg([1]).apply(pipe)
+
+
 def by_hand(make, run):
     pipe = make("wan")
     with Stg([1]).apply(pipe):
@@ -320,6 +335,13 @@ APART = (
         '`tail="separate"`, another formula',
         parallel_branches(tail="batched"),
     ),
+    Apart(
+        "The pipeline's own skip guidance in the same call",
+        "makes a skip-guidance pass of its own in this call",
+        "turn it off in the call; `PrefixReuse`; `over_native=True`",
+        over_native,
+    ),
+    Apart("`PrefixReuse` on the same pipeline", "PrefixReuse is applied to this denoiser", "one of them", reused),
     Apart("Two guidances on one pipeline", "guidance is already applied", "`groups`, or `remove()` first", twice),
     Apart(
         "A forward that keeps state between calls (TeaCache, ParaAttention, WaveSpeed)",

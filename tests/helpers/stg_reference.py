@@ -94,10 +94,10 @@ def expected(case, cfg=True, prompts=2, part="block", call=None, **how):
     return case.run(pipe, prompts, cfg, **(call or {}))
 
 
-def guided(case, stg, cfg=True, prompts=2, call=None):
+def guided(case, stg, cfg=True, prompts=2, call=None, **how):
     pipe = case.build()
     plain = case.run(pipe, prompts, cfg, **(call or {}))
-    with stg.apply(pipe) as applied:
+    with stg.apply(pipe, **how) as applied:
         out = case.run(pipe, prompts, cfg, **(call or {}))
     assert not torch.allclose(out, plain, atol=1e-4), "the guidance did nothing"
     assert torch.equal(case.run(pipe, prompts, cfg, **(call or {})), plain), "something is left on the pipeline"

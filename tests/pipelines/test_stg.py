@@ -273,6 +273,8 @@ def test_sd3s_own_skip_guidance_does_not_amplify_ours():
     """It adds a multiple of c - its own skipped pass, so what is added to c must be added to that pass too."""
     case = BY_PIPE["sd35"]
     call = {"skip_guidance_layers": [2], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
-    out, stats = guided(case, Stg([LAYER]), prompts=1, call=call)
+    with pytest.raises(SkipError, match=r"skip_guidance_layers=None.*PrefixReuse.*over_native=True"):
+        guided(case, Stg([LAYER]), prompts=1, call=call)
+    out, stats = guided(case, Stg([LAYER]), prompts=1, call=call, over_native=True)
     assert stats.delivery == "shift"
     close(out, expected(case, prompts=1, call=call))

@@ -1,10 +1,14 @@
 """Skip guidance on the further video pipelines, against a reference that knows nothing of gates, prefixes or shifts."""
 
+import inspect
+
+import diffusers
 import pytest
 import torch
 
 from skipguide import SkipError, find_blocks
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
+from skipguide.pipelines.registry.described import PIPELINES, native_off
 from zoo.pipes_video import BY_VIDEO, MODELS, VIDEO_PIPES
 
 SCALE, STEPS = 1.5, 3
@@ -84,7 +88,7 @@ def test_guided_pipeline_equals_the_reference(case):
     pipe = case.build()
     plain = case.run(pipe)
     branches = 1 if case.mode == "single" else 2
-    with Stg([case.layer], scale=SCALE, tail="separate").apply(pipe) as applied:
+    with Stg([case.layer], scale=SCALE, tail="separate").apply(pipe, over_native=case.native) as applied:
         out = case.run(pipe)
     close(out, expected(case, True))
     assert not torch.allclose(out, plain, atol=1e-4), "the guidance did nothing"
@@ -98,7 +102,7 @@ def test_guided_pipeline_equals_the_reference(case):
 @named([case for case in VIDEO_PIPES if case.lone])
 def test_without_cfg(case):
     pipe = case.build()
-    with Stg([case.layer], scale=SCALE).apply(pipe):
+    with Stg([case.layer], scale=SCALE).apply(pipe, over_native=case.native):
         out = case.run(pipe, cfg=False)
     close(out, expected(case, False))
 
@@ -115,9 +119,9 @@ def test_the_formula_that_needs_the_scale(case):
 def test_in_one_batch_with_the_others(case):
     """Hints, refined texts and sound go to the skipped rows as to those that they are variants of."""
     pipe = case.build()
-    with Stg([case.layer, case.layer + 1], tail="separate").apply(pipe):
+    with Stg([case.layer, case.layer + 1], tail="separate").apply(pipe, over_native=case.native):
         alone = case.run(pipe)
-    with Stg([case.layer, case.layer + 1], tail="batched").apply(pipe) as applied:
+    with Stg([case.layer, case.layer + 1], tail="batched").apply(pipe, over_native=case.native) as applied:
         close(case.run(pipe), alone)
     assert applied.stats.batched == STEPS * case.runs
 
@@ -141,12 +145,38 @@ def test_what_looks_at_a_whole_prediction_is_refused_for_two():
             Stg([1], **settings).apply(pipe)
 
 
+@named([case for case in VIDEO_PIPES if case.native])
+def test_on_top_of_the_pipelines_own_it_is_refused_unless_asked_for(case):
+    pipe = case.build()
+    plain = case.run(pipe)
+    told = r"stg_scale=0\.0, audio_stg_scale=0\.0.*PrefixReuse.*over_native=True"
+    with pytest.raises(SkipError, match=told), Stg([case.layer]).apply(pipe):
+        case.run(pipe)
+    with Stg([case.layer], scale=0).apply(pipe):  # which guides nothing
+        assert torch.equal(case.run(pipe), plain)
+    with Stg([case.layer]).apply(pipe) as applied:
+        case.run(pipe, stg_scale=0.0, audio_stg_scale=0.0)  # the modality pass is no skip guidance
+    assert applied.stats.passes > STEPS
+
+
+def test_how_to_turn_the_pipelines_own_off_is_what_its_call_takes():
+    own = {name: spec for name, spec in PIPELINES.items() if spec.native}
+    assert len(own) == 7  # LTX-2 four times, Stable Diffusion 3 three times
+    for name, spec in own.items():
+        assert spec.native in spec.passive
+        taken = inspect.signature(getattr(diffusers, name).__call__).parameters
+        text_to_image_alone = name in ("StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline")
+        assert text_to_image_alone or {argument for argument, _ in spec.native_off} <= set(taken)
+    assert native_off(BY_VIDEO["ltx2"].build()) == {"stg_scale": 0.0, "audio_stg_scale": 0.0}
+    assert native_off(object()) == {}
+
+
 def test_a_rescale_that_would_look_at_the_guided_prediction_is_refused():
     case = BY_VIDEO["ltx2_rescaled"]
     pipe = case.build()
-    with pytest.raises(SkipError, match="guidance_rescale=0"), Stg([1]).apply(pipe):
+    with pytest.raises(SkipError, match="guidance_rescale=0"), Stg([1]).apply(pipe, over_native=True):
         case.run(pipe, cfg=False)
-    with pytest.raises(SkipError, match="one is 1"), Stg([1]).apply(pipe):
+    with pytest.raises(SkipError, match="one is 1"), Stg([1]).apply(pipe, over_native=True):
         case.run(pipe, audio_guidance_scale=1.0)
 
 

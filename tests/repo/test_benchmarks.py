@@ -20,6 +20,9 @@ stg_subject = importlib.import_module("demos.benchmarks.stg_cost_subject")
 stg_table = importlib.import_module("demos.benchmarks.stg_cost_table")
 stg_models = importlib.import_module("demos.benchmarks.stg_models")
 
+native = importlib.import_module("demos.benchmarks.native")
+
+NATIVE = ROOT / "demos" / "benchmarks" / "native.json"
 RESULT = ROOT / "demos" / "benchmarks" / "stg_cost.json"
 MODELS = ("ltx", "wan", "cogvideox", "mochi", "hunyuan", "hunyuan_distilled")
 
@@ -226,3 +229,33 @@ def test_committed_errors_of_every_are_measured_on_a_trained_model():
         )
         assert len(rows["every_2"]["direction"]) == entry["clips"]
         assert all(error > 0 for error in rows["every_2"]["direction"] + rows["every_2"]["latents"])
+
+
+# the pipelines' own guidance
+
+# passes a step: plain, and without the blocks before the first perturbed one
+PASSES = {
+    "ltx2": (4, 4 - 28 / 48),
+    "modular_ltx2": (4, 4 - 28 / 48),
+    "sd35": (3 - 3 / 24, 3 - 3 / 24 - 7 / 24),
+    "sd35_pag": (3, 3 - 13 / 24),
+    "sana_pag": (3, 3 - 8 / 20),
+}
+
+
+def test_native_counts_are_the_analytic_ones():
+    data = json.loads(NATIVE.read_text(encoding="utf-8"))
+    assert {row["name"] for row in data["pipelines"]} == PASSES.keys()
+    for row in data["pipelines"]:
+        plain, reused = PASSES[row["name"]]
+        assert row["passes_per_step"] == {"plain": round(plain, 4), "reused": round(reused, 4)}
+        assert row["difference"] < 1e-5 and not row["stats"]["not_reused"]
+    assert native.table(data) == NATIVE.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_native_can_be_run_quickly(tmp_path, capsys):
+    out = tmp_path / "native.json"
+    native.main(["--quick", "--pipelines", "sana_pag", "--out", str(out)])
+    rows = json.loads(out.read_text(encoding="utf-8"))["pipelines"]
+    assert [row["passes_per_step"]["reused"] for row in rows] == [round(PASSES[row["name"]][1], 4) for row in rows]
+    assert "Sana 1.6B, PAG" in capsys.readouterr().out

@@ -35,7 +35,10 @@ FURTHER = {
     "skipguide.cli": ("main",),
 }
 # what a handle or map is made with, and how it is annotated, may change; what a user calls on it may not
-HANDLES = ("AppliedGuidance", "AppliedMask", "AppliedSublayers", "SublayerMap", "SublayerSite", "Watch")
+HANDLES = (
+    *("AppliedGuidance", "AppliedMask", "AppliedReuse", "AppliedSublayers"),
+    *("SublayerMap", "SublayerSite", "Watch"),
+)
 # old keyword -> new one: the old one is an alias that warns
 RENAMED = {
     "Block": {"servants": "helper_modules"},

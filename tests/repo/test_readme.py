@@ -16,6 +16,7 @@ from skipguide.pipelines.presets import PRESETS
 from skipguide.pipelines.registry.described import PIPELINES
 from zoo import modular
 from zoo.pipes import BY_PIPE, MODELS, understand_prompts
+from zoo.pipes_video import BY_VIDEO
 
 # What every README says is run here, with tiny random models in place of the downloads.
 
@@ -23,13 +24,13 @@ ROOT = Path(__file__).parents[2]
 LONGEST = 200  # lines of the README at the root: a stranger reads it in ten minutes
 # Every README by its path, so that they are tested side by side; what its code prints and writes at least.
 PRINTED: dict[str, tuple[str, ...]] = {
-    "README.md": ("blocks run",),
+    "README.md": ("blocks run", "x STG from where it differs"),
     "demos/README.md": (),
     "demos/bundled_lm/README.md": (),
     "demos/bundled_model/README.md": (),
     "demos/gpu/README.md": (),
     "demos/quality/README.md": (),
-    "pipelines/README.md": ("blocks run", "all checks passed", "transformer_blocks.27"),
+    "pipelines/README.md": ("blocks run", "x STG from where it differs", "all checks passed", "transformer_blocks.27"),
     "skipguide/assets/tiny-lm/README.md": (),
     "skipguide/llm/README.md": ("% left out",),
     "vision/floorplan/README.md": (),
@@ -74,7 +75,23 @@ def tiny_download(monkeypatch, tmp_path):
     """`from_pretrained` gives a tiny LTX pipeline with enough blocks for the layers that the READMEs name."""
     import diffusers
 
+    def ltx2():
+        case = BY_VIDEO["ltx2_own"]
+        pipe = case.build()
+        pipe.to = lambda device: pipe
+        call, arguments = type(pipe).__call__, case.call_of() | {"spatio_temporal_guidance_blocks": [2]}
+        del arguments["return_dict"]
+
+        class Tiny(type(pipe)):
+            def __call__(self, prompt, num_frames, return_dict):
+                return call(self, **arguments, return_dict=return_dict)
+
+        pipe.__class__ = Tiny
+        return pipe
+
     def from_pretrained(name, torch_dtype):
+        if name == "Lightricks/LTX-2":
+            return ltx2()
         case = BY_PIPE["ltx"]
         pipe = case.build()
         config = dict(pipe.transformer.config) | {"num_layers": 28}

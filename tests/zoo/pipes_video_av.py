@@ -92,7 +92,9 @@ AUDIO_PIPES = (
         layer=2,
     ),
     VideoCase("ltx2", "LTX2Pipeline", "ltx2", ltx2_call, "batched", (3.0, 5.0), parts=ltx2_parts),
-    VideoCase("ltx2_own", "LTX2Pipeline", "ltx2_gated", ltx2_own_call, "batched", (3.0, 5.0), parts=ltx2_parts),
+    VideoCase(
+        "ltx2_own", "LTX2Pipeline", "ltx2_gated", ltx2_own_call, "batched", (3.0, 5.0), parts=ltx2_parts, native=True
+    ),
     VideoCase(
         "ltx2_rescaled",
         "LTX2Pipeline",
@@ -101,6 +103,7 @@ AUDIO_PIPES = (
         "batched",
         (3.0, 5.0),
         parts=ltx2_parts,
+        native=True,
         lone=False,
     ),
     VideoCase(
@@ -111,6 +114,7 @@ AUDIO_PIPES = (
         "batched",
         (3.0, 5.0),
         parts=ltx2_parts,
+        native=True,
         lone=False,
     ),
     VideoCase(
@@ -121,6 +125,7 @@ AUDIO_PIPES = (
         "batched",
         (3.0, 5.0),
         parts=ltx2_parts,
+        native=True,
         lone=False,
     ),
     VideoCase(
@@ -131,6 +136,7 @@ AUDIO_PIPES = (
         "batched",
         (3.0, 5.0),
         parts=ltx2_parts,
+        native=True,
         lone=False,
     ),
 )

@@ -51,6 +51,7 @@ class VideoCase:
         runs: How often the call goes through its steps.
         lone: Whether there is a way of calling it without CFG.
         layer: A block that the video depends on.
+        native: Whether the pipeline makes skip-guidance passes of its own in this call.
         ready: Changes the built pipeline, in place of components that do not run.
     """
 
@@ -68,6 +69,7 @@ class VideoCase:
     runs: int = 1
     lone: bool = True
     layer: int = 1
+    native: bool = False
     ready: Callable[[object], None] | None = None
 
     def __repr__(self) -> str:
@@ -88,9 +90,13 @@ class VideoCase:
             self.ready(pipe)
         return pipe
 
-    def run(self, pipe: diffusers.DiffusionPipeline, cfg: bool = True, **overrides: object) -> Tensor:
+    def call_of(self, cfg: bool = True) -> dict[str, object]:
+        """Fresh arguments for `pipe(...)`: a new seeded generator every time."""
         common = {"num_inference_steps": STEPS, "output_type": "latent", "return_dict": False}
-        call = {**common, "generator": torch.Generator().manual_seed(11), **self.call(self.clips, cfg), **overrides}
+        return {**common, "generator": torch.Generator().manual_seed(11), **self.call(self.clips, cfg)}
+
+    def run(self, pipe: diffusers.DiffusionPipeline, cfg: bool = True, **overrides: object) -> Tensor:
+        call = {**self.call_of(cfg), **overrides}
         out = pipe(**placed({name: value for name, value in call.items() if value is not ...}, pipe))
         if isinstance(out[0], list):
             return torch.cat([each.flatten(1) for each in out[0]], dim=1)

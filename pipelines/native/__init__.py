@@ -1,0 +1,1 @@
+"""Native passes: the further passes that diffusers makes by itself, run from where they differ."""
