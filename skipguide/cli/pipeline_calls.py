@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from skipguide.cli.arguments import GUIDANCE_FLAGS, given
 from skipguide.cli.models import Source, denoisers
 from skipguide.errors import SkipError
-from skipguide.media.frames import as_images, as_rgb
+from skipguide.media.frames import as_images, open_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,7 +66,7 @@ def call_arguments(pipeline_class: type, args: argparse.Namespace, defaults: Map
         name = next((name for name in NAMES[flag] if name in taken), None)
         if name is None:
             raise SkipError(f"{pipeline_class.__name__} takes no --{flag.replace('_', '-')}")
-        call[name] = _open(value) if flag == "image" else value
+        call[name] = open_picture(value) if flag == "image" else value
     if args.fps is not None and "frame_rate" in taken:  # LTX is told how fast its clip will be played
         call["frame_rate"] = args.fps
     if "output_type" in taken:
@@ -76,16 +76,6 @@ def call_arguments(pipeline_class: type, args: argparse.Namespace, defaults: Map
     if "image" in taken and "image" not in call and "ImageTo" in pipeline_class.__name__:
         raise SkipError(f"{pipeline_class.__name__} starts from a picture: give it with --image")
     return call
-
-
-def _open(path: Any) -> Image:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as opened:
-            return as_rgb(opened, path)
-    except (OSError, UnidentifiedImageError) as error:
-        raise SkipError(f"cannot read the picture {path}: {error}") from error
 
 
 def _can_clean_captions() -> bool:

@@ -18,6 +18,7 @@ from skipguide.config import as_flag, as_list, as_number, as_whole, is_one_of
 from skipguide.errors import SkipError
 from skipguide.vision.fixed_point import check_settings, fixed_point
 from skipguide.vision.fixed_point_search import FixedPoint, relative_residual
+from skipguide.vision.recording import is_exported, is_traced
 from skipguide.vision.skip_deq.implicit import Implicit
 from skipguide.vision.skip_deq.info import ConvergenceWarning, DEQInfo, warn
 
@@ -221,7 +222,7 @@ class SkipDEQ(nn.Module):
 
 def _refuse_tracing() -> None:
     """A trace keeps the number of iterations that its example took, and is wrong for a harder input."""
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if is_traced() or is_exported():
         raise SkipError(
             "a SkipDEQ iterates until its input is solved, and a trace or export would keep the number of iterations "
             "of its example: export the cell (and init, the guess) alone, and iterate it where it runs"

@@ -139,7 +139,8 @@ def run_tune(args: argparse.Namespace) -> None:
 
 def run_eval(args: argparse.Namespace) -> None:
     """Print accuracy, or the base/new table."""
-    from skipguide.vision.skip_tuning.inputs import plain, read_folder
+    from skipguide.vision.skip_tuning.inputs import read_folder
+    from skipguide.vision.skip_tuning.labels import plain
 
     data = read_folder(args.data)
     tuner = _tuner(args, data.names)
@@ -163,17 +164,10 @@ def run_eval(args: argparse.Namespace) -> None:
 
 def run_predict(args: argparse.Namespace) -> None:
     """Print the best classes of every image."""
-    from PIL import Image
-
-    from skipguide.media.frames import as_rgb
+    from skipguide.media.frames import open_picture
 
     names = [name.strip() for name in args.classes.split(",")] if args.classes else None
     tuner = _tuner(args, names)
     for path in args.images:
-        try:
-            with Image.open(path) as opened:
-                image = as_rgb(opened, path)
-        except OSError as error:
-            raise SkipError(f"expected an image in {path}; it cannot be read ({error})") from error
-        best = tuner.predict(image, args.topk, names)
+        best = tuner.predict(open_picture(path), args.topk, names)
         print(f"{path}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in best))

@@ -67,23 +67,17 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Explain one picture."""
-    from PIL import Image
-
     output = args.output or Path(f"{args.image.stem}-explained.png")
     check_output(output, (".png",), force=args.force)
     if not args.image.is_file():
         raise SkipError(f"no file {args.image}: expected a picture")
 
     device = choose_device(args.device)
-    from skipguide.media.frames import as_rgb
+    from skipguide.media.frames import open_picture
     from skipguide.vision.layer_masking.classifiers import load_classifier
     from skipguide.vision.layer_masking.explain import draw, explain
 
-    try:
-        with Image.open(args.image) as file:
-            picture = as_rgb(file, args.image)
-    except OSError as error:
-        raise SkipError(f"{args.image} is not a picture: {error}") from error
+    picture = open_picture(args.image)
     classifier = load_classifier(args.model, pretrained=not args.random_weights)
     classifier.model.to(device)
     explanation = explain(

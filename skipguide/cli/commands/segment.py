@@ -107,33 +107,20 @@ def _subjects(args: argparse.Namespace) -> list[tuple[str, Image, Tensor | None]
 
         nuclei, inside = generate_nuclei(args.seed, args.size)
         return [(f"made-up nuclei, seed {args.seed}", as_images(nuclei[None])[0], inside[0] > 0.5)]
-    from skipguide.media.frames import as_rgb
+    from skipguide.media.frames import open_picture
     from skipguide.vision.segmentation import inside_of
 
     found: list[tuple[str, Image, Tensor | None]] = []
     for at, path in enumerate(args.images):
-        picture = as_rgb(_open(path), path)
+        picture = open_picture(path)
         truth = None
         if args.truth:
-            mask = _open(args.truth[at])
+            mask = open_picture(args.truth[at])
             if mask.size != picture.size:
                 raise SkipError(f"{args.truth[at]} has {mask.size} pixels and {path} {picture.size}")
             truth = inside_of(mask, args.truth[at])
         found.append((path.name, picture, truth))
     return found
-
-
-def _open(path: Path) -> Image:
-    from PIL import Image, UnidentifiedImageError
-
-    from skipguide.media.frames import upright
-
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return upright(picture)  # before its size is compared with another's
-    except (OSError, UnidentifiedImageError) as error:
-        raise SkipError(f"{path} is not a readable picture: {error}") from error
 
 
 def _tensor(picture: Image) -> Tensor:
