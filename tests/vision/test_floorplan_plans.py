@@ -25,6 +25,7 @@ from skipguide.vision.floorplan import (
     generate_plan,
     preprocess,
     save_submission,
+    submission_image,
     write_plan,
 )
 from skipguide.vision.floorplan.generate import PROGRAMMES
@@ -298,3 +299,10 @@ def test_picture_has_rooms_names_and_legend():
         draw_plan(torch.rand(3, 3))
     with pytest.raises(SkipError, match="expected classes"):
         draw_plan(plan.target[None])  # classes of a batch are no logits
+
+
+def test_nan_is_not_drawn_as_bedrooms():
+    logits = torch.full((11, 8, 8), torch.nan)
+    for draw in (submission_image, draw_plan):
+        with pytest.raises(SkipError, match="finite logits; got NaN"):
+            draw(logits)

@@ -62,13 +62,14 @@ def run(args: argparse.Namespace) -> None:
 
     from skipguide.media.sheets import banner, stacked
     from skipguide.vision.floorplan import FloorPlanNet, submission_image
+    from skipguide.vision.floorplan.plan import as_classes
 
     net, device = vision_models.load(FloorPlanNet, args.model, BUNDLED, args.device)
     pictures, records, classes = [], [], []
     for plan in plans:
         graphs = None if net.graph is None else [plan.graph]
         with torch.no_grad():
-            found = net(plan.image[None].to(device), graphs)[0].argmax(0).cpu()
+            found = as_classes(net(plan.image[None].to(device), graphs)[0])
         classes.append(found)
         record = _record(plan, found)
         records.append(record)

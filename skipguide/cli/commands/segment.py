@@ -173,6 +173,8 @@ def _segment(
 
         with torch.no_grad():
             logits = predict_tiled(call, _tensor(picture)[None].to(device), args.tile, args.overlap).cpu()
+        if bool(torch.isnan(logits).any()):
+            raise SkipError(f"{args.model} answers NaN: check its weights")
         mask = (logits[0] > 0).any(0)
         name = f"head L{head}" if isinstance(head, int) else {"mean": "mean of the heads"}.get(head, f"{head} depth")
         entry: dict[str, Any] = {"head": head, "name": name, "mask": mask, "share": float(mask.float().mean())}
