@@ -276,3 +276,11 @@ def test_bad_input():
 def test_bad_settings(arguments, message):
     with pytest.raises(SkipError, match=message), torch.device("meta"):
         UNetPlusPlus(**arguments)
+
+
+def test_one_image_that_shrank_to_a_pixel_cannot_be_normalised_in_training():
+    model = UNetPlusPlus(widths=(4, 6, 8))
+    with pytest.raises(SkipError, match=r"more than one value per channel.*model\.eval\(\)"):
+        model(torch.rand(1, 3, 4, 4))
+    assert model(torch.rand(2, 3, 4, 4))[-1].shape == model.eval()(torch.rand(2, 3, 4, 4))[-1].shape
+    assert torch.isfinite(model(torch.rand(1, 3, 4, 4))[-1]).all()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
+from skipguide.vision.recording import is_recorded
 
 EDGE_TYPES = ("door", "entrance", "passage")
 
@@ -190,6 +191,10 @@ class GraphBatch:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
+# So that a batch is an input of an exported net, like a tensor.
+torch.export.register_dataclass(GraphBatch)
+
+
 class GraphConv(nn.Module):
     """Graph convolution with symmetric normalisation: `D^-1/2 (A + I) D^-1/2 X W + b` (Kipf and Welling, 2017).
 
@@ -236,7 +241,7 @@ class GraphConv(nn.Module):
         # In float32 at least: bfloat16 cannot count beyond 256 neighbours, nor add up their messages.
         wide = torch.promote_types(x.dtype, torch.float32)
         counts = (source != target).to(wide)  # 0 for loops; a mask as an index would wait for a GPU
-        degree = torch.ones(len(x), dtype=wide, device=x.device).index_add(0, target, counts)
+        degree = torch.ones(x.shape[0], dtype=wide, device=x.device).index_add(0, target, counts)
         scale = degree.rsqrt()
         by_type = torch.einsum("rf,tfo->tro", x, self.weight)  # the last matrix is that of the loop
         kind = torch.zeros_like(source) if self.edge_types is None or edge_type is None else edge_type
@@ -248,12 +253,12 @@ class GraphConv(nn.Module):
         for name, given in (("x", x), ("edge_index", edge_index), ("edge_type", edge_type)):
             if not isinstance(given, Tensor) and (name != "edge_type" or given is not None):
                 raise SkipError(f"expected {name} as a tensor; got {type(given).__name__}")
-        if x.ndim != 2 or x.shape[1] != inputs or len(x) == 0:
+        if x.ndim != 2 or x.shape[1] != inputs or x.shape[0] == 0:
             raise SkipError(f"expected node features [R, {inputs}] of at least one node; got {tuple(x.shape)}")
         if edge_index.ndim != 2 or len(edge_index) != 2 or edge_index.dtype != torch.long:
             raise SkipError(f"expected edge_index [2, E] of int64; got {edge_index.dtype} {tuple(edge_index.shape)}")
-        low, high = _span(edge_index)
-        if not 0 <= low <= high < len(x):
+        low, high = (0, 0) if is_recorded() else _span(edge_index)
+        if not 0 <= low <= high < x.shape[0]:
             raise SkipError(f"edge_index names nodes up to {high}, from {low} on; there are {len(x)}, counted from 0")
         if self.edge_types is None:
             return
@@ -261,6 +266,8 @@ class GraphConv(nn.Module):
             raise SkipError("this layer has edge types: pass edge_type, one for each edge")
         if edge_type.dtype not in (torch.long, torch.int32):
             raise SkipError(f"expected edge types as whole numbers; got {edge_type.dtype}")
+        if is_recorded():
+            return
         low, high = _span(edge_type)
         if not 0 <= low <= high < self.edge_types:
             raise SkipError(f"expected edge types 0..{self.edge_types - 1}; got {sorted(set(edge_type.tolist()))}")

@@ -18,6 +18,7 @@ from skipguide.vision.layer_masking.masking_mode import MaskingMode
 from skipguide.vision.layer_masking.plan import Plan, Trace, make_plan
 from skipguide.vision.layer_masking.rules.arguments import pair_of
 from skipguide.vision.layer_masking.tokens import run_tokens, tokens_of
+from skipguide.vision.recording import is_exported, is_traced
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,11 @@ class Masker:
 
     def __call__(self, call: Call, keep: Tensor, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
         """The model's answer to `images` `[N, 3, H, W]` under `keep` `[N or 1, 1, H, W]`."""
+        if is_traced() or is_exported():
+            raise SkipError(
+                "a masked pass is planned by the values of its mask, which a trace or export would fix: record the "
+                "plain model, and mask where torch runs"
+            )
         stats = self.stats
         stats.calls += 1
         stats.rows += images.shape[0]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from skipguide.config import as_flag, as_number, as_whole, whole
 from skipguide.errors import SkipError
 from skipguide.vision.pretrained import PretrainedMixin
+from skipguide.vision.recording import is_exported, is_traced
 from skipguide.vision.unet_grid import Node, NodeValues, UNetGrid, check_images
 
 # keys of the plain PyTorch UNet++: conv{level}_{column}, and final without deep supervision
@@ -161,7 +162,7 @@ class UNetPlusPlus(UNetGrid, PretrainedMixin, library_name="skipguide", license=
         values.reach(wanted[-1])
         heads = {level: self._head(values, level) for level in wanted}
         logits = mean_of_probabilities(list(heads.values())) if named == "mean" else heads[wanted[-1]]
-        levels = torch.full((len(images),), wanted[-1], device=images.device)
+        levels = torch.full((images.shape[0],), wanted[-1], device=images.device)
         return GridRun(logits, heads, levels, values.rows_run)
 
     def pruned(self, level: int) -> Self:
@@ -251,6 +252,11 @@ class UNetPlusPlus(UNetGrid, PretrainedMixin, library_name="skipguide", license=
 
     def _adaptive(self, values: NodeValues, count: int, tolerance: float) -> GridRun:
         self._all_heads("adaptive")
+        if is_traced() or is_exported():
+            raise SkipError(
+                "head='adaptive' decides image by image how deep to go, which a trace or export would fix to what its "
+                f"example needed: pass head={self.depth} or head='mean'"
+            )
         if self.training:
             raise SkipError("head='adaptive' takes images apart and would change batch norm: call model.eval() first")
         if not 0 <= tolerance <= 1:
