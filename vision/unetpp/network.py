@@ -8,7 +8,7 @@ authors have applied for a patent on the architecture in the United States.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -20,6 +20,7 @@ from skipguide.config import as_flag, as_number, as_whole, whole
 from skipguide.errors import SkipError
 from skipguide.vision.pretrained import PretrainedMixin
 from skipguide.vision.recording import is_exported, is_traced
+from skipguide.vision.state_dicts import read_state_dict
 from skipguide.vision.unet_grid import Node, NodeValues, UNetGrid, check_images
 
 # keys of the plain PyTorch UNet++: conv{level}_{column}, and final without deep supervision
@@ -187,34 +188,28 @@ class UNetPlusPlus(UNetGrid, PretrainedMixin, library_name="skipguide", license=
         return smaller.train(self.training)
 
     @classmethod
-    def from_reference_checkpoint(cls, state: Mapping[str, Any]) -> Self:
+    def from_reference_checkpoint(cls, state: Any) -> Self:
         """Read the weights of the widespread plain PyTorch UNet++ (keys `conv0_0.conv1.weight`, `final1.weight`).
 
         Args:
-            state: its state dict, or a checkpoint with one under "state_dict"; widths, classes and deep supervision
-                are read off the shapes.
+            state: its state dict, a checkpoint with one under "state_dict" or "model", or the path of a file with
+                either; widths, classes and deep supervision are read off the shapes.
 
         Raises:
             SkipError: if it is none, or keys are missing, unknown or of other shapes.
         """
-        if not isinstance(state, Mapping):
-            raise SkipError(f"expected a state dict; got {type(state).__name__}")
-        if isinstance(state.get("state_dict"), Mapping):
-            state = state["state_dict"]
-        names = {str(key).removeprefix("module."): key for key in state}
-        depth = sum(bool(_FIRST.fullmatch(name)) for name in names) - 1
+        tensors = read_state_dict(state)
+        depth = sum(bool(_FIRST.fullmatch(name)) for name in tensors) - 1
         renamed, unknown = {}, []
-        for name, key in names.items():
-            if not isinstance(state[key], Tensor):
-                raise SkipError(f"expected tensors under every key of the state dict; {key!r} has none")
+        for name, tensor in tensors.items():
             if found := _NODE.fullmatch(name):
-                renamed["node.{}.{}.{}".format(*found.groups())] = state[key]
+                renamed["node.{}.{}.{}".format(*found.groups())] = tensor
             elif found := _HEAD.fullmatch(name):
-                renamed[f"head.{found[1] or depth}.{found[2]}"] = state[key]
+                renamed[f"head.{found[1] or depth}.{found[2]}"] = tensor
             else:
-                unknown.append(key)
+                unknown.append(name)
         if depth < 1 or not any(key.startswith("head.") for key in renamed):
-            raise SkipError(f"expected keys like conv0_0.conv1.weight and final.weight; got {sorted(names)[:4]}")
+            raise SkipError(f"expected keys like conv0_0.conv1.weight and final.weight; got {sorted(tensors)[:4]}")
         try:
             model = cls(
                 classes=len(renamed[f"head.{depth}.bias"]),
