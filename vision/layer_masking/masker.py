@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,6 +25,11 @@ logger = logging.getLogger(__name__)
 
 # A trace does not depend on the masks, so it is kept for as long as its model lives.
 _TRACES: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Trace]] = WeakKeyDictionary()
+
+
+def _compiles(model: nn.Module) -> bool:
+    """Whether torch.compile stands on a part of a model: a graph would pass by the rules of a masked pass."""
+    return any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules())
 
 
 @dataclass
@@ -85,9 +91,10 @@ class Masker:
             self.scale = self.scale or pixel_scale(self.model)
             return call(painted(images, keep, self.fill, self.scale), *args, **kwargs)
         tokens = tokens_of(self.model)
-        if tokens is not None:
-            return run_tokens(tokens, call, keep, images, args, kwargs, self.fill)
-        return self._layers(call, keep, images, args, kwargs)
+        with torch.compiler.set_stance("force_eager") if _compiles(self.model) else nullcontext():
+            if tokens is not None:
+                return run_tokens(tokens, call, keep, images, args, kwargs, self.fill)
+            return self._layers(call, keep, images, args, kwargs)
 
     def _layers(self, call: Call, keep: Tensor, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
         """By a plan, the first time too: a pass without one computes whole activations, which round otherwise."""

@@ -13,7 +13,7 @@ from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.action import Action
 from skipguide.vision.layer_masking.activation_info import cast_like, number_of
 from skipguide.vision.layer_masking.fill import fill, fill_frame
-from skipguide.vision.layer_masking.geometry import Pad, Window
+from skipguide.vision.layer_masking.geometry import Pad, Pointwise, Window
 from skipguide.vision.layer_masking.masked_pass import MaskedPass
 from skipguide.vision.layer_masking.masks import Box, meet, move
 from skipguide.vision.layer_masking.rules.arguments import Arguments, Rule, map_at, pair_of
@@ -105,6 +105,9 @@ def pad(
     amounts = tuple(int(a) for a in given["pad"])
     if len(amounts) != 4 or mode not in ("constant", "reflect", "replicate", "circular") or min(amounts) < 0:
         raise SkipError(f"layer masking does not know {name} of {amounts} in mode {mode!r}")
+    if not any(amounts):
+        masked.record(Pointwise(name, (number_of(x),)))  # which leaves the padding before it as it is
+        return masked.tag(func(*args, **kwargs), info, positive=info.positive, padded=info.padded)
     value = given.get("value")
     op = Pad(name, (number_of(x),), amounts, mode, float(value or 0.0), masked.widest)
     action = masked.record(op)
