@@ -39,15 +39,30 @@ def read_state_dict(source: Any) -> dict[str, Tensor]:
         raise SkipError(f"expected tensors under every key of the state dict; not one is under {wrong[:5]}")
     if broken := [key for key, t in source.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]:
         raise SkipError(f"the checkpoint has NaN or infinity in {broken[:5]}")
-    found: dict[str, Tensor] = {}
+    found = _StateDict()
     for key, value in source.items():
-        name = str(key)
-        while prefix := next((each for each in WRAPPERS if name.startswith(each)), None):
-            name = name.removeprefix(prefix)
+        name = _bare(str(key))
         if name in found:
             raise SkipError(f"the checkpoint has {name!r} twice, once with a prefix: keep one of the two")
         found[name] = value
+    # The versions of the modules' own layouts, by which some read older files.
+    found._metadata = {
+        _bare(f"{key}.")[:-1]: about for key, about in (getattr(source, "_metadata", None) or {}).items()
+    }
     return found
+
+
+class _StateDict(dict[str, Tensor]):
+    """A state dict with the place where torch keeps versions."""
+
+    _metadata: dict[str, Any]
+
+
+def _bare(name: str) -> str:
+    """A name without what wrappers put before it."""
+    while prefix := next((each for each in WRAPPERS if name.startswith(each)), None):
+        name = name.removeprefix(prefix)
+    return name
 
 
 def _from_file(path: Path) -> Any:

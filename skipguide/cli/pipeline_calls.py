@@ -98,8 +98,8 @@ def frames_per_second(args: argparse.Namespace, pipeline_class: type, defaults: 
 def guidance_arguments(args: argparse.Namespace, pipeline: Any) -> dict[str, Any]:
     """The arguments of `SpatiotemporalSkipGuidance`: the flags, and the preset where a flag is silent.
 
-    The preset is looked up here, so that what is written down afterwards names the layers. Layers of one's
-    own do not come with the preset's scale: that was chosen for the preset's layers. A named preset (`--preset`)
+    The preset is looked up here, and `auto` too, so that what is written down afterwards names the layers. Layers of
+    one's own do not come with the preset's scale: that was chosen for the preset's layers. A named preset (`--preset`)
     stands for itself, and needs the model's only where it skips layers that it does not name.
     """
     from skipguide.pipelines import presets
@@ -118,6 +118,12 @@ def guidance_arguments(args: argparse.Namespace, pipeline: Any) -> dict[str, Any
         for name in ("layers", "scale", "part", "formula"):
             value = getattr(preset, name)
             chosen.setdefault(name, list(value) if name == "layers" else value)
+    if chosen.get("layers") == "auto":
+        from skipguide.pipelines.calibration import auto_layers
+
+        part = make_guidance(chosen).part
+        found = {name: list(auto_layers(pipeline, name, part)) for name in denoisers(pipeline)}
+        chosen["layers"] = next(iter(found.values())) if len(found) == 1 else found
     return chosen
 
 

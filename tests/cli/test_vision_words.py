@@ -1,10 +1,21 @@
 """The commands of the vision systems: what they say of files and flags that cannot be meant."""
 
+import argparse
+import json
+from pathlib import Path
+
 import pytest
+import timm
+import torch
+import torchvision
 from helpers.tuning import folder
 from PIL import Image
 
-from skipguide.cli import main
+from skipguide.cli import main, pipeline_calls
+from skipguide.errors import SkipError
+from skipguide.pipelines import calibration
+from skipguide.vision.floorplan import generate_plan, write_plan
+from skipguide.vision.layer_masking.classifiers import load_classifier
 
 
 @pytest.fixture
@@ -44,3 +55,64 @@ def test_real_pictures_under_the_made_up_model_come_with_a_warning(tmp_path, cap
     assert "has seen made-up nuclei only" in capsys.readouterr().err
     assert main(["segment", "--size", "32", "--device", "cpu", "-o", "made-up.png"]) == 0
     assert not capsys.readouterr().err
+
+
+def test_seeds_and_programmes_of_plans_that_are_given(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_plan(generate_plan(3), "msd")
+    for extra in (["--seed", "3"], ["--programme", "office"]):
+        assert main(["floorplan", "--data", "msd", *extra]) == 2
+        assert "--seed and --programme belong to a made-up plan" in capsys.readouterr().err
+    assert main(["floorplan", "--device", "cpu"]) == 0
+    assert json.loads(Path("floorplan.png.json").read_text())["arguments"]["seed"] == 200_000
+
+
+def test_layers_that_were_chosen_are_noted_by_their_numbers(monkeypatch):
+    monkeypatch.setattr(calibration, "auto_layers", lambda pipe, name, part: (5, 7) if part == "attn" else (1,))
+    monkeypatch.setattr(pipeline_calls, "denoisers", lambda pipe: {"transformer": None})
+    asked = argparse.Namespace(layers="auto", part="attn", scale=1.0)
+    assert pipeline_calls.guidance_arguments(asked, None)["layers"] == [5, 7]
+    monkeypatch.setattr(pipeline_calls, "denoisers", lambda pipe: {"transformer": None, "transformer_2": None})
+    found = pipeline_calls.guidance_arguments(argparse.Namespace(layers="auto", scale=1.0), None)
+    assert found["layers"] == {"transformer": [1], "transformer_2": [1]}
+    assert pipeline_calls.make_guidance(found).layers == {"transformer": (1,), "transformer_2": (1,)}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rank", "--levels", "9", "--steps", "2"], "at most the 2 --steps"),
+        (["rank", "--prompts", "a circle", " "], "one of --prompts is empty"),
+        (["generate", ""], "expected a prompt in words"),
+        (["compare", " "], "expected a prompt in words"),
+        (["explain", "x.png", "--checkpoint", "w.pth", "--random-weights"], "give one of them"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_words_that_cannot_be_meant(words, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["timm", "torchvision"])
+def test_weights_of_ones_own_are_explained(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    Image.new("RGB", (64, 64), "olive").save("a.png")
+    name = "mobilenetv3_small_050" if kind == "timm" else "mnasnet0_5"
+    make = timm.create_model if kind == "timm" else torchvision.models.get_model
+    model = make(name, num_classes=3).eval()
+    torch.save({"epoch": 1, "model": torch.nn.ModuleDict({"module": model}).state_dict()}, "w.pth")
+    words = ["explain", "a.png", "--model", name, "--segments", "grid:2", "--samples", "4", "--device", "cpu"]
+    assert main([*words, "--checkpoint", "w.pth"]) == 0
+    numbers = json.loads(Path("a-explained.png.json").read_text())
+    made = load_classifier(name, checkpoint="w.pth")
+    with torch.no_grad():
+        expected = model(made.prepare(Image.open("a.png").convert("RGB"))[None]).softmax(1)[0]
+    assert [row["label"] for row in numbers["predictions"]] == [
+        f"class {int(c)}" for c in expected.argsort(descending=True)
+    ]
+    assert numbers["predictions"][0]["probability"] == pytest.approx(float(expected.max()), abs=1e-4)
+    with pytest.raises(SkipError, match=r"w\.pth does not hold the weights of resnet18: .*Missing"):
+        load_classifier("resnet18", checkpoint="w.pth")

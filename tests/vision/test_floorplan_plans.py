@@ -306,3 +306,13 @@ def test_nan_is_not_drawn_as_bedrooms():
     for draw in (submission_image, draw_plan):
         with pytest.raises(SkipError, match="finite logits; got NaN"):
             draw(logits)
+
+
+def test_inverted_walls_are_noticed():
+    structure = np.full((32, 32), 255)
+    structure[4:28, 4:28] = 0
+    structure[5:27, 5:27] = 255
+    assert preprocess(structure)[1].mean() > 0.3, "the outside is found"
+    with pytest.raises(SkipError, match=r"9\d % is wall.*255 - structure"):
+        preprocess(255 - structure)
+    assert preprocess(structure[4:28, 4:28]).shape == (3, 24, 24), "cut along its outer walls"

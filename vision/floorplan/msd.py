@@ -42,7 +42,7 @@ def preprocess(structure: NDArray[Any], gap: int = 0) -> Tensor:
         Floats `[3, H, W]` in 0..1: outside with the walls at one half, outside, and the structure as it came.
 
     Raises:
-        SkipError: for another shape, an empty array, values outside 0..255, or a mask of 0 and 1.
+        SkipError: for another shape, an empty array, values outside 0..255, a mask of 0 and 1, or inverted walls.
 
     Example:
         >>> walls = np.full((5, 5), 255); walls[1:4, 1:4] = 0; walls[2, 2] = 255
@@ -62,6 +62,12 @@ def preprocess(structure: NDArray[Any], gap: int = 0) -> Tensor:
     if gap < 0:
         raise SkipError(f"expected a gap of at least 0; got {gap}")
     walls = values < 128
+    frame = np.concatenate([walls[0], walls[-1], walls[:, 0], walls[:, -1]])
+    if frame.all() and walls.mean() > 0.5 and not walls.all():
+        raise SkipError(
+            f"expected 0 on walls and 255 elsewhere; here {100 * walls.mean():.0f} % is wall, all of the border too: "
+            "if the picture is inverted (white walls), pass 255 - structure"
+        )
     around = outside(walls, gap)
     channels = np.stack([np.where(walls, 128, np.where(around, 255, 0)), np.where(around, 255, 0), values])
     return torch.from_numpy(channels.astype(np.float32) / 255)

@@ -36,6 +36,9 @@ def register(subparsers: Any) -> None:
         default="tiny-cnn",
         help="the bundled tiny-cnn, a folder that timm wrote, or a name of timm or torchvision (default: %(default)s)",
     )
+    group.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="weights of your own for --model: .pth, .pt or .safetensors"
+    )
     group.add_argument("--random-weights", action="store_true", help="do not load weights, for a try without network")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the best there is")
     group = parser.add_argument_group("explanation")
@@ -69,6 +72,8 @@ def run(args: argparse.Namespace) -> None:
     """Explain one picture."""
     output = args.output or Path(f"{args.image.stem}-explained.png")
     check_output(output, (".png",), force=args.force)
+    if args.checkpoint is not None and args.random_weights:
+        raise SkipError("--checkpoint brings weights and --random-weights wants none: give one of them")
     if not args.image.is_file():
         raise SkipError(f"no file {args.image}: expected a picture")
 
@@ -78,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     from skipguide.vision.layer_masking.explain import draw, explain
 
     picture = open_picture(args.image)
-    classifier = load_classifier(args.model, pretrained=not args.random_weights)
+    classifier = load_classifier(args.model, pretrained=not args.random_weights, checkpoint=args.checkpoint)
     classifier.model.to(device)
     explanation = explain(
         classifier,
