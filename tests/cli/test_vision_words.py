@@ -1,6 +1,7 @@
 """The commands of the vision systems: what they say of files and flags that cannot be meant."""
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 
@@ -116,3 +117,12 @@ def test_weights_of_ones_own_are_explained(kind, tmp_path, monkeypatch):
     assert numbers["predictions"][0]["probability"] == pytest.approx(float(expected.max()), abs=1e-4)
     with pytest.raises(SkipError, match=r"w\.pth does not hold the weights of resnet18: .*Missing"):
         load_classifier("resnet18", checkpoint="w.pth")
+
+
+@pytest.mark.parametrize("action", ["tune", "eval", "predict"])
+def test_every_action_of_clip_has_a_description_and_an_example(action, capsys):
+    with contextlib.suppress(SystemExit):
+        main(["clip", action, "--help"])
+    text = capsys.readouterr().out
+    assert "examples:" in text and f"skipguide clip {action} " in text.split("examples:")[1]
+    assert text.split("\n\n")[1].strip().endswith("."), "what it does, in a sentence"

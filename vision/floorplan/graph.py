@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from skipguide.config import native
 from skipguide.errors import SkipError
 from skipguide.vision.recording import is_recorded
 
@@ -72,10 +74,11 @@ class LayoutGraph:
 
     @classmethod
     def from_networkx(cls, graph: Any, zone: str = "zoning_type", connection: str = "connectivity") -> Self:
-        """Read a networkx graph, or anything with its `nodes(data=True)` and `edges(data=True)`.
+        """Read a networkx graph, anything with its `nodes(data=True)` and `edges(data=True)`, or its node-link dict.
 
         Args:
-            graph: rooms in any order and under any name.
+            graph: rooms in any order and under any name; as a dict what `networkx.node_link_data` gives and JSON holds,
+                `{"nodes": [{"id": ...}], "edges": [{"source": ..., "target": ...}]}` ("links" in older versions).
             zone: node attribute with the zone: a whole number, or a text that ends in one and counts from 1 ("Zone1").
             connection: edge attribute with one of `EDGE_TYPES`.
 
@@ -83,14 +86,16 @@ class LayoutGraph:
             SkipError: if an attribute is missing or unknown; a connection to a room that was never added shows as a
                 room without a zone.
         """
-        nodes = list(graph.nodes(data=True))
+        nodes, edges = _nodes_and_edges(graph)
         place = {name: at for at, (name, _) in enumerate(nodes)}
         zones, pairs, types = [], [], []
         for name, data in nodes:
             if data.get(zone) is None:
                 raise SkipError(f"room {name!r} has no {zone!r}: was it only named by a connection?")
             zones.append(_zone(data[zone]))
-        for one, other, data in graph.edges(data=True):
+        for one, other, data in edges:
+            if missing := [end for end in (one, other) if end not in place]:
+                raise SkipError(f"a connection leads to {missing[0]!r}, which is no room of the graph")
             kind = str(data.get(connection))
             if kind not in EDGE_TYPES:
                 raise SkipError(f"expected {connection!r} out of {EDGE_TYPES} on {one!r}-{other!r}; got {kind!r}")
@@ -118,6 +123,24 @@ class LayoutGraph:
         return graph
 
 
+def _nodes_and_edges(graph: Any) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any, Any]]]:
+    """Names and attributes of the rooms, and both ends and attributes of the connections."""
+    if isinstance(graph, Mapping):
+        rows, links = graph.get("nodes"), graph.get("edges", graph.get("links"))
+        try:
+            nodes = [(row["id"], row) for row in rows]
+            return nodes, [(link["source"], link["target"], link) for link in links]
+        except (TypeError, KeyError) as error:
+            raise SkipError(
+                'expected a node-link dict, {"nodes": [{"id": ...}], "edges": [{"source": ..., "target": ...}]}; got '
+                f"one with {sorted(map(str, graph))[:5]}: networkx.node_link_data writes it"
+            ) from error
+    if not (callable(getattr(graph, "nodes", None)) and callable(getattr(graph, "edges", None))):
+        hint = "; skipguide.vision.floorplan.MSDFolder reads files" if isinstance(graph, str | Path) else ""
+        raise SkipError(f"expected a networkx graph or its node-link dict; got {type(graph).__name__}{hint}")
+    return list(graph.nodes(data=True)), list(graph.edges(data=True))
+
+
 def _whole(values: Any, what: str) -> Tensor:
     """As int64; cutting off a fraction would name another room."""
     try:
@@ -136,6 +159,9 @@ def _zone(value: Any) -> int:
         if not digits.isdecimal() or int(digits) < 1:
             raise SkipError(f"expected a zone as a number, or as 'Zone1' and up; got {value!r}")
         return int(digits) - 1
+    if hasattr(value, "__array__"):  # of NumPy, with or without an axis; a list of one is no number
+        found = native(value)
+        value = found[0] if isinstance(found, list) and len(found) == 1 else found
     try:
         whole = int(value)
     except (TypeError, ValueError, OverflowError) as error:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,13 +57,30 @@ class Checkpoint:
             state = torch.load(self.file, map_location=self.tuner.device, weights_only=True)
         except Exception as error:
             raise SkipError(f"expected a checkpoint in {self.file}; it is damaged ({error}): delete it") from error
-        differs = [key for key in self.about if state["about"].get(key) != self.about[key]]
+        found, own = _flat(state["about"]), _flat(self.about)
+        differs = [
+            f"{key} was {found.get(key)} and is {value}" for key, value in own.items() if found.get(key) != value
+        ]
         if differs:
             raise SkipError(
-                f"expected a checkpoint of this run in {self.file}; its {', '.join(differs)} differ: delete it, or "
-                "choose another checkpoint_dir"
+                f"expected a checkpoint of this run in {self.file}; it is of another ({'; '.join(differs[:4])}): "
+                "delete it, or choose another checkpoint_dir"
             )
         self.tuner.load_parameters(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
         log.info("going on after epoch %d of %s", state["epoch"], self.file)
         return state["epoch"], list(state["losses"])
+
+
+def _flat(about: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Every setting by its path, as a text; long ones by their beginning and a hash of the rest."""
+    out: dict[str, str] = {}
+    for key, value in about.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{prefix}{key}.")
+            continue
+        text = str(value)
+        if len(text) > 60:
+            text = f"{text[:40]}... ({hashlib.blake2b(text.encode(), digest_size=3).hexdigest()})"
+        out[prefix + key] = text
+    return out

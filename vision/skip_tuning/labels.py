@@ -10,7 +10,7 @@ from skipguide.errors import SkipError
 
 
 def plain(name: str) -> str:
-    """A class name as it is written in a prompt: `_` of folder names becomes a blank."""
+    """A class name as it is written in a prompt: `_` of folder names becomes a blank, `-` stays (a t-shirt)."""
     return " ".join(name.replace("_", " ").split())
 
 
