@@ -126,7 +126,8 @@ class LayoutGraph:
 def _nodes_and_edges(graph: Any) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any, Any]]]:
     """Names and attributes of the rooms, and both ends and attributes of the connections."""
     if isinstance(graph, Mapping):
-        rows, links = graph.get("nodes"), graph.get("edges", graph.get("links"))
+        rows: Any = graph.get("nodes")
+        links: Any = graph.get("edges", graph.get("links"))
         try:
             nodes = [(row["id"], row) for row in rows]
             return nodes, [(link["source"], link["target"], link) for link in links]

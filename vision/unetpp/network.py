@@ -52,7 +52,8 @@ class UNetPlusPlus(UNetGrid, PretrainedMixin, library_name="skipguide", license=
     """A UNet++ whose nodes run on demand (arXiv 1807.10165, section 3.1 to 3.3).
 
     Args:
-        encoder: None for the paper's plain network, or a timm backbone with features at several strides.
+        encoder: None for the paper's plain network, or a timm backbone with features at several strides. Its finest
+            features are at stride 2 or 4, and so is the grid then: see `full_resolution`.
         classes: output channels; independent masks, one sigmoid each.
         deep_supervision: one head per column; False keeps the last head alone (no pruning, no averaging).
         in_channels: channels of the images.
@@ -60,7 +61,9 @@ class UNetPlusPlus(UNetGrid, PretrainedMixin, library_name="skipguide", license=
             stride and at most 256.
         depth: deepest level, hence the last head; all levels by default.
         nested: False builds the plain U-Net out of the same blocks, as a baseline.
-        full_resolution: with a timm backbone, add a level at the size of the image, as the paper's grid has.
+        full_resolution: with a timm backbone, add a level at the size of the image, as the paper's grid has. Without it
+            the masks are drawn at stride 2 or 4 and enlarged: cheaper, and 5 points of IoU worse on nuclei a few pixels
+            wide. Pass True where what you look for is small.
         pretrained: load timm's weights for the backbone.
         encoder_args: further arguments of `timm.create_model`.
 

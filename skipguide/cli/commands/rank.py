@@ -14,6 +14,8 @@ from skipguide.cli.outputs import check_output, plain_arguments, replacing, side
 from skipguide.errors import SkipError
 from skipguide.parts import PARTS
 
+LEVELS = 4
+
 
 def register(subparsers: Any) -> None:
     """Add the command."""
@@ -44,7 +46,11 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--steps", metavar="N", type=number(int, 1), default=8, help="of a run (default: %(default)s)")
     parser.add_argument(
-        "--levels", metavar="N", type=number(int, 1), help="steps that are scored (default: 4, or all of fewer --steps)"
+        "--levels",
+        metavar="N",
+        type=number(int, 1),
+        default=LEVELS,
+        help="steps that are scored (default: %(default)s)",
     )
     parser.add_argument("--guidance-scale", metavar="X", type=number(float), help="classifier-free guidance")
     parser.add_argument("--height", metavar="N", type=number(int, 1), help="in pixels")
@@ -63,11 +69,12 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Score, print, plot."""
-    if args.levels is not None and args.levels > args.steps:
-        raise SkipError(
-            f"expected --levels of at most the {args.steps} --steps, which are what is scored; got {args.levels}"
-        )
-    args.levels = args.levels or min(4, args.steps)  # what the notes say
+    if args.levels > args.steps:
+        if args.levels != LEVELS:
+            raise SkipError(
+                f"expected --levels of at most the {args.steps} --steps that can be scored; got {args.levels}"
+            )
+        args.levels = args.steps  # what the notes say
     if any(not text.strip() for text in args.prompts or ()):
         raise SkipError("expected prompts in words; one of --prompts is empty")
     output = args.output or Path(f"{slug(Path(args.model).name)}-rank.png")
