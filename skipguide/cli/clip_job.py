@@ -208,6 +208,8 @@ def in_words(guidance: Mapping[str, Any]) -> str:
     """Skip guidance in a few words, for labels."""
     words = []
     if (chosen := guidance.get("layers")) is not None:  # at scale 0 no layer need be named
+        if isinstance(chosen, Mapping):  # one choice for each of several denoisers
+            chosen = [f"{'+'.join(map(str, own))} of {name}" for name, own in chosen.items()]
         layers = chosen if isinstance(chosen, str) else ", ".join(map(str, chosen))
         words.append(f"layer{'s' if len(chosen) > 1 else ''} {layers}")
     words.append(f"scale {guidance.get('scale', 1.0):g}")

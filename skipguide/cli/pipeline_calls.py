@@ -127,6 +127,15 @@ def guidance_arguments(args: argparse.Namespace, pipeline: Any) -> dict[str, Any
     return chosen
 
 
+def steps_of(job: Any) -> Any:
+    """How many steps a job's call takes: as it was given, else the pipeline's own number."""
+    given_steps = job.call.get("num_inference_steps")
+    if given_steps is not None:
+        return given_steps
+    taken = inspect.signature(job.pipeline_class.__call__).parameters.get("num_inference_steps")
+    return "?" if taken is None else taken.default
+
+
 def make_guidance(arguments: Mapping[str, Any]) -> Any:
     """The guidance object itself."""
     from skipguide.pipelines import SpatiotemporalSkipGuidance
@@ -134,7 +143,7 @@ def make_guidance(arguments: Mapping[str, Any]) -> Any:
     return SpatiotemporalSkipGuidance(**arguments)
 
 
-def _check_frames(pipeline: Any, call: Mapping[str, Any]) -> None:
+def check_frames(pipeline: Any, call: Mapping[str, Any]) -> None:
     """Refuse a number of frames that the denoiser cannot draw: some have one learned place per frame (Latte).
 
     Raises:
@@ -170,7 +179,7 @@ def sample(
     """
     import torch
 
-    _check_frames(pipeline, call)
+    check_frames(pipeline, call)
     pipeline.set_progress_bar_config(**(bar or {}))
     arguments = {"prompt": prompt, "generator": torch.Generator("cpu").manual_seed(seed), **call}
     begin = time.perf_counter()

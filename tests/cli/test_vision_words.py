@@ -13,6 +13,7 @@ from helpers.tuning import folder
 from PIL import Image
 
 from skipguide.cli import main, pipeline_calls
+from skipguide.cli.commands import rank, segment
 from skipguide.errors import SkipError
 from skipguide.pipelines import calibration
 from skipguide.vision.floorplan import generate_plan, write_plan
@@ -126,3 +127,47 @@ def test_every_action_of_clip_has_a_description_and_an_example(action, capsys):
     text = capsys.readouterr().out
     assert "examples:" in text and f"skipguide clip {action} " in text.split("examples:")[1]
     assert text.split("\n\n")[1].strip().endswith("."), "what it does, in a sentence"
+
+
+def test_a_prediction_of_nothing_is_no_copy_of_the_input():
+    picture = Image.new("RGB", (16, 16), "navy")
+    results = [
+        [{"name": "head L1", "mask": torch.zeros(16, 16, dtype=torch.bool), "share": 0.0, "nodes": 1.0}],
+        [{"name": "head L1", "mask": torch.ones(16, 16, dtype=torch.bool), "share": 1.0, "nodes": 1.0}],
+    ]
+    _, rows, captions = segment._sheet([("a", picture, None), ("b", picture, None)], results, None)
+    assert captions[0][1].startswith("nothing found") and captions[1][1].startswith("100.0 % of the picture found")
+    assert rows[0][0].tobytes() != rows[0][1].tobytes()
+
+
+def test_the_plot_of_a_ranking_names_every_sign(tmp_path):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    from skipguide.select import LayerScore, LayerScores
+
+    def row(layer, effect, alignment):
+        return LayerScore(layer, f"blocks.{layer}", "blocks", "block", effect, alignment, *(None,) * 4, 0.5, 1)
+
+    scores = LayerScores((row(0, 0.1, 0.2), row(1, 0.6, 0.1), row(2, 0.2, 0.25)), "Toy", 3, "", {})
+    kept = []
+    close = pyplot.close
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyplot, "close", kept.append)
+        rank._plot(pyplot, scores, "apart", tmp_path / "rank.png")
+    (figure,) = kept
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert any("effect 0.3" in each for each in words) and any("ranked last" in each for each in words)
+    assert any(each.startswith("taken first: 2 block") for each in words) and words.count("block") == 1
+    assert "c: with the prompt, u: without it" in figure.get_suptitle()
+    assert not any(axes.get_legend() for axes in figure.axes), "none lies over a point"
+    close(figure)
+
+
+def test_a_sweep_says_how_many_steps_it_took():
+    class Pipeline:
+        def __call__(self, prompt, num_inference_steps=50):
+            """As a pipeline's."""
+
+    job = argparse.Namespace(call={}, pipeline_class=Pipeline)
+    assert pipeline_calls.steps_of(job) == 50
+    job.call["num_inference_steps"] = 8
+    assert pipeline_calls.steps_of(job) == 8

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         pictures.append(_picture(plan, found, record))
         print(f"{plan.name}: {len(plan.graph)} rooms{_score(record)}")
     weights = sum(p.numel() for p in net.parameters())
-    title = f"Floor plans from walls and a layout graph ({args.model}, {weights:,} weights)"
+    title = f"Floor plans from walls and a layout graph ({args.model}, {weights:,} weights); %: share of the floor"
     sheet = stacked([banner(title, max(p.width for p in pictures), 17), *pictures], gap=10)
     notes = {"arguments": plain_arguments(args), "versions": versions(), "plans": records}
     with replacing(args.output, sidecar(args.output), *extra) as files:
@@ -125,7 +125,7 @@ def _record(plan: Plan, found: Any) -> dict[str, Any]:
 def _score(record: dict[str, Any]) -> str:
     if "accuracy" not in record:
         return ""
-    return f", {100 * record['floor_right']:.0f} % of the floor right"
+    return f", {100 * record['floor_right']:.0f} % of the floor right (pixels with the right room)"
 
 
 def _picture(plan: Plan, found: Any, record: dict[str, Any]) -> Image:
@@ -142,7 +142,7 @@ def _picture(plan: Plan, found: Any, record: dict[str, Any]) -> Image:
     framed = Image.new("RGB", (walls.width + 2, walls.height + 2), (113, 113, 122))
     framed.paste(walls, (1, 1))
     parts = [
-        label(framed, f"input 1: the walls of {plan.name}"),
+        label(framed, f"input 1: the walls of plan {plan.name}"),
         label(draw_graph(plan.graph, 300), "input 2: its layout graph"),
         label(draw_plan(found, height=352), f"prediction{_score(record)}"),
     ]

@@ -208,9 +208,12 @@ def _sheet(
         row: list[Image | None] = [_panel(picture)]
         caption = [name]
         for entry in entries:
-            row.append(_panel(overlay(picture, entry["mask"], FOUND)))
+            row.append(_panel(overlay(picture, entry["mask"], FOUND) if bool(entry["mask"].any()) else _faded(picture)))
             iou = f"IoU {100 * entry['iou']:.1f} %, " if "iou" in entry else ""
-            caption.append(f"{iou}ran {100 * entry['nodes']:.0f} % of the nodes")
+            share = (
+                f"{100 * entry['share']:.1f} % of the picture found" if bool(entry["mask"].any()) else "nothing found"
+            )
+            caption.append(f"{share}, {iou}ran {100 * entry['nodes']:.0f} % of the nodes")
         if truth is not None:
             mask = entries[-1]["mask"]
             mistakes = overlay(picture, mask & truth, FOUND)
@@ -220,6 +223,13 @@ def _sheet(
         rows.append(row)
         captions.append(caption)
     return columns, rows, captions
+
+
+def _faded(picture: Image) -> Image:
+    """A picture in which nothing was found: pale, so that it is not taken for the input."""
+    from PIL import Image
+
+    return Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, "white"), 0.6)
 
 
 def _panel(picture: Image) -> Image:
