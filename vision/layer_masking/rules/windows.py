@@ -145,8 +145,8 @@ def run_window(
     else:
         x = move(x, source, work)
         part = cast_like(action.part, x)
-        x = x * part if low == 0 else x.masked_fill(part == 0, low)
-        x = fill(x, [cast_like(w, x) for w in action.weights])
+        weights = [cast_like(w, x) for w in action.weights]
+        x = fill(x, weights, part) if low == 0 else fill(x.masked_fill(part == 0, low), weights)
         out = plain(x) if region is None else bare(move(x, work, region))
     if action.scale is not None:
         out = out * cast_like(action.scale, out)
@@ -161,7 +161,7 @@ def run_pad(op: Pad, action: Action, x: Tensor, source: Box) -> Tensor:
     assert work is not None
     x = move(x, source, work)
     if action.part is not None:
-        x = fill(x * cast_like(action.part, x), [cast_like(w, x) for w in action.weights])
+        x = fill(x, [cast_like(w, x) for w in action.weights], cast_like(action.part, x))
     if action.region is not None:
         return move(x, work, action.region, op.value)
     padded = F.pad(x, op.amounts, mode=op.mode, **({"value": op.value} if op.mode == "constant" else {}))
