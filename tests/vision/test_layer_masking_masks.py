@@ -153,3 +153,24 @@ def test_filling_part_by_part_is_filling(shape, rows, monkeypatch):
             torch.testing.assert_close(filled, expected, atol=1e-5, rtol=1e-5)
             (grad,) = torch.autograd.grad(filled.sum(), learning)
             assert torch.equal(grad, mask.float().expand(shape).contiguous()), "through what is visible only"
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (5, 2, 2), (5, 1, "same")])
+@torch.no_grad()
+def test_depthwise_convolutions_of_filled_parts_are_those_of_the_whole(kernel, stride, padding, monkeypatch):
+    torch.manual_seed(0)
+    middle = nn.Conv2d(40, 40, kernel, stride, padding, groups=40)
+    model = nn.Sequential(nn.Conv2d(3, 40, 1), nn.ReLU6(), middle, nn.ReLU(), nn.Conv2d(40, 4, 1)).eval()
+    images = torch.randn(2, 3, 24, 30)
+    cells = torch.rand(2, 1, 4, 5) > 0.5
+    box = torch.zeros(1, 1, 24, 30, dtype=torch.bool)
+    box[..., 4:13, 9:20] = True
+    for keep in (cells.repeat_interleave(6, 2).repeat_interleave(6, 3), box, ~box):
+        for crop in (True, False):
+            forward = masked_forward(model, crop=crop)
+            expected = forward(keep, images)
+            with monkeypatch.context() as patch:
+                patch.setattr(filling, "PART", 3000)
+                found = forward(keep, images)
+                torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+                assert torch.equal(forward(keep, images.masked_fill(~keep, 9.0)), found)

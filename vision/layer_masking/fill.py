@@ -6,16 +6,14 @@ depend on the mask alone and are computed once, and a window of k needs at most 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-5  # of the published code's division by the number of known neighbours
-PART = (
-    2**20
-)  # bytes of an activation that are filled at a time on the CPU: they stay in its cache between the additions
+PART = 2**21  # bytes that are filled at a time on the CPU: they stay in its cache between the additions
 
 
 def box_sum(x: Tensor) -> Tensor:
@@ -120,6 +118,48 @@ def _fill_in_parts(x: Tensor, weights: Sequence[Tensor], known: Tensor | None) -
         for number, weight in enumerate(weights):
             _box_sum_into(seen, rows, total)
             torch.addcmul(seen, total, of(weight, row), out=target if number == len(weights) - 1 else seen)
+    return out
+
+
+def fills_in_parts(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether `fill_then` is for an activation: a large one on the CPU, where nothing needs a gradient."""
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *others))
+    return _in_parts(x) and not learns and x.numel() * x.element_size() > PART
+
+
+def fill_then(x: Tensor, weights: Sequence[Tensor], known: Tensor, then: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    """What `then` makes of the filled activation, some channels of one image at a time.
+
+    A depthwise convolution computes so little that writing the filled activation and reading it again costs more.
+
+    Args:
+        x: `[N, C, H, W]`.
+        weights: of `fill_weights`.
+        known: `[R, 1, H, W]` of x's dtype, 1 where visible.
+        then: of `[1, c, H, W]`, the channels that the slice says, makes `[1, c, h, w]`.
+
+    Returns:
+        `[N, C, h, w]`.
+    """
+    images, channels, height, width = x.shape
+    step = min(channels, max(16, PART // (height * width * x.element_size()) // 16 * 16))
+    buffers = torch.empty(3, step, height, width, dtype=x.dtype)
+    out: Tensor | None = None
+    for n in range(images):
+        visible = known[n if known.shape[0] > 1 else 0]
+        adding = [weight[n if weight.shape[0] > 1 else 0] for weight in weights]
+        for first in range(0, channels, step):
+            some = slice(first, min(first + step, channels))
+            seen, rows, total = buffers[:, : some.stop - first].unbind(0)
+            torch.mul(x[n, some], visible, out=seen)
+            for weight in adding:
+                _box_sum_into(seen, rows, total)
+                seen.addcmul_(total, weight)
+            made = then(seen[None], some)
+            if out is None:
+                out = made.new_empty(images, channels, *made.shape[-2:])
+            out[n, some] = made[0]
+    assert out is not None
     return out
 
 

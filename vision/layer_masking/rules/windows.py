@@ -12,11 +12,13 @@ from torch import Tensor
 from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.action import Action
 from skipguide.vision.layer_masking.activation_info import cast_like, number_of
-from skipguide.vision.layer_masking.fill import fill, fill_frame
+from skipguide.vision.layer_masking.fill import fill, fill_frame, fill_then, fills_in_parts
 from skipguide.vision.layer_masking.geometry import Pad, Pointwise, Window
 from skipguide.vision.layer_masking.masked_pass import MaskedPass
 from skipguide.vision.layer_masking.masks import Box, meet, move
 from skipguide.vision.layer_masking.rules.arguments import Arguments, Rule, map_at, pair_of
+
+Channels = Callable[[Tensor, slice], Tensor]
 
 
 def conv2d(
@@ -49,10 +51,16 @@ def conv2d(
     assert source is not None
     late = None if action.scale is None else bias  # a partial convolution scales the sum, not the bias
     first = bias if late is None else None
+
+    def channelwise(v: Tensor, some: slice, pads: Any) -> Tensor:
+        return func(v, weight[some], None if first is None else first[some], stride, pads, dilation, v.shape[1])
+
+    depthwise = groups == x.shape[1] == weight.shape[0] and fills_in_parts(x, weight, first)
     out = run_window(
         op, action, x, source,
         lambda v: func(v, weight, first, stride, padding, dilation, groups),
         lambda v: func(v, weight, first, stride, 0, dilation, groups),
+        (lambda v, some: channelwise(v, some, padding), lambda v, some: channelwise(v, some, 0)) if depthwise else None,
     )  # fmt: skip
     return masked.tag(out if late is None else out + late.view(-1, 1, 1), info)
 
@@ -123,8 +131,12 @@ def run_window(
     source: Box,
     plain: Callable[[Tensor], Tensor],
     bare: Callable[[Tensor], Tensor],
+    channelwise: tuple[Channels, Channels] | None = None,
 ) -> Tensor:
-    """A convolution or pooling: `plain` with the model's own padding, `bare` without any."""
+    """A convolution or pooling: `plain` with the model's own padding, `bare` without any.
+
+    `channelwise` is the same for some channels at a time, where they do not mix.
+    """
     region, work = action.region, action.work
     assert work is not None
     # in a maximum, hidden positions are the lowest number
@@ -146,8 +158,15 @@ def run_window(
         x = move(x, source, work)
         part = cast_like(action.part, x)
         weights = [cast_like(w, x) for w in action.weights]
-        x = fill(x, weights, part) if low == 0 else fill(x.masked_fill(part == 0, low), weights)
-        out = plain(x) if region is None else bare(move(x, work, region))
+        if channelwise is not None and low == 0 and weights:
+            one, other = channelwise
+            out = fill_then(
+                x, weights, part,
+                lambda v, some: one(v, some) if region is None else other(move(v, work, region), some),
+            )  # fmt: skip
+        else:
+            x = fill(x, weights, part) if low == 0 else fill(x.masked_fill(part == 0, low), weights)
+            out = plain(x) if region is None else bare(move(x, work, region))
     if action.scale is not None:
         out = out * cast_like(action.scale, out)
     if action.after is not None:
