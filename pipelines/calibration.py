@@ -183,7 +183,9 @@ def calibrate(
         count = sum(len(sample["effect"]) for sample in samples)
         means: dict[str, Any] = average(samples)
         rows.append(LayerScore(layer, blocks[layer].name, blocks[layer].stack, part, **means, cost=cost, samples=count))
-    about = {"prompts": len(prompts), "steps": native(arguments["num_inference_steps"]), "levels": levels, "seed": seed}
+    steps = native(arguments["num_inference_steps"])
+    scored = len(chosen_steps(steps, levels))
+    about = {"prompts": len(prompts), "steps": steps, "levels": scored, "seed": seed}
     return LayerScores(tuple(rows), type(unwrap(model)).__name__, total, model_hash(model), about)
 
 

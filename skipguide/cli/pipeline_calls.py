@@ -14,7 +14,7 @@ from skipguide.cli.arguments import GUIDANCE_FLAGS, given
 from skipguide.cli.models import Source, denoisers
 from skipguide.config import number
 from skipguide.errors import SkipError
-from skipguide.media.frames import as_images, as_rgb
+from skipguide.media.frames import as_images, open_picture
 from skipguide.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def call_arguments(pipeline_class: type, args: argparse.Namespace, defaults: Map
         name = next((name for name in NAMES[flag] if name in taken), None)
         if name is None:
             raise SkipError(f"{pipeline_class.__name__} takes no --{flag.replace('_', '-')}")
-        call[name] = _open(value) if flag == "image" else value
+        call[name] = open_picture(value) if flag == "image" else value
     if args.fps is not None and "frame_rate" in taken:  # LTX is told how fast its clip will be played
         call["frame_rate"] = args.fps
     if "output_type" in taken:
@@ -79,16 +79,6 @@ def call_arguments(pipeline_class: type, args: argparse.Namespace, defaults: Map
     if "image" in taken and "image" not in call and "ImageTo" in pipeline_class.__name__:
         raise SkipError(f"{pipeline_class.__name__} starts from a picture: give it with --image")
     return call
-
-
-def _open(path: Any) -> Image:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as opened:
-            return as_rgb(opened, path)
-    except (OSError, UnidentifiedImageError) as error:
-        raise SkipError(f"cannot read the picture {path}: {error}") from error
 
 
 def _can_clean_captions() -> bool:
@@ -166,6 +156,15 @@ def _say(what: str) -> None:
     print(f"skipguide: {what}", file=sys.stderr)
 
 
+def steps_of(job: Any) -> Any:
+    """How many steps a job's call takes: as it was given, else the pipeline's own number."""
+    given_steps = job.call.get("num_inference_steps")
+    if given_steps is not None:
+        return given_steps
+    taken = inspect.signature(job.pipeline_class.__call__).parameters.get("num_inference_steps")
+    return "?" if taken is None else taken.default
+
+
 def make_guidance(arguments: Mapping[str, Any]) -> Any:
     """The guidance object itself."""
     from skipguide.pipelines import SpatiotemporalSkipGuidance
@@ -173,7 +172,7 @@ def make_guidance(arguments: Mapping[str, Any]) -> Any:
     return SpatiotemporalSkipGuidance(**arguments)
 
 
-def _check_frames(pipeline: Any, call: Mapping[str, Any]) -> None:
+def check_frames(pipeline: Any, call: Mapping[str, Any]) -> None:
     """Refuse a number of frames that the denoiser cannot draw: some have one learned place per frame (Latte).
 
     Raises:
@@ -209,7 +208,7 @@ def sample(
     """
     import torch
 
-    _check_frames(pipeline, call)
+    check_frames(pipeline, call)
     pipeline.set_progress_bar_config(**(bar or {}))
     arguments = {"prompt": prompt, "generator": torch.Generator("cpu").manual_seed(seed), **call}
     begin = time.perf_counter()

@@ -264,7 +264,7 @@ def test_no_scale_has_to_be_given_where_there_is_none(stub, monkeypatch):
         ("FluxPipeline", False, "--frames 2", "takes no --frames"),
         ("WanImageToVideoPipeline", True, "", "give it with --image"),
         ("LTXPipeline", True, "--image a.png", "takes no --image"),
-        ("WanImageToVideoPipeline", True, "--image nothing.png", "cannot read the picture nothing.png"),
+        ("WanImageToVideoPipeline", True, "--image nothing.png", "nothing.png is not a readable picture"),
     ],
 )
 def test_flags_of_stock_pipelines(name, video, flags, call):

@@ -285,6 +285,8 @@ class Reused(Scene):
 
 
 SCENES = [
+    *(Plain, Rows, JointIdentity, Running, Routed, Masked, Sublayers, Adaptive, Speculating, Watched, Guided, Reused),
+]
     Plain,
     Rows,
     JointIdentity,

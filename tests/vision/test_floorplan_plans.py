@@ -26,6 +26,7 @@ from skipguide.vision.floorplan import (
     generate_plan,
     preprocess,
     save_submission,
+    submission_image,
     write_plan,
 )
 from skipguide.vision.floorplan.generate import PROGRAMMES
@@ -344,3 +345,20 @@ def test_picture_has_rooms_names_and_legend():
         draw_plan(torch.rand(3, 3))
     with pytest.raises(SkipError, match="expected classes"):
         draw_plan(plan.target[None])  # classes of a batch are no logits
+
+
+def test_nan_is_not_drawn_as_bedrooms():
+    logits = torch.full((11, 8, 8), torch.nan)
+    for draw in (submission_image, draw_plan):
+        with pytest.raises(SkipError, match="finite logits; got NaN"):
+            draw(logits)
+
+
+def test_inverted_walls_are_noticed():
+    structure = np.full((32, 32), 255)
+    structure[4:28, 4:28] = 0
+    structure[5:27, 5:27] = 255
+    assert preprocess(structure)[1].mean() > 0.3, "the outside is found"
+    with pytest.raises(SkipError, match=r"9\d % is wall.*255 - structure"):
+        preprocess(255 - structure)
+    assert preprocess(structure[4:28, 4:28]).shape == (3, 24, 24), "cut along its outer walls"

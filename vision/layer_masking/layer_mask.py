@@ -159,6 +159,8 @@ class AppliedMask(Shown):
         """What its passes ran."""
         return self.masker.stats
 
+    # The rules of a masked pass read values at every operation: under torch.compile it runs as without.
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # torch.compiler.disable, which imports dynamo at once
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the model."""
         name = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +66,12 @@ class Checkpoint:
         known = isinstance(about, dict) and isinstance(losses, list) and None not in map(number, losses)
         if not known or (done := whole(epoch)) is None or done < 0:
             raise SkipError(f"expected a checkpoint of SkipTuner.fit in {self.file}; got something else: {advice}")
-        if differs := [key for key in self.about if about.get(key) != self.about[key]]:
+        was, own = _flat(about), _flat(self.about)
+        differs = [f"{key} was {was.get(key)} and is {value}" for key, value in own.items() if was.get(key) != value]
+        if differs:
             raise SkipError(
-                f"expected a checkpoint of this run in {self.file}; its {', '.join(differs)} differ: {advice}"
+                f"expected a checkpoint of this run in {self.file}; it is of another ({'; '.join(differs[:4])}): "
+                f"{advice}"
             )
         check_weights(weights, self.tuner.parameters(), str(self.file), advice, complete=True)
         check_optimizer(rest, optimizer, str(self.file), advice)
@@ -74,3 +79,17 @@ class Checkpoint:
         optimizer.load_state_dict(rest)
         log.info("going on after epoch %d of %s", done, self.file)
         return done, list(losses)
+
+
+def _flat(about: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Every setting by its path, as a text; long ones by their beginning and a hash of the rest."""
+    out: dict[str, str] = {}
+    for key, value in about.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{prefix}{key}.")
+            continue
+        text = str(value)
+        if len(text) > 60:
+            text = f"{text[:40]}... ({hashlib.blake2b(text.encode(), digest_size=3).hexdigest()})"
+        out[prefix + key] = text
+    return out

@@ -136,7 +136,10 @@ class SkipNet(nn.Module, PretrainedMixin):
             None if decisions is None else self._forced(decisions, images),
             generator,
         )
-        with self._router.running(asked) as stats:
+        # A replica of nn.DataParallel has modules of its own, which the original's gates do not stand on.
+        replica = bool(getattr(self, "_is_replica", False))
+        router = Router(self.backbone, tuple(find_blocks(self.backbone))[1:]) if replica else self._router
+        with router.running(asked) as stats:
             logits = self.backbone(images)
         masks, gate_logits = asked.collect()
         if return_routing:

@@ -120,9 +120,9 @@ def run(args: argparse.Namespace) -> None:
             seconds=round(sum(cell.seconds for cell, _ in cells), 3),
             stats=[{"layer": cell.name, "scale": cell.scale, **cell.stats} for cell, _ in cells],
         )
-        _write(job, table, notes, _sheet(args, cells, rows, scales), [cell for cell, _ in cells], cache)
+        _write(job, table, notes, _sheet(job, cells, rows, scales), [cell for cell, _ in cells], cache)
     if process.shows:
-        print(f"{job.output} and {table}: {len(rows)} rows of layers, {len(scales)} scales, seed {args.seed}")
+        print(f"{job.output} and {table}: {_count(rows, 'row')} of layers, {_count(scales, 'scale')}, seed {args.seed}")
         print(f"skip guidance: changes most with layer {most.name} at scale {most.scale:g} ({most.difference:.4f})")
 
 
@@ -269,17 +269,19 @@ def _strip(images: Sequence[Image], count: int) -> Image:
 
 
 def _sheet(
-    args: argparse.Namespace,
+    job: ClipJob,
     cells: Sequence[tuple[Cell, Image]],
     rows: Sequence[Row],
     scales: Sequence[float],
 ) -> Image:
     """Rows of layers, columns of scales; each row starts with the plain clip, to compare with."""
+    args = job.args
     (plain_cell, plain), rest = cells[0], cells[1:]
     width = len(scales)
     lines = [rest[i * width : (i + 1) * width] for i in range(len(rows))]
-    shared = ", ".join(f"{name} {value}" for name, value in given(args, GUIDANCE_FLAGS[2:]).items())
-    title = f"{args.prompt} (seed {args.seed})\nskip guidance{f', {shared}' if shared else ''}"
+    settings = {"part": "block"} | given(args, GUIDANCE_FLAGS[2:])
+    shared = ", ".join(f"{name} {value}" for name, value in settings.items())
+    title = f"{args.prompt} (seed {args.seed}, {pipeline_calls.steps_of(job)} steps)\nskip guidance, {shared}"
     return pictures.contact_sheet(
         [[plain, *(image for _, image in line)] for line in lines],
         title=title,
@@ -291,6 +293,10 @@ def _sheet(
             for line in lines
         ],
     )
+
+
+def _count(items: Sequence[Any], what: str) -> str:
+    return f"{len(items)} {what}{'s' * (len(items) != 1)}"
 
 
 def _write_table(path: Path, cells: Sequence[Cell]) -> None:
