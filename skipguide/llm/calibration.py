@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from skipguide.config import as_whole
 from skipguide.errors import SkipError
-from skipguide.llm.applied import refuse_skipping
 from skipguide.llm.batch import Batch, ids_and_mask, vocabulary_of
 from skipguide.llm.cost import last_token_only
+from skipguide.llm.elsewhere import refuse_skipping
 from skipguide.llm.find import sublayer_map
 from skipguide.llm.passes import evaluating
 from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats

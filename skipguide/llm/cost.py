@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from skipguide.config import JsonConfig, as_wholes, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.hosts.kv_cache import as_argument, cache_of
-from skipguide.llm.applied import refuse_skipping
+from skipguide.llm.elsewhere import refuse_skipping
 from skipguide.llm.find import sublayer_map
 from skipguide.llm.passes import evaluating
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
-from skipguide.active import active_at
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
+from skipguide.hosts.generation import BATCHING, follow_generation, leave_generation
 from skipguide.hosts.kv_cache import as_argument, cache_among
 from skipguide.llm.applied import AppliedSublayers
 from skipguide.llm.cache import mark_of
 from skipguide.llm.cost import SublayerCosts
-from skipguide.llm.decoder_pass import DecoderPass
+from skipguide.llm.elsewhere import plan_that_holds
 from skipguide.llm.find import sublayer_map
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.plan_checks import check_plan
@@ -44,7 +44,8 @@ class AppliedSelfSpeculative:
     def __init__(self, config: SelfSpeculativeSettings, model: Any) -> None:
         if not callable(getattr(model, "generate", None)) or not hasattr(model, "prepare_inputs_for_generation"):
             raise SkipError(f"expected a transformers model with generate(); got {type(model).__name__}")
-        _check_config(config, sublayer_map(model))
+        sublayers = sublayer_map(model)
+        _check_config(config, sublayers)
         if isinstance(getattr(model.__dict__.get("generate"), "__self__", None), AppliedSelfSpeculative):
             raise SkipError("SelfSpeculative is applied to this model already: call remove() first")
         self.config = config
@@ -54,7 +55,9 @@ class AppliedSelfSpeculative:
         self.controller: Controller | None = None
         self._before = model.__dict__.get("generate", _MISSING)
         self._generate = model.generate
+        self._inside = sublayers.model
         model.generate = self._replacement = self.generate
+        follow_generation(self._inside, self, BATCHING)
 
     def generate(self, *args: Any, streamer: Any = None, tokenizer: Any = None, **kwargs: Any) -> Any:
         """What stands in for `model.generate`.
@@ -82,11 +85,24 @@ class AppliedSelfSpeculative:
             return
         if self.model.__dict__.get("generate") is not self._replacement:
             raise SkipError("model.generate was replaced while SelfSpeculative was applied: undo that first")
+        leave_generation(self._inside, self, BATCHING)
         if self._before is _MISSING:
             del self.model.generate
         else:
             self.model.generate = self._before
         self._generate = None
+
+    def _enter_generation(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Refuse continuous batching: nothing would be drafted, and nobody would be told.
+
+        Raises:
+            SkipError: always.
+        """
+        raise SkipError(
+            "SelfSpeculative is applied to this model, and continuous batching (generate_batch, "
+            'cache_implementation="paged") has a loop of its own, which drafts nothing: use generate(), or call '
+            "remove() first"
+        )
 
     def __enter__(self) -> AppliedSelfSpeculative:
         """Return the handle."""
@@ -164,9 +180,12 @@ class _Drafter:
         """Leave the sublayers out."""
         if self._applied is None:
             # in a context of its own, so that out here no plan is active and a closed gate costs next to nothing
-            self._applied = contextvars.copy_context().run(self.plan.apply, self.model)
+            self._applied = contextvars.copy_context().run(self._apply)
         with self._applied.running(), self._applied.drafting(cache):
             yield
+
+    def _apply(self) -> AppliedSublayers:
+        return AppliedSublayers(self.plan, sublayer_map(self.model), drafter=True)
 
     def rest(self) -> None:
         """Take the gates away until the next draft."""
@@ -277,7 +296,7 @@ def _check_request(
         raise SkipError(
             f"SelfSpeculative does not go with {'; '.join(found)}. Leave it out, or decode without drafting"
         )
-    if active_at(gate_of(sublayers.decoder), DecoderPass) is not None:
+    if plan_that_holds(gate_of(sublayers.decoder)) is not None:
         raise SkipError(
             "sublayers are left out of this model already (AdaSkip, UnifiedSkip or a plan is applied): the full model "
             "could not verify. End that first"

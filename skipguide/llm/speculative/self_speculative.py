@@ -56,6 +56,8 @@ class SelfSpeculative(SelfSpeculativeSettings):
     def apply(self, model: Any) -> AppliedSelfSpeculative:
         """Let `model.generate` draft and verify, until `remove()` or the end of the `with`.
 
+        It stands in for `model.generate`, so that it holds in every thread that calls that: a streamer's, a server's.
+
         Args:
             model: a causal language model of transformers.
 
