@@ -99,7 +99,11 @@ def test_the_text_for_people(capsys, folder, here):
     assert json.loads((here / "out.json").read_text())["policy"] == "adaskip"
     refused(capsys, "exists already", "llm", "def", *shared, "-o", "out.json")
     assert main(["llm", "def", "--text", "text.txt", "--policy", "self-speculative", *shared]) == 0
-    assert "lossless" in capsys.readouterr().out
+    assert "(lossless)" in capsys.readouterr().out
+    assert (
+        main(["llm", "def", "--text", "text.txt", "--policy", "self-speculative", *shared, "--dtype", "bfloat16"]) == 0
+    )
+    assert "(lossless, up to logits that are tied in bfloat16)" in capsys.readouterr().out
 
 
 def test_rank(capsys, folder, here):

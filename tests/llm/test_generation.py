@@ -79,7 +79,7 @@ def test_passes_by_hand_are_refused_until_it_is_said_what_they_are():
 
 
 def test_the_last_token_of_a_prompt_is_read_as_the_others_are():
-    """The rest of the prompt was in a cache already; after the first decoded token a single one goes on with the text."""
+    """The rest was in a cache already; after the first decoded token a single one goes on with the text."""
     model = LLAMA.build()
     with PLANS["decode"].apply(model):
         expected = model.generate(IDS, **GREEDY)

@@ -186,7 +186,8 @@ def as_text(report: dict[str, Any]) -> str:
             f"{spoken['switched_off']} times"
         )
         drafter = ", ".join(f"{part} {_numbers(spoken[part])}" for part in ("attn", "mlp"))
-        lines.append(f"the drafter leaves out: {drafter}; the output is the whole model's (lossless)")
+        exact = "" if model["dtype"] == "float32" else f", up to logits that are tied in {model['dtype']}"
+        lines.append(f"the drafter leaves out: {drafter}; the output is the whole model's (lossless{exact})")
         return "\n".join(lines)
     saved, held = report["kv_bytes_saved"] or 0, report["kv_bytes"] or 0
     share = saved / (saved + held) if saved else 0.0

@@ -21,7 +21,7 @@ from skipguide.llm.speculative.stats import SpeculationStats
 
 
 class SelfSpeculative(SelfSpeculativeSettings):
-    """Lossless faster decoding, as far as the model's own sublayers are redundant.
+    """Faster decoding, as far as the model's own sublayers are redundant: lossless in float32, and up to ties in bf16.
 
     Use it in one of three ways: `model.generate(**inputs, custom_generate=SelfSpeculative())`, where transformers does
     not hand a streamer on; `with SelfSpeculative().apply(model): model.generate(**inputs)`; or
