@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from skipguide.hosts.kv_cache import cache_among
+from skipguide.errors import SkipError
+from skipguide.hosts.kv_cache import cache_among, length
 from skipguide.llm.speculative.acceptance import Controller
 from skipguide.llm.speculative.stats import SpeculationStats
 from skipguide.llm.speculative.verify import Verdict, accept_greedy, accept_sampled
@@ -65,11 +66,24 @@ class Request:
         return int(self.config.max_length) - self.ids.shape[1]
 
     def forward(self, ids: Tensor, count: int, model_kwargs: dict[str, Any]) -> Any:
-        """Run the model on the last `count` tokens of `ids`."""
+        """Run the model on the last `count` tokens of `ids`.
+
+        Raises:
+            SkipError: if other tokens than these went into the cache. PEFT's prompt tuning puts its virtual tokens in
+                front of every pass: one over several tokens then is another text than as many single ones.
+        """
         if "logits_to_keep" in model_kwargs:
             model_kwargs = {**model_kwargs, "logits_to_keep": count}
+        held = length(self.cache)
         inputs = self.model.prepare_inputs_for_generation(ids, next_sequence_length=count, **model_kwargs)
-        return self.model(**inputs, return_dict=True)
+        outputs = self.model(**inputs, return_dict=True)
+        if (grown := length(self.cache) - held) != count:
+            raise SkipError(
+                f"a pass over {count} tokens put {grown} into the KV cache: something adds tokens of its own to every "
+                f"pass (prompt tuning of PEFT does), or the cache is another one. What is drafted could not be "
+                f"verified: decode without SelfSpeculative"
+            )
+        return outputs
 
     def grown(self, outputs: Any, count: int, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """`model_kwargs` for `count` tokens more."""
