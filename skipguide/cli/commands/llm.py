@@ -88,7 +88,10 @@ def _register_generate(actions: Any) -> None:
         "--draft-skip",
         metavar="X",
         type=number(float, 0, 1, above=True),
-        help="self-speculative: share of the time that the drafter leaves out (default: 0.5)",
+        help="self-speculative: largest share of the time that a drafter leaves out (default: 0.5)",
+    )
+    group.add_argument(
+        "--no-lookup", action="store_true", help="self-speculative: draft by the model alone, not from the text"
     )
     group.add_argument("--max-draft", metavar="N", type=number(int, 1), help="self-speculative: longest draft")
     _add_text(group, "what adaskip and self-speculative measure similarity on")

@@ -19,7 +19,7 @@ from skipguide.errors import SkipError
 OWN_FLAGS = {
     "adaskip": ("phase", "skip_ratio", "cost_aware", "no_online", "text", "stats"),
     "unified": ("phase", "speedup", "mode"),
-    "self-speculative": ("draft_skip", "max_draft", "text", "stats"),
+    "self-speculative": ("draft_skip", "max_draft", "no_lookup", "text", "stats"),
     "none": (),
 }
 SKIP_RATIO = 0.05  # a 30-layer model's perplexity rises by a tenth; by two thirds at an eighth (demos/README.md)
@@ -64,7 +64,8 @@ def make_policy(args: argparse.Namespace, lm: LanguageModel) -> Callable[[Any], 
     if args.policy == "unified":
         return UnifiedSkip(**given(args, ("speedup", "mode", "phase"))).apply
     if args.policy == "self-speculative":
-        return SelfSpeculative(stats=statistics_of_text(), **given(args, ("draft_skip", "max_draft"))).apply
+        how = given(args, ("draft_skip", "max_draft")) | {"lookup": not args.no_lookup}
+        return SelfSpeculative(stats=statistics_of_text(), **how).apply
     return None
 
 
@@ -219,7 +220,8 @@ def as_text(report: dict[str, Any]) -> str:
         lines.append(
             f"drafts: {spoken['accepted']} of {spoken['drafted']} tokens accepted in {spoken['rounds']} rounds "
             f"({spoken['acceptance']:.0%} of those that were judged: none is behind the first rejected one), "
-            f"{spoken['plain_steps']} plain steps, switched off "
+            f"{spoken['plain_steps']} plain steps; {spoken['lookup_rounds']} rounds were looked up in the text "
+            f"({spoken['lookup_accepted']} of {spoken['lookup_drafted']} accepted), switched off "
             f"{spoken['switched_off']} times"
         )
         drafter = ", ".join(f"{part} {_numbers(spoken[part])}" for part in ("attn", "mlp"))
