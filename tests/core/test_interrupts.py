@@ -163,7 +163,7 @@ class Masked(Scene):
 
 
 class Sublayers(Language):
-    files = (*CORE, "llm/applied.py", "llm/decoder_pass.py")
+    files = (*CORE, "llm/applied.py", "llm/decoder_pass.py", "hosts/generation.py")
 
     def apply(self):
         from skipguide.llm import SublayerPlan

@@ -52,6 +52,16 @@ def test_what_decode_leaves_out_does_not_depend_on_who_drafts(sample):
     assert stats.skipped_fraction == pytest.approx((stats.passes - 1) / stats.passes * 3 / 8)
 
 
+def test_an_assistant_that_leaves_out_reads_the_prompt_whole_and_decodes_after():
+    """What it is given between two drafts are tokens that were decoded, by a `generate` of its own."""
+    model, assistant = LLAMA.build(), LLAMA.build(seed=1)
+    expected = model.generate(IDS, **GREEDY)
+    with PLANS["decode"].apply(assistant) as applied:
+        assert torch.equal(model.generate(IDS, **GREEDY, assistant_model=assistant), expected)
+    stats = applied.stats
+    assert stats.passes > 10 and stats.skips["model.layers.1.mlp"] == stats.passes - 1
+
+
 def test_passes_by_hand_are_refused_until_it_is_said_what_they_are():
     model = LLAMA.build()
     zeroed = LLAMA.zeroed(model, [], [1, 2])

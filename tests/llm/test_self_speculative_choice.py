@@ -141,7 +141,7 @@ def test_drafters_are_tried_anew_in_a_text_that_has_become_easier():
     machine.run(300)
     machine.acceptance = (0.98, 0.98, 0.98)
     begun = machine.seconds, machine.place
-    found.again()
+    machine.chooser = found.again()
     machine.run(3000)
     assert (machine.place - begun[1]) / (machine.seconds - begun[0]) > 1.3
 

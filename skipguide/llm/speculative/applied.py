@@ -184,7 +184,8 @@ def _plans(
 
 def _chooser(config: SelfSpeculativeSettings, applied: AppliedSelfSpeculative | None) -> Chooser:
     if applied is not None and applied.controller is not None:
-        return applied.controller.again()
+        applied.controller = applied.controller.again()
+        return applied.controller
     drafters = 1 if config.plan is not None else len(config.shares)
     fresh = Chooser(config.max_draft, config.adaptive, config.confidence_exit, config.lookup, drafters)
     if applied is not None:

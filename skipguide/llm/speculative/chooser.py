@@ -6,6 +6,7 @@ All of it is about speed: whatever is drafted, the full model verifies it. Costs
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -122,14 +123,15 @@ class Chooser:
     def _share_plain(self) -> None:
         """What a plain step costs is the same whoever drafts."""
         for other in self.controllers[1:]:
-            other._plain = self.controllers[0]._plain
+            other.share_plain(self.controllers[0])
 
     def again(self) -> Chooser:
-        """For the next request: another text, and all that was learned."""
-        self.text, self.switched_off, self._guess = Text(), 0, None
-        self.controllers = [controller.again() for controller in self.controllers]
-        self._share_plain()
-        return self
+        """For the next request: another text, and all that was learned. Requests of several threads share that."""
+        following = copy.copy(self)
+        following.text, following.switched_off, following._guess = Text(), 0, None
+        following.controllers = [controller.again() for controller in self.controllers]
+        following._share_plain()
+        return following
 
     @property
     def controller(self) -> Controller:
@@ -144,7 +146,7 @@ class Chooser:
     @property
     def plain_seconds(self) -> float | None:
         """Seconds of a plain step; None before there were enough."""
-        return self.controller.plain_seconds if len(self.controller._plain) >= self.controller.warmup else None
+        return self.controller.plain_seconds if self.controller.warm else None
 
     def expect(self, costs: Sequence[float]) -> None:
         """Say what drafting a token is expected to cost, drafter by drafter, as long as it was not measured."""
@@ -193,15 +195,10 @@ class Chooser:
         if self.plain_seconds is None or not self.prepared or self._rest > 0 or not self._find_promising():
             return 0
         length = min(self.controller.next_length(), room)
-        left = self.budget.left if self._has_paid() else min(self.budget.left, TRIAL)
+        left = self.budget.left if self.controller.has_paid else min(self.budget.left, TRIAL)
         while length > 0 and length * self._cost + self.verify.of(length) - 1 > left:
             length -= 1
         return length
-
-    def _has_paid(self) -> bool:
-        """Whether the drafter in use was faster than plain decoding in its last rounds."""
-        rounds, plain = self.controller._rounds, self.plain_seconds or 0.0
-        return bool(rounds) and sum(tokens for tokens, _ in rounds) * plain > sum(seconds for _, seconds in rounds)
 
     def _find_promising(self) -> bool:
         """Go on to the first drafter that pays, or of which nothing is known that could."""
@@ -210,7 +207,7 @@ class Chooser:
                 self.drafter, self._rest, self._patience = 0, self._patience, 2 * self._patience
                 self._known.clear()  # by then the text may have become easier
                 for controller in self.controllers:
-                    controller._accepted, controller._tried = 3.0, 4.0
+                    controller.forget()
                 return False
             self.drafter += 1
         return True
@@ -232,7 +229,7 @@ class Chooser:
         """Enter a step without a draft."""
         self.controllers[0].plain_step(seconds)
         for controller in self.controllers[1:]:
-            controller._waiting -= 1
+            controller.wait()
         self._rest -= 1
         self.budget.plain()
         self.record.step()
