@@ -99,6 +99,25 @@ def grow(cache: Any, layers: int) -> None:
             cache.layers.append(make())
 
 
+# where cache layers keep keys and values: as they are, and quantised
+_HELD = ("keys", "values", "_quantized_keys", "_quantized_values")
+
+
+def layer_bytes(layer: Any) -> int:
+    """Bytes of the keys and values that a cache layer holds, quantised ones with their scales; 0 for none."""
+    return sum(_bytes(getattr(layer, name, None)) for name in _HELD)
+
+
+def _bytes(held: Any) -> int:
+    """Of a tensor, of the tensors that a quantised one is made of, or of several."""
+    if isinstance(held, Tensor):
+        inner = getattr(held, "__tensor_flatten__", None)  # what holds a subclass's memory
+        return held.nbytes if inner is None else sum(_bytes(getattr(held, name)) for name in inner()[0])
+    if isinstance(held, Mapping):
+        return sum(map(_bytes, held.values()))
+    return sum(map(_bytes, held)) if isinstance(held, (tuple, list)) else 0
+
+
 def is_left_out(layer: Any) -> bool:
     """Whether a cache layer stands for left-out attention."""
     return getattr(type(layer), "_skipguide_left_out", False)

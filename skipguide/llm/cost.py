@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from skipguide.config import JsonConfig, as_numbers, as_wholes, is_one_of, normalize_fields
 from skipguide.errors import SkipError
+from skipguide.hosts.accelerate import execution_device
 from skipguide.hosts.kv_cache import as_argument, cache_of
-from skipguide.llm.applied import refuse_skipping
+from skipguide.llm.elsewhere import refuse_skipping
 from skipguide.llm.find import sublayer_map
 from skipguide.llm.passes import evaluating
 
@@ -119,7 +120,7 @@ def measure_costs(
     refuse_skipping(found)
     config: Any = model.config
     vocabulary = config.get_text_config().vocab_size
-    device = next(model.parameters()).device
+    device = execution_device(model)
     ids = torch.randint(0, vocabulary, (batch, tokens), generator=torch.Generator().manual_seed(0)).to(device)
     clocks: dict[tuple[int, str], _Clock] = {(site.layer, site.part): _Clock(device) for site in found.sites}
     totals: list[float] = []

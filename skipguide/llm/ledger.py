@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from skipguide.hosts.kv_cache import is_left_out
+from skipguide.hosts.kv_cache import is_left_out, layer_bytes
 from skipguide.llm.cache import Mark
 from skipguide.shown import Row, Shown, ledger_rows, passes
 from skipguide.stats import Stats
@@ -40,7 +40,7 @@ class SublayerLedger(Shown):
             mark.kinds = _kinds(cache, mark)
         held = saved = 0
         for i, kept, gone in mark.kinds:
-            size = _size(cache.layers[i])
+            size = layer_bytes(cache.layers[i])
             held += size * kept
             saved += size * gone
         self.kv_bytes, self.kv_bytes_saved = held, saved
@@ -89,14 +89,9 @@ class SublayerLedger(Shown):
 
 def _kinds(cache: Any, mark: Mark) -> list[tuple[int, int, int]]:
     """For each kind of layer in a cache: one that holds keys, how many do, and how many like it are left out."""
-    held = [i for i, layer in enumerate(cache.layers) if not is_left_out(layer) and _size(layer)]
+    held = [i for i, layer in enumerate(cache.layers) if not is_left_out(layer) and layer_bytes(layer)]
     if not held:
         return []
     first = {type(cache.layers[i]): i for i in reversed(held)}
     gone = Counter(cls if cls in first else type(cache.layers[held[0]]) for cls in mark.stood_for.values())
     return [(i, sum(type(cache.layers[j]) is cls for j in held), gone[cls]) for cls, i in first.items()]
-
-
-def _size(layer: Any) -> int:
-    keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-    return 0 if keys is None or values is None else keys.nbytes + values.nbytes

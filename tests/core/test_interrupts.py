@@ -167,7 +167,7 @@ class Masked(Scene):
 
 
 class Sublayers(Language):
-    files = (*CORE, "llm/applied.py", "llm/decoder_pass.py")
+    files = (*CORE, "llm/applied.py", "llm/decoder_pass.py", "hosts/generation.py")
 
     def apply(self):
         from skipguide.llm import SublayerPlan
@@ -286,19 +286,6 @@ class Reused(Scene):
 
 SCENES = [
     *(Plain, Rows, JointIdentity, Running, Routed, Masked, Sublayers, Adaptive, Speculating, Watched, Guided, Reused),
-]
-    Plain,
-    Rows,
-    JointIdentity,
-    Running,
-    Routed,
-    Masked,
-    Sublayers,
-    Adaptive,
-    Speculating,
-    Watched,
-    Guided,
-    Reused,
 ]
 NAMES = [scene.__name__ for scene in SCENES]
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from skipguide.cli.llm_models import load, texts
+from skipguide.cli.llm_models import load, statistics_of
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, slug, versions
 from skipguide.errors import SkipError
 
@@ -21,10 +21,9 @@ def run(args: argparse.Namespace) -> None:
         _require_matplotlib()
         check_output(output, (".png",), force=args.force, notes=False)
     lm = load(args.model, args.device, args.dtype)
-    from skipguide.llm import AdaSkip
     from skipguide.llm.cost import measure_costs
 
-    stats = AdaSkip.calibrate(lm.model, lm.windows(texts(args.text), args.tokens, args.pieces))
+    stats = statistics_of(lm, args.text, args.stats, args.pieces, args.tokens)
     costs = measure_costs(lm.model, args.context, args.phase)
     rows = table(stats, costs)
     if output is not None:
