@@ -17,11 +17,12 @@ from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule
 from skipguide.pipelines.settings import GuidanceSettings
+from skipguide.shown import Row, Shown
 
 logger = logging.getLogger(__name__)
 
 
-class AppliedGuidance:
+class AppliedGuidance(Shown):
     """Guidance in force on a pipeline. Leave the `with` block or call `remove()` to end it.
 
     Attributes:
@@ -61,6 +62,15 @@ class AppliedGuidance:
         """How the guidance reaches the pipeline: `"shift"` or `"solve"`."""
         return self.stats.delivery
 
+    def _heading(self) -> str:
+        where = f"on {type(self._pipe).__name__}" if self._installed else "removed"
+        return f"Skip guidance ({where}): {self.stats}"
+
+    def _rows(self) -> list[Row]:
+        same = self.settings
+        found = [(name, layers, same.part, same.scale, same.formula) for name, layers in self.layers.items()]
+        return [("denoiser", "layers", "part", "scale", "formula"), *found]
+
     def _install(self) -> None:
         try:
             for interceptor in self._interceptors:
@@ -96,10 +106,15 @@ class AppliedGuidance:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         """End the guidance."""
-        exchanged = [each.denoiser for each in self._installed if _is_exchanged(self._pipe, each)]
-        if kind is not None:
-            self._watch.forget()  # the error that is on its way says more
-        self.remove()
+        try:
+            exchanged = [each.denoiser for each in self._installed if _is_exchanged(self._pipe, each)]
+            if kind is not None:
+                self._watch.forget()  # the error that is on its way says more
+            self.remove()
+        except BaseException:  # Ctrl-C: what was broken off is done again
+            self._watch.forget()
+            self.remove()
+            raise
         if kind is not None:
             return
         if exchanged and self.stats.passes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from skipguide.active import ActivePlan, Call, end_everywhere, hold_everywhere
 from skipguide.arguments import batch_size
 from skipguide.blocks import find_blocks
-from skipguide.config import as_whole, native, read_json, write_json
+from skipguide.config import as_whole, native, write_json
 from skipguide.errors import SkipError
+from skipguide.files import read_json
 from skipguide.gate import gate_of
 from skipguide.hosts.cache_contexts import ContextNames
 from skipguide.hosts.wrappers import unwrap
@@ -183,7 +183,9 @@ def calibrate(
         count = sum(len(sample["effect"]) for sample in samples)
         means: dict[str, Any] = average(samples)
         rows.append(LayerScore(layer, blocks[layer].name, blocks[layer].stack, part, **means, cost=cost, samples=count))
-    about = {"prompts": len(prompts), "steps": native(arguments["num_inference_steps"]), "levels": levels, "seed": seed}
+    steps = native(arguments["num_inference_steps"])
+    scored = len(chosen_steps(steps, levels))
+    about = {"prompts": len(prompts), "steps": steps, "levels": scored, "seed": seed}
     return LayerScores(tuple(rows), type(unwrap(model)).__name__, total, model_hash(model), about)
 
 
@@ -194,7 +196,9 @@ def own_call(pipe: Any) -> dict[str, Any]:
         return {}
     takes = inspect.signature(type(pipe).__call__).parameters
     found = read_json(file)
-    return {name: value for name, value in found.items() if name in takes} if isinstance(found, Mapping) else {}
+    if not isinstance(found, Mapping):
+        raise SkipError(f"expected arguments of the call as a mapping in {file}; got {type(found).__name__}")
+    return {name: value for name, value in found.items() if name in takes}
 
 
 def model_hash(model: nn.Module) -> str:
@@ -215,8 +219,8 @@ def cached_scores(model: nn.Module) -> LayerScores | None:
     if not path.is_file():
         return None
     try:
-        return LayerScores.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (SkipError, ValueError, KeyError, TypeError) as error:
+        return LayerScores.load_json(path)
+    except (SkipError, OSError) as error:
         logger.warning("the cached scores %s cannot be read (%s); they are made anew", path, error)
         return None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from skipguide.config import JsonConfig, number
 from skipguide.errors import SkipError
-from skipguide.plan import Part, SkipPlan
+from skipguide.plan import Part, SkipPlan, check_stack
 from skipguide.schedule import Timetable
 
 CHOSEN = ("auto", "stochastic")
@@ -46,13 +46,6 @@ def check_scale(scale: Any) -> Any:
     if any(value is None for value in values):
         raise SkipError(f"scale must be a finite number, or a timetable of them; got {scale!r}")
     return scale if isinstance(scale, Timetable) else values[0]
-
-
-def check_stack(stack: Any) -> str | None:
-    """The name of a stack, or None."""
-    if stack is not None and not isinstance(stack, str):
-        raise SkipError(f"stack is the name of one stack of blocks, or None; got {stack!r}")
-    return stack
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
 from skipguide.hosts.wrappers import unwrap
+from skipguide.plan import Part
+from skipguide.schedule import Timetable
+
+Origin = Literal["authors", "community", "measured here"]
 
 
 @dataclass(frozen=True)
@@ -15,44 +20,184 @@ class Preset:
     """Recommended settings of one model.
 
     Attributes:
-        layers: blocks to skip, in execution order.
-        scale: recommended skip scale.
+        layers: blocks to skip, in execution order; a `Timetable` of them where they change with the step.
+        scale: recommended skip scale, or a `Timetable` of it.
         source: where the numbers come from.
         part: part of the blocks.
         formula: guidance formula.
+        start: first step with skip guidance, as a fraction of the steps.
+        stop: end of the skip guidance, as a fraction of the steps.
+        origin: `"authors"` (of the method or the model), `"community"` or `"measured here"`.
     """
 
-    layers: tuple[int, ...]
-    scale: float
+    layers: tuple[int, ...] | Timetable
+    scale: float | Timetable
     source: str
-    part: str = "block"
+    part: Part = "block"
     formula: str = "stg"
+    start: float = 0.0
+    stop: float = 1.0
+    origin: Origin = "authors"
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Every block that is skipped at some step."""
+        if isinstance(self.layers, Timetable):
+            return tuple(sorted({int(layer) for layers in self.layers.values for layer in layers}))
+        return self.layers
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """One published model, told by its config, and what is known of skipping in it.
+
+    Attributes:
+        name: as people call it.
+        model: class of its denoiser.
+        blocks: number of blocks, over all stacks.
+        width: channels of a block: heads times the channels of a head.
+        preset: the recommended settings; None where no source is known.
+        config: further entries that tell it from models which agree in the rest; a set holds several values.
+        experts: whether the pipeline has a second denoiser of the same kind (`transformer_2`); None: either.
+    """
+
+    name: str
+    model: str
+    blocks: int
+    width: int
+    preset: Preset | None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    experts: bool | None = None
+
+    def matches(self, model: Any, blocks: int, experts: bool) -> bool:
+        """Whether a denoiser is this model, by its config."""
+        config = getattr(model, "config", {})
+        width = (config.get("num_attention_heads") or 0) * (config.get("attention_head_dim") or 0)
+        width = width or config.get("dim") or config.get("model_dim")
+        return (
+            (type(model).__name__, blocks, width) == (self.model, self.blocks, self.width)
+            and self.experts in (None, experts)
+            and all(_agrees(config.get(name), value) for name, value in self.config.items())
+        )
+
+
+def _agrees(found: Any, wanted: Any) -> bool:
+    found = tuple(found) if isinstance(found, list) else found
+    return found in wanted if isinstance(wanted, frozenset) else found == wanted
 
 
 _STG = "STG authors' code (github.com/junhahyung/STGuidance, HEAD)"
-_COMMUNITY = "diffusers community pipeline pipeline_stg_wan, documentation example"
-
 _TINY = (
     "measured on the bundled tiny-t2v (demos/quality/results.md): the best of its twelve layers, and the best part and "
     "scale but for one that is a tie, in Fréchet distance"
 )
+_LTX2 = "Lightricks' recommendation in the documentation of diffusers' LTX2Pipeline (spatio_temporal_guidance_blocks)"
+_LTX_13B = (
+    "Lightricks' preset '13b Balanced' (ComfyUI-LTXVideo, presets/stg_advanced_presets.json); its tables of CFG "
+    "scales (1, 6, 8, 6, 1, 1) and rescales (1, 0.5, 0.5, 1, 1, 1) are not part of this preset"
+)
+_SIGMAS = (1.0, 0.9933, 0.985, 0.9767, 0.9008, 0.618)
 
-# (transformer class, number of blocks) -> preset
-PRESETS: dict[tuple[str, int], Preset] = {
-    ("LatteTransformer3DModel", 12): Preset((9,), 2.0, _TINY, part="attn_identity"),
-    ("LTXVideoTransformer3DModel", 28): Preset((19,), 1.0, _STG),
-    ("MochiTransformer3DModel", 48): Preset((34,), 1.0, _STG),
-    ("CogVideoXTransformer3DModel", 30): Preset((11,), 1.0, _STG),
-    ("CogVideoXTransformer3DModel", 42): Preset((11,), 1.0, _STG),
-    ("HunyuanVideoTransformer3DModel", 60): Preset((2,), 1.0, _STG),
-    ("WanTransformer3DModel", 30): Preset((8,), 1.0, _COMMUNITY),
-    ("WanTransformer3DModel", 40): Preset((8,), 1.0, _COMMUNITY),
-    ("SD3Transformer2DModel", 24): Preset(
-        (7, 8, 9),
-        2.8,
-        "diffusers StableDiffusion3Pipeline's skip_guidance_layers for SD 3.5 medium (0.01 to 0.2 of the steps)",
+
+def _by_sigma(*values: Any) -> Timetable:
+    return Timetable(tuple(zip(_SIGMAS, values, strict=True)), over="sigma")
+
+
+PRESETS: tuple[KnownModel, ...] = (
+    KnownModel(
+        "tiny-t2v",
+        "LatteTransformer3DModel",
+        12,
+        128,
+        Preset((9,), 2.0, _TINY, part="attn_identity", origin="measured here"),
     ),
-}
+    KnownModel("LTX-Video 2B", "LTXVideoTransformer3DModel", 28, 2048, Preset((19,), 1.0, _STG)),
+    KnownModel(
+        "LTX-Video 13B",
+        "LTXVideoTransformer3DModel",
+        48,
+        4096,
+        Preset(
+            _by_sigma((12,), (12,), (5,), (5,), (28,), (29,)),
+            _by_sigma(0.0, 4.0, 4.0, 4.0, 2.0, 1.0),
+            _LTX_13B,
+            part="attn_identity",
+        ),
+    ),
+    KnownModel(
+        "LTX-2.0",
+        "LTX2VideoTransformer3DModel",
+        48,
+        4096,
+        Preset((29,), 1.0, _LTX2, part="attn_identity"),
+        {"gated_attn": False},
+    ),
+    KnownModel(
+        "LTX-2.3",
+        "LTX2VideoTransformer3DModel",
+        48,
+        4096,
+        Preset((28,), 1.0, _LTX2, part="attn_identity"),
+        {"gated_attn": True},
+    ),
+    KnownModel("Mochi", "MochiTransformer3DModel", 48, 3072, Preset((34,), 1.0, _STG)),
+    KnownModel("CogVideoX 2B", "CogVideoXTransformer3DModel", 30, 1920, Preset((11,), 1.0, _STG)),
+    KnownModel(
+        "CogVideoX 5B",
+        "CogVideoXTransformer3DModel",
+        42,
+        3072,
+        Preset((11,), 1.0, f"{_STG}, whose comment counts 42 layers although its example is the 2B model"),
+        {"patch_size_t": None},
+    ),
+    KnownModel("CogVideoX 1.5 5B", "CogVideoXTransformer3DModel", 42, 3072, None, {"patch_size_t": 2}),
+    KnownModel("HunyuanVideo", "HunyuanVideoTransformer3DModel", 60, 3072, Preset((2,), 1.0, _STG)),
+    KnownModel("HunyuanVideo 1.5", "HunyuanVideo15Transformer3DModel", 54, 2048, None),
+    KnownModel(
+        "Wan 2.1 1.3B",
+        "WanTransformer3DModel",
+        30,
+        1536,
+        Preset((8,), 1.0, "diffusers community pipeline pipeline_stg_wan, documentation example", origin="community"),
+    ),
+    KnownModel(
+        "Wan 2.1 14B",
+        "WanTransformer3DModel",
+        40,
+        5120,
+        Preset(
+            (9, 10),
+            1.0,
+            "what users of ComfyUI and Wan2GP report (reddit.com/r/StableDiffusion, 1jac3wm and 1k3tudz): 9 and 10 "
+            "left out in the unconditional pass, after the first steps",
+            formula="uncond",
+            start=0.1,
+            origin="community",
+        ),
+        experts=False,
+    ),
+    KnownModel("Wan 2.2 A14B", "WanTransformer3DModel", 40, 5120, None, experts=True),
+    KnownModel("Wan 2.2 5B", "WanTransformer3DModel", 30, 3072, None),
+    KnownModel("SD 3 medium", "SD3Transformer2DModel", 24, 1536, None, {"dual_attention_layers": ()}),
+    KnownModel(
+        "SD 3.5 medium",
+        "SD3Transformer2DModel",
+        24,
+        1536,
+        Preset(
+            (7, 8, 9),
+            2.8,
+            "diffusers StableDiffusion3Pipeline's skip_guidance_layers for SD 3.5 medium, with its window",
+            start=0.01,
+            stop=0.2,
+        ),
+        {"dual_attention_layers": tuple(range(13))},
+    ),
+    KnownModel("SD 3.5 large", "SD3Transformer2DModel", 38, 2432, None),
+    KnownModel("Flux", "FluxTransformer2DModel", 57, 3072, None),
+    KnownModel("Flux 2", "Flux2Transformer2DModel", 56, 6144, None),
+    KnownModel("Qwen-Image", "QwenImageTransformer2DModel", 60, 3072, None),
+)
 
 
 # Settings that were measured to win, for `SpatiotemporalSkipGuidance.preset`; layers are those of the model's preset.
@@ -73,19 +218,28 @@ def named_settings(name: str) -> dict[str, Any]:
     return dict(NAMED[name])
 
 
-def find_preset(transformer: Any) -> Preset:
-    """The preset of a denoiser, by its class and number of blocks.
+def find_preset(transformer: Any, pipe: Any = None) -> Preset:
+    """The preset of a denoiser, by its class and config: depth, width, and what else tells published models apart.
+
+    Args:
+        transformer: the denoiser.
+        pipe: its pipeline, where that tells models apart: Wan 2.2 has two denoisers of Wan 2.1's kind.
 
     Raises:
-        SkipError: if there is none; `skipguide sweep` finds one.
+        SkipError: if no source gives one; `skipguide rank` and `skipguide sweep` find one.
     """
-    blocks = find_blocks(transformer)
-    name = type(unwrap(transformer)).__name__
-    if (preset := PRESETS.get((name, len(blocks)))) is None:
-        known = ", ".join(f"{n} ({b} blocks)" for n, b in PRESETS)
-        raise SkipError(
-            f"no preset for {name} with {len(blocks)} blocks: pass layers=[...]. `skipguide sweep "
-            f"PROMPT --model ... --layers all` draws what every layer does, and layers='auto' takes the first of "
-            f"`skipguide rank`. Presets exist for {known}"
-        )
-    return preset
+    blocks = len(find_blocks(transformer))
+    model = unwrap(transformer)
+    experts = getattr(pipe, "transformer_2", None) is not None
+    known = next((each for each in PRESETS if each.matches(model, blocks, experts)), None)
+    if known is not None and known.preset is not None:
+        return known.preset
+    name = type(model).__name__
+    width = known.width if known is not None else None
+    who = f"{known.name} ({name}, {blocks} blocks of {width} channels): none known" if known else ""
+    others = ", ".join(each.name for each in PRESETS if each.preset is not None)
+    raise SkipError(
+        f"no preset for {who or f'{name} with {blocks} blocks and this config'}: pass layers=[...]. `skipguide rank` "
+        f"scores every layer, and layers='auto' takes its first; `skipguide sweep PROMPT --model ... --layers all` "
+        f"draws what each does. Presets exist for {others}"
+    )

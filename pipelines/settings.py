@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self, get_args
 
 from skipguide.config import JsonConfig, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.guidance import Over
 from skipguide.pipelines.formulas import Formula, find_formula
-from skipguide.pipelines.groups import SkipGroup, check_layers, check_scale, check_stack
+from skipguide.pipelines.groups import SkipGroup, check_layers, check_scale
+from skipguide.pipelines.presets import Preset
 from skipguide.pipelines.sampling.tail import TAILS, Tail
-from skipguide.plan import Part
+from skipguide.plan import Part, check_stack
 from skipguide.schedule import Schedule, Timetable
 from skipguide.select import DEFAULT_SCORE, check_score
+
+# What holds where neither the user nor a preset says anything else.
+DEFAULTS: dict[str, Any] = {"scale": 1.0, "part": "block", "formula": "stg", "start": 0.0, "stop": 1.0}
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,13 @@ class GuidanceSettings(JsonConfig):
     """
 
     layers: Sequence[int] | Mapping[str, Sequence[int] | Timetable | str | None] | Timetable | str | None = None
-    scale: float | Timetable = 1.0
-    part: Part = "block"
-    formula: str = "stg"
+    scale: float | Timetable | None = None
+    part: Part | None = None
+    formula: str | None = None
     rescale: float = 0.0
     rescale_over: Over = "sample"
-    start: float = 0.0
-    stop: float = 1.0
+    start: float | None = None
+    stop: float | None = None
     every: int = 1
     prefix_reuse: bool = True
     tail: Tail = "separate"
@@ -49,16 +53,22 @@ class GuidanceSettings(JsonConfig):
 
     def __post_init__(self) -> None:
         """Check everything that does not need a model, and bring it into normal form."""
+        if not self.whole_preset:
+            for name, value in DEFAULTS.items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, value)
+        part = self.part or DEFAULTS["part"]
         if isinstance(self.layers, Mapping) and "points" not in self.layers:
             if not self.layers or not all(isinstance(name, str) for name in self.layers):
                 raise SkipError(
                     f"a mapping of layers names denoisers of the pipeline, such as 'transformer'; got {self.layers!r}"
                 )
-            layers: Any = {name: check_layers(own, self.part) for name, own in self.layers.items()}
+            layers: Any = {name: check_layers(own, part) for name, own in self.layers.items()}
         else:
-            layers = check_layers(self.layers, self.part)
+            layers = check_layers(self.layers, part)
         object.__setattr__(self, "layers", layers)
-        object.__setattr__(self, "scale", check_scale(self.scale))
+        if self.scale is not None:
+            object.__setattr__(self, "scale", check_scale(self.scale))
         check_stack(self.stack)
         if self.groups is not None:
             given: Any = self.groups  # from JSON: plain data
@@ -68,19 +78,20 @@ class GuidanceSettings(JsonConfig):
             object.__setattr__(self, "groups", made)
             if self.layers is not None or self.stack is not None or not made:
                 raise SkipError("groups has at least one group, and layers and stack are given in the groups then")
-        find_formula(self.formula)
+        find_formula(self.formula or DEFAULTS["formula"])
         self._check_interval()
         self._check_numbers()
         if self.rescale_over not in get_args(Over):
             raise SkipError(f"unknown rescale_over {self.rescale_over!r}; expected one of {', '.join(get_args(Over))}")
         if self.tail not in TAILS:
             raise SkipError(f"unknown tail {self.tail!r}; expected one of {', '.join(TAILS)}")
-        window = Schedule(self.start, self.stop, self.every)
-        object.__setattr__(self, "start", window.start)
-        object.__setattr__(self, "stop", window.stop)
-        object.__setattr__(self, "every", window.every)
+        window = self.window
+        for name in ("start", "stop", "every"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, getattr(window, name))
         check_score(self.score)
-        self.rule.check({each.name: getattr(self, each.name) for each in fields(self)})
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        self.rule.check(given | {name: value for name, value in DEFAULTS.items() if given[name] is None})
 
     def _check_numbers(self) -> None:
         """Bring numbers and flags to Python's own types and check their ranges."""
@@ -119,4 +130,49 @@ class GuidanceSettings(JsonConfig):
     @property
     def rule(self) -> Formula:
         """The entry of the table of formulas that `formula` names."""
-        return find_formula(self.formula)
+        return find_formula(self.formula or DEFAULTS["formula"])
+
+    @property
+    def window(self) -> Schedule:
+        """The steps with skip guidance."""
+        start, stop = (DEFAULTS[n] if getattr(self, n) is None else getattr(self, n) for n in ("start", "stop"))
+        return Schedule(start, stop, self.every)
+
+    @property
+    def group(self) -> SkipGroup:
+        """The one group that these settings are, where `groups` says none. Its layers are not a mapping."""
+        layers: Any = self.layers
+        scale = DEFAULTS["scale"] if self.scale is None else self.scale
+        return SkipGroup(layers, scale, self.part or DEFAULTS["part"], self.stack)
+
+    # -- the model's preset -------------------------------------------------------------------------------------
+
+    @property
+    def whole_preset(self) -> bool:
+        """Whether the model's preset stands for what is not said: where the user names no layers."""
+        return self.layers is None and self.groups is None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is ever skipped, so that a model without a preset is no obstacle."""
+        return self.layers is None and self.groups is None and self.scale == 0
+
+    def filled(self, preset: Preset) -> Self:
+        """These settings, with what a model's preset says where they say nothing; the window goes as a whole.
+
+        Raises:
+            SkipError: for layers within a stack: presets count them over all stacks.
+        """
+        if not self.whole_preset:
+            return self
+        if self.stack is not None:
+            raise SkipError("presets count layers over all stacks: with stack, name the layers too")
+        limits = find_formula(self.formula or preset.formula).limits
+        names = ["scale", "part", "formula"]
+        if self.start is None and self.stop is None:
+            names += ["start", "stop"]
+        says = {name: getattr(preset, name) for name in names if getattr(self, name) is None}
+        for name, value in says.items():
+            if value not in limits.get(name, (value,)):
+                says[name] = DEFAULTS[name]  # it has nothing to act on with this formula
+        return replace(self, layers=preset.layers, **says)

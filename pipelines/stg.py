@@ -41,14 +41,16 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
 
     Args:
         layers: blocks to skip, in execution order over all stacks (or within `stack`); a mapping gives each denoiser
-            its own; a `Timetable` of them changes with the step. None takes the layers of the model's preset and
-            nothing else of it: `scale` and `part` are what is said here, 1 and whole blocks by default, and the
-            preset's own are `find_preset(pipe.transformer).scale` and `.part` (the command line takes them). `"auto"`
+            its own; a `Timetable` of them changes with the step. None takes the model's preset: its layers, and its
+            scale, part, formula and window where these are None too; `for_pipeline(pipe)` says what that is. `"auto"`
             takes the layer that a calibration run scores best (`score`; cached per model). `"stochastic"` draws a new
             set at every step (`drop`, `seed`; first and last block stay), after S2-Guidance, arXiv 2508.12880.
-        scale: s, a number or a `Timetable`. 0 leaves the pipeline as it is, to the bit.
-        part: `"block"` (the paper's STG-R), `"attn_identity"` (STG-A), `"attn"`, `"cross_attn"` or `"mlp"`.
-        start: first step with skip guidance, as a fraction of the steps (inclusive).
+        scale: s, a number or a `Timetable`. 0 leaves the pipeline as it is, to the bit. None is the preset's with
+            `layers=None`, else 1.
+        part: `"block"` (the paper's STG-R), `"attn_identity"` (STG-A), `"attn"`, `"cross_attn"` or `"mlp"`. None is
+            the preset's with `layers=None`, else `"block"`.
+        start: first step with skip guidance, as a fraction of the steps (inclusive). Where `start` and `stop` are both
+            None, they are the preset's with `layers=None`, else 0 and 1.
         stop: end of the skip guidance, as a fraction of the steps (exclusive; 1.0 is the end). A run with so few steps
             that none of them lies in the window is refused.
         rescale: 0 to 1, brings the standard deviation of the result towards that of c (0.7 in the authors' code).
@@ -58,7 +60,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             pass (`scale` is 1 or 0); `"wan"` is what the authors' Wan code does: y0 + s (y0 - k) with y0 the CFG
             result and k skipped with the negative prompt; `"segmented"` has CFG inside `cfg_interval` (the first half
             if that is None) and skip guidance outside it, never both, so that no step costs more than CFG (after
-            arXiv 2603.20584).
+            arXiv 2603.20584). None is the preset's with `layers=None`, else `"stg"`.
         cfg_interval: steps from start (inclusive) to stop (exclusive) with CFG, as fractions; outside it the
             unconditional branch is not computed and the conditional prediction is returned for every branch, so that
             any CFG yields it (limited-interval guidance, arXiv 2404.07724).
@@ -137,14 +139,15 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         """
         spec = pipeline_spec(pipe)
         group = group_of(branch_parallel)
-        if group is not None and (self.rule.in_place_of_uncond or self.tail != "separate"):
-            raise SkipError(
-                "branch_parallel runs the skipped passes elsewhere: a formula inside the unconditional pass has none, "
-                f"and a batched tail has them in another; got formula={self.formula!r}, tail={self.tail!r}"
-            )
         names = self._denoisers(pipe, spec)
         self._refuse_conflicts(pipe, spec, names)
-        schedules = {name: self._schedule(pipe, name) for name in names}
+        settings = self._on(pipe, names)
+        if group is not None and (settings.rule.in_place_of_uncond or settings.tail != "separate"):
+            raise SkipError(
+                "branch_parallel runs the skipped passes elsewhere: a formula inside the unconditional pass has none, "
+                f"and a batched tail has them in another; got formula={settings.formula!r}, tail={settings.tail!r}"
+            )
+        schedules = {name: settings._schedule(pipe, name) for name in names}
         if is_running(pipe) and not all(
             schedule.constant and schedule.times.cfg is None for schedule in schedules.values()
         ):
@@ -153,10 +156,10 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
                 "apply it before calling the pipeline, with start=... for the step to begin at"
             )
         for name, schedule in schedules.items():
-            cache = admit_cache(pipe, name, getattr(pipe, name), self, schedule)
+            cache = admit_cache(pipe, name, getattr(pipe, name), settings, schedule)
             if group is not None:
                 refuse_cache(cache)
-        applied = AppliedGuidance(self, pipe, spec, schedules, group, over_native)
+        applied = AppliedGuidance(settings, pipe, spec, schedules, group, over_native)
         applied._install()
         return applied
 
@@ -169,7 +172,40 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             steps: number of steps, for the exact count; None counts windows and `every` as their share.
         """
         spec = pipeline_spec(pipe)
-        return foretell(self._schedule(pipe, self._denoisers(pipe, spec)[0]), guidance=guidance, steps=steps)
+        names = self._denoisers(pipe, spec)
+        schedule = self._on(pipe, names)._schedule(pipe, names[0])
+        return foretell(schedule, guidance=guidance, steps=steps)
+
+    def for_pipeline(self, pipe: Any) -> Self:
+        """The settings that will hold on a pipeline: with the layers, scale, part, formula and window of its preset.
+
+        `layers="auto"` becomes the layers that calibration chooses, so this may run the pipeline.
+
+        Args:
+            pipe: the pipeline.
+
+        Raises:
+            SkipError: as `apply` does, for an unknown pipeline or a model without a preset.
+        """
+        return self._on(pipe, self._denoisers(pipe, pipeline_spec(pipe)))
+
+    def _on(self, pipe: Any, names: list[str]) -> Self:
+        """The settings that will hold, with the denoisers of a pipeline known."""
+        if self.idle or self.groups is not None:
+            return self
+        if self.layers is None:
+            found = {name: self.filled(find_preset(getattr(pipe, name), pipe)) for name in names}
+            same = {(str(each.scale), each.part, each.formula, each.window) for each in found.values()}
+            if len(same) > 1:
+                raise SkipError(
+                    f"the presets of {' and '.join(names)} differ in more than layers: pass layers, scale and part"
+                )
+            return replace(found[names[0]], layers=_joined({name: each.layers for name, each in found.items()}))
+        if self.layers == "auto":
+            part = self.group.part
+            chosen = {name: auto_layers(pipe, name, part, self.stack, self.score) for name in names}
+            return replace(self, layers=_joined(chosen))
+        return self
 
     def _denoisers(self, pipe: Any, spec: PipelineSpec) -> list[str]:
         names = [name for name in spec.denoisers if getattr(pipe, name, None) is not None]
@@ -193,9 +229,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             layers = layers[denoiser]
         groups = self.groups
         if groups is None:
-            # an idle guidance touches no layer, so a model without a preset is no obstacle
-            idle = layers is None and self.scale == 0
-            groups = () if idle else (SkipGroup(layers, self.scale, self.part, self.stack),)
+            groups = () if self.idle else (replace(self, layers=layers).group,)
         return GuidanceSchedule(
             self, [self._chosen(group, pipe, denoiser, model) for group in groups], find_blocks(model)
         )
@@ -204,7 +238,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         if group.layers is None and group.stack is not None:
             raise SkipError("presets count layers over all stacks: with stack, name the layers too")
         if group.layers is None:
-            return replace(group, layers=find_preset(model).layers)
+            return replace(group, layers=find_preset(model, pipe).layers)
         if group.layers == "auto":
             return replace(group, layers=auto_layers(pipe, denoiser, group.part, group.stack, self.score))
         return group
@@ -227,3 +261,9 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
                     f"{type(guider).__name__}: others combine the branches in ways that a shift does not survive; "
                     f"skipguide.pipelines.SkipGuider takes the guider's place, and guides by itself"
                 )
+
+
+def _joined(layers: dict[str, Any]) -> Any:
+    """Layers of several denoisers: as they are where all agree."""
+    first = next(iter(layers.values()))
+    return first if all(each == first for each in layers.values()) else layers

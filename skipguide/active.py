@@ -133,6 +133,8 @@ class ActivePlan:
         """Take back every `enter` of this plan in this thread or task; nothing happens without one."""
         for entry in [entry for entry in _ENTERED.get() if entry.plan is self]:
             entry.leave()
+        if self in ACTIVE.get():  # an interrupt came between the two of `_set_entered`
+            _set_entered(_ENTERED.get())
 
     def last_entry(self) -> Entry | None:
         """The entry that `leave` takes back."""

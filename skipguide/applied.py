@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any, Protocol
 
 from torch import nn
 
 from skipguide.active import Intervention, active_plans
 from skipguide.errors import SkipError
-from skipguide.gate import installed_gates
+from skipguide.gate import Gate, Installation, installed_gates
 
 
 class Handle(Protocol):
@@ -17,6 +18,14 @@ class Handle(Protocol):
 
     def remove(self) -> None:
         """End it."""
+
+
+class MethodHandle:
+    """A handle whose method stands in for one of the model's own, as an attribute of the model: it is found there."""
+
+    def remove(self) -> None:
+        """End it."""
+        raise NotImplementedError
 
 
 def applied_to(target: Any) -> list[Handle]:
@@ -46,8 +55,7 @@ def applied_to(target: Any) -> list[Handle]:
         >>> applied_to(model)
         []
     """
-    models = [target] if isinstance(target, nn.Module) else list(_models(target))
-    gates = installed_gates(module for model in models for module in model.modules())
+    models, gates = _targets(target), _gates(target)
     keys = {gate.key for gate in gates}
     here = [plan for plan in active_plans() if plan.root is not None and plan.root.key in keys]
     standing = [(gate.key, plan) for gate in gates for plan in gate.everywhere]
@@ -58,6 +66,8 @@ def applied_to(target: Any) -> list[Handle]:
         # two pipelines may share a model
         if handle is not None and (target in models or getattr(handle, "pipe", target) is target):
             found[id(handle)] = handle
+    methods = [value for model in models for value in model.__dict__.values() if isinstance(value, MethodType)]
+    found |= {id(owner): owner for method in methods if isinstance(owner := method.__self__, MethodHandle)}
     return list(found.values())
 
 
@@ -82,6 +92,8 @@ def remove_from(target: Any) -> list[Handle]:
     handles = applied_to(target)
     for handle in reversed(handles):
         handle.remove()
+    for gate in _gates(target):
+        gate.remove(Installation())  # one that nobody wants any more goes: Ctrl-C left it, and the handle is gone
     return handles
 
 
@@ -89,6 +101,15 @@ def _handle(intervention: Intervention | None) -> Handle | None:
     """The handle that an intervention belongs to; None for those of a driver that has none."""
     found: Handle | None = getattr(intervention, "handle", None)
     return found
+
+
+def _targets(target: Any) -> list[nn.Module]:
+    """A model, or the models of a pipeline."""
+    return [target] if isinstance(target, nn.Module) else list(_models(target))
+
+
+def _gates(target: Any) -> list[Gate]:
+    return installed_gates(module for model in _targets(target) for module in model.modules())
 
 
 def _models(pipe: Any) -> Iterator[nn.Module]:

@@ -14,6 +14,7 @@ from skipguide.arguments import Arguments
 from skipguide.blocks import Block
 from skipguide.errors import SkipError
 from skipguide.hosts.attention_backends import TorchAttention
+from skipguide.hosts.torch_modes import call_in
 from skipguide.hosts.wrappers import unwrap
 
 _PROJECTIONS = (("to_v", "to_out"), ("to_value", "out_layer"))
@@ -84,16 +85,13 @@ class JointValuesPass:
 
     def _run(self, mode: _IdentityMode, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the block in the mode, and leave neither the mode nor another backend behind, whatever interrupts it."""
-        override, depth = TorchAttention(self.module, self.name), torch._C._len_torch_function_stack()
+        override = TorchAttention(self.module, self.name)
         try:
             try:
                 override.hold()
-                with mode:
-                    return call(*args, **kwargs)
+                return call_in(mode, call, *args, **kwargs)
             finally:
-                mode.on = False  # one that an interrupt leaves on torch's stack does nothing, until it is taken off
-                while torch._C._len_torch_function_stack() > depth:
-                    torch._C._pop_torch_function_stack()
+                mode.on = False  # one that an interrupt leaves on torch's stack does nothing
         finally:
             try:
                 override.release()
@@ -125,9 +123,16 @@ class _IdentityMode(TorchFunctionMode):
         length = query.shape[-2]
         start = self.start if length > self.video else 0
         end = start + self.video
-        if length < self.video or key.shape[-2] != length:
+        if key.shape[-2] != length:
             raise SkipError(
-                f"attn_identity expected self-attention over {self.video} tokens and text; got {length} queries"
+                f"attn_identity is about self-attention, where queries and keys are the same tokens; a block has "
+                f"{length} queries and {key.shape[-2]} keys of something else, such as an IP-Adapter's picture: take "
+                f"that away (pipe.unload_ip_adapter()), or use part='attn' or 'block'"
+            )
+        if length < self.video:
+            raise SkipError(
+                f"attn_identity expected self-attention over {self.video} tokens and text; got {length} tokens: this "
+                f"attention sees a part of them. Use part='attn' or 'block'"
             )
         out = torch.empty_like(value)
         out[..., start:end, :] = value[..., start:end, :]

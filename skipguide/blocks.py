@@ -16,6 +16,7 @@ from skipguide.families.language import language_model_spec
 from skipguide.families.refused import UNSUPPORTED_MODELS
 from skipguide.hosts.wrappers import unwrap
 from skipguide.parts import PART_SPECS, PARTS
+from skipguide.shown import Row, Shown
 from skipguide.spec import BlockSpec, ModelSpec, Sublayer, renamed_reader
 
 
@@ -62,7 +63,7 @@ class Block:
         return module if isinstance(module, nn.Module) else None
 
 
-class BlockMap:
+class BlockMap(Shown):
     """A model's residual blocks in execution order, over all its stacks."""
 
     def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
@@ -77,6 +78,15 @@ class BlockMap:
             Block(n, name, spec.stacks[j].name or spec.stacks[j].stack, module, spec.stacks[j])
             for n, (j, _, _, name, module) in enumerate(found)
         )
+
+    def _heading(self) -> str:
+        return f"BlockMap of {type(self.model).__name__}: {len(self)} blocks"
+
+    def _rows(self) -> list[Row]:
+        kinds: dict[tuple[str, str, tuple[str, ...]], list[int]] = {}
+        for block in self.blocks:
+            kinds.setdefault((block.stack, type(block.module).__name__, block.parts), []).append(block.index)
+        return [("layers", "stack", "class", "parts"), *((layers, *kind) for kind, layers in kinds.items())]
 
     def __len__(self) -> int:
         return len(self.blocks)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from skipguide.errors import SkipError
-from skipguide.files import replacing
+from skipguide.files import DEEPEST, is_shallow, read_json, replacing
 
 VERSION = 1
+LARGEST = 2**63 - 1  # of whole numbers: torch's seeds and sizes go no further
 
 
 def write_json(path: str | Path, data: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -32,23 +33,13 @@ def write_json(path: str | Path, data: Mapping[str, Any], *, overwrite: bool = F
         partial.write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
-def read_json(path: str | Path) -> Any:
-    """The JSON in a file.
-
-    Raises:
-        SkipError: if it is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, or of bytes that are no text
-        raise SkipError(f"expected JSON in {path}; got something else: {error}") from error
-
-
 def check_keys(found: Mapping[str, Any], expected: set[str], what: str) -> None:
     """Refuse data with a version or keys that are not known here."""
     if not isinstance(found, Mapping):
         raise SkipError(f"expected {what} as a mapping of its settings; got {type(found).__name__}")
-    if found.get("version") != VERSION:
+    if not is_shallow(found):
+        raise SkipError(f"expected {what} that is nested at most {DEEPEST} deep; got more")
+    if whole(found.get("version")) != VERSION:
         raise SkipError(f"expected {what} of version {VERSION}; got version {found.get('version')!r}")
     if unknown := set(found) - expected - {"version"}:
         raise SkipError(f"unknown keys in {what}: {sorted(unknown)}; expected {sorted(expected)}")
@@ -123,7 +114,7 @@ def number(value: Any) -> float | None:
 
 
 def whole(value: Any) -> int | None:
-    """A whole number as Python's int; None for anything else, 3.0 among it.
+    """A whole number as Python's int; None for anything else: 3.0 too, and a number that 64 bits do not hold.
 
     Example:
         >>> whole(3), whole(3.0), whole(False)
@@ -132,7 +123,8 @@ def whole(value: Any) -> int | None:
     value = native(value)
     if isinstance(value, bool) or not isinstance(value, Integral):
         return None
-    return int(value)
+    found = int(value)
+    return found if abs(found) <= LARGEST else None
 
 
 def flag(value: Any) -> bool | None:
@@ -159,7 +151,9 @@ def as_whole(name: str, value: Any, least: int | None = 1) -> int:
     """
     found = whole(value)
     if found is None or (least is not None and found < least):
-        raise SkipError(f"expected {name} as a whole number{_limit(least)}; got {value!r}")
+        too_large = isinstance(value, int) and abs(value) > LARGEST
+        limit = " that 64 bits hold" if too_large else _limit(least)
+        raise SkipError(f"expected {name} as a whole number{limit}; got {value!r}")
     return found
 
 
@@ -212,6 +206,43 @@ def as_flag(name: str, value: Any) -> bool:
     return found
 
 
+def as_text(name: str, value: Any) -> str:
+    """A text.
+
+    Raises:
+        SkipError: for anything else.
+    """
+    if not isinstance(value, str):
+        raise SkipError(f"expected {name} as a text; got {value!r}")
+    return value
+
+
+def as_numbers(name: str, values: Any, least: float | None = None, most: float | None = None) -> tuple[float, ...]:
+    """A list of finite floats, each within the bounds that are given; texts are none, and no list of them.
+
+    Raises:
+        SkipError: naming the list and the place of the one that is something else.
+
+    Example:
+        >>> as_numbers("losses", [2, 0.5])
+        (2.0, 0.5)
+    """
+    given = native(values)
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+        raise SkipError(f"expected {name} as a list of numbers; got {values!r}")
+    found = []
+    for place, value in enumerate(given):
+        plain = number(value)
+        if plain is None or (least is not None and plain < least) or (most is not None and plain > most):
+            limits = [
+                f"{word} {limit:g}" for word, limit in (("at least", least), ("at most", most)) if limit is not None
+            ]
+            bounds = " and ".join(["finite", *limits])
+            raise SkipError(f"expected {name} as a list of numbers, each {bounds}; number {place} is {value!r}")
+        found.append(float(plain))
+    return tuple(found)
+
+
 def is_one_of(value: Any, choices: Collection[str]) -> bool:
     """Whether a value is one of some words; anything may be asked, a list or an array too.
 
@@ -228,6 +259,7 @@ def normalize_fields(
     numbers: Mapping[str, float | None] | None = None,
     flags: Collection[str] = (),
     optional: Collection[str] = (),
+    texts: Collection[str] = (),
 ) -> None:
     """Bring fields of a frozen dataclass to Python's own numbers and flags, so that they compare and go to JSON.
 
@@ -237,6 +269,7 @@ def normalize_fields(
         numbers: fields that are finite numbers, and the least of each (None: any).
         flags: fields that are True or False.
         optional: of all of these, the ones that may be None.
+        texts: fields that are texts.
 
     Raises:
         SkipError: for a field that is something else.
@@ -253,6 +286,8 @@ def normalize_fields(
         put(name, as_number, lowest)
     for name in flags:
         put(name, as_flag)
+    for name in texts:
+        put(name, as_text)
 
 
 def _limit(least: float | None) -> str:
@@ -263,13 +298,13 @@ def layer_tuple(layers: Iterable[int] | int) -> tuple[int, ...]:
     """Layer numbers as a tuple, each checked to be a whole number and named once."""
     try:
         found = native(layers)
-        if isinstance(found, (bytes, bytearray)):  # Python takes these for lists of numbers, but they are texts
+        if isinstance(found, (bytes, bytearray, Mapping)):  # Python takes these for lists of numbers
             raise TypeError
         items = (found,) if isinstance(found, int) else tuple(native(item) for item in found)
     except TypeError:
         raise SkipError(f"expected block numbers, one or several; got {layers!r}") from None
     for item in items:
-        if isinstance(item, bool) or not hasattr(item, "__index__"):
+        if isinstance(item, bool) or not hasattr(item, "__index__") or abs(item) > LARGEST:
             raise SkipError(f"layers are block numbers (whole numbers from 0); got {item!r} in {items!r}")
     numbers = tuple(int(item) for item in items)
     if len(set(numbers)) != len(numbers):

@@ -7,6 +7,7 @@ the next installation.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from functools import partial
 from threading import RLock
@@ -19,6 +20,8 @@ from torch import nn
 from skipguide.active import ACTIVE, ActivePlan, Call, Intervention
 from skipguide.errors import LostGateError, SkipError
 from skipguide.hosts import accelerate, diffusers_hooks
+from skipguide.hosts.compiled import NEEDS_TORCH, TRACES_PLANS
+from skipguide.hosts.copies import copied_without
 
 IDLE, HALFWAY, STANDING = "idle", "halfway", "standing"
 
@@ -110,10 +113,10 @@ class Gate:
         return self.inner
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the model is free of gates."""
-        import copy
-
-        return copy.deepcopy(self.inner, memo)
+        """A copy of the model is free of gates, and of the attribute that this one is."""
+        if self._own or self.slot != "forward":
+            return copy.deepcopy(self.inner, memo)
+        return copied_without(self._module(), "forward", self.inner, memo)
 
     def __reduce__(self) -> Any:
         """Pickling a model with an active plan would store the plan's machinery with it."""
@@ -253,6 +256,11 @@ class Gate:
             f"the gate on {name or type(module).__name__} was replaced: {owner}. Apply skip plans after hooks and "
             f"offloading are set up, and remove them before those are removed."
         )
+
+
+if not TRACES_PLANS:  # a break of the graph that says why, instead of dynamo's own error at the ContextVar
+    uncompiled: Any = torch.compiler.disable
+    setattr(Gate, "__call__", uncompiled(Gate.__call__, reason=NEEDS_TORCH))  # noqa: B010
 
 
 class Installation:

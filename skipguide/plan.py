@@ -7,11 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skipguide.config import VERSION, check_keys, layer_tuple, read_json, write_json
+from skipguide.config import VERSION, check_keys, layer_tuple, write_json
 from skipguide.errors import SkipError
+from skipguide.files import read_json
 from skipguide.parts import PARTS as PARTS
 from skipguide.parts import Part as Part
 from skipguide.schedule import Schedule
+
+
+def check_stack(stack: Any) -> str | None:
+    """The name of a stack, or None."""
+    if stack is not None and not isinstance(stack, str):
+        raise SkipError(f"stack is the name of one stack of blocks, or None; got {stack!r}")
+    return stack
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class SkipPlan:
         object.__setattr__(self, "layers", layer_tuple(self.layers))
         if self.part not in PARTS:
             raise SkipError(f"unknown part {self.part!r}; expected one of {', '.join(PARTS)}")
+        check_stack(self.stack)
         if self.rows is not None:
             object.__setattr__(self, "rows", layer_tuple(self.rows))
         window = Schedule(self.start, self.stop)
@@ -111,6 +120,8 @@ class SkipPlan:
         for term in data["terms"]:
             if unknown := set(term) - known:
                 raise SkipError(f"unknown keys in a plan's term: {sorted(unknown)}; expected {sorted(known)}")
+            if "layers" not in term:
+                raise SkipError(f"expected the layers of every term of a plan (an empty list for none); got {term!r}")
         return cls._of(cls(**term) for term in data["terms"])
 
     def save_json(self, path: str | Path, *, overwrite: bool = False) -> None:

@@ -51,6 +51,8 @@ class Prefix:
         """
         if not self.streams:
             raise self.unfilled()
+        if not isinstance(rows, slice):
+            raise SkipError(f"expected a slice of the batch, such as slice(0, 1); got {rows!r}")
         first, last, step = rows.indices(batch)
         if step != 1 or first >= last or max(rows.start or 0, rows.stop or 0) > batch:
             raise SkipError(f"expected some of the {batch} rows of the batch, one after the other; got {rows}")

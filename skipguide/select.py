@@ -15,12 +15,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from skipguide.config import VERSION, JsonConfig, check_keys, is_one_of
+from skipguide.config import VERSION, JsonConfig, check_keys, is_one_of, normalize_fields
 from skipguide.errors import SkipError
 
 # A skip that changes a prediction by more than this share leaves no weaker model but a broken one. Of the bundled
 # model's twelve layers 6 and 11 are above it (0.36): 6 is the worst of all to skip, 11 the worst of the last six but 6.
 LIMIT = 0.3
+COSINE = 1.001  # a mean of cosines in single precision may be above 1 by its rounding
 TOLERANCE = 0.1  # scores this close count as equal; the deeper layer is cheaper then
 
 
@@ -55,6 +56,20 @@ class LayerScore:
     time_high: float | None
     cost: float
     samples: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no calibration measures."""
+        measured = ("effect", "space_low", "space_high", "time_low", "time_high", "cost")
+        known = ("alignment", *measured[1:5])
+        normalize_fields(
+            self,
+            wholes={"layer": 0, "samples": 1},
+            numbers={**dict.fromkeys(measured, 0), "alignment": -COSINE},
+            optional=known,
+            texts=("name", "stack", "part"),
+        )
+        if self.alignment is not None and self.alignment > COSINE:
+            raise SkipError(f"expected alignment as a cosine; got {self.alignment!r}")
 
 
 def _effect(row: LayerScore) -> float:
@@ -193,6 +208,16 @@ class LayerScores(JsonConfig):
     fingerprint: str = ""
     about: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what is no list of scores."""
+        rows: Any = self.rows
+        if not isinstance(rows, list | tuple) or not all(isinstance(row, LayerScore) for row in rows):
+            raise SkipError(f"expected rows as a list of LayerScores; got {rows!r}")
+        object.__setattr__(self, "rows", tuple(rows))
+        normalize_fields(self, {"blocks": 0}, texts=("model", "fingerprint"))
+        if self.about is not None and not isinstance(self.about, Mapping):
+            raise SkipError(f"expected about as a mapping or None; got {self.about!r}")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with a version."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -203,7 +228,11 @@ class LayerScores(JsonConfig):
         """Read what `to_dict` wrote; an unknown key or version is an error."""
         check_keys(data, {f.name for f in fields(cls)}, "layer scores")
         rest = {name: value for name, value in data.items() if name not in ("rows", "version")}
-        return cls(rows=tuple(LayerScore(**row) for row in data["rows"]), **rest)
+        rows, known = data.get("rows"), [f.name for f in fields(LayerScore)]
+        fit = isinstance(rows, list | tuple) and all(isinstance(row, Mapping) and {*row} == {*known} for row in rows)
+        if rows is None or not fit:
+            raise SkipError(f"expected the rows of layer scores as mappings with {', '.join(known)}; got {rows!r}")
+        return cls(rows=tuple(LayerScore(**row) for row in rows), **rest)
 
     def select(self, part: str | None = None, stack: str | None = None) -> list[LayerScore]:
         """The entries of one part and one stack."""

@@ -24,12 +24,13 @@ from skipguide.model_pass import ModelPass
 from skipguide.plan import SkipPlan
 from skipguide.planned import PlannedInterventions
 from skipguide.prefix import Prefix
+from skipguide.shown import Row, Shown, ledger_rows, passes
 from skipguide.stats import Stats
 
 logger = logging.getLogger(__name__)
 
 
-class Skipper:
+class Skipper(Shown):
     """Leaves out what a plan names while the `with` block runs.
 
     Inside the block, `model(...)`, `model.generate(...)` or a pipeline around the model run without the named layers,
@@ -139,6 +140,13 @@ class Skipper:
             raise
         if kind is None:
             self._check_effect()
+
+    def _heading(self) -> str:
+        held = "installed" if self.active.live or self._kept else "not entered"
+        return f"Skipper on {type(self.map.model).__name__} ({held}), {passes(self.stats.passes)}: {self.plan}"
+
+    def _rows(self) -> list[Row]:
+        return ledger_rows(self.stats.calls, self.stats.skips)
 
     def _check_effect(self) -> None:
         """Say so if no pass was made under the plan; what a compiled graph runs is not counted.

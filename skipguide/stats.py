@@ -6,9 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from skipguide.shown import Row, Shown, ledger_rows, passes
 
-@dataclass
-class Stats:
+
+@dataclass(repr=False)
+class Stats(Shown):
     """What ran while a plan was active.
 
     Attributes:
@@ -25,8 +27,8 @@ class Stats:
     skips: dict[str, int] = field(default_factory=dict)
     skipped_rows: dict[str, int] = field(default_factory=dict)
     passes: int = 0
-    weights: dict[str, float] = field(default_factory=dict, repr=False)
-    passes_without: Counter[tuple[str, ...]] = field(default_factory=Counter, repr=False)
+    weights: dict[str, float] = field(default_factory=dict)
+    passes_without: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
     def ran(self, name: str, rows: int) -> None:
         """Enter one run of `name` on `rows` batch rows."""
@@ -60,6 +62,12 @@ class Stats:
         came = (*ran.items(), *left.items())
         total = sum(n for name, n in came if name not in self.weights)  # blocks: a sublayer came with its block
         return skipped / total if total else 0.0
+
+    def _heading(self) -> str:
+        return f"Stats: {passes(self.passes)}, {self.skipped_fraction:.1%} left out"
+
+    def _rows(self) -> list[Row]:
+        return ledger_rows(self.calls, self.skips)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

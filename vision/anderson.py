@@ -101,15 +101,15 @@ def anderson(search: Search, memory: int) -> NoReturn:
         if moves:
             # Least squares over the last differences, by normal equations with columns of length one.
             change = torch.stack(changes, 1)
-            length = change.norm(dim=2, keepdim=True)
+            length = rms(change, 2)[:, :, None] * z.shape[1] ** 0.5
             length = torch.where(length > 0, length, 1.0)
             unit = change / length
             wide = torch.float32 if z.device.type == "mps" else torch.float64
             gram = (unit @ unit.mT).to(wide)
-            ridge = 10 * torch.finfo(z.dtype).eps * torch.eye(len(moves), dtype=wide, device=z.device)
+            ridge = 10 * torch.finfo(search.dtype).eps * torch.eye(len(moves), dtype=wide, device=z.device)
             weights = torch.linalg.solve(gram + ridge, (unit @ step[:, :, None]).to(wide)).to(z.dtype)
             move = move - (weights.mT @ (torch.stack(moves, 1) / length + damping[:, None] * unit))[:, 0]
-        now = z + move
+        now = search.rounded(z + move)
         reserve.keep_up()
         after = search(now)
         if not moves:

@@ -52,14 +52,18 @@ def _broyden(search: Search, memory: int) -> NoReturn:
 
     move = step
     while True:
-        now = z + move
+        now = search.rounded(z + move)
         after = search(now)
         lost = search.lost(after, 1e3)[:, None]
         change = torch.where(lost, 0.0, after - step)
+        # The update is the same for both by one factor; of length one, their products stay within the floats.
+        length = rms(change)[:, None]
+        length = torch.where(torch.isfinite(length) & (length > 0), length, 1.0)
+        change, move = change / length, (now - z) / length
         left = inverse_left(move)
         slope = _dot(left, change)
         usable = ~lost & (
-            slope.abs() > torch.finfo(z.dtype).eps * _dot(left, left).sqrt() * _dot(change, change).sqrt()
+            slope.abs() > torch.finfo(search.dtype).eps * _dot(left, left).sqrt() * _dot(change, change).sqrt()
         )
         us.append(torch.where(usable, (move - inverse(change)) / torch.where(usable, slope, 1.0), 0.0))
         vs.append(torch.where(usable, left, 0.0))
@@ -121,7 +125,8 @@ def fixed_point(
         solver: "picard" (repeat f), "anderson", "broyden" or "ode" (steady state of dz/dt = f(z) - z). What "picard"
             ends within N evaluations, "anderson" ends within 3N, row by row; "broyden" and "ode" promise nothing of
             the kind.
-        tol: largest relative residual, root mean square over a row.
+        tol: largest relative residual, root mean square over a row; it means the same in every dtype. Half precision
+            may not reach a small one: float16 holds three digits, bfloat16 two.
         budget: evaluations of f, at least 1; the search ends there at the latest.
         memory: differences that Anderson and Broyden keep.
         coupled: the rows depend on each other (a batch norm in training): solve for all of them as one.

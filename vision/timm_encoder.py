@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
+
+_OWN = {"features_only", "feature_cls", "in_chans", "pretrained", "strict_img_size"}  # what is passed to timm here
 
 
 class TimmEncoder(nn.Module):
@@ -22,15 +25,21 @@ class TimmEncoder(nn.Module):
         arguments: passed to `timm.create_model`.
 
     Raises:
-        SkipError: for an unknown name, a backbone without intermediate features, or one whose features all have one
-            stride (a plain ViT).
+        SkipError: for an unknown name, arguments that timm does not take or that are set here, a backbone without
+            intermediate features, or one whose features all have one stride (a plain ViT).
     """
 
-    def __init__(
-        self, name: str, in_channels: int, depth: int | None, pretrained: bool, arguments: dict[str, Any]
-    ) -> None:
+    def __init__(self, name: str, in_channels: int, depth: int | None, pretrained: bool, arguments: Any) -> None:
         super().__init__()
         import timm
+
+        if not isinstance(arguments, Mapping) or not all(isinstance(each, str) for each in arguments):
+            raise SkipError(f"expected encoder_args as a mapping of arguments of timm.create_model; got {arguments!r}")
+        if own := sorted(set(arguments) & _OWN):
+            raise SkipError(
+                f"encoder_args has {', '.join(own)}, which the encoder sets itself: pretrained and in_channels are "
+                "arguments of the network, the rest is fixed"
+            )
 
         # Models with a window or a position table check the image size; some can be told not to.
         options = {"features_only": True, "feature_cls": "getter", "in_chans": in_channels, "pretrained": pretrained}
@@ -41,9 +50,10 @@ class TimmEncoder(nn.Module):
             except TypeError:
                 flexible = False
                 model = timm.create_model(name, **options, **arguments)
-        except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            reason = str(error) or type(error).__name__
             raise SkipError(
-                f"timm has no usable features for {name!r}: {error}; pick one of timm.list_models(), one with "
+                f"timm has no usable features for {name!r}: {reason}; pick one of timm.list_models(), one with "
                 "forward_intermediates"
             ) from error
         body = model.model

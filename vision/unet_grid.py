@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from skipguide.config import as_flag, as_list, as_whole
 from skipguide.errors import SkipError
+from skipguide.vision.recording import is_recorded, is_traced
 from skipguide.vision.timm_encoder import TimmEncoder
 
 Node = tuple[int, int]
@@ -27,7 +28,7 @@ def check_images(images: Any, channels: int) -> None:
         raise SkipError(f"expected images [N, {channels}, H, W]; got {got}")
     if not images.is_floating_point():
         raise SkipError(f"expected images as floats; got {images.dtype}: convert and normalise them first")
-    if not torch.compiler.is_compiling() and not bool(torch.isfinite(images).all()):
+    if not is_recorded() and not bool(torch.isfinite(images).all()):
         raise SkipError("expected finite images; got NaN or infinity: clean or drop those pixels first")
 
 
@@ -49,7 +50,16 @@ class ConvBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the block."""
+        """Run the block.
+
+        Raises:
+            SkipError: in training, for one value per channel, which has no variance.
+        """
+        if self.bn1.training and x.shape[0] == x.shape[2] == x.shape[3] == 1:
+            raise SkipError(
+                "batch norm in training needs more than one value per channel, and one image that shrank to 1x1 pixels "
+                "has one: give more images a batch, larger images, or call model.eval()"
+            )
         x = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(x)))
 
@@ -104,7 +114,7 @@ class UNetGrid(nn.Module):
             sources: list[int] = [in_channels, *widths]
         else:
             below = None if depth is None else depth - int(full_resolution)
-            self.encoder = TimmEncoder(encoder, in_channels, below, pretrained, dict(encoder_args or {}))
+            self.encoder = TimmEncoder(encoder, in_channels, below, pretrained, encoder_args or {})
             sources = list(self.encoder.channels)
             strides = ([1] if full_resolution else []) + self.encoder.strides
             if full_resolution and self.encoder.strides[0] == 1:
@@ -163,6 +173,11 @@ class NodeValues:
         self.grid, self.tap = grid, tap
         self.size = tuple(images.shape[-2:])
         if grid.encoder is not None:
+            if is_traced():
+                raise SkipError(
+                    f"a trace keeps the size of its example, to which {grid.encoder.name} pads and reshapes, and would "
+                    "be wrong for another: use torch.export.export, which refuses other sizes"
+                )
             pad = [-side % grid.encoder.multiple for side in self.size]
             if any(pad):
                 images = F.pad(images, (0, pad[1], 0, pad[0]), mode="replicate")
@@ -189,7 +204,7 @@ class NodeValues:
         if (i, j) not in self.values:
             value = self._first(i) if j == 0 else self._inner(i, j)
             self.values[i, j] = value
-            self.rows_run[i, j] = self.rows_run.get((i, j), 0) + len(value)
+            self.rows_run[i, j] = self.rows_run.get((i, j), 0) + value.shape[0]
         return self.values[i, j]
 
     def _first(self, i: int) -> Tensor:

@@ -1,6 +1,7 @@
 """What layer masking costs: ResNet-50 at 224 px against the plain model, and masks per second for LIME.
 
     python -m demos.benchmarks.layer_masking [--force] [--rounds N]
+    python -m demos.benchmarks.layer_masking --networks [--rounds N]    (only those with depthwise convolutions)
 
 Every round runs each variant once and is compared within itself. A plan is made per mask batch; it is in the time of
 the variants that say so. LIME is compared with captum's, which paints grey: the same masks per batch, the same model.
@@ -10,9 +11,11 @@ Random weights: the time does not depend on them.
 from __future__ import annotations
 
 import argparse
+import json
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,6 +53,12 @@ MASKS = {
 }
 
 
+# Depthwise convolutions have little to compute and as much to fill as others.
+NETWORKS = ("efficientnet_lite0", "efficientnet_b0", "mobilenetv3_large_100")
+OF_NETWORKS = ("half_of_7x7_patches", "box_18_percent_centre")
+NETWORK_BARS = {"efficientnet_lite0": {"half_of_7x7_patches": 1.5, "box_18_percent_centre": 0.7}}
+
+
 BARS = {
     "half_of_14x14_patches with its plan": 1.25,
     "half_of_7x7_patches with its plan": 1.25,
@@ -70,7 +79,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--networks", action="store_true", help="only the depthwise networks, beside what is there")
     args = parser.parse_args()
+    if args.networks:
+        found = json.loads(OUTPUT.read_text(encoding="utf-8"))
+        write_json(OUTPUT, found | {"networks": networks(args.rounds)})
+        return
     keep_existing(OUTPUT, args.force)
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -109,8 +123,43 @@ def main() -> None:
             "positions_computed": shares,
             "reference": "the published code takes 1.62 times the plain pass (specs, section 2.3)",
             "lime": rates,
+            "networks": networks(args.rounds) if device == "cpu" else {},
         },
     )  # fmt: skip
+
+
+def networks(rounds: int) -> dict[str, object]:
+    """Networks of depthwise convolutions on one thread of the CPU against their plain pass, by plans that are made."""
+    import timm
+
+    torch.set_num_threads(1)
+    results: dict[str, object] = {}
+    for name in NETWORKS:
+        torch.manual_seed(0)
+        model = timm.create_model(name).eval()
+        images = torch.randn(BATCH, 3, SIZE, SIZE)
+        seconds: dict[str, list[float]] = {"plain": []}
+        with torch.inference_mode():
+            forwards = {mask: masked_forward(model) for mask in OF_NETWORKS}
+            for mask, forward in forwards.items():
+                forward(MASKS[mask], images)
+            for _ in range(rounds):
+                seconds["plain"].append(timed(partial(model, images))[1])
+                for mask, forward in forwards.items():
+                    seconds.setdefault(mask, []).append(timed(partial(forward, MASKS[mask], images))[1])
+        ratios = {
+            mask: Ratio.of(values, seconds["plain"]).to_dict() for mask, values in seconds.items() if mask != "plain"
+        }
+        bars_ = {
+            mask: {"at_most": most, "median": ratios[mask]["median"], "passed": ratios[mask]["median"] <= most}
+            for mask, most in NETWORK_BARS.get(name, {}).items()
+        }
+        results[name] = {
+            "plain_seconds": round(sorted(seconds["plain"])[rounds // 2], 4),
+            "ratio_to_plain": ratios,
+            "bars": bars_,
+        }
+    return {"machine": machine(), "rounds": rounds, "batch": BATCH, "size": SIZE, "results": results}
 
 
 def lime_rates(model: torch.nn.Module, image: Tensor, device: str) -> dict[str, object]:

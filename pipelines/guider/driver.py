@@ -32,7 +32,7 @@ class Driver:
 
     Args:
         settings: the guidance.
-        groups: its groups; layers that are None become the model's preset.
+        groups: its groups; layers that are None become those of the model's preset.
         model: the denoiser.
         stats: the ledger.
 
@@ -49,6 +49,15 @@ class Driver:
     ) -> None:
         self.model = model
         self.stats = stats
+        if settings.whole_preset:
+            filled = settings.filled(find_preset(model))
+            if (filled.window, filled.rule) != (settings.window, settings.rule):
+                raise SkipError(
+                    f"the preset of this {type(model).__name__} has start={filled.start}, stop={filled.stop} and "
+                    f"formula={filled.formula!r}, which a guider has to know before the first step: use "
+                    f"SkipGuider(...).attach(pipe), or pass them"
+                )
+            settings, groups = filled, (filled.group,)
         chosen = [
             replace(group, layers=find_preset(model).layers) if group.layers is None else group for group in groups
         ]

@@ -16,9 +16,10 @@ from skipguide import guidance
 from skipguide.config import as_flag, as_number
 from skipguide.errors import SkipError
 from skipguide.pipelines.groups import SkipGroup
-from skipguide.pipelines.guider.attachment import attach_guider
+from skipguide.pipelines.guider.attachment import attach_guider, with_preset
 from skipguide.pipelines.guider.driver import Driver
-from skipguide.pipelines.guider.step_batches import StepBatch, live_groups, step_batches
+from skipguide.pipelines.guider.one_thread import this_thread
+from skipguide.pipelines.guider.step_batches import StepBatch, abandon, live_groups, step_batches
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.predictions import check_effect, widened
@@ -40,8 +41,10 @@ class SkipGuider(BaseGuidance):
 
     Args:
         layers: blocks to skip, in execution order over all stacks (or within `stack`), a `Timetable` of them, or
-            `"stochastic"`; None takes the layers of the model's preset, but neither its scale nor its part.
-        scale: s, a number or a `Timetable` over the steps; 0 is CFG alone.
+            `"stochastic"`; None takes the model's preset: its layers, and its scale, part, formula and window where
+            these are None too. A preset with a window or a formula of its own needs `attach(pipe)`, which knows the
+            model before the first step.
+        scale: s, a number or a `Timetable` over the steps; 0 is CFG alone; None as in `SpatiotemporalSkipGuidance`.
         guidance_scale: w of CFG; 1 is no CFG.
         part: as in `SpatiotemporalSkipGuidance`.
         formula: likewise.
@@ -83,14 +86,14 @@ class SkipGuider(BaseGuidance):
     def __init__(
         self,
         layers: Sequence[int] | int | Timetable | str | None = None,
-        scale: float | Timetable = 1.0,
+        scale: float | Timetable | None = None,
         guidance_scale: float = 5.0,
-        part: str = "block",
-        formula: str = "stg",
+        part: str | None = None,
+        formula: str | None = None,
         rescale: float = 0.0,
         rescale_over: str = "sample",
-        start: float = 0.0,
-        stop: float = 1.0,
+        start: float | None = None,
+        stop: float | None = None,
         every: int = 1,
         prefix_reuse: bool = True,
         stack: str | None = None,
@@ -114,7 +117,7 @@ class SkipGuider(BaseGuidance):
         if self.guidance_rescale > 1:
             raise SkipError(f"guidance_rescale must lie in 0 to 1; got {guidance_rescale!r}")
         self.use_original_formulation = as_flag("use_original_formulation", use_original_formulation)
-        super().__init__(self.settings.start, self.settings.stop, as_flag("enabled", enabled))
+        super().__init__(self.settings.window.start, self.settings.window.stop, as_flag("enabled", enabled))
         plain = json.loads(json.dumps(self.settings.to_dict()))
         # diffusers counts positional arguments as defaults and drops defaults in from_config: so none is marked as one
         own = {name: getattr(self, name) for name in _OWN if name != "enabled"} | {"enabled": self._enabled}
@@ -132,6 +135,7 @@ class SkipGuider(BaseGuidance):
         self._keys: tuple[str, ...] = ()
         self._checked: set[str] = set()
         self._watch = FiniteWatch()
+        self._thread = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has the settings, and starts anew."""
@@ -152,6 +156,10 @@ class SkipGuider(BaseGuidance):
             SkipError: if the pipeline has none, and would never call this one.
         """
         attach_guider(self, pipe, component)
+        self.settings = with_preset(self.settings, pipe)
+        self._live = live_groups(self.settings)
+        self._check_cfg()
+        self._forget()
         return self
 
     # -- what guidance there is ---------------------------------------------------------------------------------
@@ -209,6 +217,7 @@ class SkipGuider(BaseGuidance):
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Tensor) -> None:
         """A step begins; one that is not later than the last begins a new run."""
+        self._thread = this_thread(self._thread if self._drivers or self._passes else 0)
         self._end()
         if self._step is None or step <= self._step:
             self._drivers, self._directions, self._checked = [], None, set()
@@ -231,7 +240,7 @@ class SkipGuider(BaseGuidance):
         self._passes = passes = self._plan()
         batches = [make(each) for each in passes]
         for batch in batches:  # if the loop fails, its batches are freed, and that ends the step
-            weakref.finalize(batch, _abandon, weakref.ref(self), passes)
+            weakref.finalize(batch, abandon, weakref.ref(self), passes)
         return batches
 
     def prepare_models(self, denoiser: nn.Module) -> None:
@@ -243,10 +252,9 @@ class SkipGuider(BaseGuidance):
             )
         now = self._passes[self._count_prepared]
         self._count_prepared += 1
-        if not self._live:
-            return
-        self._driver = driver = self._driver_of(denoiser)
-        driver.prepare(now, self._step_plan(driver).skipped)
+        if self._live:
+            self._driver = driver = self._driver_of(denoiser)
+            driver.prepare(now, self._step_plan(driver).skipped)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
         """The denoiser was called. After the last skipped pass of the step its gates are removed."""
@@ -333,18 +341,10 @@ class SkipGuider(BaseGuidance):
 
     def _delta(self, plan: StepPlan, c: Tensor) -> Tensor:
         """What guidance adds to CFG at this step."""
-        directions = self._directions
-        if directions is None or directions[0].shape != c.shape:
+        if (directions := self._directions) is None or directions[0].shape != c.shape:
             raise SkipError("the skipped predictions of this step are missing, or of another size than c")
         delta, *others = (each.scale * d for each, d in zip(plan.skipped, directions, strict=True))
-        for other in others:
-            delta = delta + other
+        delta = sum(others, start=delta)
         if self.settings.every == 1:
             self._directions = None
         return delta
-
-
-def _abandon(guider: weakref.ref[SkipGuider], passes: tuple[StepBatch, ...]) -> None:
-    """End a step whose batches were freed while it was still running: the loop failed."""
-    if (alive := guider()) is not None and alive._passes is passes:
-        alive._end()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from skipguide.errors import SkipError
 from skipguide.pipelines.groups import SkipGroup
@@ -62,7 +64,7 @@ def live_groups(settings: GuidanceSettings) -> tuple[SkipGroup, ...]:
     """
     if isinstance(settings.layers, Mapping):
         raise SkipError("a guider belongs to one denoiser: pass its layers; guider_2 is another SkipGuider")
-    groups = settings.groups or (SkipGroup(settings.layers, settings.scale, settings.part, settings.stack),)
+    groups = settings.groups or (settings.group,)
     live = tuple(group for group in groups if not group.idle)
     for group in live:
         if group.layers == "auto":
@@ -74,3 +76,9 @@ def live_groups(settings: GuidanceSettings) -> tuple[SkipGroup, ...]:
         if any(isinstance(table, Timetable) and table.over == "sigma" for table in (group.layers, group.scale)):
             raise SkipError("a guider is not told the noise level: use Timetable(..., over='step')")
     return live
+
+
+def abandon(guider: weakref.ref[Any], passes: tuple[StepBatch, ...]) -> None:
+    """End a guider's step whose batches were freed while it was still running: the loop failed."""
+    if (alive := guider()) is not None and alive._passes is passes:
+        alive._end()

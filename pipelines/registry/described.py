@@ -6,6 +6,8 @@ import inspect
 from importlib.metadata import entry_points
 from typing import Any
 
+from torch import nn
+
 from skipguide.errors import SkipError
 from skipguide.pipelines.registry.image import IMAGE_PIPELINES
 from skipguide.pipelines.registry.refused import UNSUPPORTED_PIPELINES
@@ -82,6 +84,19 @@ def described_loop(pipe: Any) -> tuple[str, str]:
     return owner.__module__, f"{owner.__qualname__}.__call__"
 
 
+def refuse_no_pipeline(pipe: Any) -> None:
+    """Refuse what is given in place of a pipeline: its denoiser, its class, its name, nothing.
+
+    Raises:
+        SkipError: saying what came.
+    """
+    if pipe is None or isinstance(pipe, (nn.Module, type, str, int, float, list, tuple, dict)):
+        name = pipe.__name__ if isinstance(pipe, type) else type(pipe).__name__
+        got = f"the class {name}" if isinstance(pipe, type) else "None" if pipe is None else f"a {name}"
+        part = ", which is a part of one" if isinstance(pipe, nn.Module) else ""
+        raise SkipError(f"expected a pipeline of diffusers; got {got}{part}: pass the pipeline that calls the denoiser")
+
+
 def _described(pipe: Any) -> tuple[type, PipelineSpec]:
     """The nearest class of a pipeline that has an entry, and the entry."""
     found = _lookup(pipe)
@@ -97,6 +112,7 @@ def _described(pipe: Any) -> tuple[type, PipelineSpec]:
             f"{name} is not supported: {found[1]}. If you know how it calls its denoiser, describe it with "
             f"skipguide.pipelines.register_pipeline({name}, PipelineSpec(...))"
         )
+    refuse_no_pipeline(pipe)
     namesake = f" (it is the {name} of {cls.__module__}, not that of {_HOME})" if name in PIPELINES else ""
     raise SkipError(
         f"how {name} calls its denoiser is not described{namesake}, and guessing would risk silently wrong guidance. "

@@ -10,10 +10,11 @@ from typing import Any
 from skipguide.families.described import FAMILIES
 from skipguide.families.refused import UNSUPPORTED_MODELS
 from skipguide.families.vision import VISION_FAMILIES
-from skipguide.pipelines.presets import PRESETS
+from skipguide.pipelines.presets import PRESETS, KnownModel
 from skipguide.pipelines.registry.described import PIPELINES
 from skipguide.pipelines.registry.refused import UNSUPPORTED_PIPELINES
 from skipguide.pipelines.registry.spec import PipelineSpec
+from skipguide.schedule import Timetable
 from skipguide.spec import ModelSpec
 
 _PARTS = ("attn", "cross_attn", "mlp", "attn_identity")
@@ -92,7 +93,8 @@ def _pipelines_by_denoiser() -> dict[str, list[str]]:
     with warnings.catch_warnings():  # what diffusers imports warns of itself
         warnings.simplefilter("ignore")
         for name, spec in PIPELINES.items():
-            for model in _asked_for(getattr(diffusers, name), spec):
+            pipeline = getattr(diffusers, name, None)  # an older diffusers lacks some
+            for model in _asked_for(pipeline, spec) if pipeline is not None else ():
                 found.setdefault(model, []).append(name)
     return found
 
@@ -123,5 +125,14 @@ def _cfg(spec: PipelineSpec) -> str:
 
 
 def _presets(denoiser: str) -> str:
-    found = [f"`{list(p.layers)}` ({blocks} blocks)" for (name, blocks), p in PRESETS.items() if name == denoiser]
-    return ", ".join(found)
+    return "; ".join(_preset(each) for each in PRESETS if each.model == denoiser)
+
+
+def _preset(known: KnownModel) -> str:
+    if (preset := known.preset) is None:
+        return f"{known.name}: none known"
+    window = "" if (preset.start, preset.stop) == (0.0, 1.0) else f", {preset.start:g} to {preset.stop:g} of the steps"
+    layers = "by noise level" if isinstance(preset.layers, Timetable) else f"`{list(preset.layers)}`"
+    scale = "" if isinstance(preset.scale, Timetable) else f", scale {preset.scale:g}"
+    others = [each for each, usual in ((preset.part, "block"), (preset.formula, "stg")) if each != usual]
+    return f"{known.name}: {layers}{scale}{''.join(f', {each}' for each in others)}{window} ({preset.origin})"

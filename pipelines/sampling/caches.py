@@ -33,7 +33,7 @@ def admit_cache(
     words = cache.refusal
     if not words and settings.cfg_interval is not None:
         words = "cfg_interval leaves passes of the pipeline out, which the cache takes for its steps"
-    if not words and settings.rule.in_place_of_uncond and (settings.start, settings.stop) != (0.0, 1.0):
+    if not words and settings.rule.in_place_of_uncond and (settings.window.start, settings.window.stop) != (0.0, 1.0):
         words = (
             f"formula={settings.formula!r} skips in the pipeline's own pass, whose cache would mix skipped and plain "
             f"steps"

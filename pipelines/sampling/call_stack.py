@@ -53,9 +53,12 @@ def is_called_by(pipe: Any, model: nn.Module, loop: tuple[str, str]) -> bool:
     )
 
 
-def is_running(pipe: Any) -> bool:
-    """Whether this code runs inside a call of the pipeline, for example in a callback."""
-    return any(_owner(frame) is pipe for frame in _calls(_function_name(pipe)))
+def is_running(pipe: Any, thread: int | None = None) -> bool:
+    """Whether this code, or another thread now, runs inside a call of the pipeline, for example in a callback."""
+    top = None if thread is None else sys._current_frames().get(thread)
+    if thread is not None and top is None:  # that thread has ended
+        return False
+    return any(_owner(frame) is pipe for frame in _calls(_function_name(pipe), top))
 
 
 def look_up(pipe: Any, name: str, *, optional: bool = False) -> Any:
@@ -85,9 +88,9 @@ def look_up(pipe: Any, name: str, *, optional: bool = False) -> Any:
     return known.get(variable)
 
 
-def _calls(name: str) -> Iterator[FrameType]:
-    """Every `__call__` on the stack, and every function of that qualified name, innermost first."""
-    frame: FrameType | None = sys._getframe()
+def _calls(name: str, top: FrameType | None = None) -> Iterator[FrameType]:
+    """Every `__call__` on the stack from `top` on, and every function of that qualified name, innermost first."""
+    frame: FrameType | None = top or sys._getframe()
     while frame is not None:
         code = frame.f_code
         if code.co_name == "__call__" or code.co_qualname == name:

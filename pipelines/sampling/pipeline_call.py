@@ -11,7 +11,7 @@ from torch import Tensor
 
 from skipguide.errors import SkipError
 from skipguide.pipelines.registry.described import PipelineSpec
-from skipguide.pipelines.sampling.call_stack import look_up
+from skipguide.pipelines.sampling.call_stack import is_running, look_up
 from skipguide.plan import SkipPlan
 
 Branch = Literal["both", "cond", "uncond", "only"]
@@ -38,6 +38,7 @@ class PipelineCall:
         checked: the skipped passes that were seen to have an effect.
         thread: whose call it is.
         extra: what the branches of this step were shifted by, for the pipeline's own further passes of it.
+        foreign: timesteps that another thread gave the scheduler while that call was running.
     """
 
     timesteps: Any = None
@@ -56,18 +57,29 @@ class PipelineCall:
     checked: set[str] = field(default_factory=set)
     extra: Tensor | None = None
     thread: int = field(default_factory=get_ident)
+    foreign: Any = field(default=None, repr=False)
 
     def refuse_other_threads(self, pipe: Any) -> None:
         """Refuse a denoiser call of another thread than the one whose `pipe(...)` call this is the state of.
 
+        Another thread may have begun a call of its own, which gave the scheduler new timesteps: then both are refused,
+        as the scheduler of the first has lost its place.
+
         Raises:
             SkipError: saying so.
         """
-        if self.timesteps is not None and pipe.scheduler.timesteps is self.timesteps and self.thread != get_ident():
-            raise SkipError(
-                f"two threads run this {type(pipe).__name__} at once, and its scheduler and guidance keep the state of "
-                f"one call at a time: give each thread a pipeline of its own (from_pipe shares the weights), or wait"
-            )
+        now, mine = pipe.scheduler.timesteps, self.thread == get_ident()
+        if mine and (self.foreign is None or now is not self.foreign):
+            return
+        if not mine and (self.timesteps is None or (now is not self.timesteps and not is_running(pipe, self.thread))):
+            self.thread = get_ident()  # from here on, not from the first step's end on: another may begin meanwhile
+            return
+        self.foreign = None if mine or now is self.timesteps else now
+        raise SkipError(
+            f"two threads run this {type(pipe).__name__} at once, and its scheduler and guidance keep the state of "
+            f"one call at a time: wait, or give each thread a pipeline with a scheduler of its own, which may share "
+            f"the weights: {type(pipe).__name__}.from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler))"
+        )
 
     def release(self) -> None:
         """Let go of the predictions."""

@@ -74,7 +74,7 @@ class StepTimes:
 
     def __init__(self, settings: GuidanceSettings, groups: Sequence[SkipGroup]) -> None:
         self.groups = tuple(groups)
-        self.skips = Schedule(settings.start, settings.stop, settings.every)
+        self.skips = settings.window
         self.cfg = Schedule(*settings.cfg_interval) if settings.cfg_interval is not None else None
         self.rule = settings.rule
 
@@ -124,7 +124,7 @@ class GuidanceSchedule:
         """Whether the same blocks are skipped at every step, with a pass each time."""
         settings = self.settings
         tables = [each for group in self.groups for each in (group.layers, group.scale)]
-        return (settings.start, settings.stop, settings.every) == (0.0, 1.0, 1) and not any(
+        return settings.window == Schedule() and not any(
             isinstance(each, Timetable) or each == "stochastic" for each in tables
         )
 
@@ -153,11 +153,11 @@ class GuidanceSchedule:
         """
         if not self.groups or self.needs_sigma:
             return
-        settings = self.settings
+        settings, window = self.settings, self.settings.window
         if not any(self.times.at(step, steps).groups for step in range(steps)):
             raise SkipError(
-                f"none of the {steps} steps of this run has skip guidance, with start={settings.start:g}, "
-                f"stop={settings.stop:g}, cfg_interval={settings.cfg_interval} and scale={settings.scale}: widen them, "
+                f"none of the {steps} steps of this run has skip guidance, with start={window.start:g}, "
+                f"stop={window.stop:g}, cfg_interval={settings.cfg_interval} and scale={settings.scale}: widen them, "
                 f"take more steps, or scale=0 for the plain pipeline"
             )
 

@@ -60,6 +60,18 @@ def number(
     return parse
 
 
+def unicode_text(text: str) -> str:
+    """A type for argparse: a text that UTF-8 can hold; bytes of another encoding arrive as halves of pairs.
+
+    Example:
+        >>> unicode_text("a red circle")
+        'a red circle'
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise argparse.ArgumentTypeError(f"expected words; got {text!r}, of which a half (a surrogate) is missing")
+    return text
+
+
 def layer_numbers(text: str) -> list[int]:
     """Read `5`, `5,7` or `5-7`."""
     layers: list[int] = []
@@ -117,9 +129,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_sampling(parser: argparse.ArgumentParser, *, optional_prompt: bool = False) -> None:
     """Add the prompt and what the pipeline is called with."""
     if optional_prompt:
-        parser.add_argument("prompt", nargs="?", help="what to show")
+        parser.add_argument("prompt", nargs="?", type=unicode_text, help="what to show")
     else:
-        parser.add_argument("prompt", help="what to show")
+        parser.add_argument("prompt", type=unicode_text, help="what to show")
     group = parser.add_argument_group("sampling", "what is not given is the model's own default")
     group.add_argument("--steps", metavar="N", type=number(int, 1), help="denoising steps")
     group.add_argument(
@@ -130,7 +142,7 @@ def add_sampling(parser: argparse.ArgumentParser, *, optional_prompt: bool = Fal
         help="of a CPU generator (default: %(default)s)",
     )
     group.add_argument("--guidance-scale", metavar="X", type=number(float), help="classifier-free guidance")
-    group.add_argument("--negative-prompt", metavar="TEXT", help="what to steer away from")
+    group.add_argument("--negative-prompt", metavar="TEXT", type=unicode_text, help="what to steer away from")
     group.add_argument("--height", metavar="N", type=number(int, 1), help="in pixels")
     group.add_argument("--width", metavar="N", type=number(int, 1), help="in pixels")
     group.add_argument("--frames", metavar="N", type=number(int, 1), help="length of the clip")

@@ -10,7 +10,6 @@ was killed, and when.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from skipguide.cli.file_locks import FolderLocks, remove_leftovers
-from skipguide.cli.outputs import read_json, replacing, sidecar, write_json
+from skipguide.cli.outputs import one_line, read_json, replacing, sidecar, write_json
 from skipguide.errors import SkipError
+from skipguide.files import landing
 
 MANIFEST = "manifest.jsonl"
 MADE_WITH = "made_with"
@@ -59,7 +59,8 @@ class ClipFolder:
         self.clips = clips
         self.others = others
         self.locks = FolderLocks(folder)
-        self._lines: dict[str, tuple[tuple[int, int], str]] = {}
+        self._lines: dict[str, tuple[tuple[int, int, str | None], str]] = {}
+        self._digests: dict[str, tuple[tuple[int, int, int], str]] = {}
 
     def check(self) -> None:
         """Refuse a folder that was made with other settings, before anything is loaded.
@@ -87,16 +88,16 @@ class ClipFolder:
             SkipError: if one is there that was made with other settings, or that its notes do not describe.
         """
         path = self.folder / clip.file
-        notes = read_json(sidecar(path))
+        notes = _own_notes(sidecar(path))
         if not path.exists():
             return False  # never made, removed, or its process was killed before the last step
         if self.others == "keep":
             return True
-        if notes is not None and notes.get(MADE_WITH) == clip.made_with and notes.get("bytes") == path.stat().st_size:
+        if notes is not None and notes[MADE_WITH] == clip.made_with and notes.get("sha256") == self._digest(path):
             return True
         if self.others == "replace":
             return False
-        if notes is None or MADE_WITH not in notes:
+        if notes is None:
             what = "exists already, without notes on how it was made"
         elif notes[MADE_WITH] != clip.made_with:
             what = f"was made with other settings: {_differences(notes[MADE_WITH], clip.made_with)}"
@@ -114,7 +115,7 @@ class ClipFolder:
         """
         path = self.folder / clip.file
         remove_leftovers(self.folder, clip.stem)
-        path.unlink(missing_ok=True)  # with --force: new notes never stand next to an old clip
+        landing(path).unlink(missing_ok=True)  # with --force: new notes never stand next to an old clip
         with replacing(sidecar(path), path) as (notes_file, clip_file):
             save(clip_file)
             content = clip_file.read_bytes()
@@ -133,10 +134,10 @@ class ClipFolder:
             remove_leftovers(self.folder, Path(MANIFEST).stem)
             lines = [line for path in self._notes() if (line := self._line(path)) is not None]
             text = "".join(f"{line}\n" for line in lines)
-            path = self.folder / MANIFEST
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path, content = self.folder / MANIFEST, text.encode()
+            if not path.exists() or path.read_bytes() != content:  # bytes: a damaged one need not be text
                 with replacing(path) as (partial,):
-                    partial.write_text(text, encoding="utf-8")
+                    partial.write_bytes(content)
         return len(lines)
 
     def _notes(self) -> Iterator[Path]:
@@ -145,17 +146,19 @@ class ClipFolder:
 
     def _line(self, path: Path) -> str | None:
         """What the manifest says of one clip, None if its notes are not of this kind; they are read once."""
-        stat = path.stat()
+        stat, digest = path.stat(), self._digest(path.with_suffix(""))
+        state = (stat.st_mtime_ns, stat.st_size, digest)
         known = self._lines.get(path.name)
-        if known is None or known[0] != (stat.st_mtime_ns, stat.st_size):
-            notes = read_json(path) or {}
-            if (made := notes.get(MADE_WITH)) is None:
+        if known is None or known[0] != state:
+            notes = _own_notes(path)
+            if notes is None or digest is None:
                 return None
+            made, model = notes[MADE_WITH], notes.get("model")
             line = {
                 "file": path.stem,
                 "prompt": made.get("prompt"),
                 "seed": made.get("seed"),
-                "model": {**(notes.get("model") or {}), "hash": made.get("model")},
+                "model": {**(model if isinstance(model, dict) else {}), "hash": made.get("model")},
                 "guidance": notes.get("guidance"),
                 "call": notes.get("call"),
                 "image": made.get("image"),
@@ -164,13 +167,29 @@ class ClipFolder:
                 "fps": notes.get("fps"),
                 "versions": made.get("versions"),
                 "seconds": notes.get("seconds"),
-                "sha256": notes.get("sha256"),
+                "sha256": digest,  # of the file that is there, which with --keep may not be the one of its notes
             }
-            known = self._lines[path.name] = (
-                (stat.st_mtime_ns, stat.st_size),
-                json.dumps(line, ensure_ascii=False, default=str),
-            )
+            known = self._lines[path.name] = (state, one_line(line))
         return known[1]
+
+    def _digest(self, path: Path) -> str | None:
+        """The sha256 of a clip, read once while it is not written to; None if it is gone."""
+        try:
+            stat = path.stat()
+            state = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            known = self._digests.get(path.name)
+            if known is None or known[0] != state:
+                with path.open("rb") as file:
+                    known = self._digests[path.name] = (state, hashlib.file_digest(file, "sha256").hexdigest())
+        except FileNotFoundError:
+            return None
+        return known[1]
+
+
+def _own_notes(path: Path) -> dict[str, Any] | None:
+    """The notes of a clip, None if there are none that say what it was made with."""
+    notes = read_json(path)
+    return notes if notes is not None and isinstance(notes.get(MADE_WITH), dict) else None
 
 
 def _to_disk(path: Path) -> None:

@@ -21,6 +21,7 @@ from skipguide.cli.outputs import (
 )
 from skipguide.errors import SkipError
 from skipguide.media import pictures
+from skipguide.schedule import Timetable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -204,13 +205,22 @@ def write_clip(path: Path, frames: Sequence[Image], fps: float, as_sheet: Callab
         pictures.save_gif(frames, path, fps)
 
 
+def _layers_in_words(layers: Any) -> str:
+    if isinstance(layers, Timetable) or (isinstance(layers, Mapping) and "points" in layers):
+        return "layers by a timetable"
+    if isinstance(layers, Mapping):
+        return "; ".join(f"{name}: {_layers_in_words(own)}" for name, own in layers.items())
+    named = layers if isinstance(layers, str) else ", ".join(map(str, layers))
+    return f"layer{'s' if len(layers) > 1 else ''} {named}"
+
+
 def in_words(guidance: Mapping[str, Any]) -> str:
     """Skip guidance in a few words, for labels."""
     words = []
     if (chosen := guidance.get("layers")) is not None:  # at scale 0 no layer need be named
-        layers = chosen if isinstance(chosen, str) else ", ".join(map(str, chosen))
-        words.append(f"layer{'s' if len(chosen) > 1 else ''} {layers}")
-    words.append(f"scale {guidance.get('scale', 1.0):g}")
+        words.append(_layers_in_words(chosen))
+    scale = guidance.get("scale", 1.0)
+    words.append("scale by a timetable" if isinstance(scale, (Mapping, Timetable)) else f"scale {scale:g}")
     words += [str(guidance["part"])] if guidance.get("part", "block") != "block" else []
     words += [str(guidance["formula"])] if guidance.get("formula", "stg") != "stg" else []
     words += [f"{name} {guidance[name]:g}" for name in ("rescale", "start", "stop", "every") if name in guidance]

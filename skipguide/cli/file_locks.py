@@ -20,6 +20,7 @@ from time import sleep
 from typing import TypeVar
 
 from skipguide.errors import SkipError
+from skipguide.files import fitting, landing, temporary_stem
 
 FOLDER = ".claims"  # what the folder has always been called: old and new processes share it
 PAUSE = 0.2  # seconds between two looks at what the other processes are making
@@ -39,7 +40,7 @@ class FolderLocks:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / FOLDER
+        self.folder = landing(folder) / FOLDER
 
     @contextmanager
     def hold(self, name: str, *, wait: bool = False) -> Iterator[bool]:
@@ -52,7 +53,7 @@ class FolderLocks:
         from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / f"{name}.lock", timeout=-1 if wait else 0)
+        lock = FileLock(self.folder / fitting(name, ".lock"), timeout=-1 if wait else 0)
         try:
             lock.acquire()
         except Timeout:
@@ -106,6 +107,7 @@ def remove_leftovers(folder: Path, stem: str) -> None:
         folder: where the result lies.
         stem: its name without the suffix; notes next to it are covered.
     """
+    stem = temporary_stem(stem)
     leftover = re.compile(rf"\.{re.escape(stem)}(\.\w+)?\.[0-9a-f]{{8}}\.\w+")  # as `replacing` names them
     for path in folder.glob(f".{escape(stem)}.*"):
         if leftover.fullmatch(path.name):

@@ -11,14 +11,17 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from skipguide.cli import models
+from skipguide.cli.outputs import check_output, replacing, write_json
 from skipguide.errors import SkipError
 
 BUNDLED_LM = "tiny-lm"
 # what the bundled model writes is Python, so that is what it is measured on
+PIECES, PIECE_TOKENS = 12, 256  # how much of a text is measured
 STANDARD_TEXTS = (argparse, json.decoder, textwrap, statistics, shlex, csv)
 
 
@@ -51,6 +54,20 @@ class LanguageModel:
             raise SkipError("the prompt holds no token: give it a word at least")
         return ids.to(self.device)
 
+    def encode_chat(self, text: str) -> Any:
+        """[1, T] token ids of a question, as the model's chat template puts it to the model.
+
+        Raises:
+            SkipError: for a tokenizer without a template.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise SkipError(f"--chat needs a chat template, and the tokenizer of {self.name} has none")
+        said = [{"role": "user", "content": text}]
+        found = self.tokenizer.apply_chat_template(
+            said, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        return found["input_ids"].to(self.device)
+
     def windows(self, texts: Sequence[str], tokens: int, count: int) -> list[Any]:
         """At most `count` pieces [1, T] of `tokens` token ids from the texts, each text in its turn.
 
@@ -81,13 +98,19 @@ class LanguageModel:
 
 
 def load(name: str, device: str, dtype: str) -> LanguageModel:
-    """Load a bundled model, a folder, or a hub id.
+    """Load a bundled model, a folder, a hub id, or a .gguf file, whose quantised weights become `dtype` again.
 
     Raises:
         SkipError: if it is none of these, or no causal language model with a tokenizer.
     """
-    source = models.resolve(name, BUNDLED_LM, "Qwen/Qwen3-0.6B")
-    if source.folder is not None and not (source.folder / "config.json").is_file():
+    file: dict[str, str] = {}
+    if Path(name).suffix.lower() == ".gguf" and (path := Path(name).expanduser()).is_file():
+        if find_spec("gguf") is None:
+            raise SkipError("reading a .gguf file needs the package gguf: pip install gguf")
+        source, file = models.Source(name, path.parent), {"gguf_file": path.name}
+    else:
+        source = models.resolve(name, BUNDLED_LM, "Qwen/Qwen3-0.6B, or a .gguf file")
+    if source.folder is not None and not file and not (source.folder / "config.json").is_file():
         raise SkipError(f"{name} is not a language model: it has no config.json")
     device = models.choose_device(device)
     dtype = models.choose_dtype(dtype, device, bundled=source.bundled)
@@ -96,11 +119,9 @@ def load(name: str, device: str, dtype: str) -> LanguageModel:
 
     transformers.utils.logging.disable_progress_bar()
     where: Any = source.folder or source.name
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
-        model = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype))
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        raise SkipError(f"cannot load {name} as a causal language model with a tokenizer: {error}") from error
+    with models.loading(name, "a causal language model with a tokenizer"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **file)
+        model = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype), **file)
     return LanguageModel(source.name, model.to(device).eval(), tokenizer, device, dtype)
 
 
@@ -116,3 +137,33 @@ def texts(path: Path | None) -> list[str]:
         return [path.read_text(encoding="utf-8")]
     except (OSError, UnicodeDecodeError) as error:
         raise SkipError(f"cannot read {path} as text: {error}") from error
+
+
+def statistics_of(
+    lm: LanguageModel, text: Path | None, file: Path | None, pieces: int = PIECES, tokens: int = PIECE_TOKENS
+) -> Any:
+    """The model's similarities (`SublayerStats`): read from a file, or measured, and then kept in it.
+
+    Args:
+        lm: the model.
+        text: what to measure on; None takes the standard texts.
+        file: with the statistics of an earlier run; where there is none, they are written to it.
+        pieces: of the text.
+        tokens: of a piece.
+
+    Raises:
+        SkipError: for a text that would not be read, a file of something else, or a text that cannot be measured.
+    """
+    from skipguide.llm import AdaSkip, SublayerStats
+
+    if file is not None and file.exists():
+        if text is not None:
+            raise SkipError(f"--text does nothing: {file} holds statistics already. Leave out one of the two")
+        return SublayerStats.load_json(file)
+    if file is not None:
+        check_output(file, (".json",), force=False, notes=False)
+    found = AdaSkip.calibrate(lm.model, lm.windows(texts(text), tokens, pieces))
+    if file is not None:
+        with replacing(file) as (new,):
+            write_json(new, found.to_dict())
+    return found

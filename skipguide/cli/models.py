@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 from skipguide.cli.arguments import BUNDLED
 from skipguide.errors import SkipError
+from skipguide.files import parse_json
 
 WHOLE, PIECE = 64 << 20, 1 << 16  # bytes: files up to this size are hashed whole, larger ones in such pieces
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -42,10 +42,13 @@ class Source:
         if path is None or not path.is_file():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
             raise SkipError(f"{path} is not JSON: {error}") from error
-        return content if isinstance(content, dict) else None
+        content = parse_json(text, str(path), finite=False)  # configs of other libraries may have infinite numbers
+        if not isinstance(content, dict):
+            raise SkipError(f"expected settings as a mapping in {path}; got {type(content).__name__}")
+        return content
 
     def defaults(self) -> dict[str, Any]:
         """What the model's own `generation.json` says a call should use; only folders have one."""
@@ -199,11 +202,31 @@ def load_pipeline(source: Source, device: str, dtype: str) -> Any:
     # diffusers 0.42 renamed the argument and warns about the old name
     old = tuple(int(n) for n in re.findall(r"\d+", diffusers.__version__)[:2]) < (0, 42)
     precision = {"torch_dtype" if old else "dtype": getattr(torch, dtype)}
-    try:
+    with loading(source.name):
         pipeline = diffusers.DiffusionPipeline.from_pretrained(source.folder or source.name, **precision)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        raise SkipError(f"cannot load {source.name}: {error}") from error
     return pipeline.to(device)
+
+
+@contextlib.contextmanager
+def loading(name: str, kind: str = "") -> Iterator[None]:
+    """While another library reads a model: whatever a damaged file makes it raise is one sentence.
+
+    Args:
+        name: what the user called the model.
+        kind: what it was to be, for the error.
+
+    Raises:
+        SkipError: for anything that is raised inside but a lack of memory.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, SkipError) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        reason = str(error) or type(error).__name__
+        raise SkipError(f"cannot load {name}{kind and f' as {kind}'}: {reason}") from error
 
 
 def vocabulary_note(tokenizer: Any, prompt: str) -> str:

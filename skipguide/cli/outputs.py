@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from skipguide.errors import SkipError
-from skipguide.files import replacing, versions
+from skipguide.files import LONGEST, fitting, landing, parse_json, replacing, versions
 
-__all__ = ["check_output", "plain_arguments", "replacing", "sidecar", "slug", "versions", "write_json"]
+__all__ = ["check_output", "one_line", "plain_arguments", "replacing", "sidecar", "slug", "versions", "write_json"]
 
 
 def slug(text: str, length: int = 60) -> str:
@@ -24,7 +24,7 @@ def slug(text: str, length: int = 60) -> str:
 
 def sidecar(path: Path) -> Path:
     """Where the notes on `path` go: `out.gif.json` for `out.gif`."""
-    return path.with_name(path.name + ".json")
+    return path.with_name(fitting(path.name, ".json"))
 
 
 def check_output(path: Path, suffixes: Sequence[str], *, force: bool, notes: bool = True) -> None:
@@ -40,12 +40,14 @@ def check_output(path: Path, suffixes: Sequence[str], *, force: bool, notes: boo
         from skipguide.media.movies import require_video
 
         require_video()
+    if (size := len(os.fsencode(path.name))) > LONGEST:
+        raise SkipError(f"cannot write {path}: its name has {size} bytes, and a file system holds {LONGEST}")
     for file in (path, sidecar(path)) if notes else (path,):
         if file.is_dir():
             raise SkipError(f"{file} is a folder; expected the name of a file")
         if file.exists() and not force:
             raise SkipError(f"{file} exists already: choose another name with -o, or replace it with --force")
-    folder = path.parent
+    folder = landing(path).parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -54,14 +56,29 @@ def check_output(path: Path, suffixes: Sequence[str], *, force: bool, notes: boo
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write `record`, readable, with what JSON does not know as text."""
-    path.write_text(json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(_text(record, indent=2) + "\n", encoding="utf-8")
+
+
+def one_line(record: dict[str, Any]) -> str:
+    """`record` on a line, as `write_json` writes it."""
+    return _text(record)
+
+
+def _text(record: dict[str, Any], indent: int | None = None) -> str:
+    """JSON that UTF-8 can hold: the half of a pair, as from a file name of other bytes, is written as an escape."""
+    text = json.dumps(record, indent=indent, default=str, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(record, indent=indent, default=str)
+    return text
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """What `write_json` wrote; None if there is no such file, or it is something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = parse_json(path.read_text(encoding="utf-8"), str(path), finite=False)
+    except (OSError, ValueError):  # a SkipError, or bytes that are no text
         return None
     return found if isinstance(found, dict) else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from skipguide.cli.arguments import GUIDANCE_FLAGS, given
 from skipguide.cli.models import Source, denoisers
+from skipguide.config import number
 from skipguide.errors import SkipError
-from skipguide.media.frames import as_images, as_rgb
+from skipguide.media.frames import as_images, open_picture
+from skipguide.schedule import Schedule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,7 +69,7 @@ def call_arguments(pipeline_class: type, args: argparse.Namespace, defaults: Map
         name = next((name for name in NAMES[flag] if name in taken), None)
         if name is None:
             raise SkipError(f"{pipeline_class.__name__} takes no --{flag.replace('_', '-')}")
-        call[name] = _open(value) if flag == "image" else value
+        call[name] = open_picture(value) if flag == "image" else value
     if args.fps is not None and "frame_rate" in taken:  # LTX is told how fast its clip will be played
         call["frame_rate"] = args.fps
     if "output_type" in taken:
@@ -76,16 +79,6 @@ def call_arguments(pipeline_class: type, args: argparse.Namespace, defaults: Map
     if "image" in taken and "image" not in call and "ImageTo" in pipeline_class.__name__:
         raise SkipError(f"{pipeline_class.__name__} starts from a picture: give it with --image")
     return call
-
-
-def _open(path: Any) -> Image:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as opened:
-            return as_rgb(opened, path)
-    except (OSError, UnidentifiedImageError) as error:
-        raise SkipError(f"cannot read the picture {path}: {error}") from error
 
 
 def _can_clean_captions() -> bool:
@@ -98,10 +91,13 @@ def frames_per_second(args: argparse.Namespace, pipeline_class: type, defaults: 
     """How fast to play a clip: the flag, the model's own rate, or something that suits its length."""
     if args.fps is not None:
         return float(args.fps)
+    if (own := defaults.get("fps")) is not None:
+        if (value := number(own)) is None or value <= 0:
+            raise SkipError(f"expected fps in the model's generation.json as a number above 0; got {own!r}")
+        return float(value)
     rate = parameters(pipeline_class).get("frame_rate")
-    for value in (defaults.get("fps"), rate.default if rate else None):
-        if isinstance(value, (int, float)):
-            return float(value)
+    if rate is not None and (value := number(rate.default)) is not None:
+        return float(value)
     return 8.0 if count <= 32 else 16.0
 
 
@@ -109,26 +105,64 @@ def guidance_arguments(args: argparse.Namespace, pipeline: Any) -> dict[str, Any
     """The arguments of `SpatiotemporalSkipGuidance`: the flags, and the preset where a flag is silent.
 
     The preset is looked up here, so that what is written down afterwards names the layers. Layers of one's
-    own do not come with the preset's scale: that was chosen for the preset's layers. A named preset (`--preset`)
-    stands for itself, and needs the model's only where it skips layers that it does not name.
+    own do not come with the preset's scale: that was chosen for the preset's layers. Where they are the preset's own,
+    its scale and part are taken too, and this is said. `auto` is written down as the layers that it took. A named
+    preset (`--preset`) stands for itself, and needs the model's only where it skips layers that it does not name.
     """
     from skipguide.pipelines import presets
-    from skipguide.pipelines.formulas import find_formula
+    from skipguide.pipelines.settings import GuidanceSettings
 
     chosen = given(args, GUIDANCE_FLAGS)
     if named := chosen.pop("preset", None):
         chosen = presets.named_settings(named) | chosen
-    if "layers" not in chosen and chosen.get("scale") != 0:
-        models = denoisers(pipeline)
-        if not models:
-            raise SkipError(f"{type(pipeline).__name__} has no denoiser that skip guidance knows")
-        preset = presets.find_preset(next(iter(models.values())))
-        if "scale" in find_formula(chosen.get("formula", preset.formula)).limits:
-            chosen.setdefault("scale", 1.0)  # the preset's scale has nothing to act on with this formula
-        for name in ("layers", "scale", "part", "formula"):
-            value = getattr(preset, name)
-            chosen.setdefault(name, list(value) if name == "layers" else value)
+    if chosen.get("scale") == 0:
+        return chosen
+    if (layers := chosen.get("layers")) == "auto":
+        found = make_guidance(chosen).for_pipeline(pipeline)
+        _say(f"--layers auto took {_plain(found.layers)}")
+        return chosen | {"layers": _plain(found.layers)}
+    models = denoisers(pipeline)
+    if not models:
+        raise SkipError(f"{type(pipeline).__name__} has no denoiser that skip guidance knows")
+    if layers is None:
+        preset = presets.find_preset(next(iter(models.values())), pipeline)
+        filled = GuidanceSettings(**chosen).filled(preset)
+        names = ["layers", "scale", "part", "formula"]
+        if not {"start", "stop"} & set(chosen) and filled.window != Schedule(every=filled.every):
+            names += ["start", "stop"]
+        return chosen | {name: _plain(getattr(filled, name)) for name in names}
+    if {"scale", "part", "formula", "stack"} & set(chosen):
+        return chosen
+    try:
+        preset = presets.find_preset(next(iter(models.values())), pipeline)
+    except SkipError:
+        return chosen
+    if tuple(layers) == preset.layers and preset.formula == "stg":
+        chosen |= {"scale": _plain(preset.scale), "part": preset.part}
+        _say(f"these are the layers of the model's preset, so its scale ({preset.scale}) and part ({preset.part}) hold")
     return chosen
+
+
+def _plain(value: Any) -> Any:
+    """As the notes beside a clip keep it."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _say(what: str) -> None:
+    print(f"skipguide: {what}", file=sys.stderr)
+
+
+def steps_of(job: Any) -> Any:
+    """How many steps a job's call takes: as it was given, else the pipeline's own number."""
+    given_steps = job.call.get("num_inference_steps")
+    if given_steps is not None:
+        return given_steps
+    taken = inspect.signature(job.pipeline_class.__call__).parameters.get("num_inference_steps")
+    return "?" if taken is None else taken.default
 
 
 def make_guidance(arguments: Mapping[str, Any]) -> Any:
@@ -138,7 +172,7 @@ def make_guidance(arguments: Mapping[str, Any]) -> Any:
     return SpatiotemporalSkipGuidance(**arguments)
 
 
-def _check_frames(pipeline: Any, call: Mapping[str, Any]) -> None:
+def check_frames(pipeline: Any, call: Mapping[str, Any]) -> None:
     """Refuse a number of frames that the denoiser cannot draw: some have one learned place per frame (Latte).
 
     Raises:
@@ -174,7 +208,7 @@ def sample(
     """
     import torch
 
-    _check_frames(pipeline, call)
+    check_frames(pipeline, call)
     pipeline.set_progress_bar_config(**(bar or {}))
     arguments = {"prompt": prompt, "generator": torch.Generator("cpu").manual_seed(seed), **call}
     begin = time.perf_counter()

@@ -38,9 +38,18 @@ class Process:
 
 
 def launched() -> int:
-    """How many processes `accelerate launch` (or torchrun) started; 1 without it."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    return int(count) if count.isdecimal() else 1
+    """How many processes `accelerate launch` (or torchrun) started; 1 without it.
+
+    Raises:
+        SkipError: if the environment has something else than their number.
+    """
+    count = os.environ.get("WORLD_SIZE") or "1"
+    if not count.isdecimal() or int(count) < 1:
+        raise SkipError(
+            f"expected WORLD_SIZE as the number of processes, from 1 on; got {count!r}: unset it, or start them with "
+            "accelerate launch or torchrun"
+        )
+    return int(count)
 
 
 def this_process(device: str) -> Process:
@@ -52,6 +61,9 @@ def this_process(device: str) -> Process:
 
     Args:
         device: as on the command line; `auto` and a bare `cuda` become this process' own.
+
+    Raises:
+        SkipError: if the environment does not say which one this is, or contradicts itself.
     """
     chosen, world = models.choose_device(device), launched()
     if world == 1:
@@ -60,8 +72,10 @@ def this_process(device: str) -> Process:
                 "accelerate launch --cpu starts one process without mpirun, whatever --num_processes says: use "
                 "accelerate launch --multi_gpu or torchrun --nproc_per_node, or start this command several times"
             )
+        if "WORLD_SIZE" in os.environ and os.environ.get("RANK"):
+            _number("RANK", 1)
         return Process(0, 1, chosen)
-    rank, local = _number("RANK"), _number("LOCAL_RANK")
+    rank, local = _number("RANK", world), _number("LOCAL_RANK", world)
     if chosen == "cuda":
         import torch
 
@@ -69,10 +83,13 @@ def this_process(device: str) -> Process:
     return Process(rank, world, chosen, shows=rank == 0)
 
 
-def _number(name: str) -> int:
+def _number(name: str, world: int) -> int:
     text = os.environ.get(name, "")
-    if not text.isdecimal():
-        raise SkipError(f"WORLD_SIZE says there are {launched()} processes, but {name} is {text!r}: which one is this?")
+    if not text.isdecimal() or int(text) >= world:
+        there = f"there are {world} processes" if world > 1 else "there is 1 process"
+        raise SkipError(
+            f"WORLD_SIZE says {there}, but {name} is {text!r}: which one is this? Expected 0 to {world - 1}"
+        )
     return int(text)
 
 

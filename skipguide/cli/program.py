@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from skipguide.cli.arguments import OneLineParser, examples
 from skipguide.cli.commands import clip, compare, describe, explain, floorplan, generate, llm, rank, segment, sweep
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in arguments
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that it cannot show must not fail finished work
     try:
         return _run(arguments)
     except SystemExit as stop:  # argparse leaves this way, after its one line or its help

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any, NoReturn
 
-from skipguide.cli.arguments import GUIDANCE_FLAGS, OneLineParser, add_guidance, add_sampling
+from skipguide.cli.arguments import GUIDANCE_FLAGS, OneLineParser, add_guidance, add_sampling, unicode_text
 from skipguide.errors import SkipError
+from skipguide.files import parse_json
 
 
 class _LineParser(OneLineParser):
@@ -60,26 +60,38 @@ def read_prompts(path: Path, args: argparse.Namespace) -> list[argparse.Namespac
 
 def _is_json(line: str) -> bool:
     try:
-        json.loads(line)
-    except ValueError:
-        return False
+        parse_json(line, "the line")
+    except SkipError as error:
+        if isinstance(error.__cause__, ValueError):
+            return False
+        raise  # JSON that is nested too deep
     return True
+
+
+def _check_type(action: argparse.Action, value: Any) -> None:
+    """Refuse a text where a number is expected, and the other way round: as text, argparse would take either."""
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, (str, int, float)) and not isinstance(each, bool) for each in values):
+        raise SkipError(f"{action.dest} is a text, a number or a list; got {value!r}")
+    if action.dest == "layers":  # block numbers, or texts such as "5-7"
+        return
+    wanted: Any = str if action.type in (None, Path, unicode_text) else (int, float)
+    if not all(isinstance(each, wanted) for each in values):
+        raise SkipError(f"{action.dest} is a {'text' if wanted is str else 'number'}; got {value!r}")
 
 
 def _arguments(line: str, parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
     own: Any = {"prompt": line}
     if line.startswith("{"):
         try:
-            own = json.loads(line)
-        except ValueError as error:
+            own = parse_json(line, "the line")
+        except SkipError as error:
             raise SkipError(f"a line that begins with {{ is a JSON object; this one is not: {error}") from error
     elif line.startswith(("[", '"')) and _is_json(line):
         raise SkipError(f"expected a prompt in words, or a JSON object with one; got the JSON {line}")
     prompt = own.pop("prompt", None)
     if not (isinstance(prompt, str) and prompt.strip()):
         raise SkipError(f"expected a prompt in words; got {prompt!r}")
-    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-        raise SkipError(f"expected a prompt in words; got {prompt!r}, of which a half (a surrogate) is missing")
     known = {action.dest: action for action in parser._actions if action.option_strings}
     if unknown := sorted(set(own) - set(known)):
         raise SkipError(f"no setting {', '.join(unknown)}; expected prompt or {', '.join(known)}")
@@ -90,12 +102,9 @@ def _arguments(line: str, parser: argparse.ArgumentParser, args: argparse.Namesp
             if not isinstance(value, bool):
                 raise SkipError(f"no_guidance is true or false; got {value!r}")
             words += [flag] if value else []
-        elif isinstance(value, list):
-            words += [flag, *map(str, value)]
-        elif isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            words.append(f"{flag}={value}")
         else:
-            raise SkipError(f"{name} is a text, a number or a list; got {value!r}")
+            _check_type(known[name], value)
+            words += [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
     base = argparse.Namespace(**vars(args))
     guided = [name for name in GUIDANCE_FLAGS if name in own]
     if own.get("no_guidance"):  # the line's own word wins over the command line's, either way

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from skipguide.cli.file_locks import FolderLocks, remove_leftovers
 from skipguide.cli.outputs import replacing, write_json
+from skipguide.config import layer_tuple, normalize_fields
+from skipguide.errors import SkipError
+from skipguide.files import parse_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,6 +39,13 @@ class Cell:
     seconds: float
     stats: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        """Refuse what no sweep writes."""
+        object.__setattr__(self, "layers", layer_tuple(self.layers))
+        normalize_fields(self, numbers={"scale": None, "relative_cost": 0, "difference": 0, "seconds": 0})
+        if not isinstance(self.stats, dict):
+            raise SkipError(f"expected stats as a mapping; got {self.stats!r}")
+
     @property
     def name(self) -> str:
         """The blocks as they are written on the command line and in the table."""
@@ -52,17 +62,16 @@ class CellCache:
     def key(self, cell: str, settings: Mapping[str, Any]) -> str:
         """A file name for a cell that changes with everything that its picture depends on."""
         text = json.dumps(settings, sort_keys=True, default=str)
-        return f"{cell}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        return f"{cell[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def get(self, key: str) -> tuple[Cell, Image] | None:
         """A finished cell."""
         from PIL import Image
 
         try:
-            record = json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
+            record = parse_json((self.folder / f"{key}.json").read_text(encoding="utf-8"), key, finite=False)
             with Image.open(self.folder / f"{key}.png") as picture:
                 image = picture.convert("RGB")
-            record["layers"] = tuple(record["layers"])
             return Cell(**record), image
         except (OSError, ValueError, TypeError, KeyError):
             return None  # not made yet, or by an older version: it is made again

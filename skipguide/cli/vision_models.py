@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skipguide.assets import bundled
 from skipguide.cli.models import choose_device
 from skipguide.errors import SkipError
+from skipguide.files import read_json
 
 if TYPE_CHECKING:
     import argparse
@@ -63,10 +63,7 @@ def _check_folder(folder: Path, kind: str) -> None:
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).is_file():
             raise SkipError(f"{folder} has no {file}: expected a folder that {kind}.save_pretrained wrote")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SkipError(f"{folder}/config.json is not JSON: {error}") from error
+    config = read_json(folder / "config.json")
     mark = {"UNetPlusPlus": "deep_supervision", "FloorPlanNet": "map_size"}[kind]
-    if mark not in config:
+    if not isinstance(config, dict) or mark not in config:
         raise SkipError(f"{folder} is not a saved {kind}: its config.json has no {mark!r}")

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from skipguide.hosts.copies import copied_without
+
 # model -> name; a mapping is never changed, so that threads and tasks do not see each other's
 _NAMES: ContextVar[Mapping[int, str]] = ContextVar("skipguide_cache_contexts", default={})  # noqa: B039
 
@@ -68,4 +70,6 @@ class ContextNames:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of the model has its own `cache_context` and no listener."""
-        return copy.deepcopy(self.original, memo)
+        if self.own:
+            return copy.deepcopy(self.original, memo)
+        return copied_without(getattr(self.original, "__self__", None), "cache_context", self.original, memo)

@@ -99,6 +99,25 @@ def grow(cache: Any, layers: int) -> None:
             cache.layers.append(make())
 
 
+# where cache layers keep keys and values: as they are, and quantised
+_HELD = ("keys", "values", "_quantized_keys", "_quantized_values")
+
+
+def layer_bytes(layer: Any) -> int:
+    """Bytes of the keys and values that a cache layer holds, quantised ones with their scales; 0 for none."""
+    return sum(_bytes(getattr(layer, name, None)) for name in _HELD)
+
+
+def _bytes(held: Any) -> int:
+    """Of a tensor, of the tensors that a quantised one is made of, or of several."""
+    if isinstance(held, Tensor):
+        inner = getattr(held, "__tensor_flatten__", None)  # what holds a subclass's memory
+        return held.nbytes if inner is None else sum(_bytes(getattr(held, name)) for name in inner()[0])
+    if isinstance(held, Mapping):
+        return sum(map(_bytes, held.values()))
+    return sum(map(_bytes, held)) if isinstance(held, (tuple, list)) else 0
+
+
 def is_left_out(layer: Any) -> bool:
     """Whether a cache layer stands for left-out attention."""
     return getattr(type(layer), "_skipguide_left_out", False)
@@ -183,3 +202,23 @@ def _class(name: str, base: type, members: dict[str, Any] | None = None) -> Any:
         found = type(name, (base,), body | (members or {}))
         setattr(module, name, found)
     return found
+
+
+def refuse_older_windows(kinds: Iterable[str]) -> None:
+    """Refuse to take drafts back from sliding windows that show them again: those of transformers before 5.23.
+
+    Args:
+        kinds: the classes of a cache's layers.
+
+    Raises:
+        SkipError: if there is such a window.
+    """
+    import transformers
+
+    version = transformers.__version__
+    old = tuple(int(part) for part in version.split(".")[:2]) < (5, 23)
+    if old and any("Sliding" in kind for kind in kinds):
+        raise SkipError(
+            f"self-speculation with sliding windows needs transformers 5.23 or newer (here {version}): the windows of "
+            f"older ones cannot take drafts back"
+        )

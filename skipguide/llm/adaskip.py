@@ -54,21 +54,29 @@ class AdaSkip(AdaSkipSettings):
     calibrate = staticmethod(calibrate)
 
     def apply(
-        self, model: nn.Module, stats: SublayerStats | None = None, costs: SublayerCosts | None = None
+        self,
+        model: nn.Module,
+        stats: SublayerStats | None = None,
+        costs: SublayerCosts | None = None,
+        *,
+        everywhere: bool = False,
     ) -> AppliedAdaSkip:
         """Leave the chosen sublayers out of `model.generate(...)` and plain forwards until `remove()`.
 
-        As every plan does, it holds in the thread or task where this is called; a first request is measured there too.
+        As every plan does, it holds in the thread or task where this is called, and a first request is measured there
+        too. The first pass in another thread, which runs whole, is logged as a warning.
 
         Args:
             model: a causal language model of a known family.
             stats: from `calibrate`; None measures the first request's prompt, which runs whole, and skips from its
                 first decoding pass on.
             costs: times for `cost_aware`; None measures them at the statistics' mean prompt length.
+            everywhere: hold, and measure, in all threads (a generation that streams from a thread of its own, a
+                server).
 
         Raises:
             SkipError: for statistics of another number of layers, and whatever the model cannot leave out (all of its
                 attention; attention whose keys later layers read; scales in a model with parallel sublayers). It is as
                 it was.
         """
-        return AppliedAdaSkip(self, model, stats, costs)
+        return AppliedAdaSkip(self, model, stats, costs, everywhere)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from threading import RLock, get_ident
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -20,7 +20,7 @@ from skipguide.llm.cost import SublayerCosts
 from skipguide.llm.find import sublayer_map
 from skipguide.llm.ledger import SublayerLedger
 from skipguide.llm.online import OnlineWindow
-from skipguide.llm.passes import Pass
+from skipguide.llm.passes import Pass, Said, said
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.plan_checks import check_plan
 from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats
@@ -44,9 +44,15 @@ class AppliedAdaSkip:
     """
 
     def __init__(
-        self, settings: AdaSkipSettings, model: nn.Module, stats: SublayerStats | None, costs: SublayerCosts | None
+        self,
+        settings: AdaSkipSettings,
+        model: nn.Module,
+        stats: SublayerStats | None,
+        costs: SublayerCosts | None,
+        everywhere: bool = False,
     ) -> None:
         self.settings = settings
+        self._everywhere = everywhere
         self.model = model
         self.map: SublayerMap = sublayer_map(model)
         self.statistics: SublayerStats | None = None
@@ -57,6 +63,7 @@ class AppliedAdaSkip:
         self._windows: WeakKeyDictionary[Any, OnlineWindow] = WeakKeyDictionary()
         self._calibration: _Calibration | None = None
         self._thresholds: list[float] = []
+        self._told = False
         for given, kind in ((stats, SublayerStats), (costs, SublayerCosts)):
             if given is not None and not isinstance(given, kind):
                 raise SkipError(f"expected {kind.__name__} (or None); got {type(given).__name__}")
@@ -70,7 +77,7 @@ class AppliedAdaSkip:
         else:
             self._check_number()
             # nothing is left out yet, and whichever task runs the first request, the plan will hold in all
-            self._inner = AppliedSublayers(SublayerPlan(phase="decode"), self.map)
+            self._inner = AppliedSublayers(SublayerPlan(phase="decode"), self.map, everywhere=everywhere)
             self._inner.made_by = ref(self)
             self._calibration = _Calibration(self)
             self._inner.listeners.append(self._calibration.before_pass)
@@ -119,6 +126,26 @@ class AppliedAdaSkip:
         if self._inner is not None:
             self._inner.remove()
 
+    @contextmanager
+    def running(self) -> Iterator[AppliedAdaSkip]:
+        """Let it hold in another thread or task too, inside the block and for as long as it is applied.
+
+        Raises:
+            SkipError: if it was removed.
+        """
+        assert self._inner is not None
+        with self._inner.running():
+            yield self
+
+    def in_phase(self, phase: Said) -> AbstractContextManager[None]:
+        """What passes of several tokens on a filled cache are about, as `AppliedSublayers.in_phase` says it."""
+        return said(phase)
+
+    @property
+    def elsewhere(self) -> int:
+        """Passes in threads that it does not reach."""
+        return 0 if self._inner is None else self._inner.elsewhere
+
     # -- the plan -----------------------------------------------------------------------------------------------
 
     def _check_number(self) -> None:
@@ -148,7 +175,7 @@ class AppliedAdaSkip:
         plan = settings.plan(stats, self.costs)
         self._thresholds = self._online_thresholds(stats, plan)
         if self._inner is None:
-            self._inner = AppliedSublayers(plan, self.map)
+            self._inner = AppliedSublayers(plan, self.map, everywhere=self._everywhere)
             self._inner.made_by = ref(self)
         else:
             self._inner.replace(plan)
@@ -189,7 +216,17 @@ class AppliedAdaSkip:
             candidates = set(range(layers)) - {*self._inner.plan.mlp, *mark.extra}
             window = self._windows[now.cache] = OnlineWindow(self.settings.window, layers, candidates)
         self.window = window
-        if window.similarity:
+        if window.similarity or window.given_up:
+            return None
+        if now.tokens > 1:
+            # what is rejected of a draft would be measured with it, and the text would depend on who drafted
+            window.given_up = True
+            if not self._told:
+                self._told = True
+                logger.warning(
+                    "several tokens at once are decoded: AdaSkip's online stage measures single ones, and adds nothing "
+                    "to such a sequence (online=False is the same without this warning)"
+                )
             return None
         if not window.full:
             window.seen += 1
@@ -237,11 +274,11 @@ class _Calibration:
 
     def check_effect(self) -> None:
         """Raise if the model ran, and nothing could be measured."""
-        elsewhere = 0 if self.applied._inner is None else self.applied._inner.elsewhere
+        elsewhere = self.applied.elsewhere
         if elsewhere and not self.passes:
             raise NoEffectError(
                 f"AdaSkip was applied in one thread, and all {elsewhere} passes ran in others, with the whole model: "
-                f"measure with AdaSkip.calibrate(), and use AdaSkip.plan(stats).apply(model, everywhere=True)"
+                f"apply it with everywhere=True, or run `with applied.running():` in those threads"
             )
         if self.passes and self.request is None and not self.meter.requests:
             raise NoEffectError(

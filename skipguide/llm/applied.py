@@ -9,21 +9,24 @@ from weakref import WeakMethod, ref
 
 from torch import nn
 
-from skipguide.active import ActivePlan, Call, Entry, Intervention, active_at, end_everywhere, hold_everywhere
+from skipguide.active import ActivePlan, Entry, Intervention, end_everywhere, hold_everywhere
 from skipguide.errors import NoEffectError, SkipError
-from skipguide.gate import Gate, Installation, gate_of
+from skipguide.gate import Installation, gate_of
+from skipguide.hosts.generation import BATCHING, CANDIDATES, follow_generation, leave_generation, prompt_alone
 from skipguide.llm import cache as kv
 from skipguide.llm.decoder_pass import DecoderPass, Listener, PlanState
+from skipguide.llm.elsewhere import OtherThreads, plan_that_holds, refuse_second
 from skipguide.llm.interventions import interventions_at
 from skipguide.llm.ledger import SublayerLedger
-from skipguide.llm.passes import PassReader
+from skipguide.llm.passes import PassReader, Said, said
 from skipguide.llm.plan_checks import check_plan, check_scale
 from skipguide.llm.plan_data import SublayerPlanData, check_scales, sublayer_layers
 from skipguide.llm.sublayers import SublayerMap
+from skipguide.shown import Row, Shown, ledger_rows, passes
 from skipguide.stats import Stats
 
 
-class AppliedSublayers:
+class AppliedSublayers(Shown):
     """A sublayer plan in force on a model. Leave the `with` block or call `remove()` to end it.
 
     Attributes:
@@ -35,7 +38,13 @@ class AppliedSublayers:
     """
 
     def __init__(
-        self, plan: SublayerPlanData, sublayers: SublayerMap, *, cached: bool = True, everywhere: bool = False
+        self,
+        plan: SublayerPlanData,
+        sublayers: SublayerMap,
+        *,
+        cached: bool = True,
+        everywhere: bool = False,
+        drafter: bool = False,
     ) -> None:
         self.plan = plan
         self.map = sublayers
@@ -46,6 +55,7 @@ class AppliedSublayers:
         self.made_by: ref[Any] | None = None
         self._cached = cached
         self._everywhere = everywhere
+        self._drafter = drafter
         self._elsewhere = 0
         self._installation = Installation(inside=self._root)
         self._extended: set[int] = set()
@@ -54,12 +64,14 @@ class AppliedSublayers:
         # the same dictionary in all threads and tasks that the plan reaches
         self._interventions: dict[int, Intervention] = self._active.interventions
         self._pass = DecoderPass(self._new_state(), PassReader(sublayers.decoder))
-        self._misses = _OtherThreads(self)
+        self._misses = OtherThreads(self)
         try:
             self._put(sublayers.decoder, self._pass)
             self._intervene()
             # the model holds its plan: dropping the handle does not end it
             hold_everywhere(self._root, self._misses)
+            if not drafter:
+                follow_generation(sublayers.model, self, BATCHING, CANDIDATES)
             self._active.enter()
         except BaseException:
             self.remove()
@@ -85,6 +97,13 @@ class AppliedSublayers:
     def elsewhere(self) -> int:
         """Passes in threads that the plan does not reach."""
         return self._elsewhere
+
+    def _heading(self) -> str:
+        where = f"on {type(self.map.model).__name__}" if self._active is not None else "removed"
+        return f"Sublayer plan ({where}), {passes(self.stats.passes)}: {self.plan}"
+
+    def _rows(self) -> list[Row]:
+        return ledger_rows(self.stats.calls, self.stats.skips)
 
     # -- installation -------------------------------------------------------------------------------------------
 
@@ -147,6 +166,7 @@ class AppliedSublayers:
         """End the plan; nothing of it is left on the model. A second call does nothing."""
         if self._active is None:
             return
+        leave_generation(self.map.model, self, BATCHING, CANDIDATES)
         end_everywhere(self._root, self._misses)
         self._active.leave()
         self._active.close()
@@ -177,8 +197,7 @@ class AppliedSublayers:
         if self._elsewhere and not passes:
             raise NoEffectError(
                 f"the plan was applied in one thread, and all {self._elsewhere} passes ran in others, with the whole "
-                f"model: use plan.apply(model, everywhere=True) with applied.plan, or, in those threads, `with "
-                f"applied.running():` of what plan.apply() returns"
+                f"model: apply it with everywhere=True, or run `with applied.running():` in those threads"
             )
         # a single pass is a prompt; more of them are a generation that never decodes
         if self.plan.phase == "decode" and not self.plan.empty and 1 < self._pass.state.uncached == passes:
@@ -204,6 +223,41 @@ class AppliedSublayers:
             except BaseException:  # Ctrl-C: what was broken off is done again
                 entry.leave()
                 raise
+
+    # -- ways of generating -------------------------------------------------------------------------------------
+
+    def _enter_generation(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Where a way of generating begins: refuse continuous batching, and let drafts wait for the prompt.
+
+        Raises:
+            SkipError: for continuous batching, whose worker would keep the error to itself.
+        """
+        if not self.enabled or plan_that_holds(self._root) is not self._pass:
+            return call(*args, **kwargs)
+        if name == BATCHING:
+            raise SkipError(
+                "sublayers are left out of this model, and continuous batching (generate_batch, "
+                'cache_implementation="paged") runs many sequences as one row on a paged cache, of which no layer can '
+                "be left out: use generate(), or remove the plan first"
+            )
+        generator = call(*args, **kwargs)
+        if self.plan.phase != "both":
+            prompt_alone(generator)
+        return generator
+
+    def in_phase(self, phase: Said) -> AbstractContextManager[None]:
+        """Say what passes of several tokens on a filled cache are about, inside the block, in this thread or task.
+
+        `generate` is asked, and needs nothing said. A loop of one's own reads a prompt in chunks, or verifies a draft,
+        by the same calls: under a plan for one of the phases, they are refused until it is said which.
+
+        Args:
+            phase: `"prefill"` for chunks of a prompt, `"decode"` for tokens that are verified.
+
+        Raises:
+            SkipError: for another word.
+        """
+        return said(phase)
 
     # -- a sequence ---------------------------------------------------------------------------------------------
 
@@ -280,52 +334,3 @@ def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
         return None if (alive := weak()) is None else alive(*args)
 
     return call
-
-
-class _OtherThreads:
-    """At the decoder, in all threads: where the plan does not hold, enter it (`everywhere`) or count the pass."""
-
-    def __init__(self, applied: AppliedSublayers) -> None:
-        self.applied = applied
-
-    @property
-    def handle(self) -> Any:
-        """What the user holds, or had."""
-        return self.applied.handle
-
-    def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One pass of the decoder."""
-        applied = self.applied
-        if active_at(applied._root, DecoderPass) is None:
-            if applied._everywhere:
-                with applied.running():
-                    return call(*args, **kwargs)
-            applied._elsewhere += 1
-        return call(*args, **kwargs)
-
-
-def refuse_second(root: Gate) -> None:
-    """Refuse a plan where another one holds, or waits for its statistics.
-
-    Args:
-        root: the gate of the model's decoder.
-    """
-    if active_at(root, DecoderPass) is not None:
-        raise SkipError(
-            "a sublayer plan is applied to this model already: remove it first (skipguide.remove_from(model) does, "
-            "where its handle is gone), or make one plan of the two"
-        )
-
-
-def refuse_skipping(sublayers: SublayerMap) -> None:
-    """Refuse to measure a model that sublayers are left out of.
-
-    Raises:
-        SkipError: if a plan is applied to it, not empty and enabled.
-    """
-    found = active_at(gate_of(sublayers.decoder), DecoderPass)
-    if found is not None and found[1].state.enabled and not found[1].state.plan.empty:
-        raise SkipError(
-            "sublayers are left out of this model (AdaSkip, UnifiedSkip or a plan is applied), and only the whole "
-            "model can be measured: remove that first"
-        )

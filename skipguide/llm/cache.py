@@ -22,6 +22,7 @@ class Mark:
         plan: the plan.
         hidden: whether the layers of left-out attention are gone from the cache.
         filled: whether a pass went into it.
+        decoded: whether tokens were decoded on it.
         extra: feed-forwards left out in this sequence beyond the plan -> scale.
         stood_for: cache layer -> class of the layer that is gone, for the account of memory.
         kinds: a layer of each kind, how many hold keys, how many are gone; None until the first pass is over.
@@ -30,6 +31,7 @@ class Mark:
     plan: SublayerPlanData
     hidden: bool = False
     filled: bool = False
+    decoded: bool = False
     extra: dict[int, float | None] = field(default_factory=dict)
     stood_for: dict[int, type] = field(default_factory=dict)
     kinds: list[tuple[int, int, int]] | None = None

@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from skipguide.config import as_whole
 from skipguide.errors import SkipError
-from skipguide.llm.applied import refuse_skipping
+from skipguide.hosts.accelerate import execution_device
 from skipguide.llm.batch import Batch, ids_and_mask, vocabulary_of
 from skipguide.llm.cost import last_token_only
+from skipguide.llm.elsewhere import refuse_skipping
 from skipguide.llm.find import sublayer_map
 from skipguide.llm.passes import evaluating
 from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats
@@ -38,7 +39,7 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], requests: int | None =
     requests = None if requests is None else as_whole("requests", requests)
     found = sublayer_map(model)
     refuse_skipping(found)
-    device = next(model.parameters()).device
+    device = execution_device(model)
     vocabulary = vocabulary_of(found.model)
     meter = StatsMeter(found.num_layers, type(found.model).__name__)
     with evaluating(model):

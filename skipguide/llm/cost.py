@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide.config import JsonConfig, as_wholes, normalize_fields
+from skipguide.config import JsonConfig, as_numbers, as_wholes, is_one_of, normalize_fields
 from skipguide.errors import SkipError
+from skipguide.hosts.accelerate import execution_device
 from skipguide.hosts.kv_cache import as_argument, cache_of
-from skipguide.llm.applied import refuse_skipping
+from skipguide.llm.elsewhere import refuse_skipping
 from skipguide.llm.find import sublayer_map
 from skipguide.llm.passes import evaluating
 
@@ -61,14 +62,13 @@ class SublayerCosts(JsonConfig):
     def __post_init__(self) -> None:
         """Refuse what is no measurement."""
         for name in ("attn_ms", "mlp_ms"):
-            try:
-                values = tuple(float(value) for value in getattr(self, name))
-            except (TypeError, ValueError):
-                raise SkipError(f"expected {name} as a list of milliseconds; got {getattr(self, name)!r}") from None
+            values = as_numbers(name, getattr(self, name))
             object.__setattr__(self, name, values)
-            if not values or len(values) != len(self.attn_ms) or not all(math.isfinite(v) and v > 0 for v in values):
+            if not values or len(values) != len(self.attn_ms) or not all(v > 0 for v in values):
                 raise SkipError(f"expected a time above 0 ms per layer in {name}; got {values}")
-        normalize_fields(self, {"tokens": 1}, {"rest_ms": 0})
+        normalize_fields(self, {"tokens": 1}, {"rest_ms": 0}, texts=("device",))
+        if not is_one_of(self.phase, ("prefill", "decode")):
+            raise SkipError(f'expected phase "prefill" or "decode"; got {self.phase!r}')
 
     @property
     def sublayers_ms(self) -> float:
@@ -120,7 +120,7 @@ def measure_costs(
     refuse_skipping(found)
     config: Any = model.config
     vocabulary = config.get_text_config().vocab_size
-    device = next(model.parameters()).device
+    device = execution_device(model)
     ids = torch.randint(0, vocabulary, (batch, tokens), generator=torch.Generator().manual_seed(0)).to(device)
     clocks: dict[tuple[int, str], _Clock] = {(site.layer, site.part): _Clock(device) for site in found.sites}
     totals: list[float] = []

@@ -14,7 +14,7 @@ from skipguide.hosts.kv_cache import check_kind, empty, hide, length
 from skipguide.llm import cache as kv
 from skipguide.llm.interventions import ATTN, BOTH, MLP, extended_layer, extended_mlp
 from skipguide.llm.ledger import SublayerLedger
-from skipguide.llm.passes import Pass, PassReader
+from skipguide.llm.passes import Pass, PassReader, decodes
 from skipguide.llm.plan_data import SublayerPlanData
 from skipguide.llm.sublayers import SublayerMap
 from skipguide.model_pass import ModelPass
@@ -91,7 +91,9 @@ class PlanState:
                     f"this KV cache was made under another plan ({mark.plan}) than the one that is applied ({plan}): "
                     f"start a new sequence, or go on under the plan that it was made under"
                 )
-            mark = kv.Mark(plan, filled=mark.filled)  # full of the whole model, and goes on under the plan
+            mark = kv.Mark(
+                plan, filled=mark.filled, decoded=mark.decoded
+            )  # full of the whole model, and goes on under the plan
             kv.set_mark(cache, mark)
             return mark
         check_kind(cache)
@@ -116,8 +118,25 @@ class PlanState:
                 "this KV cache was reset, but the layers of left-out attention are gone from it, and phase='decode' "
                 "reads the prompt with the whole model: use a new cache"
             )
-        mark.filled = False
+        mark.filled = mark.decoded = False
         mark.extra.clear()
+
+    def decodes(self, mark: kv.Mark, tokens: int) -> bool:
+        """Whether a pass on a filled cache decodes, or else reads a prompt.
+
+        Raises:
+            SkipError: where nobody says so, and the plan is for one of the two.
+        """
+        if (found := decodes(tokens, mark.decoded)) is not None:
+            return found
+        if self.plan.phase == "both" or self.plan.empty:
+            return mark.decoded  # the plan holds in both: this is for those who listen
+        raise SkipError(
+            f"this pass of {tokens} tokens on a filled KV cache is a chunk of a prompt or a draft to be verified, and "
+            f"a plan of phase {self.plan.phase!r} treats them differently. generate() says which; in a loop of your "
+            f"own, `with applied.in_phase('prefill'):` (or 'decode') does. A compiled pass can be told neither: run "
+            f"such passes uncompiled"
+        )
 
     def hide_in(self, cache: Any, mark: kv.Mark) -> None:
         """Take the layers of left-out attention out of a cache."""
@@ -135,7 +154,7 @@ class RunningPass:
         attn: the planned attention is left out.
         mlp: the planned feed-forwards are.
         extra: further feed-forwards that are -> factor.
-        decode: one token of a sequence that runs already.
+        decode: tokens of a sequence that runs already.
         cache: that was given, or None.
         mark: of the cache.
         after: called when the pass is over.
@@ -198,11 +217,13 @@ class DecoderPass(ModelPass):
             cache = self.reader.cache(args, kwargs)
             if cache is not None:
                 mark = state.mark(cache)
-                single = self.reader.tokens(args, kwargs) == 1
+                tokens = self.reader.tokens(args, kwargs)
                 # a pass of one token must not wait for the GPU: there, a reset is noticed at a prompt of several only
-                if mark.filled and not torch.compiler.is_compiling() and empty(cache, wait=not single):
+                if mark.filled and not torch.compiler.is_compiling() and empty(cache, wait=tokens > 1):
                     state.restart(mark)
-                decode = mark.filled and single
+                decode = mark.filled and state.decodes(mark, tokens)
+                if torch.compiler.is_compiling():
+                    mark.filled = True  # no `close` comes in a graph: a prompt that was read compiled is a prompt too
                 if not mark.hidden and (decode or phase != "decode"):
                     state.hide_in(cache, mark)
                 if decode:
@@ -243,6 +264,8 @@ class DecoderPass(ModelPass):
             state.uncached += not state.drafting
         elif not mark.filled:
             mark.filled = True
+        elif running.decode and not mark.decoded:
+            mark.decoded = True
         state.stats.passed_without(left_out)
         state.ledger.note_memory(cache, mark)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from skipguide.hosts.kv_cache import is_left_out
+from skipguide.hosts.kv_cache import is_left_out, layer_bytes
 from skipguide.llm.cache import Mark
+from skipguide.shown import Row, Shown, ledger_rows, passes
 from skipguide.stats import Stats
 
 
-class SublayerLedger:
+class SublayerLedger(Shown):
     """What ran and what was left out under a sublayer plan.
 
     Passes are counted by what they left out; that it was left out is checked after every pass. A pass inside a
@@ -39,7 +40,7 @@ class SublayerLedger:
             mark.kinds = _kinds(cache, mark)
         held = saved = 0
         for i, kept, gone in mark.kinds:
-            size = _size(cache.layers[i])
+            size = layer_bytes(cache.layers[i])
             held += size * kept
             saved += size * gone
         self.kv_bytes, self.kv_bytes_saved = held, saved
@@ -78,20 +79,19 @@ class SublayerLedger:
             "kv_bytes_saved": self.kv_bytes_saved,
         }
 
-    def __repr__(self) -> str:
-        return f"SublayerLedger({', '.join(f'{k}={v!r}' for k, v in self.to_dict().items() if k != 'calls')})"
+    def _heading(self) -> str:
+        memory = f", {self.kv_bytes:,} bytes of keys and values, {self.kv_bytes_saved:,} saved" if self.kv_bytes else ""
+        return f"SublayerLedger: {passes(self.passes)}, {self.skipped_fraction:.1%} of the sublayers left out{memory}"
+
+    def _rows(self) -> list[Row]:
+        return ledger_rows(self.calls, self.skips)
 
 
 def _kinds(cache: Any, mark: Mark) -> list[tuple[int, int, int]]:
     """For each kind of layer in a cache: one that holds keys, how many do, and how many like it are left out."""
-    held = [i for i, layer in enumerate(cache.layers) if not is_left_out(layer) and _size(layer)]
+    held = [i for i, layer in enumerate(cache.layers) if not is_left_out(layer) and layer_bytes(layer)]
     if not held:
         return []
     first = {type(cache.layers[i]): i for i in reversed(held)}
     gone = Counter(cls if cls in first else type(cache.layers[held[0]]) for cls in mark.stood_for.values())
     return [(i, sum(type(cache.layers[j]) is cls for j in held), gone[cls]) for cls, i in first.items()]
-
-
-def _size(layer: Any) -> int:
-    keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-    return 0 if keys is None or values is None else keys.nbytes + values.nbytes

@@ -1,8 +1,14 @@
-"""lm-eval: the language model evaluation harness on a model with sublayers left out.
+r"""lm-eval: the language model evaluation harness on a model with sublayers left out.
 
-Needs the extra: `pip install "skipguide[eval]"`. `register()` adds the model `skipguide-hf`, which is the harness's
-`hf` with a policy, for `lm_eval.simple_evaluate(model="skipguide-hf", model_args=...)`; or wrap a model of one's own
-with `PolicyLM(HFLM(...), policy)`.
+Needs the extra: `pip install "skipguide[eval]"`. The harness finds models in a registry of its own process, so that
+its command is run through this module, with everything that it takes:
+
+    python -m skipguide.llm.lm_eval run --model skipguide-hf --tasks lambada_openai \
+        --model_args pretrained=Qwen/Qwen3-0.6B,policy=unified,policy_speedup=1.5,policy_phase=both
+
+In a program, `register()` adds the model `skipguide-hf`, which is the harness's `hf` with a policy, for
+`lm_eval.simple_evaluate(model="skipguide-hf", model_args=...)`; or wrap a model of one's own with
+`PolicyLM(HFLM(...), policy)`.
 
 The harness scores a text in one pass over all of it. A policy whose phase is `"decode"` skips nothing there: its scores
 would be the whole model's, and that is refused. Tasks that generate need nothing of the kind.
@@ -10,11 +16,12 @@ would be the whole model's, and that is refused. Tasks that generate need nothin
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from skipguide.errors import SkipError
+from skipguide.files import parse_json, read_json
 from skipguide.llm.adaskip import AdaSkip
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.similarity import SublayerStats
@@ -99,9 +106,11 @@ def load_policy(name: str, settings: str | Path | dict[str, Any] | None = None) 
     if isinstance(settings, (str, Path)):
         text = str(settings)
         try:
-            found = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
+            found = parse_json(text, "the text") if text.lstrip().startswith("{") else read_json(text)
         except (OSError, ValueError) as error:
-            raise SkipError(f"cannot read the policy's settings from {text}: {error}") from error
+            raise SkipError(f"cannot read the policy's settings from {text}: {error}{_AT_COMMAS}") from error
+    if found is not None and not isinstance(found, Mapping):
+        raise SkipError(f"expected the settings of the policy {name!r} as a mapping; got {found!r}")
     given: dict[str, Any] = dict(found or {})
     kind = POLICIES[name]
     if "version" in given:
@@ -112,8 +121,38 @@ def load_policy(name: str, settings: str | Path | dict[str, Any] | None = None) 
         raise SkipError(f"{kind.__name__} does not take these settings: {error}") from error
 
 
+_AT_COMMAS = (
+    ". The harness cuts model_args at commas, inside JSON too: write one argument for each setting, as in "
+    "policy=unified,policy_speedup=1.5,policy_phase=both, or name a file in policy_settings"
+)
+
+
+def policy_among(arguments: dict[str, Any]) -> tuple[Any, SublayerStats | None]:
+    """The policy that the harness's `model_args` name, and its statistics; what is about them is taken out.
+
+    Args:
+        arguments: `policy`, and `policy_NAME` for each of its settings, as `policy_skip_ratio`, or `policy_settings`
+            for all of them at once, JSON or a file; `policy_stats` is a file of `SublayerStats.save_json`.
+
+    Raises:
+        SkipError: for settings that the policy does not take, and for pieces of JSON that was cut at its commas.
+
+    Example:
+        >>> policy_among({"pretrained": "gpt2", "policy": "unified", "policy_speedup": 1.5, "policy_phase": "both"})
+        (UnifiedSkip(speedup=1.5, mode='balanced', phase='both'), None)
+    """
+    if pieces := [name for name in arguments if not name.isidentifier()]:
+        raise SkipError(f"expected names of arguments; got {', '.join(map(repr, pieces))}{_AT_COMMAS}")
+    name = arguments.pop("policy", "adaskip")
+    settings, stats = arguments.pop("policy_settings", None), arguments.pop("policy_stats", None)
+    single = {each.removeprefix("policy_"): arguments.pop(each) for each in list(arguments) if each[:7] == "policy_"}
+    if single and settings is not None:
+        raise SkipError(f"give the settings one by one ({', '.join(single)}) or all in policy_settings; got both")
+    return load_policy(name, single or settings), None if stats is None else SublayerStats.load_json(stats)
+
+
 def register() -> type:
-    """Add `skipguide-hf` to the harness; its further arguments are `policy`, `policy_settings` and `policy_stats`.
+    """Add `skipguide-hf` to the harness; what it takes beyond the arguments of `hf` is in `policy_among`.
 
     Returns:
         The class that was added.
@@ -131,16 +170,10 @@ def register() -> type:
     class SkippingHFLM(HFLM):
         """The harness's `hf` with a policy."""
 
-        def __init__(
-            self,
-            policy: str = "adaskip",
-            policy_settings: str | None = None,
-            policy_stats: str | None = None,
-            **kwargs: Any,
-        ) -> None:
+        def __init__(self, **kwargs: Any) -> None:
+            policy, stats = policy_among(kwargs)
             super().__init__(**kwargs)
-            stats = None if policy_stats is None else SublayerStats.load_json(policy_stats)
-            self._policy = PolicyLM(_Inner(self, super()), load_policy(policy, policy_settings), stats)
+            self._policy = PolicyLM(_Inner(self, super()), policy, stats)
 
         def loglikelihood(self, requests: Any, **more: Any) -> Any:
             return self._policy.loglikelihood(requests, **more)
@@ -166,3 +199,19 @@ class _Inner:
     def model(self) -> Any:
         """The transformers model."""
         return self._model.model
+
+
+def main() -> None:
+    """The harness's own command, which then knows `skipguide-hf`.
+
+    Raises:
+        SkipError: if the harness is not installed.
+    """
+    register()
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

@@ -27,6 +27,7 @@ class OnlineWindow:
     Attributes:
         similarity: per layer, mean cosine over the window, once it is full; NaN where the MLP was not measured.
         scale: per layer, mean growth of the stream's norm.
+        given_up: several tokens were decoded at once before it was full: nothing is added to this sequence.
     """
 
     def __init__(self, passes: int, num_layers: int, candidates: Collection[int]) -> None:
@@ -34,6 +35,7 @@ class OnlineWindow:
         self.candidates = frozenset(candidates)
         self.num_layers = num_layers
         self.seen = 0
+        self.given_up = False
         self.similarity: tuple[float, ...] = ()
         self.scale: tuple[float, ...] = ()
         self._sums: dict[int, Tensor] = {}

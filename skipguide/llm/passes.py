@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from skipguide.arguments import Arguments
 from skipguide.errors import SkipError
+from skipguide.hosts.generation import stage
 from skipguide.hosts.kv_cache import cache_of, given_cache
+
+Said = Literal["prefill", "decode"]
+_SAID: ContextVar[Said | None] = ContextVar("skipguide_said_phase", default=None)
 
 
 @contextmanager
@@ -29,6 +34,38 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def said(phase: Said) -> Iterator[None]:
+    """Inside, passes of several tokens on a filled cache are of this phase, in this thread or task."""
+    if phase not in ("prefill", "decode"):
+        raise SkipError(f'expected phase "prefill" or "decode"; got {phase!r}')
+    token = _SAID.set(phase)
+    try:
+        yield
+    finally:
+        _SAID.reset(token)
+
+
+def decodes(tokens: int, decoded: bool) -> bool | None:
+    """Whether a pass on a filled cache decodes, or else reads a prompt; None where nobody says so.
+
+    What was `said` goes first. `generate` knows whether it reads a prompt, of which the last chunk can be a single
+    token, or verifies a draft of several. In other loops one token is decoded.
+
+    Args:
+        tokens: of the pass, per row.
+        decoded: whether tokens were decoded on the cache. Then a `generate` that is given a single one goes on with
+            the text that it has written.
+    """
+    if torch.compiler.is_compiling():  # a graph is made once for all who call it
+        return True if tokens == 1 else None
+    if (phase := _SAID.get()) is not None:
+        return phase == "decode"
+    if (found := stage()) is not None:
+        return found == "decode" or (found == "prompt" and tokens == 1 and decoded)
+    return True if tokens == 1 else None
+
+
 @dataclass(frozen=True)
 class Pass:
     """One forward pass.
@@ -36,7 +73,8 @@ class Pass:
     Attributes:
         batch: rows.
         tokens: tokens per row in this pass.
-        decode: one token of a sequence that runs already; False is prefill.
+        decode: tokens of a sequence that runs already, one or, where drafts are verified, several; False is prefill,
+            also of a later chunk of a prompt.
         fresh: the first pass of a sequence.
         mask: bool `[B, T]`, True for tokens that are no padding; None if all are.
         cache: the KV cache, or None.

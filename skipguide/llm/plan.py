@@ -19,9 +19,11 @@ class SublayerPlan(SublayerPlanData):
     A left-out sublayer is `h = h * scale` on the residual stream `h [B, T, D]` (AdaSkip, arXiv 2501.02336): its norm
     and its sum are not computed either. Without a scale it is `h`, which is a layer whose output projection is zero.
 
-    A pass is *prefill* when it has more than one token or starts a sequence, and *decode* otherwise. Attention that
-    was left out once stays out for the rest of that sequence, because its keys and values do not exist: in phase
-    `"prefill"` the feed-forwards run again in decode, the attention does not.
+    A pass is *prefill* where it reads a prompt, whole or in chunks, and *decode* after that, whether it has one token
+    or verifies several (assisted decoding). `generate` is asked which; for a loop of one's own, passes of several
+    tokens on a filled cache need `applied.in_phase(...)`. Attention that was left out once stays out for the rest of
+    that sequence, because its keys and values do not exist: in phase `"prefill"` the feed-forwards run again in decode,
+    the attention does not.
 
     Args:
         attn: layers whose attention is left out.
@@ -71,6 +73,8 @@ class SublayerPlan(SublayerPlanData):
 
     def apply(self, model: nn.Module, *, cached: bool = True, everywhere: bool = False) -> AppliedSublayers:
         """Leave the sublayers out from now on, in this thread or task, until `remove()` or the end of the `with`.
+
+        The first pass of the model in another thread, which runs whole, is logged as a warning.
 
         Args:
             model: a causal language model of a known family (`sublayer_map`), or one that can be proven on the spot.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
-from skipguide.config import JsonConfig, layer_tuple
+from skipguide.config import JsonConfig, layer_tuple, number
 from skipguide.errors import SkipError
 
 Phase = Literal["both", "prefill", "decode"]
@@ -57,9 +56,10 @@ class SublayerPlanData(JsonConfig):
 def _pairs(scales: Any) -> Any:
     """A list of pairs as the mapping that it was; anything else is for the plan to refuse."""
     try:
-        return dict(scales)
+        found = dict(scales)
     except (TypeError, ValueError):
         return scales
+    return found if len(found) == len(scales) else scales
 
 
 def sublayer_layers(layers: Iterable[int] | int) -> tuple[int, ...]:
@@ -72,14 +72,11 @@ def check_scales(scales: Mapping[int, float], layers: tuple[int, ...], part: str
     if not isinstance(scales, Mapping):
         raise SkipError(f"expected {part}_scale as a mapping of layers to factors; got {scales!r}")
     out = {}
-    for layer in sorted(layer_tuple(scales)):
-        try:
-            value = float(scales[layer])
-        except (TypeError, ValueError):
-            raise SkipError(f"{part}_scale of layer {layer} is {scales[layer]!r}: expected a number") from None
-        if not math.isfinite(value) or value <= 0:
-            raise SkipError(f"{part}_scale of layer {layer} is {value}: expected a finite positive factor")
+    for layer in sorted(layer_tuple(list(scales))):
+        value = number(scales[layer])
+        if value is None or value <= 0:
+            raise SkipError(f"{part}_scale of layer {layer} is {scales[layer]!r}: expected a finite positive factor")
         if layer not in layers:
             raise SkipError(f"{part}_scale names layer {layer}, whose {part} is not left out (these are: {layers})")
-        out[layer] = value
+        out[layer] = float(value)
     return out

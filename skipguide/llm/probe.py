@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from skipguide.arguments import Arguments, argument_names
 from skipguide.errors import SkipError, UnknownBlockError
 from skipguide.families.language import DecoderLayout
+from skipguide.hosts.accelerate import execution_device
 from skipguide.hosts.kv_cache import CACHE_NAMES, as_argument, cache_of
 from skipguide.llm.passes import evaluating
 from skipguide.llm.plan_data import SublayerPlanData
@@ -164,7 +165,7 @@ def _ids(model: nn.Module, padded: int) -> dict[str, Tensor]:
     ids = torch.randint(size, (2, 8), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[0, :padded] = 0
-    device = next(model.parameters()).device
+    device = execution_device(model)
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 

@@ -17,11 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from skipguide.config import JsonConfig
+from skipguide.config import JsonConfig, as_numbers, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.llm.choose import rank
 
 Part = Literal["attn", "mlp"]
+COSINE = 1.001  # a mean of cosines in single precision may be above 1 by its rounding
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class SublayerStats(JsonConfig):
         model: class of the model that was measured.
 
     Raises:
-        SkipError: for lists of different lengths, and for numbers that are not finite.
+        SkipError: for lists of different lengths, numbers that are not finite, similarities that are no cosines, and
+            scales below 0.
 
     Example:
         >>> stats = SublayerStats((0.9, 0.99), (0.8, 0.95), (1.1, 1.0), (1.2, 1.0))
@@ -61,10 +63,15 @@ class SublayerStats(JsonConfig):
     def __post_init__(self) -> None:
         """Refuse what is no measurement."""
         for name in ("attn_similarity", "mlp_similarity", "attn_scale", "mlp_scale", "block_similarity"):
-            try:
-                values = tuple(float(value) for value in getattr(self, name))
-            except (TypeError, ValueError):
-                raise SkipError(f"expected {name} as a list of numbers; got {getattr(self, name)!r}") from None
+            least, most = (0.0, None) if name.endswith("_scale") else (-COSINE, COSINE)
+            given = getattr(self, name)
+            for layer, value in enumerate(given if isinstance(given, list | tuple) else ()):
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise SkipError(
+                        f"{name} of layer {layer} is {value}: the model produced NaN or inf on what it was measured "
+                        "on; run it in float32 or bfloat16, and look at its outputs first"
+                    )
+            values = as_numbers(name, given, least, most)
             object.__setattr__(self, name, values)
             if name == "block_similarity" and not values:
                 continue
@@ -73,12 +80,7 @@ class SublayerStats(JsonConfig):
                     f"expected one value per layer in every list; got {len(values)} in {name} and "
                     f"{len(self.attn_similarity)} in attn_similarity"
                 )
-            for layer, value in enumerate(values):
-                if not math.isfinite(value):
-                    raise SkipError(
-                        f"{name} of layer {layer} is {value}: the model produced NaN or inf on what it was measured "
-                        "on; run it in float32 or bfloat16, and look at its outputs first"
-                    )
+        normalize_fields(self, {"requests": 1}, {"tokens": 0}, texts=("model",))
 
     @property
     def num_layers(self) -> int:

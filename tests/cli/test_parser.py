@@ -5,7 +5,6 @@ import json
 import shlex
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from PIL import Image
 
 from skipguide import SkipError
 from skipguide.cli import COMMANDS, arguments, build_parser, clip_job, main, models, pipeline_calls
+from skipguide.pipelines.presets import Preset
 
 # The parser of the command line: help, examples, wrong arguments.
 
@@ -99,7 +99,7 @@ def test_models_that_are_none(capsys, tmp_path, monkeypatch):
         "./no/such": "no model './no/such'",
         "file": "file is a file",
         "empty": "no model_index.json",
-        "bad": "model_index.json is not JSON",
+        "bad": "expected JSON in bad/model_index.json",
         "future": "FuturePipeline",
         "other": "it is a single model: only `describe` takes one",
     }.items():
@@ -210,8 +210,8 @@ def test_no_guidance_and_guidance_flags_exclude_each_other(stub, capsys):
 
 
 def test_preset_is_written_down(stub, monkeypatch):
-    preset = SimpleNamespace(layers=(2,), scale=1.25, part="block", formula="stg", source="here")
-    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model: preset)
+    preset = Preset((2,), 1.25, "here")
+    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model, pipe: preset)
     args = {"layers": None, "scale": None, "part": None, "formula": None, "start": 0.5}
     chosen = pipeline_calls.guidance_arguments(argparse.Namespace(**args), stub.pipeline)
     assert chosen == {"layers": [2], "scale": 1.25, "part": "block", "formula": "stg", "start": 0.5}
@@ -229,8 +229,8 @@ def test_a_named_preset_brings_its_settings_and_flags_change_them(stub, monkeypa
     from skipguide.pipelines.presets import NAMED
 
     assert set(arguments.PRESETS) == set(NAMED)
-    preset = SimpleNamespace(layers=(2,), scale=1.25, part="block", formula="stg", source="here")
-    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model: preset)
+    preset = Preset((2,), 1.25, "here")
+    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model, pipe: preset)
     args = argparse.Namespace(preset="frugal", start=None, scale=None)
     chosen = pipeline_calls.guidance_arguments(args, stub.pipeline)
     assert chosen == {"layers": [2], "formula": "stg"} | NAMED["frugal"]
@@ -242,14 +242,12 @@ def test_a_named_preset_brings_its_settings_and_flags_change_them(stub, monkeypa
 
 def test_no_scale_has_to_be_given_where_there_is_none(stub, monkeypatch):
     """formula='uncond' has no third pass to scale, and scale 0 has no layers to name."""
-    preset = SimpleNamespace(layers=(2,), scale=1.25, part="block", formula="stg", source="here")
-    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model: preset)
+    preset = Preset((2,), 1.25, "here")
+    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model, pipe: preset)
     chosen = pipeline_calls.guidance_arguments(argparse.Namespace(formula="uncond"), stub.pipeline)
     assert chosen == {"layers": [2], "scale": 1.0, "part": "block", "formula": "uncond"}
-    assert (
-        pipeline_calls.guidance_arguments(argparse.Namespace(formula="uncond", scale=2.0), stub.pipeline)["scale"]
-        == 2.0
-    )
+    with pytest.raises(SkipError, match="no third pass"):
+        pipeline_calls.guidance_arguments(argparse.Namespace(formula="uncond", scale=2.0), stub.pipeline)
     idle = pipeline_calls.guidance_arguments(argparse.Namespace(scale=0.0, start=0.5), stub.pipeline)
     assert clip_job.in_words(idle) == "scale 0, start 0.5"
 
@@ -266,7 +264,7 @@ def test_no_scale_has_to_be_given_where_there_is_none(stub, monkeypatch):
         ("FluxPipeline", False, "--frames 2", "takes no --frames"),
         ("WanImageToVideoPipeline", True, "", "give it with --image"),
         ("LTXPipeline", True, "--image a.png", "takes no --image"),
-        ("WanImageToVideoPipeline", True, "--image nothing.png", "cannot read the picture nothing.png"),
+        ("WanImageToVideoPipeline", True, "--image nothing.png", "nothing.png is not a readable picture"),
     ],
 )
 def test_flags_of_stock_pipelines(name, video, flags, call):

@@ -154,10 +154,10 @@ def test_models_of_another_kind_are_refused(tmp_path, capsys, unet, plan_net, mo
     (tmp_path / "half" / "config.json").write_text("{")
     (tmp_path / "half" / "model.safetensors").write_bytes(b"nonsense")
     assert segment("--model", tmp_path / "half") == 2
-    assert "is not JSON" in complaint(capsys)
+    assert "expected JSON in" in complaint(capsys)
     (tmp_path / "half" / "config.json").write_text((unet / "config.json").read_text())
     assert segment("--model", tmp_path / "half") == 2
-    assert "is not a saved UNetPlusPlus" in complaint(capsys)
+    assert "model.safetensors; it is damaged" in complaint(capsys)
 
 
 # floor plans

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from skipguide import LostGateError
+from skipguide import LostGateError, active
 from skipguide.active import ActivePlan, active_plans
 from skipguide.gate import gate_of
 from skipguide.stats import Stats
@@ -179,3 +179,16 @@ def test_closed_for_good(frames):
         frame.enter()
     one.close()
     assert active_plans() == (two,) and not one.live and not one.interventions and one.root is None
+
+
+def test_leaving_again_mends_what_an_interrupt_left_between_the_two(frames):
+    """Ctrl-C came when the plan was left but still counted among the active ones; `remove()` is called again."""
+    one, two, _ = frames
+    two.enter()
+    one.enter()
+    (entry,) = one.entries
+    active._ENTERED.set(tuple(each for each in active._ENTERED.get() if each is not entry))
+    assert active_plans() == (two, one)
+    one.leave_all()
+    assert active_plans() == (two,)
+    two.leave()

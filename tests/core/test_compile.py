@@ -10,11 +10,14 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from helpers.versions import traced_plans
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 from skipguide import BlockSpec, Prefix, Skipper, SkipPlan, Sublayer, capture, register_blocks, resume
+from skipguide.gate import Gate
+from skipguide.hosts.compiled import NEEDS_TORCH
 from zoo import BY_NAME, randomise
 
 PLANS = {
@@ -92,6 +95,7 @@ def close(got, expected):
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
 
 
+@traced_plans
 @pytest.mark.parametrize(
     ("name", "how", "parts"),
     [
@@ -128,6 +132,7 @@ def test_on_off_and_on_again(name, how, parts):
         before = graphs
 
 
+@traced_plans
 @pytest.mark.parametrize("how", ["outer", "regional"])
 def test_compiled_while_a_plan_is_on(how):
     case = Compiled("ltx", how)
@@ -149,6 +154,7 @@ def test_compiled_while_a_plan_is_on(how):
     assert case.graphs <= graphs + (how != "outer")
 
 
+@traced_plans
 @pytest.mark.parametrize("how", ["outer", "regional"])
 def test_capture_and_resume_over_several_steps(how):
     """New tensors in every step: one graph for the capturing pass, one for the resumed one."""
@@ -169,6 +175,7 @@ def test_capture_and_resume_over_several_steps(how):
     assert case.graphs <= graphs + 1
 
 
+@traced_plans
 def test_a_window_of_steps_does_not_compile_step_by_step():
     case = Compiled("ltx", "outer").compile()
     plan = SkipPlan([1], start=0.3, stop=0.7)
@@ -180,6 +187,7 @@ def test_a_window_of_steps_does_not_compile_step_by_step():
     assert case.graphs == 2
 
 
+@traced_plans
 def test_a_skipped_block_is_not_in_the_graph():
     """The work is saved inside a compiled model too."""
     sizes = []
@@ -217,6 +225,8 @@ class TinyResidualNet(nn.Module):
         return hidden_states
 
 
+@traced_plans
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_through_inductor():
     torch._dynamo.reset()
@@ -233,3 +243,23 @@ def test_through_inductor():
             with Skipper(model, plan):
                 close(compiled(x), expected)
     assert counters["stats"]["unique_graphs"] == 3 and not counters["graph_break"]
+
+
+def test_with_an_older_torch_the_gated_part_runs_uncompiled(monkeypatch):
+    """Before 2.14 dynamo cannot read which plans hold: the results and the ledger are those of an eager model."""
+    disabled = torch.compiler.disable(Gate.__call__, reason=NEEDS_TORCH)
+    monkeypatch.setattr(Gate, "__call__", disabled)
+    case = Compiled("ltx", "outer")
+    plan = SkipPlan([1]) | SkipPlan([0], "attn")
+    expected, plain = case.expected(plan), case.expected(None)
+    case.target = torch.compile(case.model, backend=case.counter)
+    for _ in range(2):
+        with Skipper(case.target, plan) as skipper:
+            close(case.run(), expected)
+        assert skipper.stats.skips == {"transformer_blocks.1": 1, "transformer_blocks.0.attn1": 1}
+        assert skipper.stats.calls["transformer_blocks.0"] == 1
+        close(case.run(), plain)
+    torch._dynamo.reset()
+    case.target = torch.compile(case.model, backend=case.counter, fullgraph=True)
+    with pytest.raises(Exception, match=r"torch 2\.14 or newer|no compiled frames"), Skipper(case.target, plan):
+        case.run()

@@ -9,11 +9,13 @@ from helpers.native_calls import ltx2_pipe, ltx2_row
 from helpers.residue import traces
 from helpers.tiny_resnet import resnet
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from skipguide import Skipper, SkipPlan, applied_to, remove_from
 from skipguide.active import active_plans
 from skipguide.gate import gate_of
 from skipguide.hosts import attention_backends
+from skipguide.hosts.torch_modes import call_in
 from skipguide.router import Router
 from zoo import BY_NAME
 from zoo.family import randomise
@@ -124,9 +126,7 @@ class Running(Plain):
             with self.handle.running():
                 return self.run()
         finally:
-            skipper, self.handle = self.handle, None
-            skipper.remove()
-            skipper.remove()  # Ctrl-C came into the first
+            self.handle.remove()
 
 
 class Routed(Scene):
@@ -147,7 +147,7 @@ class Routed(Scene):
 
 
 class Masked(Scene):
-    files = (*CORE, "vision/layer_masking/layer_mask.py")
+    files = (*CORE, "vision/layer_masking/layer_mask.py", "hosts/torch_modes.py")
 
     def build(self):
         torch.manual_seed(0)
@@ -167,7 +167,7 @@ class Masked(Scene):
 
 
 class Sublayers(Language):
-    files = (*CORE, "llm/applied.py", "llm/decoder_pass.py")
+    files = (*CORE, "llm/applied.py", "llm/decoder_pass.py", "hosts/generation.py")
 
     def apply(self):
         from skipguide.llm import SublayerPlan
@@ -189,6 +189,29 @@ class Adaptive(Sublayers):
         return self.model.generate(
             self.ids, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
         ).logits[-1]
+
+
+class Speculating(Adaptive):
+    """It stands in for a method of the model, and at no gate between two drafts."""
+
+    files = (*CORE, "llm/speculative/applied.py")
+    slow = ()
+
+    def __init__(self):
+        from skipguide.llm import SublayerPlan
+
+        self.plan = SublayerPlan(mlp=[1])
+        super().__init__()
+
+    def apply(self):
+        from skipguide.llm import SelfSpeculative
+
+        return SelfSpeculative(plan=self.plan, max_draft=2, adaptive=False).apply(self.model)
+
+    def act(self):
+        """Called `with ...apply(model):`, as in a notebook: the handle is gone after an interrupt."""
+        with self.apply():
+            return torch.zeros(0)  # what it decodes is what the model decodes: only beginning and ending are looked at
 
 
 class Watched(Sublayers):
@@ -261,7 +284,9 @@ class Reused(Scene):
         return PrefixReuse().apply(self.pipe)
 
 
-SCENES = [Plain, Rows, JointIdentity, Running, Routed, Masked, Sublayers, Adaptive, Watched, Guided, Reused]
+SCENES = [
+    *(Plain, Rows, JointIdentity, Running, Routed, Masked, Sublayers, Adaptive, Speculating, Watched, Guided, Reused),
+]
 NAMES = [scene.__name__ for scene in SCENES]
 
 
@@ -284,7 +309,14 @@ def sweep(scene, files, visits):
     return done
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SCENES if kind not in (Running, Adaptive, Reused)])
+SWEPT = [
+    pytest.param(kind, id=kind.__name__, marks=[pytest.mark.slow] if kind is Guided else [])
+    for kind in SCENES
+    if kind not in (Running, Adaptive, Reused)
+]
+
+
+@pytest.mark.parametrize("kind", SWEPT)
 def test_an_interrupt_at_each_line(kind):
     files = kind.files if kind is Plain else [file for file in kind.files if file not in CORE]
     assert sweep(kind(), files, "first") > 10
@@ -299,3 +331,27 @@ def test_an_interrupt_at_each_line_of_prefix_reuse():
 @pytest.mark.parametrize("kind", SCENES, ids=NAMES)
 def test_an_interrupt_at_each_line_of_each_driver(kind):
     assert sweep(kind(), (*kind.files, *kind.slow), "all") > 50
+
+
+@pytest.mark.parametrize("left", [-1, 0, 1, 2])
+def test_a_mode_of_torch_that_an_interrupt_lost_or_left(left):
+    """Ctrl-C while torch has taken the mode off its stack, or put it there: it is Ctrl-C that is raised."""
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    def call():
+        if left < 0:
+            torch._C._pop_torch_function_stack()
+        for _ in range(left):
+            Mode().__enter__()
+        raise KeyboardInterrupt
+
+    with Mode():
+        before = torch._C._len_torch_function_stack()
+        with pytest.raises(KeyboardInterrupt):
+            call_in(Mode(), call)
+        assert torch._C._len_torch_function_stack() == before
+        assert call_in(Mode(), torch.ones, 2).tolist() == [1, 1]
+    assert not torch._C._len_torch_function_stack()

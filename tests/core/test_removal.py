@@ -1,14 +1,18 @@
 """Removal: whoever ends takes away what is its own, any number of times, and ends nobody else's."""
 
+import gc
+
 import pytest
 import torch
 from helpers.residue import Watch
 
-from skipguide import Skipper, SkipPlan
+from skipguide import Skipper, SkipPlan, remove_from
 from skipguide.active import active_plans
-from skipguide.gate import Installation, gate_of
+from skipguide.gate import Gate, Installation, gate_of, installed_gates
+from skipguide.pipelines import SpatiotemporalSkipGuidance
 from skipguide.router import Router
 from zoo import BY_NAME
+from zoo.pipes import BY_PIPE
 
 
 @pytest.fixture
@@ -116,3 +120,51 @@ def test_a_gate_counts_each_user_once():
     assert "forward" in module.__dict__
     two.remove()
     assert "forward" not in module.__dict__ and not gate.users
+
+
+# -- Ctrl-C while `with ...apply(...)` ends: nobody has the handle
+
+
+def interrupted(monkeypatch, owner, name, at):
+    """Ctrl-C when a method is called for the time `at`, once; gives the calls so far."""
+    method, calls = getattr(owner, name), [0]
+
+    def replaced(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == at:
+            raise KeyboardInterrupt
+        return method(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, replaced)
+    return calls
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+@pytest.mark.parametrize("name", ["remove", "_stand_back", "_holders"])
+def test_guidance_is_gone_after_an_interrupt_of_its_end(name, at, monkeypatch):
+    case = BY_PIPE["ltx"]
+    pipe = case.build()
+    plain = case.run(pipe, 1, True)
+    applied = SpatiotemporalSkipGuidance([1]).apply(pipe)
+    with pytest.raises(KeyboardInterrupt), applied:
+        calls = interrupted(monkeypatch, Gate, name, at)
+    assert calls[0] > at and applied.pipe is None
+    assert not installed_gates(pipe.transformer.modules())
+    assert torch.equal(case.run(pipe, 1, True), plain)
+
+
+def test_gates_that_nobody_wants_go_with_the_rest(watch):
+    """Their handle was dropped between two interrupts: they pass calls on, until somebody tidies up."""
+    skipper = Skipper(watch.model, SkipPlan([1]))
+    skipper.install()
+    del skipper
+    gc.collect()
+    assert installed_gates(watch.model.modules()) and torch.equal(watch.run(), watch.plain)
+    kept = Skipper(watch.model, SkipPlan([1]))
+    kept.install()
+    assert remove_from(watch.model) == []
+    with kept.running():
+        assert not torch.equal(watch.run(), watch.plain), "others' stay"
+    kept.remove()
+    assert remove_from(watch.model) == [] and not installed_gates(watch.model.modules())
+    watch.same()

@@ -298,6 +298,10 @@ def test_deepcopy_during_and_after(family):
         skipped = watch.run()
         clone = copy.deepcopy(watch.model)
         no_gates(clone)
+        assert all(
+            set(module.__dict__) == set(twin.__dict__) - {"forward"} and "forward" not in module.__dict__
+            for module, twin in zip(clone.modules(), watch.model.modules(), strict=True)
+        ), "nor any attribute of theirs"
         assert torch.equal(watch.run(clone), watch.plain), "the plan is on the model, not on its copy"
         assert torch.equal(watch.run(), skipped)
     for copied in (clone, copy.deepcopy(watch.model)):

@@ -11,7 +11,7 @@ from torch import nn
 from skipguide import SkipError, Skipper, SkipPlan, find_blocks
 from skipguide.prefix import Prefix
 from skipguide.router import Router
-from skipguide.skipper import resume
+from skipguide.skipper import capture, resume
 from zoo import BY_NAME
 
 # A prefix: what a pass captured, for some rows, filled from another and let go of.
@@ -88,3 +88,24 @@ def test_blocks_that_are_called_without_their_model_count_as_calls():
         model.layer1(x)
         model.layer2(x)
     assert skipper.stats.skipped_fraction == pytest.approx(1 / 3)
+
+
+def test_a_plan_may_leave_out_the_block_that_is_resumed():
+    """What lies before it does not run, so no plan can leave it out; the block itself and later ones may be."""
+    family = BY_NAME["ltx"]
+    model, inputs = family.build(), family.inputs(2)
+    captured = Prefix(2)
+    with capture(model, captured):
+        family.run(model, inputs)
+    with Skipper(model, SkipPlan([2])):
+        expected = family.run(model, inputs)
+    with Skipper(model, SkipPlan([2]), resume=captured):
+        assert torch.equal(family.run(model, inputs), expected)
+    with pytest.raises(SkipError, match="skips block 1, which does not run when resuming from block 2"):
+        Skipper(model, SkipPlan([1, 2]), resume=captured)
+
+
+@pytest.mark.parametrize("rows", [[0], 0, None, (0, 1)])
+def test_rows_of_a_prefix_are_a_slice(rows):
+    with pytest.raises(SkipError, match="expected a slice of the batch"):
+        prefix().select(rows, 3)

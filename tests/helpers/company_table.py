@@ -6,6 +6,7 @@
 import pickle
 import types
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import diffusers
@@ -194,6 +195,13 @@ def by_hand(make, run):
         MODELS["wan"].run(pipe.transformer, MODELS["wan"].inputs(1))
 
 
+def in_two_threads(make, run):
+    pipe = make("wan")
+    with Stg([1]).apply(pipe), ThreadPoolExecutor(1) as other:
+        pipe.transformer.proj_out.register_forward_pre_hook(lambda *args: other.submit(run, "wan", pipe).result())
+        run("wan", pipe)
+
+
 def stateful(make, run):
     pipe = make("ltx")
     keep_state(pipe.transformer, ("transformer_blocks",))
@@ -364,6 +372,13 @@ APART = (
         "is it called by something that is not a pipeline",
         "`Skipper`, or `remove()` first",
         by_hand,
+    ),
+    Apart(
+        "One pipeline in two threads at once",
+        "two threads run this WanPipeline at once",
+        "one call at a time, or each thread its own pipeline and scheduler: "
+        "`from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler))`",
+        in_two_threads,
     ),
 )
 

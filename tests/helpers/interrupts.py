@@ -36,8 +36,12 @@ class LineTrace:
 
     def _call(self, frame, event, arg):
         name = frame.f_code.co_filename
+        if frame.f_code.co_name == "__del__":  # runs whenever garbage is collected, and nobody sees what it raises
+            return None
         if name not in self.files:  # the package's links lead to the same files under another name
-            resolved = _RESOLVED.setdefault(name, str(Path(name).resolve()) if name.endswith(".py") else name)
+            resolved = _RESOLVED.get(name)
+            if resolved is None:  # asking the file system at each call would take most of the time
+                resolved = _RESOLVED[name] = str(Path(name).resolve()) if name.endswith(".py") else name
             if resolved not in self.files:
                 return None
             self.files[name] = self.files[resolved]

@@ -7,9 +7,10 @@ import torch
 from helpers import llm_zoo
 from helpers.call_counter import CallCounter
 from helpers.llm_zoo import CACHE
+from helpers.versions import traced_plans
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
-from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from skipguide.llm import SublayerPlan
 
@@ -42,6 +43,7 @@ def close(one, other):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
+@traced_plans
 @pytest.mark.parametrize("name", ["llama"])
 def test_one_graph_for_all_steps_and_both_ways_of_the_switch(name):
     torch._dynamo.reset()
@@ -63,6 +65,20 @@ def test_one_graph_for_all_steps_and_both_ways_of_the_switch(name):
     with plan.apply(model):
         close(decode(model, step), skipped)
     assert counter.frame_count - before == first and not counters["graph_break"]
+
+
+def test_a_prompt_that_is_read_compiled_is_a_prompt():
+    """A decode plan on a compiled model left nothing out, and said nothing."""
+    torch._dynamo.reset()
+    model = llm_zoo.BY_NAME["llama"].build(num_hidden_layers=2)
+    plan = SublayerPlan(mlp=[1], phase="decode")
+    compiled, found = torch.compile(model, backend="eager"), []
+    for call in (model, compiled):
+        cache = DynamicCache(config=model.config)
+        with plan.apply(model):
+            call(IDS, **{CACHE: cache})
+            found.append(call(IDS[:, :1], **{CACHE: cache}).logits)
+    torch.testing.assert_close(*found, atol=2e-5, rtol=1e-4)
 
 
 def test_a_decoded_token_takes_few_calls():

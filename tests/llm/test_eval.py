@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from skipguide import SkipError
 from skipguide.llm import AdaSkip, SelfSpeculative, SublayerPlan, UnifiedSkip
-from skipguide.llm.lm_eval import NAME, PolicyLM, load_policy, register
+from skipguide.llm.lm_eval import NAME, PolicyLM, load_policy, main, policy_among, register
 
 IDS = torch.arange(1, 17)[None]
 
@@ -106,10 +106,44 @@ def test_policies_by_name(tmp_path):
 
 def test_registration_with_the_harness(harness):
     assert register() is harness[NAME]
-    lm = harness[NAME](policy="unified", policy_settings='{"phase": "both"}', pretrained="any")
+    lm = harness[NAME](policy="unified", policy_phase="both", pretrained="any")
     expected = PolicyLM(StubHFLM(), UnifiedSkip(phase="both"))
     assert lm.loglikelihood([IDS]) == expected.loglikelihood([IDS])
     assert lm.generate_until([IDS]) == expected.generate_until([IDS])
+
+
+def cut_at_commas(text):
+    """As the harness reads `model_args` that are one text."""
+    return {key: value for key, _, value in (each.partition("=") for each in text.split(","))}
+
+
+def test_settings_in_the_harnesss_arguments(tmp_path):
+    stats = AdaSkip.calibrate(tiny(), [IDS])
+    stats.save_json(tmp_path / "stats.json")
+    given = cut_at_commas(f"pretrained=any,policy=adaskip,policy_phase=both,policy_stats={tmp_path / 'stats.json'}")
+    assert policy_among(given | {"policy_count": 3}) == (AdaSkip(count=3), stats)
+    given |= {"policy_settings": {"count": 2, "online": False}}
+    with pytest.raises(SkipError, match=r"one by one \(phase\) or all in policy_settings"):
+        policy_among(dict(given))
+    del given["policy_phase"]
+    assert policy_among(given) == (AdaSkip(count=2, online=False), stats)
+    assert given == {"pretrained": "any"}, "the rest is the harness's"
+
+
+@pytest.mark.parametrize("settings", ['{"speedup":1.5,"phase":"both"}', '{"speedup": 1.5, "phase": "both"}'])
+def test_json_that_the_harness_cut_at_its_commas(settings):
+    with pytest.raises(SkipError, match=r"policy_speedup=1\.5,policy_phase=both"):
+        policy_among(cut_at_commas(f"pretrained=any,policy=unified,policy_settings={settings}"))
+
+
+def test_the_harnesss_command_knows_the_model(harness, monkeypatch):
+    """Its registry is of one process: `lm_eval run --model skipguide-hf` alone cannot find it."""
+    command = ModuleType("lm_eval.__main__")
+    command.cli_evaluate = lambda: called.append(NAME in harness)
+    called = []
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", command)
+    main()
+    assert called == [True]
 
 
 def test_without_the_harness(monkeypatch):

@@ -135,3 +135,26 @@ def test_a_drafter_by_a_plan_of_the_core():
     assert torch.equal(spec.generate(model, **CALL), model.generate(**CALL))
     with pytest.raises(SkipError, match="leaves nothing out"):
         SelfSpeculative(plan=SkipPlan())
+
+
+def test_a_little_too_slow_is_told_after_a_window_of_rounds_and_not_before():
+    """Drafting of which little is accepted could reach 0.99 of the plain speed: no reason to stop until all is seen."""
+    controller = Controller(patience=6, warmup=1)
+    controller.plain_step(1.0)
+    for count in range(1, 7):
+        assert not controller.off, count
+        controller.round([0.5], 0, 0.15, 1.1)
+    assert controller.off and 0.85 < controller._best()[1] < 1
+
+
+def test_drafting_is_tried_again_after_twice_as_long_each_time():
+    controller, waited = Controller(retry=3, warmup=1), []
+    controller.plain_step(1.0)
+    for _ in range(4):
+        while not controller.off:
+            controller.round([0.9] * 4, 0, 2.4, 1.1)
+        waited.append(0)
+        while controller.next_length() == 0:
+            controller.plain_step(1.0)
+            waited[-1] += 1
+    assert waited == [3, 6, 12, 24]

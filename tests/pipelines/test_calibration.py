@@ -5,12 +5,33 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from skipguide.errors import SkipError
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
-from skipguide.pipelines import calibrate
+from skipguide.pipelines import calibrate, calibration
 from skipguide.pipelines.calibration import own_call
+from skipguide.pipelines.sampling.predictions import first
 from zoo.pipes import BY_PIPE
+from zoo.pipes_image import IMAGE_PIPES
+
+
+@pytest.mark.parametrize("name", ["zimage", "latte"])
+def test_the_rows_of_each_branch_are_told_apart(name, monkeypatch):
+    """Z-Image puts the conditional rows first, the others last."""
+    case = next(each for each in (*IMAGE_PIPES, *BY_PIPE.values()) if each.name == name)
+    pipe, seen, outputs = case.build(), [], []
+    measured = calibration.measure_skip
+    monkeypatch.setattr(
+        calibration, "measure_skip", lambda c, k, u, grid: seen.append((c, u)) or measured(c, k, u, grid)
+    )
+    call = {"guidance_scale": 4.0} | case.call_kwargs(1, True)
+    pipe.transformer.register_forward_hook(lambda module, args, out: outputs.append(first(out)))
+    calibrate(pipe, [None], parts=["block"], levels=1, call=call | {"num_inference_steps": 1})
+    upper, lower = outputs[0].chunk(2)
+    c, u = (upper, lower) if name == "zimage" else (lower, upper)
+    assert not torch.equal(c, u) and seen
+    assert all(torch.equal(one, c) and torch.equal(other, u) for one, other in seen)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import diffusers
 import pytest
 import torch
 from helpers.company_table import APART, text
+from helpers.versions import newest_diffusers
 
 from skipguide import SkipError, UnknownBlockError, find_blocks
 from skipguide.families.described import FAMILIES
@@ -44,6 +45,7 @@ def exported(kind, modules=("diffusers",)):
     return found
 
 
+@newest_diffusers
 @pytest.mark.parametrize(
     ("found", "described", "refused"),
     [
@@ -65,12 +67,14 @@ def test_everything_in_diffusers_is_described_or_refused(found, described, refus
     assert all(len(reason) > REASON and reason == reason.strip(" .") for reason in refused.values())
 
 
+@newest_diffusers
 def test_every_described_model_is_proven():
     proven = {type(family.make()).__name__ for family in ZOO}
     assert proven == DESCRIBED
     assert len(proven) >= 25
 
 
+@newest_diffusers
 def test_every_described_pipeline_is_tested():
     assert {type(make()).__name__ for make in MAKERS} == set(PIPELINES)
 
@@ -89,6 +93,7 @@ def test_the_reason_is_what_the_user_sees():
         SpatiotemporalSkipGuidance([1]).apply(object())
 
 
+@newest_diffusers
 def test_the_tables_are_those_of_the_data():
     """`python -m demos.support_table` writes them, and they are in one place."""
     supported = (ROOT / "pipelines" / "SUPPORTED.md").read_text(encoding="utf-8")

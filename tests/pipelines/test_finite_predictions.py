@@ -8,7 +8,7 @@ import torch
 from helpers.guider_calls import step
 
 from skipguide import SkipError
-from skipguide.pipelines import SkipGuider
+from skipguide.pipelines import SkipGroup, SkipGuider
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from zoo import modular
@@ -60,6 +60,62 @@ def test_each_pass_of_each_later_step(name, cfg, number, which):
             case.run(pipe, cfg=cfg)
         assert torch.equal(case.run(pipe, cfg=cfg), expected), "the next call is whole"
     assert applied.stats.passes
+
+
+SETTINGS = [
+    {},
+    {"rescale": 0.7},
+    {"apg": 0.0, "apg_norm": 1.0},
+    {"every": 2},
+    {"prefix_reuse": False},
+    {"part": "attn"},
+    {"start": 0.0, "stop": 0.5},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("name", ["ltx", "wan", "flux"])
+def test_the_first_skipped_pass_is_looked_at_right_away(name, settings):
+    """NaN in nothing but the first skipped prediction: the run ends there, and says which layers were left out."""
+    case = BY_PIPE[name]
+    pipe = case.build()
+    with Stg([LAYER], **settings).apply(pipe):
+        spoiled = Spoiled(pipe.transformer, 1)
+        with pytest.raises(SkipError, match=rf"the prediction without layers \[{LAYER}\] is not finite: skip others"):
+            case.run(pipe, cfg=name != "flux")
+        assert spoiled.calls == 2, "no further pass was run"
+
+
+def test_the_skipped_pass_of_each_group():
+    case = BY_PIPE["ltx"]
+    for number, layer in ((1, 1), (2, 2)):  # passes that begin alike run one after the other, the longer first
+        pipe = case.build()
+        with Stg(groups=[SkipGroup([1]), SkipGroup([2])]).apply(pipe):
+            Spoiled(pipe.transformer, number)
+            with pytest.raises(SkipError, match=r"the prediction without layers \[(1|2)\] is not finite") as error:
+                case.run(pipe)
+        assert f"[{layer}]" in str(error.value)
+
+
+class SpoiledRows(Spoiled):
+    """NaN in the last row alone: that of a skipped pass in one batch with the others."""
+
+    def __call__(self, module, args, out):
+        self.calls += 1
+        if self.calls - 1 == self.at:
+            out = out.clone()
+            out[-1] = self.value
+        return out
+
+
+@pytest.mark.parametrize(("number", "says"), [(0, r"without layers \[2\] is not finite"), (1, "from step 1 .*without")])
+def test_a_skipped_row_in_one_batch_with_the_others(number, says):
+    case = BY_PIPE["ltx"]
+    pipe = case.build()
+    with Stg([LAYER], tail="batched").apply(pipe):
+        SpoiledRows(pipe.transformer, number)
+        with pytest.raises(SkipError, match=says):
+            case.run(pipe)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e30])
@@ -138,6 +194,30 @@ def test_another_error_is_not_hidden():
 
     with pytest.raises(KeyboardInterrupt), Stg([LAYER]).apply(pipe):
         case.run(pipe, callback_on_step_end=fail)
+
+
+def test_what_failed_in_another_way_is_not_told_of_twice():
+    """NaN at one step, and a pass of the next one fails: the error has been seen, and the next call is a new one."""
+    case = BY_PIPE["wan"]
+    pipe = case.build()
+    with Stg([LAYER]).apply(pipe):
+        expected = case.run(pipe)
+        Spoiled(pipe.transformer, 3)
+        hook = pipe.transformer.proj_out.register_forward_pre_hook(FailsAt(6))
+        with pytest.raises(RuntimeError, match="out of luck"):
+            case.run(pipe)
+        hook.remove()
+        assert torch.equal(case.run(pipe), expected)
+
+
+class FailsAt:
+    def __init__(self, at):
+        self.left = at
+
+    def __call__(self, module, args):
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("out of luck")
 
 
 def test_nothing_is_read_before_the_last_step(monkeypatch):

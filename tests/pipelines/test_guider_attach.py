@@ -5,7 +5,7 @@ import torch
 from diffusers.modular_pipelines.wan.modular_blocks_wan import WanCoreDenoiseStep
 
 from skipguide import SkipError
-from skipguide.pipelines import SkipGuider
+from skipguide.pipelines import SkipGuider, calibrate
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from zoo import modular
 from zoo.pipes import BY_PIPE
@@ -58,6 +58,20 @@ def test_what_is_no_pipeline_or_has_no_such_guider_is_refused():
     ):
         SkipGuider([1]).attach(pipe, "guider_2")
     assert isinstance(pipe.blocks, WanCoreDenoiseStep)
-    for other in (BY_PIPE["wan"].build().transformer, None, "wan"):
+    for other in (BY_PIPE["wan"].build().transformer, None, "wan", type(pipe)):
         with pytest.raises(SkipError, match="pass the pipeline"):
             SkipGuider([1]).attach(other)
+
+
+def test_every_entry_that_takes_a_pipeline_says_so():
+    """A denoiser, nothing, a class or a name instead: one short sentence, not the list of all pipelines."""
+    pipe = BY_PIPE["wan"].build()
+    model = pipe.transformer
+    others = {"a WanTransformer3DModel": model, "None": None, "the class WanPipeline": type(pipe), "a str": "wan"}
+    for got, other in others.items():
+        for entry in (Stg([1]).apply, Stg([1]).cost, calibrate, SkipGuider([1]).attach):
+            with pytest.raises(SkipError, match=f"expected a pipeline .*; got {got}.*: pass the pipeline") as error:
+                entry(other)
+            assert len(str(error.value)) < 200
+    with pytest.raises(SkipError, match="is not described"):
+        Stg([1]).apply(object())

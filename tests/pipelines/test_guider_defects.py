@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.guider_calls import predictions, step
 from helpers.stg_reference import close
+from helpers.versions import traced_plans
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from skipguide import NoEffectError, SkipError, find_blocks
@@ -156,6 +157,7 @@ def test_i_the_window_includes_its_start():
     assert sum(active) in (0, 1)  # 0 in 0.42.1
 
 
+@traced_plans
 @pytest.mark.parametrize("how", ["whole", "repeated blocks"])
 def test_i_the_compiled_model_is_not_compiled_again_at_every_step(how):
     """i: the built-in registers and removes its hooks at every step, and each time the graphs are invalid."""

@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry, attention_backend
+from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 from helpers.residue import traces
 from helpers.stg_reference import close
 
@@ -80,6 +81,23 @@ def test_another_attention_is_noticed():
         family.run(model, inputs)
     with Skipper(model, SkipPlan([1])):
         assert torch.isfinite(family.run(model, inputs)).all()
+
+
+def test_a_picture_that_a_block_looks_at_too_is_refused_by_name():
+    """An IP-Adapter adds attention from the image to its picture inside the block, which is no self-attention."""
+    family = BY_NAME["flux"]
+    model = family.build()
+    attention = model.transformer_blocks[1].attn
+    attention.set_processor(FluxIPAdapterAttnProcessor(attention.inner_dim, 6, (3,)))
+    inputs = family.inputs(2) | {"joint_attention_kwargs": {"ip_hidden_states": [torch.randn(2, 3, 6)]}}
+    says = r"self-attention.* queries and 3 keys of something else, such as an IP-Adapter's .*unload_ip_adapter"
+    with pytest.raises(SkipError, match=says), Skipper(model, SkipPlan([1], "attn_identity")):
+        family.run(model, inputs)
+    with Skipper(model, SkipPlan([0], "attn_identity")):
+        assert torch.isfinite(family.run(model, inputs)).all(), "another block has no such picture"
+    for part in ("attn", "block"):
+        with Skipper(model, SkipPlan([1], part)):
+            assert torch.isfinite(family.run(model, inputs)).all()
 
 
 @contextlib.contextmanager

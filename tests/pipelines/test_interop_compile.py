@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 from helpers.residue import agrees
+from helpers.versions import traced_plans
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from skipguide import find_blocks
@@ -48,6 +49,7 @@ def test_compiled_blocks(case):
     assert torch.equal(case.run(pipe), plain)
 
 
+@traced_plans
 @cases
 def test_compiled_model(case):
     eager = case.build()
@@ -148,6 +150,7 @@ def compiled(pipe, how, backend):
         pipe.transformer.compile(backend=backend)
 
 
+@traced_plans
 @pytest.mark.parametrize(
     ("name", "how", "backend", "settings"),
     [

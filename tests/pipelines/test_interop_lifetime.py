@@ -199,8 +199,14 @@ def test_a_reload_inside_the_block_is_reported(caplog):
 def test_a_copy_of_a_pipeline_under_guidance_is_plain(case):
     pipe = case.build()
     plain = case.run(pipe)
+    stock = copy.deepcopy(pipe.transformer)
     with Stg([1]).apply(pipe):
         clone = copy.deepcopy(pipe.transformer)
+        whole = copy.deepcopy(pipe)
+    for copied in (clone, whole.transformer):
+        for module, twin in zip(copied.modules(), stock.modules(), strict=True):
+            assert set(module.__dict__) == set(twin.__dict__)
+    assert torch.equal(case.run(whole), plain)
     other = case.build(seed=5)
     other.transformer = clone
     assert torch.equal(case.run(other), plain)

@@ -39,7 +39,7 @@ from zoo.pipes import BY_PIPE, MODELS
         ({"layers": torch.tensor([False, True])}, "whole numbers"),
         ({"layers": float("nan")}, "whole numbers|one or several"),
         ({"layers": {"transformer": []}}, "empty"),
-        ({"layers": [1], "start": None}, "start"),
+        ({"layers": [1], "start": "0"}, "start"),
         ({"layers": [1], "stop": "1"}, "start"),
         ({"layers": [1], "cfg_interval": 0.5}, "pair"),
         ({"layers": [1], "cfg_interval": ("a", "b")}, "fractions"),

@@ -118,6 +118,17 @@ def test_the_reserve_ends_with_an_orbit_that_is_not_finite():
         orbit = orbit + (orbit.square() + 1 - orbit)
     made = [at + 1 for at, z in enumerate(points) if any(torch.equal(z, one) for one in reserved)]
     assert made[:4] == [1, 2, 9, 12] and made[-1] <= 27
+    assert all(bool(torch.isfinite(z).all()) for z in points), "no evaluation is spent on an orbit that is lost"
+
+
+def test_a_row_that_is_lost_goes_back_with_half_the_step():
+    """From 0 a whole step leads to where the residual is a hundred times larger, half a step to the solution."""
+
+    def cell(z):
+        return torch.where(z < 0.75, 1 - z, z - 100)
+
+    found = fixed_point(cell, torch.zeros(3, 1), "anderson", 1e-6, 3)
+    assert found.converged and found.evaluations == 3 and found.z.unique().tolist() == [0.5]
 
 
 @pytest.mark.parametrize("gain", [0.95, 1.3, 3.0])

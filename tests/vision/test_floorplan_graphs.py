@@ -1,6 +1,10 @@
 """Layout graphs: through networkx and back, joined, refused; their convolution equals dense algebra."""
 
+import copyreg
+import pickle
+
 import networkx
+import numpy as np
 import pytest
 import torch
 from helpers.dispatched import Dispatched
@@ -11,6 +15,7 @@ from hypothesis import strategies as st
 from skipguide.errors import SkipError
 from skipguide.vision import GraphConv
 from skipguide.vision.floorplan import GraphBatch, LayoutGraph
+from skipguide.vision.floorplan.graph_files import read_graph
 
 
 def test_bad_graphs():
@@ -58,6 +63,12 @@ def test_bad_graphs():
 def test_numbers_of_a_graph_are_whole(arguments):
     with pytest.raises(SkipError, match="whole numbers"):
         LayoutGraph(*arguments)
+
+
+def test_a_room_is_not_connected_with_itself():
+    graph = LayoutGraph([0, 1], [[0, 0, 1], [0, 1, 1]], [1, 2, 0])
+    assert graph.edges.tolist() == [[0], [1]] and graph.edge_types.tolist() == [2]
+    assert LayoutGraph([0], [[0], [0]]).edges.shape == (2, 0)
 
 
 def test_two_connections_between_two_rooms_survive_networkx():
@@ -170,3 +181,62 @@ def test_graph_conv_counts_many_neighbours_in_low_precision():
     found = conv.bfloat16()(x.bfloat16(), edges)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, atol=0.03 * float(expected.abs().max()), rtol=0.0)
+
+
+def attributed(values):
+    graph = networkx.Graph()
+    for room, value in enumerate(values):
+        graph.add_node(room, zoning_type=value, centroid=np.array([0.5, 1.0]), area=np.float32(3), big=np.bool_(True))
+    graph.add_edge(0, 1, connectivity=np.str_("door"))
+    return graph
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_graph_files_of_every_protocol_and_with_numpys_attributes(protocol, tmp_path):
+    path = tmp_path / "g.pickle"
+    for values in ((0, 2), (np.int64(0), np.int64(2)), ("Zone1", "Zone3"), (np.array(0), np.array([2]))):
+        for graph in (attributed(values), networkx.MultiGraph(attributed(values))):
+            path.write_bytes(pickle.dumps(graph, protocol))
+            found = read_graph(path)
+            assert found.zones.tolist() == [0, 2] and found.edges.tolist() == [[0], [1]]
+
+
+class Evil:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_graph_files_run_no_code_in_any_protocol(protocol, tmp_path):
+    path, mark = tmp_path / "g.pickle", tmp_path / "ran"
+    for evil in (
+        Evil(mark.touch),
+        Evil(eval, f"open({str(mark)!r}, 'w')"),
+        Evil(copyreg._reconstructor, Evil, dict, {}),
+    ):
+        graph = networkx.Graph()
+        graph.add_node(0, zoning_type=0, more=evil)
+        path.write_bytes(pickle.dumps(graph, protocol))
+        with pytest.raises(SkipError, match="graph file"):
+            read_graph(path)
+    assert not mark.exists()
+
+
+def test_node_link_dicts_are_graphs_and_other_things_are_named():
+    graph = attributed((0, 2))
+    for name in ("edges", "links"):
+        data = networkx.node_link_data(graph, edges=name)
+        found = LayoutGraph.from_networkx(data)
+        assert found.zones.tolist() == [0, 2] and found.edges.tolist() == [[0], [1]]
+    for wrong, message in (
+        ({}, "node-link dict"),
+        ({"nodes": [{"zoning_type": 1}], "edges": []}, "node-link dict"),
+        ({"nodes": [{"id": 0, "zoning_type": 1}], "edges": [{"source": 0, "target": 7, "connectivity": "door"}]}, "7"),
+        (None, "got NoneType"),
+        ("plan.pickle", "MSDFolder reads files"),
+    ):
+        with pytest.raises(SkipError, match=message):
+            LayoutGraph.from_networkx(wrong)

@@ -1,6 +1,7 @@
 """Floor plans: files of the data set, made-up plans, regions by flood fill, and pictures."""
 
 import pickle
+import sys
 
 import networkx
 import numpy as np
@@ -25,6 +26,7 @@ from skipguide.vision.floorplan import (
     generate_plan,
     preprocess,
     save_submission,
+    submission_image,
     write_plan,
 )
 from skipguide.vision.floorplan.generate import PROGRAMMES
@@ -42,8 +44,8 @@ def test_preprocess_channels():
     assert image[:, 2, 2].tolist() == [pytest.approx(128 / 255), 0, 0]  # wall
     assert image[:, 3, 3].tolist() == [0, 0, 1]  # inside
     for bad, message in (
-        (np.zeros((0, 4)), r"structure \[H, W\] or \[H, W, C\]; got \(0, 4\)"),
-        (np.zeros(3), r"structure \[H, W\] or \[H, W, C\]; got \(3,\)"),
+        (np.zeros((0, 4)), r"structure of numbers \[H, W\] or \[H, W, C\]; got float64 \(0, 4\)"),
+        (np.zeros(3), r"structure of numbers \[H, W\] or \[H, W, C\]; got float64 \(3,\)"),
         (np.full((3, 3), -1), r"0 \(wall\) to 255; got -1.* to -1"),
         (np.full((3, 3), np.nan), r"0 \(wall\) to 255; got nan to nan"),
         (np.full((3, 3), 300), r"0 \(wall\) to 255; got 300.* to 300"),
@@ -156,6 +158,51 @@ def test_a_graph_file_runs_no_code(tmp_path, capsys):
     graph.nodes[0]["zoning_type"] = np.int64(3)
     path.write_bytes(pickle.dumps(graph))
     assert read_graph(path).zones.tolist() == [3, 1, 2]
+
+
+def deep():
+    made = []
+    for _ in range(3000):
+        made = [made]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("zone", "connection"),
+    [(True, "door"), (10**30, "door"), (1e30, "door"), (float("nan"), "door"), ("Zone" + "9" * 30, "door"),
+     (deep(), "door"), (0, ["door"]), (0, deep()), (0, None), (b"Zone1", "door")],
+    ids=lambda value: repr(value)[:12] if not isinstance(value, list) else "list",
+)  # fmt: skip
+def test_graph_files_with_wrong_types(zone, connection, tmp_path):
+    graph = networkx.Graph()
+    graph.add_node("a", zoning_type=zone)
+    graph.add_node("b", zoning_type=1)
+    graph.add_edge("a", "b", connectivity=connection)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(50_000)
+    try:
+        (tmp_path / "g.pickle").write_bytes(pickle.dumps(graph))
+    finally:
+        sys.setrecursionlimit(limit)
+    with pytest.raises(SkipError, match=r"g\.pickle") as error:
+        read_graph(tmp_path / "g.pickle")
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("values", [[True, False], np.array([True]), [1 + 0j], deep(), [10**30]], ids=range(5))
+def test_zones_of_another_kind(values):
+    with pytest.raises(SkipError, match="expected zones as whole numbers"):
+        LayoutGraph(values)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "U1", "bool", "M8[s]", [("x", "f4")]], ids=str)
+@pytest.mark.parametrize("read", [preprocess, to_classes])
+def test_arrays_of_another_kind(read, dtype):
+    with pytest.raises(SkipError, match="numbers"):
+        read(np.zeros((4, 4), dtype))
+    for shape in ((4, 4, 0), (0, 4), (4,), (1, 4, 4, 3)):
+        with pytest.raises(SkipError, match=r"\[H, W\]"):
+            read(np.zeros(shape))
 
 
 def test_submission(tmp_path):
@@ -298,3 +345,20 @@ def test_picture_has_rooms_names_and_legend():
         draw_plan(torch.rand(3, 3))
     with pytest.raises(SkipError, match="expected classes"):
         draw_plan(plan.target[None])  # classes of a batch are no logits
+
+
+def test_nan_is_not_drawn_as_bedrooms():
+    logits = torch.full((11, 8, 8), torch.nan)
+    for draw in (submission_image, draw_plan):
+        with pytest.raises(SkipError, match="finite logits; got NaN"):
+            draw(logits)
+
+
+def test_inverted_walls_are_noticed():
+    structure = np.full((32, 32), 255)
+    structure[4:28, 4:28] = 0
+    structure[5:27, 5:27] = 255
+    assert preprocess(structure)[1].mean() > 0.3, "the outside is found"
+    with pytest.raises(SkipError, match=r"9\d % is wall.*255 - structure"):
+        preprocess(255 - structure)
+    assert preprocess(structure[4:28, 4:28]).shape == (3, 24, 24), "cut along its outer walls"

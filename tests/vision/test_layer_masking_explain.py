@@ -337,7 +337,7 @@ def test_explain_says_what_is_wrong(tmp_path, monkeypatch, capsys):
     Path("text.png").write_text("no picture")
     cases = {
         "no file": ["nowhere.png"],
-        "not a picture": ["text.png"],
+        "not a readable picture": ["text.png"],
         "no model 'resnet51'": [image, "--model", "resnet51"],
         "grid:N": [image, "--segments", "grid"],
         "ends in .png": [image, "-o", "out.jpg"],

@@ -10,6 +10,7 @@ from torch import nn
 from skipguide.errors import SkipError
 from skipguide.vision import LayerMask, masked_forward
 from skipguide.vision.layer_masking import BASELINES, FILLS
+from skipguide.vision.layer_masking import fill as filling
 from skipguide.vision.layer_masking.fill import fill, fill_frame, fill_weights
 from skipguide.vision.layer_masking.masks import grow, rectangle_of, windows
 from zoo import masking
@@ -128,3 +129,48 @@ def test_every_fill_is_under_one_interface(model, images, keep):
     with torch.no_grad():
         answers = {name: masked_forward(model, name)(keep, images) for name in FILLS}
     assert len({tuple(a.flatten().tolist()) for a in answers.values()}) == len(FILLS) == 8
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7, 9), (2, 70, 56, 56), (1, 1, 1, 4), (2, 3, 5, 2), (1, 2, 4, 1)])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_filling_part_by_part_is_filling(shape, rows, monkeypatch):
+    """A large activation goes through the cache in parts, which changes nothing; hidden values are not read."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=g)
+    mask = torch.rand(rows if shape[0] > 1 else 1, 1, *shape[2:], generator=g) > 0.6
+    for rounds in (1, 2, 3):
+        weights = [w.float() for w in filling.fill_weights(mask, rounds)]
+        expected = filling._fill_whole(x * mask, weights)
+        for part in (2**20, 3000):
+            monkeypatch.setattr(filling, "PART", part)
+            found = filling.fill(x, weights, mask.float())
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+            assert torch.equal(filling.fill(x + 7 * ~mask, weights, mask.float()), found)
+            turned = (x * mask).transpose(2, 3).contiguous().transpose(2, 3)
+            torch.testing.assert_close(filling.fill(turned, weights), expected, atol=1e-5, rtol=1e-5)
+            learning = x.clone().requires_grad_()
+            filled = filling.fill(learning, weights, mask.float())
+            torch.testing.assert_close(filled, expected, atol=1e-5, rtol=1e-5)
+            (grad,) = torch.autograd.grad(filled.sum(), learning)
+            assert torch.equal(grad, mask.float().expand(shape).contiguous()), "through what is visible only"
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (5, 2, 2), (5, 1, "same")])
+@torch.no_grad()
+def test_depthwise_convolutions_of_filled_parts_are_those_of_the_whole(kernel, stride, padding, monkeypatch):
+    torch.manual_seed(0)
+    middle = nn.Conv2d(40, 40, kernel, stride, padding, groups=40)
+    model = nn.Sequential(nn.Conv2d(3, 40, 1), nn.ReLU6(), middle, nn.ReLU(), nn.Conv2d(40, 4, 1)).eval()
+    images = torch.randn(2, 3, 24, 30)
+    cells = torch.rand(2, 1, 4, 5) > 0.5
+    box = torch.zeros(1, 1, 24, 30, dtype=torch.bool)
+    box[..., 4:13, 9:20] = True
+    for keep in (cells.repeat_interleave(6, 2).repeat_interleave(6, 3), box, ~box):
+        for crop in (True, False):
+            forward = masked_forward(model, crop=crop)
+            expected = forward(keep, images)
+            with monkeypatch.context() as patch:
+                patch.setattr(filling, "PART", 3000)
+                found = forward(keep, images)
+                torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+                assert torch.equal(forward(keep, images.masked_fill(~keep, 9.0)), found)

@@ -77,3 +77,30 @@ def test_a_network_given_as_a_module_comes_back_with_one(tmp_path):
     assert torch.equal(again(images), net(images))
     with pytest.raises(SkipError, match="not those of a SkipNet"):
         SkipNet.from_pretrained(tmp_path, backbone=skipnet("resnet38").backbone)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"encoder": "nosuch"}, "no usable features for 'nosuch'"),
+        ({"encoder": "timm/resnet10t"}, "no usable features for 'timm/resnet10t'"),
+        ({"encoder": "local-dir:/not/there"}, "no usable features for 'local-dir:/not/there'"),
+        ({"encoder": "hf-hub:not/there"}, "no usable features for 'hf-hub:not/there'"),
+        ({"encoder": 5}, "expected encoder as None or the name"),
+        ({"encoder": None}, "not those of a"),
+        ({"encoder_args": {"pretrained": True}}, "encoder_args has pretrained, which the encoder sets itself"),
+        ({"encoder_args": {"in_chans": 1}}, "encoder_args has in_chans"),
+        ({"encoder_args": {"checkpoint_path": "/not/there"}}, "no usable features"),
+        ({"encoder_args": ["a"]}, "expected encoder_args as a mapping"),
+        ({"encoder_args": {"nosuch": 1}}, "no usable features .* 'nosuch'"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("net", [UNetPlusPlus, FloorPlanNet])
+def test_an_encoder_that_is_not_there(net, change, says, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    net("resnet10t", depth=1, widths=(4, 6)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(SkipError, match=f"(?s){says}"):
+        net.from_pretrained(tmp_path)

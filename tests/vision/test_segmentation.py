@@ -147,3 +147,30 @@ def test_overlay_paints_the_mask():
     assert picture.getpixel((5, 4)) == (150, 50, 50)
     with pytest.raises(SkipError, match="9x12"):
         overlay(Image.new("L", (12, 9)), mask.T)
+
+
+@pytest.mark.parametrize("wrong", [255.0, -1.0, math.nan, 2.0])
+def test_targets_out_of_range_have_no_loss_and_no_score(wrong):
+    """A perfect prediction of a mask of 0 and 255 has the loss -6351."""
+    target = torch.zeros(1, 1, 4, 4)
+    target[..., :2] = wrong
+    logits = torch.where(target != 0, 50.0, -50.0)
+    with pytest.raises(SkipError, match=r"from 0 .* to 1"):
+        bce_dice_loss(logits, target)
+    with pytest.raises(SkipError, match="target of 0 and 1"):
+        MaskMeter(1).update(logits, target)
+    with pytest.raises(SkipError, match="threshold"):
+        overlay(Image.new("RGB", (4, 4)), target[0, 0])
+    whole = (target != 0).to(torch.uint8)
+    assert bce_dice_loss(logits, whole).item() == pytest.approx(0, abs=1e-5)
+    assert torch.isfinite(bce_dice_loss(logits, whole / 2)), "shares are targets too"
+
+
+def test_nan_is_not_scored_as_the_first_class():
+    target = torch.zeros(1, 4, 4, dtype=torch.long)
+    with pytest.raises(SkipError, match="NaN"):
+        ClassMeter(3).update(torch.full((1, 3, 4, 4), torch.nan), target)
+    with pytest.raises(SkipError, match=r"logits \[N, 3, H, W\]"):
+        ClassMeter(3).update(torch.zeros(1, 2, 4, 4), target)
+    with pytest.raises(SkipError, match="whole numbers"):
+        ClassMeter(3).update(target, torch.full((1, 4, 4), torch.nan))

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from helpers.contraction import ALL, Cell
+from helpers.traced import traced
 from torch import nn
 
 from skipguide.errors import SkipError
@@ -278,3 +279,69 @@ def test_too_little_memory_is_no_bad_input():
     for deq in (SkipDEQ(full), SkipDEQ(torch.add, full)):
         with pytest.raises(torch.OutOfMemoryError):
             deq(torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("solver", ALL)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.double])
+def test_converged_means_the_same_in_every_dtype(solver, dtype):
+    """A residual of 200 has no square in float16, and one of 1e-4 has none either."""
+    for size in (400.0, 2e-3) if dtype.itemsize == 2 else (1e20, 400.0, 2e-3, 1e-30):
+        x = torch.full((1, 4), size, dtype=dtype)
+        with torch.no_grad():
+            z, info = SkipDEQ(lambda z, x: 0.5 * z + x, solver=solver, tol=1e-2, budget=200)(x)
+        assert info.converged and info.evaluations > 1, (size, info)
+        assert z.dtype is dtype and info.residuals.dtype is torch.promote_types(dtype, torch.float32)
+        torch.testing.assert_close(z.double() / size, torch.full((1, 4), 2.0).double(), atol=0.05, rtol=0)
+        measured = (0.5 * z + x - z).double().norm() / (0.5 * z + x).double().norm()
+        assert info.residual == pytest.approx(float(measured), rel=1e-3, abs=1e-9) and measured <= 1e-2
+
+
+def test_small_steps_of_float16_are_not_taken_for_none():
+    z, info = SkipDEQ(lambda z, x: 0.9 * z + 0.001 * x, solver="picard", budget=200)(torch.ones(1, 4).half())
+    assert info.converged and info.residual > 0
+    torch.testing.assert_close(z.float(), torch.full((1, 4), 0.01), atol=2e-4, rtol=0)
+
+
+def test_losses_in_float16_do_not_overflow():
+    z, guess = torch.full((1, 2), 300.0).half(), torch.zeros(1, 2).half()
+    assert skip_loss(z, guess, "mse").item() == 90000
+    weight = torch.full((1,), 300.0).half()
+    found = jacobian_penalty(lambda z, x: weight * z, z, z)
+    assert torch.isfinite(found) and found > 0
+
+
+def test_an_unconverged_residual_is_that_of_what_is_returned():
+    """Plain steps go past the end, so that a correction may be worse than the point before it, or better."""
+
+    def cell(z, x):
+        return z + torch.sin(3 * z) - 1.2 + x
+
+    x = torch.zeros(4, 1, dtype=torch.double)
+    guess = torch.tensor([[0.1], [0.3], [0.5], [0.9]], dtype=torch.double)
+    for budget in (2, 3, 5, 8):
+        with pytest.warns(ConvergenceWarning):
+            z, info = SkipDEQ(cell, lambda _: guess, solver="picard", tol=1e-6, budget=budget)(x)
+        value = cell(z, x)
+        torch.testing.assert_close(info.residuals, ((value - z) / value).abs()[:, 0])
+    with pytest.warns(ConvergenceWarning):
+        info = SkipDEQ(cell, lambda _: guess, tol=1e-6, budget=1)(x)[1]
+    assert math.isnan(info.residual), "a correction that nothing measured"
+
+
+def test_tracing_exporting_and_functional_transforms_are_refused():
+    deq = SkipDEQ(lambda z, x: torch.tanh(0.5 * z + x))
+    x = torch.ones(2, 3)
+    with pytest.raises(SkipError, match="export the cell"):
+        traced(lambda x: deq(x)[0], x)
+    with pytest.raises(SkipError, match=r"transforms of torch\.func"):
+        torch.func.vmap(lambda x: deq(x[None])[0])(x)
+    with pytest.raises(SkipError, match=r"transforms of torch\.func"):
+        torch.func.grad(lambda x: deq(x)[0].sum())(x)
+    with pytest.raises(Exception, match="export the cell"):
+        torch.export.export(deq, (x,))
+
+
+def test_an_input_of_another_dtype_gets_a_hint_about_dtypes():
+    layer = nn.Linear(3, 3)
+    with pytest.raises(SkipError, match=r"convert one of them, x\.float\(\)"):
+        SkipDEQ(lambda z, x: torch.tanh(layer(z) + x))(torch.ones(2, 3).double())

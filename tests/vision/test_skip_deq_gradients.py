@@ -159,3 +159,39 @@ def test_a_cell_that_ignores_its_state():
     assert weight.grad.item() == 2
     z, _ = SkipDEQ(lambda z, x: x)(torch.ones(1, 2))
     assert not z.requires_grad
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_gradients_of_float16_are_solved_to_the_tolerance(scale):
+    """z = w z + x: dz/dx = 1 / (1 - w), with cotangents whose squares float16 does not hold."""
+    weight = torch.full((1,), 0.5, dtype=torch.float16, requires_grad=True)
+    x = torch.full((1, 4), 1.0, dtype=torch.float16, requires_grad=True)
+    z, info = SkipDEQ(lambda z, x: weight * z + x, tol=1e-3)(x)
+    (scale * z).sum().backward()
+    assert info.backward_converged and info.backward_residual <= 1e-3
+    torch.testing.assert_close(x.grad.float(), torch.full((1, 4), 2 * scale), rtol=1e-2, atol=0)
+    torch.testing.assert_close(weight.grad.float(), torch.full((1,), 16 * scale), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_gradient_that_is_not_finite_passes_as_through_any_layer(coupled):
+    """GradScaler looks for it after its first, too large scale, and leaves the step out."""
+    layer = nn.Linear(3, 3)
+    nn.init.orthogonal_(layer.weight, gain=0.5)
+    x = torch.randn(2, 3, requires_grad=True)
+    z, info = SkipDEQ(lambda z, x: torch.tanh(layer(z) + x), tol=1e-5, coupled=coupled)(x)
+    z.backward(torch.tensor([[1.0, 1.0, 1.0], [1.0, torch.inf, 1.0]]))
+    assert not torch.isfinite(layer.weight.grad).all() and not torch.isfinite(x.grad[1]).all()
+    assert info.backward_converged is False and info.backward_residual == float("inf")
+    if not coupled:
+        expected = x.detach()[:1].requires_grad_()
+        SkipDEQ(lambda z, x: torch.tanh(layer(z) + x), tol=1e-5)(expected)[0].sum().backward()
+        torch.testing.assert_close(x.grad[:1], expected.grad, atol=1e-4, rtol=1e-3)
+
+
+def test_a_backward_product_beyond_float16_passes_on_too():
+    x = torch.full((1, 2), 1.0, dtype=torch.float16, requires_grad=True)
+    weight = torch.full((1,), 0.5, dtype=torch.float16, requires_grad=True)
+    z, info = SkipDEQ(lambda z, x: weight * z + x, tol=1e-2)(x)
+    z.backward(torch.full((1, 2), 6e4, dtype=torch.float16))
+    assert torch.isinf(x.grad).all() and info.backward_converged is False

@@ -13,7 +13,7 @@ def test_data_that_cannot_be_meant():
     t = tuner()
     for ask, message in (
         (lambda: t.predict([]), "at least one image"),
-        (lambda: t.predict(torch.rand(2, 3, 16, 16)), r"\[3, H, W\] of one image"),
+        (lambda: t.predict(torch.rand(2, 3, 16, 16)), r"\[3, 16, 16\] of one image"),
         (lambda: t.evaluate((images(2), ["pink moon"] * 2), ["purple rain"]), "'purple rain'; the data has none"),
         (lambda: t.evaluate((images(2), [0.5, 1.0])), "whole numbers"),
     ):

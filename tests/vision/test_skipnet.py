@@ -2,12 +2,14 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torchvision
+from helpers.replicas import replica_of
 from helpers.tiny_skipnet import TINY, residue, tiny
 from torch import nn
 
@@ -271,3 +273,22 @@ def test_gates_need_maps():
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=16, depth=2, num_heads=2)
     with pytest.raises(SkipError, match='use gate="rnn"'):
         SkipNet(vit, gate="ff1", image_size=(3, 32, 32))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_replicas_of_data_parallel_have_gates_of_their_own(training):
+    """The published code trains so: one replica a GPU, each in its thread."""
+    net = tiny().train(training)
+    images = torch.randn(6, 3, 16, 16)
+    halves = images.split(3)
+    expected = [net(half, return_gates=True) for half in halves]
+    before = residue(net)
+    replicas = [replica_of(net) for _ in halves]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda pair: pair[0](pair[1], return_gates=True), zip(replicas, halves, strict=True)))
+    assert residue(net) == before
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    if training:
+        sum(logits.sum() for logits, _ in found).backward()
+        assert all(p.grad is not None for p in net.gates.proj.parameters())

@@ -134,13 +134,13 @@ def published(net, kind):
 
 
 @pytest.mark.parametrize("gate", ["rnn", "ff1", "ff2"])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module.module."])
 def test_cifar_checkpoints_come_back(gate, prefix, tmp_path):
     net = tiny(gate, blocks=[1, 2, 2], widths=[4, 6, 8])
     state = {prefix + key: value for key, value in published(net, gate).items()}
     x = torch.randn(3, 3, 16, 16)
     path = tmp_path / "model_best.pth.tar"
-    torch.save({"iter": 1, "arch": "x", "state_dict": state, "best_prec1": 1.0}, path)
+    torch.save({"iter": 1, "arch": "x", "model": state, "best_prec1": 1.0}, path)
     save_file({k: v.clone() for k, v in state.items()}, tmp_path / "m.safetensors")
     for source in (state, {"state_dict": state}, path, str(tmp_path / "m.safetensors")):
         found = SkipNet.from_reference_checkpoint(source)
@@ -182,10 +182,14 @@ def test_damaged_checkpoints_are_refused(tmp_path):
         (tmp_path / "no.pth", "cannot read"),
         (tmp_path / "no.safetensors", "cannot read"),
         (tmp_path / "absent.pth", "cannot read"),
+        (tmp_path / "whole.pth", r"cannot read .*whole pickled model.*state_dict\(\)"),
+        (state | {f"module.{key}": value for key, value in state.items()}, "twice, once with a prefix"),
     ]
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "whole.pth")
     for source, words in cases:
-        with pytest.raises(SkipError, match=words):
+        with pytest.raises(SkipError, match=words) as caught:
             SkipNet.from_reference_checkpoint(source)
+        assert "weights_only" not in str(caught.value), "torch's advice to run what the file holds is not passed on"
     with pytest.raises(SkipError, match="gates of kind"):
         SkipNet.from_reference_checkpoint(state, gate="rnn")
 
@@ -202,3 +206,9 @@ def test_weights_that_cannot_be_downloaded(monkeypatch):
     monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", offline)
     with pytest.raises(SkipError, match=r"weights of resnet18 are not on this machine.*no network"):
         skipnet("resnet18", num_classes=1000, pretrained=True)
+
+
+def test_a_network_that_was_traced_into_one_graph_is_refused():
+    traced = torch.fx.symbolic_trace(torchvision.models.resnet18(num_classes=4).eval())
+    with pytest.raises(SkipError, match=r"do not run as modules.*before"):
+        SkipNet(traced)

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, TensorDataset
 from demos.skipnet.wires import turn_and_recolour
 from skipguide import SkipError
 from skipguide.vision import SkipNet
+from skipguide.vision.skipnet.evaluate import evaluate
 from skipguide.vision.skipnet.objectives import Reinforce, budget_loss, cumulative_rewards, reinforce_loss
 from skipguide.vision.skipnet.train import TrainConfig, train
 
@@ -272,3 +273,22 @@ def test_the_budget_counts_what_is_above_its_target():
     assert budget_loss(gates, 0.5).item() == 0.25
     assert budget_loss(gates, 0.8).item() == 0.0
     assert budget_loss(gates, 0.0, torch.tensor([3.0, 1.0])).item() == pytest.approx((1 + 0.25) / 2)
+
+
+def test_labels_that_are_no_classes_train_nothing_and_say_so():
+    images, labels = data().tensors
+    config = TrainConfig(steps=2, batch_size=8)
+    expected = train(tiny(), data(), config)
+    for dtype in (torch.int32, torch.uint8):
+        assert train(tiny(), TensorDataset(images, labels.to(dtype)), config) == expected
+    classes = tiny()(images[:1]).shape[1]
+    for wrong, message in (
+        (torch.full_like(labels, -100), f"labels 0 to {classes - 1}.*got -100"),
+        (labels + classes, f"labels 0 to {classes - 1}"),
+        (labels.float(), "whole numbers, one for each image; got torch.float32"),
+        (torch.nn.functional.one_hot(labels), "whole numbers, one for each image"),
+    ):
+        with pytest.raises(SkipError, match=message):
+            train(tiny(), TensorDataset(images, wrong), config)
+    with pytest.raises(SkipError, match="whole numbers"):
+        evaluate(tiny().eval(), images, labels.float())

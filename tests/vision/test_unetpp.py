@@ -207,12 +207,14 @@ def published(model):
 @pytest.mark.parametrize("deep", [True, False])
 @pytest.mark.parametrize("widths", [(4, 6), (4, 6, 8), (4, 5, 6, 7, 8)])
 @torch.no_grad()
-def test_every_depth_in_every_form(widths, deep):
+def test_every_depth_in_every_form(widths, deep, tmp_path):
     torch.manual_seed(0)
     model = UNetPlusPlus(classes=2, deep_supervision=deep, widths=widths).eval()
     state, images = published(model), torch.rand(1, 3, 32, 16)
     old = {key: value for key, value in state.items() if "num_batches" not in key}  # of torch before 0.4
-    for form in (state, {f"module.{key}": value for key, value in state.items()}, {"state_dict": state}, old):
+    wrapped = {f"module._orig_mod.module.{key}": value for key, value in state.items()}
+    torch.save({"epoch": 3, "model": state}, tmp_path / "model.pth")
+    for form in (state, wrapped, {"state_dict": state}, old, tmp_path / "model.pth", str(tmp_path / "model.pth")):
         again = UNetPlusPlus.from_reference_checkpoint(form)
         assert torch.equal(again.run(images).logits, model.run(images).logits)
 
@@ -276,3 +278,11 @@ def test_bad_input():
 def test_bad_settings(arguments, message):
     with pytest.raises(SkipError, match=message), torch.device("meta"):
         UNetPlusPlus(**arguments)
+
+
+def test_one_image_that_shrank_to_a_pixel_cannot_be_normalised_in_training():
+    model = UNetPlusPlus(widths=(4, 6, 8))
+    with pytest.raises(SkipError, match=r"more than one value per channel.*model\.eval\(\)"):
+        model(torch.rand(1, 3, 4, 4))
+    assert model(torch.rand(2, 3, 4, 4))[-1].shape == model.eval()(torch.rand(2, 3, 4, 4))[-1].shape
+    assert torch.isfinite(model(torch.rand(1, 3, 4, 4))[-1]).all()

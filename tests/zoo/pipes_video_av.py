@@ -2,6 +2,7 @@
 
 import functools
 
+import diffusers
 import torch
 from torch import Tensor, nn
 
@@ -139,3 +140,5 @@ AUDIO_PIPES = (
         lone=False,
     ),
 )
+if not hasattr(diffusers, "Kandinsky6TI2VAPipeline"):  # older than 0.42
+    AUDIO_PIPES = tuple(case for case in AUDIO_PIPES if not case.name.startswith("kandinsky6"))

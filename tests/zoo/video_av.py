@@ -191,7 +191,7 @@ MINIMAX_BLOCK = BlockKind("h", {"attn": ("attn.to_out.0",), "mlp": ("ff.net.2",)
 LTX2_STACK = {"transformer_blocks": (3, ltx2_block(values.SelfValues))}
 GATED_STACK = {"transformer_blocks": (3, ltx2_block(GatedValues))}
 
-VIDEO_AUDIO = (
+VIDEO_AUDIO: tuple[Family, ...] = (
     Family("ltx2", ltx2, ltx2_inputs, numbered(LTX2_STACK), thin=True),
     Family("ltx2_gated", ltx2_gated, ltx2_inputs, numbered(GATED_STACK), thin=True),
     Family(
@@ -216,3 +216,5 @@ VIDEO_AUDIO = (
         thin=True,
     ),
 )
+if not hasattr(diffusers, "Kandinsky6Transformer3DModel"):  # older than 0.42
+    VIDEO_AUDIO = tuple(family for family in VIDEO_AUDIO if family.name != "kandinsky6")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from skipguide.config import LARGEST, is_one_of, native, number
 from skipguide.errors import SkipError
+from skipguide.vision.recording import is_recorded
 
 EDGE_TYPES = ("door", "entrance", "passage")
 
@@ -71,10 +75,11 @@ class LayoutGraph:
 
     @classmethod
     def from_networkx(cls, graph: Any, zone: str = "zoning_type", connection: str = "connectivity") -> Self:
-        """Read a networkx graph, or anything with its `nodes(data=True)` and `edges(data=True)`.
+        """Read a networkx graph, anything with its `nodes(data=True)` and `edges(data=True)`, or its node-link dict.
 
         Args:
-            graph: rooms in any order and under any name.
+            graph: rooms in any order and under any name; as a dict what `networkx.node_link_data` gives and JSON holds,
+                `{"nodes": [{"id": ...}], "edges": [{"source": ..., "target": ...}]}` ("links" in older versions).
             zone: node attribute with the zone: a whole number, or a text that ends in one and counts from 1 ("Zone1").
             connection: edge attribute with one of `EDGE_TYPES`.
 
@@ -82,17 +87,20 @@ class LayoutGraph:
             SkipError: if an attribute is missing or unknown; a connection to a room that was never added shows as a
                 room without a zone.
         """
-        nodes = list(graph.nodes(data=True))
+        nodes, edges = _nodes_and_edges(graph)
         place = {name: at for at, (name, _) in enumerate(nodes)}
         zones, pairs, types = [], [], []
         for name, data in nodes:
             if data.get(zone) is None:
-                raise SkipError(f"room {name!r} has no {zone!r}: was it only named by a connection?")
+                raise SkipError(f"room {shown(name)} has no {zone!r}: was it only named by a connection?")
             zones.append(_zone(data[zone]))
-        for one, other, data in graph.edges(data=True):
-            kind = str(data.get(connection))
-            if kind not in EDGE_TYPES:
-                raise SkipError(f"expected {connection!r} out of {EDGE_TYPES} on {one!r}-{other!r}; got {kind!r}")
+        for one, other, data in edges:
+            if missing := [end for end in (one, other) if end not in place]:
+                raise SkipError(f"a connection leads to {shown(missing[0])}, which is no room of the graph")
+            kind = data.get(connection)
+            if not is_one_of(kind, EDGE_TYPES):
+                ends = f"{shown(one)}-{shown(other)}"
+                raise SkipError(f"expected {connection!r} out of {EDGE_TYPES} on {ends}; got {shown(kind)}")
             pairs.append((place[one], place[other]))
             types.append(EDGE_TYPES.index(kind))
         return cls(torch.tensor(zones), torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T, torch.tensor(types))
@@ -117,13 +125,41 @@ class LayoutGraph:
         return graph
 
 
+def shown(value: Any) -> str:
+    """A value in an error: a file may hold one that is nested without end."""
+    return reprlib.repr(value)
+
+
+def _nodes_and_edges(graph: Any) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any, Any]]]:
+    """Names and attributes of the rooms, and both ends and attributes of the connections."""
+    if isinstance(graph, Mapping):
+        rows: Any = graph.get("nodes")
+        links: Any = graph.get("edges", graph.get("links"))
+        try:
+            nodes = [(row["id"], row) for row in rows]
+            return nodes, [(link["source"], link["target"], link) for link in links]
+        except (TypeError, KeyError) as error:
+            raise SkipError(
+                'expected a node-link dict, {"nodes": [{"id": ...}], "edges": [{"source": ..., "target": ...}]}; got '
+                f"one with {sorted(map(str, graph))[:5]}: networkx.node_link_data writes it"
+            ) from error
+    if not (callable(getattr(graph, "nodes", None)) and callable(getattr(graph, "edges", None))):
+        hint = "; skipguide.vision.floorplan.MSDFolder reads files" if isinstance(graph, str | Path) else ""
+        raise SkipError(f"expected a networkx graph or its node-link dict; got {type(graph).__name__}{hint}")
+    return list(graph.nodes(data=True)), list(graph.edges(data=True))
+
+
 def _whole(values: Any, what: str) -> Tensor:
     """As int64; cutting off a fraction would name another room."""
     try:
         found = torch.as_tensor(values)
+        if found.is_complex():
+            raise TypeError
         whole = found.long()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise SkipError(f"expected {what} as whole numbers; got {values!r}") from error
+        raise SkipError(f"expected {what} as whole numbers; got {shown(values)}") from error
+    if found.dtype is torch.bool and found.numel():
+        raise SkipError(f"expected {what} as whole numbers; got truths")
     if found.is_floating_point() and bool((whole != found).any()):
         raise SkipError(f"expected {what} as whole numbers; got {found.tolist()}")
     return whole
@@ -132,16 +168,16 @@ def _whole(values: Any, what: str) -> Tensor:
 def _zone(value: Any) -> int:
     if isinstance(value, str):
         digits = value.lower().removeprefix("zone").strip()
-        if not digits.isdecimal() or int(digits) < 1:
-            raise SkipError(f"expected a zone as a number, or as 'Zone1' and up; got {value!r}")
+        if not digits.isdecimal() or len(digits) > 9 or int(digits) < 1:
+            raise SkipError(f"expected a zone as a number, or as 'Zone1' and up; got {shown(value)}")
         return int(digits) - 1
-    try:
-        whole = int(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise SkipError(f"expected a zone as a whole number; got {value!r}") from error
-    if whole != value:
-        raise SkipError(f"expected a zone as a whole number; got {value!r}")
-    return whole
+    if hasattr(value, "__array__"):  # of NumPy, with or without an axis; a list of one is no number
+        array = native(value)
+        value = array[0] if isinstance(array, list) and len(array) == 1 else array
+    found = number(value)
+    if found is None or int(found) != found or abs(found) > LARGEST:
+        raise SkipError(f"expected a zone as a whole number; got {shown(value)}")
+    return int(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +226,10 @@ class GraphBatch:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
+# So that a batch is an input of an exported net, like a tensor.
+torch.export.register_dataclass(GraphBatch)
+
+
 class GraphConv(nn.Module):
     """Graph convolution with symmetric normalisation: `D^-1/2 (A + I) D^-1/2 X W + b` (Kipf and Welling, 2017).
 
@@ -236,7 +276,7 @@ class GraphConv(nn.Module):
         # In float32 at least: bfloat16 cannot count beyond 256 neighbours, nor add up their messages.
         wide = torch.promote_types(x.dtype, torch.float32)
         counts = (source != target).to(wide)  # 0 for loops; a mask as an index would wait for a GPU
-        degree = torch.ones(len(x), dtype=wide, device=x.device).index_add(0, target, counts)
+        degree = torch.ones(x.shape[0], dtype=wide, device=x.device).index_add(0, target, counts)
         scale = degree.rsqrt()
         by_type = torch.einsum("rf,tfo->tro", x, self.weight)  # the last matrix is that of the loop
         kind = torch.zeros_like(source) if self.edge_types is None or edge_type is None else edge_type
@@ -248,12 +288,12 @@ class GraphConv(nn.Module):
         for name, given in (("x", x), ("edge_index", edge_index), ("edge_type", edge_type)):
             if not isinstance(given, Tensor) and (name != "edge_type" or given is not None):
                 raise SkipError(f"expected {name} as a tensor; got {type(given).__name__}")
-        if x.ndim != 2 or x.shape[1] != inputs or len(x) == 0:
+        if x.ndim != 2 or x.shape[1] != inputs or x.shape[0] == 0:
             raise SkipError(f"expected node features [R, {inputs}] of at least one node; got {tuple(x.shape)}")
         if edge_index.ndim != 2 or len(edge_index) != 2 or edge_index.dtype != torch.long:
             raise SkipError(f"expected edge_index [2, E] of int64; got {edge_index.dtype} {tuple(edge_index.shape)}")
-        low, high = _span(edge_index)
-        if not 0 <= low <= high < len(x):
+        low, high = (0, 0) if is_recorded() else _span(edge_index)
+        if not 0 <= low <= high < x.shape[0]:
             raise SkipError(f"edge_index names nodes up to {high}, from {low} on; there are {len(x)}, counted from 0")
         if self.edge_types is None:
             return
@@ -261,6 +301,8 @@ class GraphConv(nn.Module):
             raise SkipError("this layer has edge types: pass edge_type, one for each edge")
         if edge_type.dtype not in (torch.long, torch.int32):
             raise SkipError(f"expected edge types as whole numbers; got {edge_type.dtype}")
+        if is_recorded():
+            return
         low, high = _span(edge_type)
         if not 0 <= low <= high < self.edge_types:
             raise SkipError(f"expected edge types 0..{self.edge_types - 1}; got {sorted(set(edge_type.tolist()))}")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from skipguide.errors import SkipError
 from skipguide.files import replacing
-from skipguide.vision.floorplan.graph import LayoutGraph
+from skipguide.vision.floorplan.graph_files import read_graph
 from skipguide.vision.floorplan.plan import BACKGROUND, CLASSES, IGNORE, Plan, as_classes
 from skipguide.vision.floorplan.regions import outside
 
@@ -42,7 +42,7 @@ def preprocess(structure: NDArray[Any], gap: int = 0) -> Tensor:
         Floats `[3, H, W]` in 0..1: outside with the walls at one half, outside, and the structure as it came.
 
     Raises:
-        SkipError: for another shape, an empty array, values outside 0..255, or a mask of 0 and 1.
+        SkipError: for another shape, an empty array, values outside 0..255, a mask of 0 and 1, or inverted walls.
 
     Example:
         >>> walls = np.full((5, 5), 255); walls[1:4, 1:4] = 0; walls[2, 2] = 255
@@ -50,9 +50,9 @@ def preprocess(structure: NDArray[Any], gap: int = 0) -> Tensor:
         [1, 0, 0, 0, 1]
     """
     values = np.asarray(structure)
+    if values.ndim not in (2, 3) or values.size == 0 or values.dtype.kind not in "iuf":
+        raise SkipError(f"expected a structure of numbers [H, W] or [H, W, C]; got {values.dtype} {values.shape}")
     values = values[..., 0] if values.ndim == 3 else values
-    if values.ndim != 2 or values.size == 0:
-        raise SkipError(f"expected a structure [H, W] or [H, W, C]; got {np.shape(structure)}")
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
         raise SkipError(f"expected structure values 0 (wall) to 255; got {values.min()} to {values.max()}")
     if 0 < values.max() < 128:
@@ -62,6 +62,12 @@ def preprocess(structure: NDArray[Any], gap: int = 0) -> Tensor:
     if gap < 0:
         raise SkipError(f"expected a gap of at least 0; got {gap}")
     walls = values < 128
+    frame = np.concatenate([walls[0], walls[-1], walls[:, 0], walls[:, -1]])
+    if frame.all() and walls.mean() > 0.5 and not walls.all():
+        raise SkipError(
+            f"expected 0 on walls and 255 elsewhere; here {100 * walls.mean():.0f} % is wall, all of the border too: "
+            "if the picture is inverted (white walls), pass 255 - structure"
+        )
     around = outside(walls, gap)
     channels = np.stack([np.where(walls, 128, np.where(around, 255, 0)), np.where(around, 255, 0), values])
     return torch.from_numpy(channels.astype(np.float32) / 255)
@@ -70,51 +76,15 @@ def preprocess(structure: NDArray[Any], gap: int = 0) -> Tensor:
 def to_classes(full_out: NDArray[Any]) -> Tensor:
     """`[H, W]` of our classes from the data set's; openings become `IGNORE`, left out of loss and measure."""
     values = np.asarray(full_out)
+    if values.ndim not in (2, 3) or values.size == 0 or values.dtype.kind not in "iuf":
+        raise SkipError(f"expected classes as numbers [H, W] or [H, W, C]; got {values.dtype} {values.shape}")
     values = values[..., 0] if values.ndim == 3 else values
     table = np.full(MSD_BACKGROUND + 1, IGNORE, dtype=np.int64)
     table[:BACKGROUND] = np.arange(BACKGROUND)
     table[MSD_BACKGROUND] = BACKGROUND
-    if values.ndim != 2 or values.size == 0 or not np.isin(values, np.arange(len(table))).all():
+    if not np.isin(values, np.arange(len(table))).all():
         raise SkipError(f"expected classes 0..{MSD_BACKGROUND} of shape [H, W]; got {np.shape(full_out)}")
     return torch.from_numpy(table[values.astype(np.int64)])
-
-
-class _GraphUnpickler(pickle.Unpickler):
-    """Loads networkx' classes and plain data only, because a pickle could run any code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        plain = {"builtins": {"set", "frozenset", "complex", "slice", "range"}, "collections": {"OrderedDict"}}
-        top = module.split(".")[0]
-        arrays = {"_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer"}
-        networks = {"Graph", "DiGraph", "MultiGraph", "NodeView", "EdgeView", "AdjacencyView"}
-        if (
-            name in plain.get(module, ())
-            or (top == "numpy" and name in arrays)
-            or (module.startswith("networkx.classes.") and name in networks)
-        ):
-            return super().find_class(module, name)
-        raise SkipError(f"the graph file wants {module}.{name}, which no layout graph needs: it was not loaded")
-
-
-def read_graph(path: str | Path) -> LayoutGraph:
-    """A layout graph from a pickle of networkx, without running code that the file may hold.
-
-    Raises:
-        SkipError: if the file is damaged, holds something else, or a room or connection is not as described.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            graph = _GraphUnpickler(file).load()
-    except SkipError:
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise SkipError(f"{path} is not a pickled networkx graph: {error}") from error
-    if not (hasattr(graph, "nodes") and hasattr(graph, "edges")):
-        raise SkipError(f"{path} holds a {type(graph).__name__}; expected a networkx graph")
-    try:
-        return LayoutGraph.from_networkx(graph)
-    except SkipError as error:
-        raise SkipError(f"{path}: {error}") from error
 
 
 class MSDFolder(torch.utils.data.Dataset[Plan]):

@@ -48,8 +48,14 @@ class Plan:
 
 
 def as_classes(values: Tensor) -> Tensor:
-    """A class per pixel `[H, W]` on the CPU, from such a map or from logits `[classes, H, W]`."""
+    """A class per pixel `[H, W]` on the CPU, from such a map or from logits `[classes, H, W]`.
+
+    Raises:
+        SkipError: for logits with NaN, whose largest would be class 0.
+    """
     found = values.detach().cpu()
+    if found.is_floating_point() and bool(torch.isnan(found).any()):
+        raise SkipError("expected finite logits; got NaN: check the images and the weights")
     return found.argmax(0) if found.ndim == 3 and found.is_floating_point() else found
 
 

@@ -29,9 +29,10 @@ class ActivationInfo:
         dims: which dimensions are height and width, counted from the end.
         positive: its values are known to be 0 or more (it comes from a ReLU).
         padded: the operation before padded and filled it.
+        constant: it has no positions and was made of nothing that has or had any.
     """
 
-    __slots__ = ("dims", "number", "owner", "padded", "positive")
+    __slots__ = ("constant", "dims", "number", "owner", "padded", "positive")
 
     def __init__(
         self,
@@ -40,7 +41,9 @@ class ActivationInfo:
         dims: tuple[int, int] = (-2, -1),
         positive: bool = False,
         padded: bool = False,
+        constant: bool = False,
     ) -> None:
+        self.constant = constant
         self.owner, self.number, self.dims, self.positive, self.padded = owner, number, dims, positive, padded
 
 

@@ -11,25 +11,43 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from skipguide.errors import SkipError
+from skipguide.vision.layer_masking.answers import as_segments, one_image, probabilities
 from skipguide.vision.layer_masking.layer_mask import MaskedForward
 from skipguide.vision.layer_masking.mask_batches import many_masks
 
 METHODS = ("lime", "occlusion", "rise")
-SENTINEL = -1e4
+CHUNK = 64  # masks that are made, or summed, at a time
 
 
-def score(logits: Tensor, target: int) -> Tensor:
-    """The probability of a class, `[M]`.
+class _Sentinel(float):
+    """A colour that no picture has. NumPy asks for it as a whole number where a picture of bytes should hold it."""
+
+    def __int__(self) -> int:
+        raise SkipError(
+            "hide_color=SENTINEL marks the hidden pixels of a picture of floats, and a picture of bytes cannot hold "
+            "it: pass explain_instance the picture as floats (picture / 255)"
+        )
+
+
+_Sentinel.__name__ = _Sentinel.__qualname__ = "float"  # which it is, to whoever reads its type by name
+
+
+SENTINEL: float = _Sentinel(-1e4)
+
+
+def score(logits: Tensor, target: int, model: nn.Module | None = None) -> Tensor:
+    """The probability of a class, `[M]`; of a network with one output, class 0 is its yes.
 
     Raises:
         SkipError: for a class that the model does not have.
     """
-    if not 0 <= target < logits.shape[1]:
-        raise SkipError(f"expected a class from 0 to {logits.shape[1] - 1} as target; got {target}")
-    return logits.float().softmax(1)[:, target]
+    found = probabilities(logits, model)
+    if not 0 <= target < found.shape[1]:
+        raise SkipError(f"expected a class from 0 to {found.shape[1] - 1} as target; got {target}")
+    return found[:, target]
 
 
 def occlusion(
@@ -39,17 +57,18 @@ def occlusion(
 
     Args:
         forward: of `masked_forward`.
-        image: `[C, H, W]`, normalised.
-        segments: `[H, W]` numbers below S.
+        image: `[C, H, W]` or `[1, C, H, W]`, normalised.
+        segments: `[H, W]` whole numbers below S, of torch or NumPy.
         target: the class.
         progress: show a bar.
 
     Returns:
         `[S]`.
     """
+    image, segments = one_image(image), as_segments(segments)
     count = int(segments.max()) + 1
     shown = ~torch.eye(count + 1, count, dtype=torch.bool)  # the last row shows everything
-    found = score(many_masks(forward, image, shown, segments, progress=progress), target)
+    found = score(many_masks(forward, image, shown, segments, progress=progress), target, model_of(forward))
     return found[-1] - found[:-1]
 
 
@@ -69,8 +88,8 @@ def lime(
 
     Args:
         forward: of `masked_forward`.
-        image: `[C, H, W]`, normalised.
-        segments: `[H, W]` numbers below S.
+        image: `[C, H, W]` or `[1, C, H, W]`, normalised.
+        segments: `[H, W]` whole numbers below S, of torch or NumPy.
         target: the class.
         samples: random masks, each segment shown with probability one half.
         width: of the kernel over the cosine distance from the whole image.
@@ -86,11 +105,13 @@ def lime(
     """
     if samples < 2 or not width > 0 or not ridge > 0:
         raise SkipError(f"expected at least 2 samples, and width and ridge above 0; got {samples}, {width}, {ridge}")
+    image, segments = one_image(image), as_segments(segments)
     count = int(segments.max()) + 1
     g = torch.Generator().manual_seed(seed)
     shown = torch.rand(samples, count, generator=g) < 0.5
     shown[0] = True
-    found = score(many_masks(forward, image, shown, segments, progress=progress), target).double().cpu()
+    answers = many_masks(forward, image, shown, segments, progress=progress)
+    found = score(answers, target, model_of(forward)).double().cpu()
     return fit_linear(shown.double(), found, width, ridge).float()
 
 
@@ -122,7 +143,7 @@ def rise(
 
     Args:
         forward: of `masked_forward`.
-        image: `[C, H, W]`, normalised.
+        image: `[C, H, W]` or `[1, C, H, W]`, normalised.
         target: the class.
         samples: masks.
         cells: coarse cells a side, enlarged and shifted at random.
@@ -138,22 +159,39 @@ def rise(
     """
     if samples < 1 or cells < 1 or not 0 < shown < 1:
         raise SkipError(f"expected samples and cells from 1 on, and shown between 0 and 1; got {samples, cells, shown}")
+    image = one_image(image)
     height, width = image.shape[-2:]
     g = torch.Generator().manual_seed(seed)
     coarse = (torch.rand(samples, 1, cells + 1, cells + 1, generator=g) < shown).float()
     step = (-(-height // cells), -(-width // cells))
-    big = F.interpolate(coarse, ((cells + 1) * step[0], (cells + 1) * step[1]), mode="bilinear")
     tops = torch.randint(step[0], (samples,), generator=g).tolist()
     lefts = torch.randint(step[1], (samples,), generator=g).tolist()
-    masks = torch.stack([m[:, t : t + height, s : s + width] for m, t, s in zip(big, tops, lefts, strict=True)]).gt(0.5)
-    found = score(many_masks(forward, image, masks, progress=progress), target).cpu()
-    seen = masks[:, 0].float()
-    return (found[:, None, None] * seen).sum(0) / seen.sum(0).clamp_min(1) - found.mean()
+    # A bit of each pixel is what may be kept of a thousand masks; their floats are made a few at a time.
+    masks = torch.empty(samples, 1, height, width, dtype=torch.bool)
+    for first in range(0, samples, CHUNK):
+        big = F.interpolate(
+            coarse[first : first + CHUNK], ((cells + 1) * step[0], (cells + 1) * step[1]), mode="bilinear"
+        )
+        for n, one in enumerate(big, first):
+            masks[n] = one[:, tops[n] : tops[n] + height, lefts[n] : lefts[n] + width] > 0.5
+    found = score(many_masks(forward, image, masks, progress=progress), target, model_of(forward)).cpu()
+    total, times = torch.zeros(height, width), torch.zeros(height, width)
+    for first in range(0, samples, CHUNK):
+        seen = masks[first : first + CHUNK, 0].float()
+        total += (found[first : first + CHUNK, None, None] * seen).sum(0)
+        times += seen.sum(0)
+    return total / times.clamp_min(1) - found.mean()
 
 
 def spread(weights: Tensor, segments: Tensor) -> Tensor:
     """Segment weights `[S]` as a map `[H, W]`."""
-    return weights[segments.to(weights.device)]
+    return weights[as_segments(segments).long().to(weights.device)]
+
+
+def model_of(forward: Any) -> nn.Module | None:
+    """The model behind a `masked_forward`, or behind what has its form."""
+    found = getattr(forward, "model", None)
+    return found if isinstance(found, nn.Module) else None
 
 
 def lime_classifier(forward: MaskedForward, image: Tensor) -> Callable[[Any], Any]:
@@ -164,14 +202,16 @@ def lime_classifier(forward: MaskedForward, image: Tensor) -> Callable[[Any], An
 
     Args:
         forward: of `masked_forward`.
-        image: `[C, H, W]`, normalised, of the size that lime perturbs.
+        image: `[C, H, W]` or `[1, C, H, W]`, normalised, of the size that lime perturbs.
 
     Returns:
-        A function from `[M, H, W, C]` to probabilities `[M, classes]`.
+        A function from `[M, H, W, C]` to probabilities `[M, classes]`; of a network with one output, of no and of yes.
 
     Raises:
-        SkipError: when called with images of another size.
+        SkipError: when called with images of another size, or with images that differ and have nothing hidden: lime's
+            default `hide_color=None` paints the mean colour, which is not found again.
     """
+    image = one_image(image)
 
     def classify(images: Any) -> Any:
         import numpy as np
@@ -179,8 +219,13 @@ def lime_classifier(forward: MaskedForward, image: Tensor) -> Callable[[Any], An
         x = torch.from_numpy(np.asarray(images))
         if x.ndim != 4 or tuple(x.shape[1:3]) != tuple(image.shape[-2:]):
             raise SkipError(f"expected images [M, {image.shape[-2]}, {image.shape[-1]}, C]; got {tuple(x.shape)}")
-        keep = (x > SENTINEL / 2).all(3)
-        with torch.no_grad():
-            return many_masks(forward, image, keep.to(image.device)).softmax(1).float().cpu().numpy()
+        keep = (x > float(SENTINEL) / 2).all(3)
+        if bool(keep.all()) and not bool((x == x[:1]).all()):
+            raise SkipError(
+                "nothing is hidden in these images, though they differ: pass explain_instance(..., "
+                "hide_color=SENTINEL), of skipguide.vision.layer_masking, and the image as floats"
+            )
+        found = probabilities(many_masks(forward, image, keep.to(image.device)), model_of(forward))
+        return (torch.cat([1 - found, found], 1) if found.shape[1] == 1 else found).cpu().numpy()
 
     return classify

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
+from skipguide.files import read_json
 from skipguide.vision.layer_masking.baselines import IMAGENET, PixelScale
+from skipguide.vision.state_dicts import read_state_dict
+from skipguide.vision.weights import check_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,15 +52,20 @@ class Classifier:
         return Image.fromarray(colours.permute(1, 2, 0).numpy())
 
 
-def load_classifier(name: str = BUNDLED, *, pretrained: bool = True) -> Classifier:
+def load_classifier(
+    name: str = BUNDLED, *, pretrained: bool = True, checkpoint: str | Path | None = None
+) -> Classifier:
     """A classifier by name.
 
     Args:
         name: `"tiny-cnn"`, which ships; a folder that timm wrote; a name of timm (first) or torchvision.
         pretrained: False gives random weights.
+        checkpoint: a file with weights of your own for that model: a state dict of torch or safetensors, or a
+            checkpoint with one under "state_dict" or "model". The number of classes is read off it; other numbers than
+            the model's own have no names.
 
     Raises:
-        SkipError: for a name that neither knows, or weights that cannot be had.
+        SkipError: for a name that neither knows, weights that cannot be had, or a checkpoint of another model.
 
     Example:
         >>> load_classifier("tiny-cnn").labels[:3]
@@ -68,16 +76,16 @@ def load_classifier(name: str = BUNDLED, *, pretrained: bool = True) -> Classifi
 
     from skipguide.assets import bundled
 
-    source: str | None = None
-    if name == BUNDLED:
-        source = f"local-dir:{bundled(BUNDLED)}"
-    elif (Path(name) / "config.json").is_file():
-        source = f"local-dir:{name}"
-    elif timm.is_model(name):
-        source = name
+    folder = bundled(BUNDLED) if name == BUNDLED else Path(name)
+    saved = (folder / "config.json").is_file()
+    if checkpoint is not None:
+        source = f"local-dir:{folder}" if saved else name if timm.is_model(name) else None
+        return _with_weights(name, source, checkpoint)
+    if saved:
+        return _from_timm(name, _from_folder(name, folder, pretrained).eval())
     try:
-        if source is not None:
-            return _from_timm(name, timm.create_model(source, pretrained=pretrained).eval())
+        if timm.is_model(name):
+            return _from_timm(name, timm.create_model(name, pretrained=pretrained).eval())
         if name in models.list_models():
             weights = models.get_model_weights(name).DEFAULT if pretrained else None
             return _from_torchvision(name, models.get_model(name, weights=weights).eval(), weights)
@@ -87,6 +95,57 @@ def load_classifier(name: str = BUNDLED, *, pretrained: bool = True) -> Classifi
         f"no model {name!r}: expected {BUNDLED}, a folder with timm's config.json, or a name of timm or torchvision "
         f"(timm.list_models(), torchvision.models.list_models())"
     )
+
+
+def _from_folder(name: str, folder: Path, pretrained: bool) -> nn.Module:
+    """The model of a folder that timm wrote; what its file of weights has is compared with the model."""
+    import timm
+    from safetensors import SafetensorError
+
+    if not isinstance(found := read_json(folder / "config.json"), Mapping):
+        raise SkipError(f"expected settings as a mapping in {folder}/config.json; got {type(found).__name__}")
+    try:
+        model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=pretrained)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        raise SkipError(f"cannot load {name}: {error}") from error
+    if pretrained and (file := folder / "model.safetensors").is_file():
+        check_file(file, model.state_dict(), f"save {name} anew, or take another folder")
+    return model
+
+
+def _with_weights(name: str, source: str | None, checkpoint: str | Path) -> Classifier:
+    """The named model with the weights and the number of classes of a checkpoint."""
+    import timm
+    from torchvision import models
+
+    state = read_state_dict(checkpoint)
+    if source is None and name not in models.list_models():
+        raise SkipError(f"no model {name!r} for the weights in {checkpoint}: expected a name of timm or torchvision")
+
+    def build(classes: int | None) -> nn.Module:
+        more = {} if classes is None else {"num_classes": classes}
+        if source is None:
+            return models.get_model(name, **more)
+        return timm.create_model(source, pretrained=False, **more)
+
+    model = build(None)
+    heads = [(key, module) for key, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    key, head = heads[-1]
+    own, found = len(head.weight), state.get(f"{key}.weight")
+    if found is not None and len(found) != own:
+        model = build(len(found))
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise SkipError(f"{checkpoint} does not hold the weights of {name}: {reason[:300]}") from error
+    same = found is not None and len(found) == own
+    if source is not None:
+        made = _from_timm(name, model.eval())
+    else:
+        weights = models.get_model_weights(name).DEFAULT
+        made = _from_torchvision(name, model.eval(), weights)
+    return made if same else replace(made, labels=())
 
 
 def _from_timm(name: str, model: nn.Module) -> Classifier:

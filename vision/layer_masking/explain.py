@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.vision.layer_masking.answers import logits_of, one_image, probabilities
 from skipguide.vision.layer_masking.attribution import METHODS, lime, occlusion, rise, spread
 from skipguide.vision.layer_masking.baselines import BASELINES, painted
 from skipguide.vision.layer_masking.classifiers import Classifier
@@ -98,18 +99,17 @@ def explain(
     if not 0 < top < 1:
         raise SkipError(f"expected top between 0 and 1; got {top}")
     model = classifier.model
-    image = image.to(next(model.parameters()).device)
+    image = one_image(image).to(next(model.parameters()).device)
     parts = make_segments(image, segments).to(image.device)
+    if int(parts.max()) == 0:
+        raise SkipError(f"{segments} makes one segment of the picture, and there is nothing to compare: ask for more")
     forward = masked_forward(model, fill, scale=classifier.scale)
-    logits = model(image[None])
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise SkipError(f"expected a classifier with logits [N, classes]; got {type(logits).__name__}")
-    probabilities = logits.float().softmax(1)[0]
-    if not bool(torch.isfinite(probabilities).all()):
+    plain = probabilities(logits_of(model(image[None])), model)[0]
+    if not bool(torch.isfinite(plain).all()):
         raise SkipError("the model answers NaN to the whole image: check the image and the weights")
-    target = int(probabilities.argmax()) if target is None else target
-    if not 0 <= target < len(probabilities):
-        raise SkipError(f"expected a class below {len(probabilities)}; got {target}")
+    target = int(plain.argmax()) if target is None else target
+    if not 0 <= target < len(plain):
+        raise SkipError(f"expected a class below {len(plain)}; got {target}")
     if method == "lime":
         weights = lime(forward, image, parts, target, samples=samples, seed=seed, progress=progress)
     elif method == "occlusion":
@@ -127,10 +127,10 @@ def explain(
     tests = {}
     for name in (*COMPARED, fill) if fill not in COMPARED else COMPARED:
         other = masked_forward(model, name, scale=classifier.scale)
-        found = many_masks(other, image, torch.cat([first, ~first]), parts).float().softmax(1)
+        found = probabilities(many_masks(other, image, torch.cat([first, ~first]), parts), model)
         only, without = (_answer(classifier, p, target) for p in found)
         tests[name] = {"only_top": only, "without_top": without}
-    best = probabilities.topk(min(5, len(probabilities)))
+    best = plain.topk(min(5, len(plain)))
     numbers = {
         "model": classifier.name,
         "size": list(image.shape[-2:]),
@@ -141,7 +141,7 @@ def explain(
         "target": {
             "class": target,
             "label": classifier.label(target),
-            "probability": round(float(probabilities[target]), 6),
+            "probability": round(float(plain[target]), 6),
         },
         "method": method, "segments": segments, "fill": fill, "samples": samples, "seed": seed,
         "top_segments": order[:count],
@@ -153,13 +153,13 @@ def explain(
     return Explanation(image, parts, target, weights, shown, numbers)
 
 
-def _answer(classifier: Classifier, probabilities: Tensor, target: int) -> dict[str, Any]:
-    best = int(probabilities.argmax())
+def _answer(classifier: Classifier, shares: Tensor, target: int) -> dict[str, Any]:
+    best = int(shares.argmax())
     return {
-        "probability": round(float(probabilities[target]), 6),
+        "probability": round(float(shares[target]), 6),
         "class": best,
         "label": classifier.label(best),
-        "its_probability": round(float(probabilities[best]), 6),
+        "its_probability": round(float(shares[best]), 6),
     }
 
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.active import ActivePlan, Call, end_everywhere, everywhere_at, hold_everywhere
-from skipguide.config import as_flag, check_keys
+from skipguide.config import as_flag, as_list, check_keys
 from skipguide.errors import SkipError
 from skipguide.gate import Gate, Installation, gate_of
+from skipguide.shown import Row, Shown
 from skipguide.vision.layer_masking.activation_info import info_of
 from skipguide.vision.layer_masking.baselines import PixelScale
 from skipguide.vision.layer_masking.checks import FILLS, check_fill, check_keep, check_model, expanded
@@ -88,8 +89,8 @@ class LayerMask:
         """
         check_keys(data, {"shape", "keep", "fill", "crop"}, "a LayerMask")
         try:
-            shape, fill, crop = [int(size) for size in data["shape"]], data["fill"], data["crop"]
-            packed = torch.frombuffer(bytearray(base64.b64decode(data["keep"])), dtype=torch.uint8)
+            shape, fill, crop = as_list("shape", data["shape"]), data["fill"], data["crop"]
+            packed = torch.frombuffer(bytearray(base64.b64decode(data["keep"], validate=True)), dtype=torch.uint8)
             bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
             if len(packed) != -(-math.prod(shape) // 8):
                 raise ValueError(f"{len(packed)} bytes")
@@ -109,8 +110,8 @@ class LayerMask:
     __hash__ = object.__hash__
 
 
-@dataclass(eq=False)
-class AppliedMask:
+@dataclass(eq=False, repr=False)
+class AppliedMask(Shown):
     """A mask on a model. A context manager; `remove()` takes it off.
 
     Attributes:
@@ -146,11 +147,20 @@ class AppliedMask:
         """What the user holds, or had."""
         return self
 
+    def _heading(self) -> str:
+        where = f"on {type(self.model).__name__}" if self.gate is not None else "removed"
+        return f"Layer mask ({where}), {self.mask.keep.float().mean():.0%} of the pixels kept, fill {self.mask.fill!r}"
+
+    def _rows(self) -> list[Row]:
+        return [tuple(self.stats.to_dict()), tuple(self.stats.to_dict().values())]
+
     @property
     def stats(self) -> MaskStats:
         """What its passes ran."""
         return self.masker.stats
 
+    # The rules of a masked pass read values at every operation: under torch.compile it runs as without.
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # torch.compiler.disable, which imports dynamo at once
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the model."""
         name = None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.vision.layer_masking.answers import as_segments, logits_of, one_image
 from skipguide.vision.layer_masking.checks import check_keep
 from skipguide.vision.layer_masking.layer_mask import MaskedForward
 from skipguide.vision.layer_masking.segments import segment_masks
@@ -20,6 +21,7 @@ ROWS_AT_MOST = {"cpu": 32}  # of a batch; more are no faster on a CPU, whose cac
 LIVE = 8  # activations of the largest size that are held at once, generously
 
 
+@torch.no_grad()
 def many_masks(
     forward: MaskedForward,
     image: Tensor,
@@ -32,18 +34,19 @@ def many_masks(
     """The answers to one image under many masks.
 
     Equal masks are answered once. Masks are sorted by the box that is visible, so that batches of small regions are
-    cut to their box; and a batch is as large as memory allows, smaller ones following if it did not.
+    cut to their box; and a batch is as large as memory allows, smaller ones following if it did not. The answers have
+    no graph, which would hold the activations of every mask: for gradients call `forward` itself.
 
     Args:
         forward: of `masked_forward`.
         image: `[C, H, W]` or `[1, C, H, W]`.
         masks: bool `[M, H, W]` or `[M, 1, H, W]`; with `segments`, decisions bool `[M, S]`.
-        segments: `[H, W]` whole numbers below S.
+        segments: `[H, W]` whole numbers below S, of torch or NumPy.
         batch: rows of a batch; by default what memory allows.
         progress: show a bar, with this text if it is one.
 
     Returns:
-        `[M, ...]`, in the order of the masks.
+        The logits `[M, ...]`, in the order of the masks.
 
     Raises:
         SkipError: for masks that do not belong to the image.
@@ -63,9 +66,8 @@ def many_masks(
     """
     from tqdm import tqdm
 
-    image = image[None] if image.ndim == 3 else image
-    if image.ndim != 4 or image.shape[0] != 1:
-        raise SkipError(f"expected one image [C, H, W] or [1, C, H, W]; got {tuple(image.shape)}")
+    image = one_image(image)[None]
+    segments = None if segments is None else as_segments(segments)
     if segments is not None and tuple(segments.shape) != tuple(image.shape[-2:]):
         raise SkipError(f"expected segments of size {tuple(image.shape[-2:])}; got {tuple(segments.shape)}")
     decisions = masks if segments is not None else check_keep(masks, soft=True).flatten(1)
@@ -93,7 +95,7 @@ def many_masks(
             part = rows[start : start + size]
             keep = _masks(part, segments, image.shape[-2:])
             try:
-                answers.append(forward(keep, image))
+                answers.append(logits_of(forward(keep, image)))
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
@@ -127,7 +129,7 @@ def _by_box(rows: Tensor, segments: Tensor | None, size: Sequence[int]) -> Tenso
         return torch.zeros(count, device=rows.device).index_add_(0, places.flatten(), values.flatten())
 
     weights = torch.stack([total(torch.ones_like(ys)), total(ys), total(xs)], 1)
-    sums = rows.float() @ weights
+    sums = torch.cat([part.float() @ weights for part in rows.split(64)])  # as floats masks of pixels are large
     area = sums[:, 0].clamp_min(1)
     # large ones first, which are not cut; the small ones along a coarse path over the image
     large = sums[:, 0] > 0.5 * height * width

@@ -41,6 +41,7 @@ class MaskedPass:
         outputs: the activations that the model returned.
         fixed: why no box can be cut out of the activations, or "".
         dynamic: why the operations may differ from call to call, or "".
+        read: what of the values was read; a later operation may depend on it.
         rounds: rounds of fill so far.
         largest: bytes of one row of the largest activation.
     """
@@ -52,7 +53,7 @@ class MaskedPass:
         self.boxes: list[Box | None] = plan.boxes if plan is not None else [whole(keep)]
         self.cache = plan.cache if plan is not None else MaskCache()
         self.outputs: list[int] = []
-        self.fixed = self.dynamic = ""
+        self.fixed = self.dynamic = self.read = ""
         self.rounds = 0
         self.largest = 0
 
@@ -117,6 +118,7 @@ class MaskedPass:
             ChangedError: if the plan has another operation here.
         """
         number = len(self.ops)
+        self.dynamic = self.dynamic or self.read
         self.ops.append(op)
         if self.plan is not None:
             if number >= len(self.plan.trace.ops) or self.plan.trace.ops[number] != op:

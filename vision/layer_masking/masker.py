@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,17 +13,24 @@ from torch import Tensor, nn
 
 from skipguide.active import Call, active_plans
 from skipguide.errors import SkipError
+from skipguide.hosts.torch_modes import call_in
 from skipguide.vision.layer_masking.baselines import BASELINES, PixelScale, painted, pixel_scale
 from skipguide.vision.layer_masking.masked_pass import ChangedError, MaskedPass
 from skipguide.vision.layer_masking.masking_mode import MaskingMode
 from skipguide.vision.layer_masking.plan import Plan, Trace, make_plan
 from skipguide.vision.layer_masking.rules.arguments import pair_of
 from skipguide.vision.layer_masking.tokens import run_tokens, tokens_of
+from skipguide.vision.recording import is_exported, is_traced
 
 logger = logging.getLogger(__name__)
 
 # A trace does not depend on the masks, so it is kept for as long as its model lives.
 _TRACES: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Trace]] = WeakKeyDictionary()
+
+
+def _compiles(model: nn.Module) -> bool:
+    """Whether torch.compile stands on a part of a model: a graph would pass by the rules of a masked pass."""
+    return any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules())
 
 
 @dataclass
@@ -65,6 +73,11 @@ class Masker:
 
     def __call__(self, call: Call, keep: Tensor, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
         """The model's answer to `images` `[N, 3, H, W]` under `keep` `[N or 1, 1, H, W]`."""
+        if is_traced() or is_exported():
+            raise SkipError(
+                "a masked pass is planned by the values of its mask, which a trace or export would fix: record the "
+                "plain model, and mask where torch runs"
+            )
         stats = self.stats
         stats.calls += 1
         stats.rows += images.shape[0]
@@ -79,9 +92,10 @@ class Masker:
             self.scale = self.scale or pixel_scale(self.model)
             return call(painted(images, keep, self.fill, self.scale), *args, **kwargs)
         tokens = tokens_of(self.model)
-        if tokens is not None:
-            return run_tokens(tokens, call, keep, images, args, kwargs, self.fill)
-        return self._layers(call, keep, images, args, kwargs)
+        with torch.compiler.set_stance("force_eager") if _compiles(self.model) else nullcontext():
+            if tokens is not None:
+                return run_tokens(tokens, call, keep, images, args, kwargs, self.fill)
+            return self._layers(call, keep, images, args, kwargs)
 
     def _layers(self, call: Call, keep: Tensor, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
         """By a plan, the first time too: a pass without one computes whole activations, which round otherwise."""
@@ -142,9 +156,7 @@ class Masker:
 
     def _watched(self, mode: MaskingMode, call: Call, images: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
         entered = mode.masked.enter(images)
-        with mode:
-            output = call(entered, *args, **kwargs)
-        return mode.masked.leave(output)
+        return mode.masked.leave(call_in(mode, call, entered, *args, **kwargs))
 
     def _plan_for(self, trace: Trace, keep: Tensor, images: Tensor) -> Plan:
         key = (id(trace), images.dtype, self.fill, self.crop)

@@ -38,12 +38,12 @@ class MaskingMode(TorchFunctionMode):
         kwargs = {} if kwargs is None else kwargs
         masked = self.masked
         placed: list[Tensor] = []
-        without_positions = False
+        without_positions = False  # but made of activations that had them
         for tensor in tensors_in((*args, *kwargs.values())):
             info = getattr(tensor, TAG, None)
             if info is not None and info.owner is masked:
                 if info.number is None:
-                    without_positions = True
+                    without_positions |= not info.constant
                 else:
                     placed.append(tensor)
             elif masked.plan is None and tensor.ndim >= 3 and id(tensor) not in self.known:
@@ -53,13 +53,13 @@ class MaskingMode(TorchFunctionMode):
         if without_positions and not masked.dynamic and masked.plan is None:
             self._note_reading(func)
         out = func(*args, **kwargs)
-        self._note_without_positions(out)
+        self._note_without_positions(out, constant=not without_positions)
         return out
 
-    def _note_without_positions(self, out: Any) -> None:
+    def _note_without_positions(self, out: Any, constant: bool) -> None:
         for tensor in (out,) if isinstance(out, Tensor) else tensors_in(out) if isinstance(out, (list, tuple)) else ():
             if id(tensor) not in self.known:
-                setattr(tensor, TAG, ActivationInfo(self.masked, None))
+                setattr(tensor, TAG, ActivationInfo(self.masked, None, constant=constant))
 
     def _refuse_unknown(self, func: Callable[..., Any], tensor: Tensor) -> None:
         """Refuse a tensor that may hold positions and that no operation seen here has made."""
@@ -72,7 +72,10 @@ class MaskingMode(TorchFunctionMode):
         )
 
     def _note_reading(self, func: Callable[..., Any]) -> None:
-        """A forward that reads values may take another path on other images: its trace holds for this call alone."""
+        """A forward that reads values may take another path on other images: its trace holds for this call alone.
+
+        Unless nothing on positions follows, such as after an assertion on the logits.
+        """
         name = name_of(func)
         if name in ("bool", "item", "tolist", "nonzero", "numpy", "int", "float_", "unique", "index"):
-            self.masked.dynamic = f"its forward looks at values ({name})"
+            self.masked.read = f"its forward looks at values ({name})"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.vision.layer_masking.answers import as_segments, one_image
 
 
 def grid_segments(height: int, width: int, cells: int) -> Tensor:
@@ -34,24 +35,36 @@ def slic_segments(image: Tensor, count: int, compactness: float = 10.0) -> Tenso
     """Superpixels of an image (SLIC of scikit-image).
 
     Args:
-        image: `[3, H, W]`, any scale; it is brought to 0..1 first.
-        count: about how many.
+        image: `[3, H, W]` or `[1, 3, H, W]`, any scale; it is brought to 0..1 first.
+        count: about how many: SLIC is asked for more or fewer until it gives what is nearest.
         compactness: higher is more square.
 
     Returns:
         `[H, W]` whole numbers from 0.
 
     Raises:
-        SkipError: without scikit-image.
+        SkipError: without scikit-image, for another image, or fewer than one.
     """
     try:
         from skimage.segmentation import slic
     except ImportError as error:
         raise SkipError("superpixels need scikit-image: pip install 'skipguide[explain]', or use a grid") from error
-    x = image.detach().float().cpu()
+    if count < 1:
+        raise SkipError(f"expected at least one superpixel; got {count}")
+    x = one_image(image).detach().float().cpu()
     x = (x - x.amin()) / (x.amax() - x.amin()).clamp_min(1e-6)
-    found = slic(x.permute(1, 2, 0).numpy(), n_segments=count, compactness=compactness, start_label=0)
-    return torch.from_numpy(found).long()
+    pixels = x.permute(1, 2, 0).numpy()
+    best, asked = None, count
+    for _ in range(5):
+        found = slic(pixels, n_segments=asked, compactness=compactness, start_label=0)
+        got = int(found.max()) + 1
+        if best is None or abs(got - count) < abs(int(best.max()) + 1 - count):
+            best = found
+        following = max(1, round(asked * count / got))
+        if got == count or following == asked:
+            break
+        asked = following
+    return torch.from_numpy(best).long()
 
 
 def segment_masks(shown: Tensor, segments: Tensor) -> Tensor:
@@ -67,8 +80,7 @@ def segment_masks(shown: Tensor, segments: Tensor) -> Tensor:
     Raises:
         SkipError: if a segment has no decision, or one that is neither yes nor no.
     """
-    if segments.is_floating_point() or segments.is_complex():
-        raise SkipError(f"expected segments as whole numbers; got {segments.dtype}")
+    segments = as_segments(segments)
     low, high = torch.stack(segments.aminmax()).tolist()  # together: a GPU is waited for once
     if shown.ndim != 2 or segments.ndim != 2 or high >= shown.shape[1] or low < 0:
         raise SkipError(

@@ -57,6 +57,12 @@ def tokens_of(model: nn.Module) -> Tokens | None:
             continue
         m: Any = model
         if cls.__module__ == "timm.models.vision_transformer":
+            if hasattr(m.patch_embed, "backbone"):
+                raise SkipError(
+                    "this vision transformer is a hybrid: its tokens come from a convolutional network that sees "
+                    "beyond a patch, so leaving them out does not hide their pixels. Use a ViT without a backbone, or "
+                    "a convolutional network"
+                )
             size = m.patch_embed.patch_size
             averages = m.attn_pool is not None or m.global_pool != "token"
             return Tokens(model, m.patch_drop, (int(size[0]), int(size[1])), m.num_prefix_tokens, averages)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.vision.recording import is_recorded
 
 
 def bce_dice_loss(logits: Tensor, target: Tensor, bce_weight: float = 0.5, smooth: float = 1e-5) -> Tensor:
@@ -16,12 +17,12 @@ def bce_dice_loss(logits: Tensor, target: Tensor, bce_weight: float = 0.5, smoot
 
     Args:
         logits: `[N, classes, H, W]`.
-        target: the same shape, 0 or 1.
+        target: the same shape, 0 or 1; shares between them are taken too.
         bce_weight: weight of the cross-entropy (arXiv 1807.10165, equation 2, has a half).
         smooth: keeps Dice defined where both masks are empty.
 
     Raises:
-        SkipError: if the shapes differ.
+        SkipError: if the shapes differ, or for a target outside 0..1 or with NaN: no loss is meant by it.
 
     Example:
         >>> sure = torch.full((1, 1, 4, 4), 50.0)
@@ -30,6 +31,11 @@ def bce_dice_loss(logits: Tensor, target: Tensor, bce_weight: float = 0.5, smoot
     """
     if logits.shape != target.shape:
         raise SkipError(f"expected a target of shape {tuple(logits.shape)}; got {tuple(target.shape)}")
+    if not is_recorded() and target.dtype is not torch.bool and not bool(((target >= 0) & (target <= 1)).all()):
+        raise SkipError(
+            f"expected a target from 0 (outside) to 1 (inside); got {float(target.min()):g} to "
+            f"{float(target.max()):g}: divide a mask of 0 and 255 by 255, and leave unknown pixels out of the loss"
+        )
     # Sums over pixels are beyond what float16 holds and bfloat16 counts.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     target = target.to(logits.dtype)

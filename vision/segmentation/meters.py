@@ -36,8 +36,12 @@ class MaskMeter:
                 f"expected logits and target [N, {len(self.both)}, H, W]; got {tuple(logits.shape)} and "
                 f"{tuple(target.shape)}"
             )
-        if bool(torch.isnan(logits).any()):
-            raise SkipError("expected finite logits; got NaN")
+        _refuse_nan(logits)
+        if target.dtype is not torch.bool and not bool(((target == 0) | (target == 1)).all()):
+            raise SkipError(
+                f"expected a target of 0 and 1; got {float(target.min()):g} to {float(target.max()):g}: compare it "
+                "with what is inside first"
+            )
         found, truth = logits.detach() > self.cut, target > 0.5
         axes = [0, *range(2, logits.ndim)]
         self.both += (found & truth).sum(axes).cpu()
@@ -57,6 +61,12 @@ class MaskMeter:
     def pooled_iou(self) -> float:
         """IoU of the pixels of all classes together."""
         return float(_ratio(self.both.sum(), (self.total - self.both).sum()))
+
+
+def _refuse_nan(logits: Tensor) -> None:
+    """NaN compares as outside and as class 0, and would be scored as such."""
+    if bool(torch.isnan(logits).any()):
+        raise SkipError("expected finite logits; got NaN: check the images and the weights")
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
@@ -87,9 +97,21 @@ class ClassMeter:
         self.per_batch: list[float] = []
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
-        """Count a batch: predicted classes (or logits `[N, classes, H, W]`) and target `[N, H, W]`."""
+        """Count a batch: predicted classes (or logits `[N, classes, H, W]`) and target `[N, H, W]`.
+
+        Raises:
+            SkipError: for other shapes, classes out of range, NaN, or a target that is not of whole numbers.
+        """
         if predicted.is_floating_point():
+            if predicted.ndim != target.ndim + 1 or predicted.shape[1] != self.classes:
+                raise SkipError(
+                    f"expected logits [N, {self.classes}, H, W] for a target [N, H, W]; got {tuple(predicted.shape)} "
+                    f"and {tuple(target.shape)}"
+                )
+            _refuse_nan(predicted)
             predicted = predicted.argmax(1)
+        if target.is_floating_point() and not bool((target == target.round()).all()):
+            raise SkipError("expected a target of whole numbers, a class per pixel; got fractions or NaN")
         if predicted.shape != target.shape:
             raise SkipError(f"expected classes of shape {tuple(target.shape)}; got {tuple(predicted.shape)}")
         keep = target != self.ignore

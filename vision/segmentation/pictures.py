@@ -42,13 +42,18 @@ def overlay(image: Image, mask: Tensor, colour: tuple[int, int, int] = (220, 38,
 
     Args:
         image: any mode; not changed.
-        mask: `[H, W]`, true inside, of the picture's size.
+        mask: `[H, W]` of the picture's size, true inside: bool, or 0 and 1.
         colour: of the mask.
         opacity: of its inside, 0..1.
     """
     import numpy as np
     from PIL import Image as Pillow
 
+    if mask.dtype is not torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise SkipError(
+            f"expected a mask of bool, or of 0 and 1; got {mask.dtype} from {float(mask.min()):g} to "
+            f"{float(mask.max()):g}: threshold it (logits > 0)"
+        )
     inside = mask.detach().cpu().bool()
     if tuple(inside.shape) != (image.height, image.width):
         raise SkipError(f"expected a mask of {image.height}x{image.width} pixels; got {tuple(inside.shape)}")

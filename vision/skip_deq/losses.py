@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.vision.fixed_point_search import in_float32
 
 
 def skip_loss(z: Tensor, guess: Tensor, kind: Literal["l1", "mse"] = "l1", stop_gradient: bool = False) -> Tensor:
@@ -22,7 +23,7 @@ def skip_loss(z: Tensor, guess: Tensor, kind: Literal["l1", "mse"] = "l1", stop_
             what shortens the solves.
 
     Returns:
-        A scalar; add it to the task loss, with weight 1 for "l1".
+        A scalar, in float32 at least; add it to the task loss, with weight 1 for "l1".
 
     Example:
         >>> skip_loss(torch.tensor([[1.0, 3.0]]), torch.zeros(1, 2)).item()
@@ -32,7 +33,7 @@ def skip_loss(z: Tensor, guess: Tensor, kind: Literal["l1", "mse"] = "l1", stop_
         raise SkipError(f"expected kind 'l1' or 'mse'; got {kind!r}")
     if z.shape != guess.shape:
         raise SkipError(f"expected a guess of shape {tuple(z.shape)}; got {tuple(guess.shape)}")
-    difference = (z.detach() if stop_gradient else z) - guess
+    difference = in_float32(z.detach() if stop_gradient else z) - guess
     return difference.abs().mean() if kind == "l1" else difference.square().mean()
 
 
@@ -55,7 +56,7 @@ def jacobian_penalty(
         generator: for the directions, on z's device.
 
     Returns:
-        A scalar with a graph to the parameters of f.
+        A scalar, in float32 at least, with a graph to the parameters of f.
 
     Raises:
         SkipError: for fewer than one probe.
@@ -65,10 +66,10 @@ def jacobian_penalty(
     with torch.enable_grad():
         leaf = z.detach().requires_grad_()
         value = f(leaf, x)
-        total = value.new_zeros(())
+        total = in_float32(value.new_zeros(()))
         for _ in range(probes):
             probe = torch.randn(value.shape, dtype=value.dtype, device=value.device, generator=generator)
             (row,) = torch.autograd.grad(value, leaf, probe, create_graph=True, allow_unused=True)
             if row is not None:
-                total = total + row.square().sum()
+                total = total + in_float32(row).square().sum()
     return total / (probes * z.numel())

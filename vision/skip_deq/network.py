@@ -8,9 +8,7 @@ the solve.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,41 +17,15 @@ from torch import Tensor, nn
 from skipguide.config import as_flag, as_list, as_number, as_whole, is_one_of
 from skipguide.errors import SkipError
 from skipguide.vision.fixed_point import check_settings, fixed_point
+from skipguide.vision.fixed_point_search import FixedPoint, relative_residual
+from skipguide.vision.recording import is_exported, is_traced
+from skipguide.vision.skip_deq.implicit import Implicit
+from skipguide.vision.skip_deq.info import ConvergenceWarning, DEQInfo, warn
+
+__all__ = ["ConvergenceWarning", "DEQInfo", "SkipDEQ"]
 
 StateCell = Callable[[Tensor, Tensor], Tensor]
 Guess = Callable[[Tensor], Tensor]
-
-
-class ConvergenceWarning(RuntimeWarning):
-    """A solve ended before its tolerance was reached."""
-
-
-@dataclass
-class DEQInfo:
-    """How a solve went.
-
-    Attributes:
-        guess: z0, `[N, ...]`, with its graph: what `skip_loss` compares with.
-        residuals: `[N]` (`[1]` if coupled), of f(z) - z relative to f(z), root mean square; NaN with a budget of 0.
-        evaluations: times f ran in the solve; the gradient needs one more, f(0, x) as a guess another.
-        converged: whether every residual is within the tolerance.
-        backward_evaluations: products with the transposed Jacobian in the backward solve; 0 before it.
-        backward_residual: worst relative residual of that solve; NaN before it.
-        backward_converged: whether it reached its tolerance; None before it.
-    """
-
-    guess: Tensor
-    residuals: Tensor
-    evaluations: int
-    converged: bool
-    backward_evaluations: int = 0
-    backward_residual: float = float("nan")
-    backward_converged: bool | None = None
-
-    @property
-    def residual(self) -> float:
-        """The worst relative residual of the batch."""
-        return float(self.residuals.max())
 
 
 class SkipDEQ(nn.Module):
@@ -63,7 +35,7 @@ class SkipDEQ(nn.Module):
         f: the cell, called as `f(z, x)`; a module, or a function whose parameters you train yourself.
         init: None starts at zero; a module or function `x -> z0`; "skip_reg" starts at f(0, x).
         solver: "anderson", "picard", "broyden", or "ode", the continuous form.
-        tol: largest relative residual of a row.
+        tol: largest relative residual of a row. It means the same in every dtype; half precision may not reach it.
         budget: evaluations of f per solve. 0 skips the solve and returns the guess.
         gradient: "implicit" solves one linear system with the transposed Jacobian, whatever the solver did; "phantom"
             differentiates through `phantom_steps` damped steps from the equilibrium, cheaper and approximate.
@@ -74,6 +46,10 @@ class SkipDEQ(nn.Module):
         memory: differences that Anderson and Broyden keep.
         coupled: the rows of a batch depend on each other in f (a batch norm in training): solve for all of them as one.
         state_shape: shape of one row of z, where it differs from that of x and `init` does not give it.
+
+    Two things to know. The cell runs at every evaluation: batch norm in training updates its statistics each time, 51
+    times a forward with a budget of 50 (freeze it, or use group or layer norm). And the solve ends when all rows have
+    converged, so a row may be iterated further beside others than alone: it moves with its batch, within the tolerance.
 
     Raises:
         SkipError: for settings out of range.
@@ -146,32 +122,46 @@ class SkipDEQ(nn.Module):
             `ConvergenceWarning` is given.
 
         Raises:
-            SkipError: for NaN in x or in the guess, a guess that the cell cannot take, or a cell that is not finite
-                there or changes the shape.
+            SkipError: for NaN in x or in the guess, a guess that the cell cannot take, a cell that is not finite there
+                or changes the shape; while tracing or exporting, and inside `torch.func`'s transforms.
         """
+        _refuse_tracing()
         guess = self.guess(x)
         if self.budget == 0:
             return guess, DEQInfo(guess, torch.full((len(x),), torch.nan, device=x.device), 0, False)
         with torch.no_grad():
             start, settings = guess.detach(), (self.solver, self.tol, self.budget, self.memory, self.coupled)
             found = fixed_point(lambda z: self._cell(z, x), start, *settings)
-        info = DEQInfo(guess, found.residuals, found.evaluations, found.converged)
+            solved, residuals = (found.z, found.residuals) if found.converged else self._measured(found, x)
+        info = DEQInfo(guess, residuals, found.evaluations, found.converged)
         if not found.converged:
-            _warn(
-                f"the {self.solver} solve did not reach tol={self.tol:g} within a budget of {self.budget} evaluations"
-            )
+            warn(f"the {self.solver} solve did not reach tol={self.tol:g} within a budget of {self.budget} evaluations")
         if not torch.is_grad_enabled():
-            return found.z, info
+            return solved, info
         if self.gradient == "phantom":
-            z = found.z
+            z = solved
             for _ in range(self.phantom_steps):
                 z = torch.lerp(z, self._cell(z, x), self.phantom_damping)
-            return found.z + (z - z.detach()), info
-        leaf = found.z.detach().requires_grad_()
+            return solved + (z - z.detach()), info
+        leaf = solved.detach().requires_grad_()
         attached = self._cell(leaf, x)
         if not attached.requires_grad:
-            return found.z, info
-        return _Implicit.apply(attached, leaf, found.z, self, info), info
+            return solved, info
+        return Implicit.apply(attached, leaf, solved, self, info), info
+
+    def _measured(self, found: FixedPoint, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The better of the last point and the correction after it, row by row, with its residual."""
+        rows = len(found.residuals)
+        corrected = (found.z != found.measured).reshape(rows, -1).any(1)
+        if self.budget == 1:
+            return found.z, torch.where(corrected, torch.nan, found.residuals)
+        if not bool(corrected.any()):
+            return found.z, found.residuals
+        now = relative_residual(self._cell(found.z, x), found.z, self.coupled)
+        better = now <= found.residuals
+        chosen = better.view(-1, *[1] * (found.z.ndim - 1))
+        residuals = torch.where(corrected & better, now, found.residuals)
+        return torch.where(chosen, found.z, found.measured), residuals
 
     def guess(self, x: Any) -> Tensor:
         """z0 for x, with its graph."""
@@ -209,11 +199,11 @@ class SkipDEQ(nn.Module):
             SkipError: for fewer than one step.
         """
         steps = as_whole("steps", steps)
+        _refuse_transforms()
         guess = z = before = self.guess(x)
         for _ in range(steps):
             before, z = z, self._cell(z, x)
-        change, size = ((v.detach().flatten(1).square().mean(1).sqrt()) for v in (z - before, z))
-        residuals = change / size.clamp(min=torch.finfo(z.dtype).tiny)
+        residuals = relative_residual(z, before)
         return z, DEQInfo(guess, residuals, steps, bool((residuals <= self.tol).all()))
 
     def _cell(self, z: Tensor, x: Tensor) -> Tensor:
@@ -230,38 +220,23 @@ class SkipDEQ(nn.Module):
         return f"solver={self.solver}, tol={self.tol:g}, budget={self.budget}, gradient={self.gradient}"
 
 
-class _Implicit(torch.autograd.Function):
-    """The equilibrium, with the gradient of the implicit function theorem: g = v + J^T g instead of v."""
-
-    @staticmethod
-    def forward(ctx: Any, attached: Tensor, leaf: Tensor, z: Tensor, deq: SkipDEQ, info: DEQInfo) -> Tensor:
-        """Z itself; the graph goes on at f(z, x)."""
-        ctx.attached, ctx.leaf, ctx.deq, ctx.info = attached, leaf, deq, info
-        return z.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """One linear solve with the transposed Jacobian."""
-        attached, leaf, deq, info = ctx.attached, ctx.leaf, ctx.deq, ctx.info
-        if torch.is_grad_enabled():  # create_graph: the solve has no graph, and the second derivative would be wrong
-            raise SkipError("implicit gradients give first derivatives only; use gradient='phantom' or unroll()")
-
-        def transposed(g: Tensor) -> Tensor:
-            (back,) = torch.autograd.grad(attached, leaf, g, retain_graph=True, allow_unused=True)
-            return grad if back is None else back + grad
-
-        found = fixed_point(
-            transposed, grad, "anderson", deq.backward_tol, deq.backward_budget, deq.memory, deq.coupled
+def _refuse_tracing() -> None:
+    """A trace keeps the number of iterations that its example took, and is wrong for a harder input."""
+    if is_traced() or is_exported():
+        raise SkipError(
+            "a SkipDEQ iterates until its input is solved, and a trace or export would keep the number of iterations "
+            "of its example: export the cell (and init, the guess) alone, and iterate it where it runs"
         )
-        info.backward_evaluations = found.evaluations
-        info.backward_residual = float(found.residuals.max())
-        info.backward_converged = found.converged
-        if not found.converged:
-            _warn(
-                f"the backward solve did not reach tol={deq.backward_tol:g} within {deq.backward_budget} products; "
-                "gradients are approximate"
-            )
-        return found.z, None, None, None, None
+    _refuse_transforms()
+
+
+def _refuse_transforms() -> None:
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise SkipError(
+            "a SkipDEQ does not go through the transforms of torch.func (vmap, grad, jvp, jacrev): its solve reads "
+            "values. Rows of a batch are separate problems already; for gradients use backward() or "
+            "torch.autograd.grad, and torch.autograd.functional for Jacobians"
+        )
 
 
 def _called(name: str, function: Callable[..., Any], given: dict[str, Tensor], hint: str) -> Any:
@@ -272,13 +247,10 @@ def _called(name: str, function: Callable[..., Any], given: dict[str, Tensor], h
         raise
     except RuntimeError as error:
         taken = " and ".join(f"{key} {_kind(value)}" for key, value in given.items())
+        if "type" in str(error):
+            hint = "its weights and x differ in their dtype: convert one of them, x.float() or the module's .double()"
         raise SkipError(f"{name} cannot take {taken}: {error}; {hint}") from error
 
 
 def _kind(value: Tensor) -> str:
     return f"{value.dtype} {list(value.shape)} on {value.device}"
-
-
-def _warn(message: str) -> None:
-    # No figures of this solve in the text: Python then shows it once, not once per training step.
-    warnings.warn(f"{message}: see info.residual and info.converged", ConvergenceWarning, stacklevel=3)

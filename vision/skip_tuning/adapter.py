@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from skipguide.config import whole
 from skipguide.errors import SkipError
-from skipguide.files import replacing
+from skipguide.files import parse_json, replacing
 
 FILE, NOTES = "adapter.safetensors", "adapter.json"
 
@@ -50,20 +51,56 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and notes.
 
     Raises:
-        SkipError: if there is no adapter, or it is damaged.
+        SkipError: if there is no adapter, it is damaged, or its notes are not those of `save_adapter`.
     """
     file = folder / FILE if folder.is_dir() else folder
     if not file.is_file():
         raise SkipError(f"expected an adapter ({FILE}) in {folder}; there is none")
     try:
         with safe_open(file, "pt") as opened:
-            notes = json.loads((opened.metadata() or {})["skipguide"])
+            notes = parse_json((opened.metadata() or {})["skipguide"], f"the notes of {file}")
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as error:
+    except (OSError, KeyError, SkipError, SafetensorError) as error:
         raise SkipError(f"expected an adapter written by save_adapter in {file}; it is damaged ({error})") from error
-    if notes.get("version") != 1:
-        raise SkipError(f"expected an adapter of version 1; got version {notes.get('version')!r}")
+    _check_notes(notes, file)
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise SkipError(f"expected finite numbers in {file}; {name} has others")
     return tensors, notes
+
+
+def _check_notes(notes: Any, file: Path) -> None:
+    """Refuse notes that lack what a tuner is made of, or have it in another form."""
+    if not isinstance(notes, Mapping):
+        raise SkipError(f"expected the notes of {file} as a mapping; got {type(notes).__name__}: save the adapter anew")
+    if whole(notes.get("version")) != 1:
+        raise SkipError(f"expected an adapter of version 1; got version {notes.get('version')!r}")
+    kinds: dict[str, tuple[Any, str]] = {
+        **dict.fromkeys(("model", "name", "fingerprint"), (_is_text, "a text")),
+        **dict.fromkeys(("classnames", "templates"), (_are_texts, "a list of texts")),
+        "skip_layers": (_are_layers, 'a mapping with "image" and "text"'),
+        "class_skip": (lambda value: value is None or isinstance(value, Mapping), "a mapping or null"),
+    }
+    for name, (fits, what) in kinds.items():
+        if name not in notes:
+            raise SkipError(f"expected {name} in the notes of {file}; there is none: save the adapter anew")
+        if not fits(notes[name]):
+            raise SkipError(
+                f"expected {name} in the notes of {file} as {what}; got {notes[name]!r}: save the adapter anew"
+            )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
+
+
+def _are_layers(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and set(value) == {"image", "text"}
+        and all(whole(each) is not None for each in value.values())
+    )

@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from skipguide.config import as_whole, whole
 from skipguide.errors import SkipError
+from skipguide.files import landing, read_json
 
 Place = Literal["auto", "device", "host", "disk"]
 SHARD_BYTES = 256 * 2**20
@@ -154,7 +156,7 @@ class FeatureCache:
             os.utime(home)
             cache.reused = True
             return cache
-        folder.mkdir(parents=True, exist_ok=True)
+        landing(folder).mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=folder, prefix=".partial-"))
         try:
             per_shard = max(batch, SHARD_BYTES // max(1, parts.get("row_bytes", SHARD_BYTES // batch)))
@@ -178,24 +180,35 @@ class FeatureCache:
     def _open(cls, home: Path, count: int, device: torch.device, parts: dict[str, Any]) -> FeatureCache:
         advice = f"delete {home} (or pass cache_refresh=True) to compute it again"
         try:
-            index = json.loads((home / "index.json").read_text(encoding="utf-8"))
-            if index["version"] != 1 or index["parts"] != parts or index["count"] != count:
-                raise SkipError(
-                    f"expected a cache of {count} images for this model, layer and preprocessing; {home} holds "
-                    f"something else (a stale cache): {advice}"
-                )
-            shards = []
-            for entry in index["shards"]:
-                file = home / entry["file"]
-                if file.stat().st_size != entry["bytes"] or _file_hash(file) != entry["hash"]:
-                    raise SkipError(f"expected the features that were written to {file}; it was changed: {advice}")
-                with safe_open(file, "pt") as opened:
-                    shards.append(opened.get_tensor("features"))
-        except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+            index = read_json(home / "index.json")
+            same = (whole(index["version"]), index["parts"], whole(index["count"])) == (1, parts, count)
+            per_shard = as_whole("per_shard", index["per_shard"])
+            files = [(home / entry["file"], entry["bytes"], entry["hash"]) for entry in index["shards"]]
+            changed = [
+                file for file, size, digest in files if (file.stat().st_size, _file_hash(file)) != (size, digest)
+            ]
+            shards = [] if changed else [_features(file) for file, _, _ in files]
+        except (OSError, KeyError, TypeError, SkipError, SafetensorError) as error:
             raise SkipError(f"expected a whole cache in {home}; it is damaged ({error}): {advice}") from error
-        if sum(len(shard) for shard in shards) != count:
+        if not same:
+            raise SkipError(
+                f"expected a cache of {count} images for this model, layer and preprocessing; {home} holds "
+                f"something else (a stale cache): {advice}"
+            )
+        if changed:
+            raise SkipError(f"expected the features that were written to {changed[0]}; it was changed: {advice}")
+        if len({shard.shape[1:] for shard in shards}) != 1 or shards[0].ndim != 3:
+            shapes = [list(shard.shape) for shard in shards]
+            raise SkipError(f"expected features [N, L, width] in {home}; got {shapes}: {advice}")
+        if [len(shard) for shard in shards] != [min(per_shard, count - i) for i in range(0, count, per_shard)]:
             raise SkipError(f"expected {count} images in {home}; got {sum(map(len, shards))}: {advice}")
-        return cls(shards, index["per_shard"], "disk", device)
+        return cls(shards, per_shard, "disk", device)
+
+
+def _features(file: Path) -> Tensor:
+    with safe_open(file, "pt") as opened:
+        found: Tensor = opened.get_tensor("features")
+    return found
 
 
 def _chunks(members: Sequence[int] | range, size: int, progress: bool) -> Any:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from skipguide.config import number, whole
 from skipguide.errors import SkipError
 from skipguide.files import replacing
 from skipguide.vision.skip_tuning.config import TuneConfig
 from skipguide.vision.skip_tuning.inputs import Examples
 from skipguide.vision.skip_tuning.options import RunOptions
 from skipguide.vision.skip_tuning.trainable_classifier import TrainableClassifier
+from skipguide.vision.weights import check_optimizer, check_weights
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +59,37 @@ class Checkpoint:
             state = torch.load(self.file, map_location=self.tuner.device, weights_only=True)
         except Exception as error:
             raise SkipError(f"expected a checkpoint in {self.file}; it is damaged ({error}): delete it") from error
-        differs = [key for key in self.about if state["about"].get(key) != self.about[key]]
+        advice = "delete it, or choose another checkpoint_dir"
+        parts = ("about", "epoch", "losses", "weights", "optimizer")
+        found: list[Any] = list(map(state.get, parts)) if isinstance(state, dict) else [None] * 5
+        about, epoch, losses, weights, rest = found
+        known = isinstance(about, dict) and isinstance(losses, list) and None not in map(number, losses)
+        if not known or (done := whole(epoch)) is None or done < 0:
+            raise SkipError(f"expected a checkpoint of SkipTuner.fit in {self.file}; got something else: {advice}")
+        was, own = _flat(about), _flat(self.about)
+        differs = [f"{key} was {was.get(key)} and is {value}" for key, value in own.items() if was.get(key) != value]
         if differs:
             raise SkipError(
-                f"expected a checkpoint of this run in {self.file}; its {', '.join(differs)} differ: delete it, or "
-                "choose another checkpoint_dir"
+                f"expected a checkpoint of this run in {self.file}; it is of another ({'; '.join(differs[:4])}): "
+                f"{advice}"
             )
-        self.tuner.load_parameters(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
-        log.info("going on after epoch %d of %s", state["epoch"], self.file)
-        return state["epoch"], list(state["losses"])
+        check_weights(weights, self.tuner.parameters(), str(self.file), advice, complete=True)
+        check_optimizer(rest, optimizer, str(self.file), advice)
+        self.tuner.load_parameters(weights)
+        optimizer.load_state_dict(rest)
+        log.info("going on after epoch %d of %s", done, self.file)
+        return done, list(losses)
+
+
+def _flat(about: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Every setting by its path, as a text; long ones by their beginning and a hash of the rest."""
+    out: dict[str, str] = {}
+    for key, value in about.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{prefix}{key}.")
+            continue
+        text = str(value)
+        if len(text) > 60:
+            text = f"{text[:40]}... ({hashlib.blake2b(text.encode(), digest_size=3).hexdigest()})"
+        out[prefix + key] = text
+    return out

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
-from skipguide.vision.skip_tuning.inputs import find_preparer, plain, read_examples
+from skipguide.vision.skip_tuning.inputs import read_examples
+from skipguide.vision.skip_tuning.labels import plain
+from skipguide.vision.skip_tuning.preparer import find_preparer
 from skipguide.vision.skip_tuning.prompts import DEFAULT_TEMPLATE, check_names, check_templates, fill
 from skipguide.vision.skip_tuning.results import BaseNew, Evaluation
 from skipguide.vision.skip_tuning.split_model import SplitModel
@@ -40,7 +42,9 @@ class PromptClassifier(SplitModel):
         self.templates = check_templates(templates)
         super().__init__(model, skip_layers, trainable, device)
         self.prepare = find_preparer(
-            processor_or_tokenizer, fixed_length=None if self.towers.text.causal else self.towers.context
+            processor_or_tokenizer,
+            fixed_length=None if self.towers.text.causal else self.towers.context,
+            size=self.towers.image_size,
         )
         self._classifiers: dict[Any, Tensor] = {}
 
@@ -62,13 +66,19 @@ class PromptClassifier(SplitModel):
         return fill(template or self.templates[0], names)
 
     def tokens(self, classnames: Sequence[str] | None = None, template: str | None = None) -> tuple[Tensor, Tensor]:
-        """Token ids [C, L] of the prompts, cut behind the last end of a text, and the pooled positions [C]."""
-        tokens = self.prepare.tokens(self.texts(classnames, template)).to(self.device)
+        """Token ids [C, L] of the prompts, cut behind the last end of a text, and the pooled positions [C].
+
+        Raises:
+            SkipError: for prompts that are too long, or two that become the same tokens.
+        """
+        texts = self.texts(classnames, template)
+        tokens = self.prepare.tokens(texts).to(self.device)
         if tokens.shape[1] > self.towers.context:
             raise SkipError(
                 f"expected prompts of at most {self.towers.context} tokens; got {tokens.shape[1]}: shorten class "
                 "names or template"
             )
+        _refuse_equal(tokens.tolist(), texts)
         return self.towers.text.crop(tokens)
 
     @torch.no_grad()
@@ -175,3 +185,14 @@ class PromptClassifier(SplitModel):
             raise SkipError(f"expected new classes that are no base classes; both hold {both[:5]}")
         parts = data if isinstance(data, dict) else {"base": data, "new": data}
         return BaseNew(self.evaluate(parts["base"], base).accuracy, self.evaluate(parts["new"], new).accuracy, label)
+
+
+def _refuse_equal(tokens: list[list[int]], texts: list[str]) -> None:
+    """Refuse two prompts with one feature: no image could be told apart by them."""
+    seen: dict[tuple[int, ...], str] = {}
+    for row, text in zip(tokens, texts, strict=True):
+        if (other := seen.setdefault(tuple(row), text)) is not text:
+            raise SkipError(
+                f"expected class names that the tokenizer tells apart; {other!r} and {text!r} become the same tokens, "
+                "because they differ in case alone, or behind where a long text is cut: change or shorten one"
+            )

@@ -60,7 +60,7 @@ def train(tuner: TrainableClassifier, examples: Examples, config: TuneConfig, op
     epochs = tqdm(range(start, config.epochs), "epochs", disable=not (options.progress and main), leave=False)
     for epoch in epochs:
         set_rates(optimizer, config, epoch)
-        step.generator.manual_seed(config.seed * 1_000_003 + epoch)
+        step.generator.manual_seed((config.seed * 1_000_003 + epoch) % 2**64)
         if main or accelerator is None or config.cache != "disk":
             cache = prefixes.cache(epoch)
         if accelerator is not None:
@@ -164,7 +164,10 @@ def _same(one: torch.device, other: torch.device) -> bool:
 
 
 def _launched() -> Any:
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    count = os.environ.get("WORLD_SIZE") or "1"
+    if not count.isdecimal() or int(count) < 1:
+        raise SkipError(f"expected WORLD_SIZE as the number of processes, from 1 on; got {count!r}: unset it")
+    if int(count) == 1:
         return None
     from accelerate import Accelerator
 

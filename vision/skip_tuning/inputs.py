@@ -1,25 +1,22 @@
-"""Where images, labels and class texts come from: folders, datasets, pairs; processors and tokenizers."""
+"""Where images and labels come from: folders, datasets, pairs."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
-from skipguide.media.frames import as_rgb
+from skipguide.media.frames import open_picture
+from skipguide.vision.skip_tuning.labels import plain, read_labels, refuse_twins
+from skipguide.vision.skip_tuning.preparer import as_picture
 
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"}
-
-
-def plain(name: str) -> str:
-    """A class name as it is written in a prompt: `_` and `-` of folder names become blanks."""
-    return " ".join(name.replace("_", " ").split())
 
 
 @dataclass
@@ -61,6 +58,7 @@ class Examples:
         Raises:
             SkipError: if a name is not among these classes.
         """
+        refuse_twins(self.names)
         have = {plain(name): i for i, name in enumerate(self.names)}
         missing = [name for name in names if plain(name) not in have]
         if missing:
@@ -87,13 +85,17 @@ def _some(names: Sequence[str]) -> str:
 
 def read_folder(folder: Path) -> Examples:
     """A folder with one folder of images per class."""
-    from PIL import Image
-
     if not folder.is_dir():
         raise SkipError(f"expected a folder with one folder of images per class; {folder} is no folder")
     names = sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
     if not names:
         raise SkipError(f"expected one folder of images per class in {folder}; it has no folders")
+    refuse_twins(names, f"the folders of {folder}")
+    if {name.lower() for name in names} <= SPLITS and any(f.is_dir() for n in names for f in (folder / n).iterdir()):
+        raise SkipError(
+            f"expected one folder of images per class in {folder}; it has {_some(names)}, which are parts of a data "
+            f"set with classes of their own: give one of them, such as {folder / names[-1]}"
+        )
     paths = [
         (path, label)
         for label, name in enumerate(names)
@@ -104,12 +106,7 @@ def read_folder(folder: Path) -> Examples:
         raise SkipError(f"expected images ({', '.join(sorted(SUFFIXES))}) in the folders of {folder}; there are none")
 
     def load(place: int) -> Any:
-        path = paths[place][0]
-        try:
-            with Image.open(path) as image:
-                return as_rgb(image, path)
-        except (OSError, SyntaxError) as error:
-            raise SkipError(f"expected an image in {path}; it cannot be read ({error})") from error
+        return open_picture(paths[place][0])
 
     def mark(place: int) -> bytes:
         path = paths[place][0]
@@ -149,129 +146,33 @@ def read_examples(source: Any, classnames: Sequence[str] | None = None) -> Examp
 
 
 def _from_sequence(source: Any, classnames: Sequence[str] | None) -> Examples:
-    names = getattr(source, "classes", None)
-    if isinstance(source, tuple) and len(source) == 2 and not isinstance(source[0], tuple):
-        images, raw = source
+    pair = _pair(source)
+    if pair is not None:
+        images, raw = pair
         if len(images) != len(raw):
             raise SkipError(f"expected as many labels as images; got {len(images)} images and {len(raw)} labels")
-        load = lambda i: images[i]  # noqa: E731
-        labels = raw.tolist() if isinstance(raw, Tensor) else list(raw)
+        load = lambda i: as_picture(images[i])  # noqa: E731
     elif hasattr(source, "features") and hasattr(source, "column_names"):  # Hugging Face datasets
-        column = next((c for c in ("label", "labels", "fine_label") if c in source.column_names), None)
-        if column is None or "image" not in source.column_names:
+        if "image" not in source.column_names:
             raise SkipError(f"expected the columns `image` and `label`; got {source.column_names}")
-        names = getattr(source.features[column], "names", None)
-        load = lambda i: source[i]["image"]  # noqa: E731
-        labels = list(source[column])
+        load = lambda i: as_picture(source[i]["image"])  # noqa: E731
     elif hasattr(source, "__getitem__") and hasattr(source, "__len__"):
-        load = lambda i: source[i][0]  # noqa: E731
-        known = getattr(source, "targets", None)
-        labels = list(known) if known is not None else [source[i][1] for i in range(len(source))]
+        load = lambda i: as_picture(source[i][0])  # noqa: E731
     else:
         raise SkipError(
             "expected a folder, a dataset of (image, label) pairs, or a pair (images, labels); "
             f"got {type(source).__name__}"
         )
-    if labels and isinstance(labels[0], str):
-        if names is None:
-            wanted = {plain(name): name for name in classnames or ()}
-            found = {plain(label): label for label in sorted(set(labels))}
-            names = list((wanted | {k: v for k, v in found.items() if k not in wanted}).values())
-        place = {plain(name): i for i, name in enumerate(names)}
-        if unknown := sorted({label for label in labels if plain(label) not in place}):
-            raise SkipError(f"expected labels among the class names; got {_some(unknown)}")
-        labels = [place[plain(label)] for label in labels]
-    if odd := [label for label in labels if int(label) != label]:
-        raise SkipError(f"expected labels as whole numbers or class names; got {odd[0]!r}")
-    labels = [int(label) for label in labels]
-    names = names or classnames or [str(i) for i in range(max(labels, default=-1) + 1)]
-    if labels and not 0 <= min(labels) <= max(labels) < len(names):
-        raise SkipError(
-            f"expected labels from 0 to {len(names) - 1} for {len(names)} class names; "
-            f"got {min(labels)} to {max(labels)}"
-        )
-    return Examples(load, labels, list(names))
+    labels, names = read_labels(source if pair is None else raw, classnames, alone=pair is not None)
+    return Examples(load, labels, names)
 
 
-@dataclass
-class Preparer:
-    """Pixels and token ids from images and texts, by whatever processor was given.
-
-    Attributes:
-        image: PIL image -> pixels [3, H, W]; None if only prepared pixels can be taken.
-        text: texts -> token ids [N, L]; None if no tokenizer was given.
-        name: what identifies the preprocessing, for the key of a cache.
-    """
-
-    image: Callable[[Any], Tensor] | None
-    text: Callable[[list[str]], Tensor] | None
-    name: str
-
-    def pixels(self, item: Any) -> Tensor:
-        """Pixels [3, H, W] of one image."""
-        if isinstance(item, Tensor):
-            if item.ndim != 3:
-                raise SkipError(f"expected prepared pixels [3, H, W] of one image; got {list(item.shape)}")
-            if not bool(torch.isfinite(item).all()):
-                raise SkipError("expected finite pixels; an image has NaN or infinity: clean or drop it first")
-            return item
-        if self.image is None:
-            raise SkipError(
-                "expected prepared pixels [3, H, W], because only a tokenizer was given: "
-                "give SkipTuner a processor (CLIPProcessor), which prepares PIL images too"
-            )
-        return self.image(as_rgb(item, "the image") if hasattr(item, "convert") else item)
-
-    def tokens(self, texts: list[str]) -> Tensor:
-        """Token ids [N, L] of texts."""
-        if self.text is None:
-            raise SkipError("expected a tokenizer, because texts have to be encoded; only images can be prepared here")
-        return self.text(texts)
-
-
-def find_preparer(given: Any, *, fixed_length: int | None) -> Preparer:
-    """What prepares images and texts.
-
-    Args:
-        given: a transformers processor (CLIPProcessor, SiglipProcessor) or tokenizer; a pair
-            `(image_transform, tokenizer)` as open_clip gives them; or a function texts -> ids.
-        fixed_length: pad every text to this length (SigLIP pools the last position); None pads to the longest.
-
-    Raises:
-        SkipError: for anything else.
-    """
-    if isinstance(given, tuple) and len(given) == 2:
-        transform, tokenizer = given
-        inner = find_preparer(tokenizer, fixed_length=fixed_length)
-        return Preparer(transform, inner.text, repr(transform))
-    if hasattr(given, "tokenizer") and hasattr(given, "image_processor"):
-        images = given.image_processor
-
-        def image(item: Any) -> Tensor:
-            pixels: Tensor = images(images=item, return_tensors="pt")["pixel_values"][0]
-            return pixels
-
-        inner = find_preparer(given.tokenizer, fixed_length=fixed_length)
-        return Preparer(image, inner.text, repr(images.to_dict()))
-    if callable(given):
-        return Preparer(None, _text_encoder(given, fixed_length), "")
-    if given is None:
-        return Preparer(None, None, "")
-    raise SkipError(
-        "expected a transformers processor or tokenizer, a pair (image_transform, tokenizer), or a function of texts; "
-        f"got {type(given).__name__}"
-    )
-
-
-def _text_encoder(tokenizer: Any, fixed_length: int | None) -> Callable[[list[str]], Tensor]:
-    def encode(texts: list[str]) -> Tensor:
-        if hasattr(tokenizer, "convert_tokens_to_ids") and hasattr(tokenizer, "pad_token"):
-            more = {"padding": True} if fixed_length is None else {"padding": "max_length", "max_length": fixed_length}
-            out = tokenizer(texts, truncation=True, return_tensors="pt", **more)
-        else:
-            out = tokenizer(texts)
-        if isinstance(out, Mapping) or hasattr(out, "input_ids"):
-            out = out["input_ids"]
-        return torch.as_tensor(out).long()
-
-    return encode
+def _pair(source: Any) -> tuple[Any, Any] | None:
+    """Images and labels, where they were given as two; a list of two is one unless it holds two (image, label)."""
+    if not isinstance(source, tuple | list) or len(source) != 2:
+        return None
+    images, raw = source
+    if isinstance(source, tuple):
+        return None if isinstance(images, tuple) else (images, raw)
+    alone = isinstance(raw, Tensor) or hasattr(raw, "dtype") or isinstance(raw, list)
+    return (images, raw) if alone and not isinstance(images, tuple) and hasattr(images, "__len__") else None

@@ -118,7 +118,8 @@ def open_clip_towers(model: Any) -> Towers:
     if not isinstance(visual, VisionTransformer) or not hasattr(model, "transformer"):
         raise SkipError(
             f"expected an open_clip CLIP with a VisionTransformer and its text blocks in `transformer`; got "
-            f"{type(model).__name__} with {type(visual).__name__}: load the model from transformers instead"
+            f"{type(model).__name__} with {type(visual).__name__}: of SigLIP take SiglipModel of transformers; EVA, "
+            "ConvNeXt and ResNet towers and Hugging Face's text towers are not supported, choose a ViT-* of open_clip"
         )
     for blocks in (visual.transformer, model.transformer):
         strange = next((b for b in blocks.resblocks if type(b) is not ResidualAttentionBlock), None)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from skipguide.errors import SkipError
-from skipguide.vision.skip_tuning.inputs import plain
+from skipguide.vision.skip_tuning.labels import plain
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from skipguide.config import JsonConfig
+from skipguide.config import JsonConfig, as_numbers, is_one_of, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.files import replacing
+
+PEAKS = ("max_memory_allocated", "peak resident set")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,16 @@ class TuneReport(JsonConfig):
     losses: Sequence[float] = field(default_factory=list)
     exactness: float = 0.0
     resumed_from: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no run costs."""
+        counts = ("peak_bytes", "cache_bytes", "trained", "total", "steps", "classes", "resumed_from")
+        normalize_fields(
+            self, dict.fromkeys(counts, 0), dict.fromkeys(("seconds", "extraction_seconds", "kept", "exactness"), 0)
+        )
+        object.__setattr__(self, "losses", as_numbers("losses", self.losses))
+        if not is_one_of(self.peak_kind, PEAKS):
+            raise SkipError(f"expected peak_kind as one of {', '.join(PEAKS)}; got {self.peak_kind!r}")
 
     def __str__(self) -> str:
         return (

@@ -19,6 +19,7 @@ from skipguide.vision.skip_tuning.inputs import read_examples
 from skipguide.vision.skip_tuning.options import RunOptions
 from skipguide.vision.skip_tuning.results import TuneReport
 from skipguide.vision.skip_tuning.trainable_classifier import TrainableClassifier
+from skipguide.vision.weights import check_weights
 
 
 class SkipTuner(TrainableClassifier):
@@ -112,7 +113,8 @@ class SkipTuner(TrainableClassifier):
         """Set the weights that `save_adapter` wrote.
 
         Raises:
-            SkipError: if the adapter is damaged, or belongs to another model or other layers.
+            SkipError: if the adapter is damaged, belongs to another model or other layers, or has tensors of other
+                shapes or kinds than the model's. The weights are as they were.
         """
         tensors, notes = read_adapter(Path(folder))
         if notes["fingerprint"] != self.fingerprint:
@@ -126,6 +128,7 @@ class SkipTuner(TrainableClassifier):
                 f"expected an adapter of layers {self.image_layer} (image) and {self.text_layer} (text) on; {folder} "
                 f"was trained with {notes['skip_layers']} and changes {outside[0]}: pass the same skip_layers"
             )
+        check_weights(tensors, own, str(folder), "save the adapter anew")
         start = dict(self.pretrained.named_parameters())
         self._tuned = None
         self.load_parameters({name: tensors[name] if name in tensors else start[name] for name in own})
@@ -133,7 +136,11 @@ class SkipTuner(TrainableClassifier):
 
     @classmethod
     def from_adapter(cls, model: nn.Module, processor_or_tokenizer: Any, folder: str | Path, **more: Any) -> SkipTuner:
-        """A tuner with the classes, layers and weights of an adapter."""
+        """A tuner with the classes, layers and weights of an adapter.
+
+        Raises:
+            SkipError: as `load_adapter` does, and for classes or layers that the model cannot have.
+        """
         _, notes = read_adapter(Path(folder))
         skip = notes["class_skip"]
         more = {

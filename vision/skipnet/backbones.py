@@ -242,6 +242,11 @@ def measure_blocks(
             handle.remove()
         for module, training in was_training.items():
             module.training = training
+    if unseen := [type(block).__name__ for block, _ in blocks if id(block) not in entering]:
+        raise SkipError(
+            f"{len(unseen)} residual blocks of {type(model).__name__} ({unseen[0]}) do not run as modules, because it "
+            "was traced or compiled into one graph: give SkipNet the network as it was before"
+        )
     sites = [
         (entering[id(block)], spent[id(block)] // 2, spent[id(short)] // 2 if short is not None else 0)
         for block, short in blocks

@@ -7,16 +7,14 @@ block's own `downsample`) and the gate that reads its output `group{g}_gate{i}`;
 
 from __future__ import annotations
 
-import pickle
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.vision.state_dicts import read_state_dict
 
 _GROUP = re.compile(r"group(\d+)_(layer|ds|gate)(\d+)\.(.+)")
 _LAYER = re.compile(r"layer(\d+)\.(\d+)\.(.+)")
@@ -31,7 +29,7 @@ def read_checkpoint(source: Any, gate: str | None = None) -> tuple[dict[str, Any
     Raises:
         SkipError: if it is not one.
     """
-    state = _tensors(source)
+    state = read_state_dict(source)
     layers: dict[tuple[int, int], dict[str, Tensor]] = {}
     projections: dict[tuple[int, int], dict[str, Tensor]] = {}
     gates: dict[tuple[int, int], dict[str, Tensor]] = {}
@@ -72,34 +70,11 @@ def read_checkpoint(source: Any, gate: str | None = None) -> tuple[dict[str, Any
         weights |= _gate_weights(kind, place, gates[spot])
     if kind == "rnn":
         weights |= _control(state)
-        config |= {"embed": len(weights["gates.embed.0.bias"]), "hidden": weights["gates.rnn.weight_hh"].shape[1]}
-    return config | {"gate": kind}, weights
-
-
-def _tensors(source: Any) -> dict[str, Tensor]:
-    if isinstance(source, (str, Path)):
         try:
-            if str(source).endswith(".safetensors"):
-                from safetensors.torch import load_file
-
-                source = load_file(source)
-            else:
-                source = torch.load(source, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, pickle.UnpicklingError, ValueError, EOFError) as error:
-            raise SkipError(f"cannot read a checkpoint from {source}: {error}") from error
-        except Exception as error:  # safetensors has an exception of its own
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise SkipError(f"cannot read a checkpoint from {source}: {error}") from error
-    if isinstance(source, Mapping) and isinstance(source.get("state_dict"), Mapping):
-        source = source["state_dict"]
-    if not isinstance(source, Mapping) or not source:
-        raise SkipError(f"expected a state dict, a checkpoint with one, or a path; got {type(source).__name__}")
-    if wrong := [str(key) for key, value in source.items() if not isinstance(value, Tensor)]:
-        raise SkipError(f"expected tensors under every key of the state dict; not one is under {wrong[:5]}")
-    if broken := [key for key, t in source.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]:
-        raise SkipError(f"the checkpoint has NaN or infinity in {broken[:5]}")
-    return {key.removeprefix("module."): value for key, value in source.items()}
+            config |= {"embed": len(weights["gates.embed.0.bias"]), "hidden": weights["gates.rnn.weight_hh"].shape[1]}
+        except (KeyError, IndexError, TypeError) as error:
+            raise SkipError(f"expected the biases of the gates' embeddings and a matrix weight_hh; {error}") from error
+    return config | {"gate": kind}, weights
 
 
 def _check_projections(
@@ -120,12 +95,16 @@ def _config(
 ) -> tuple[dict[str, Any], str]:
     """Arguments for the backbone, and where its groups are."""
     stem, head = weights["backbone.conv1.weight"], weights["backbone.fc.weight"]
+    if stem.ndim != 4 or head.ndim != 2:
+        raise SkipError(
+            f"expected conv1.weight with four sides and fc.weight with two; got {list(stem.shape)}, {list(head.shape)}"
+        )
     classes = len(head)
     if stem.shape[-1] == 3:
         try:
             widths = [layers[g + 1, 0]["conv2.weight"].shape[0] for g in range(len(counts))]
-        except KeyError as error:
-            raise SkipError(f"the first block of a group has no {error}") from error
+        except (KeyError, IndexError) as error:
+            raise SkipError(f"the first block of a group has no conv2.weight with sides: {error}") from error
         backbone = {"blocks": counts, "widths": widths, "num_classes": classes, "in_channels": stem.shape[1]}
         return {"backbone": backbone}, "groups.{j}"
     from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet

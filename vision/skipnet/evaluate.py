@@ -11,6 +11,7 @@ from torch import Tensor
 
 from skipguide.errors import SkipError
 from skipguide.vision.skipnet.net import SkipNet
+from skipguide.vision.skipnet.objectives import check_labels
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def evaluate(
         raise SkipError(f"expected a batch_size of at least 1; got {batch_size}")
     if len(images) != len(labels) or not len(images):
         raise SkipError(f"expected as many labels as images, at least one; got {len(labels)} and {len(images)}")
+    labels = check_labels(labels, len(images))
     random = torch.Generator(images.device).manual_seed(seed)
     correct, gates, macs, rows = [], [], [], 0
     costs = None

@@ -16,6 +16,7 @@ from skipguide.vision.pretrained import PretrainedMixin
 from skipguide.vision.skipnet.backbones import CifarResNet, build_backbone, measure_blocks, unweighted
 from skipguide.vision.skipnet.gates import build_gates
 from skipguide.vision.skipnet.routing import Costs, Decisions, Routing
+from skipguide.vision.weights import check_weights
 
 
 class SkipNet(nn.Module, PretrainedMixin):
@@ -135,7 +136,10 @@ class SkipNet(nn.Module, PretrainedMixin):
             None if decisions is None else self._forced(decisions, images),
             generator,
         )
-        with self._router.running(asked) as stats:
+        # A replica of nn.DataParallel has modules of its own, which the original's gates do not stand on.
+        replica = bool(getattr(self, "_is_replica", False))
+        router = Router(self.backbone, tuple(find_blocks(self.backbone))[1:]) if replica else self._router
+        with router.running(asked) as stats:
             logits = self.backbone(images)
         masks, gate_logits = asked.collect()
         if return_routing:
@@ -179,10 +183,10 @@ class SkipNet(nn.Module, PretrainedMixin):
 
         config, weights = read_checkpoint(state, gate)
         net = cls(**config)
-        try:
-            missing, unexpected = net.load_state_dict(weights, strict=False)
-        except RuntimeError as error:
-            raise SkipError(f"the checkpoint's shapes do not fit the network its keys describe: {error}") from error
+        own = net.state_dict()
+        shared = {name: tensor for name, tensor in weights.items() if name in own}
+        check_weights(shared, own, "the checkpoint", "its shapes do not fit the network that its keys describe")
+        missing, unexpected = net.load_state_dict(weights, strict=False)
         fresh = [key for key in missing if key.startswith("gates.")] if not any("gates." in k for k in weights) else []
         if unexpected or set(missing) - set(fresh):
             raise SkipError(

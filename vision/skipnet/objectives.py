@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,19 @@ from torch.nn import functional
 
 from skipguide.config import JsonConfig, normalize_fields
 from skipguide.errors import SkipError
+
+
+def check_labels(labels: Tensor, count: int) -> Tensor:
+    """Labels as int64 `[B]`, whichever whole numbers they came as.
+
+    Raises:
+        SkipError: for another shape, or numbers that are not whole.
+    """
+    given: Any = labels
+    if not isinstance(given, Tensor) or labels.shape != (count,) or labels.is_floating_point() or labels.is_complex():
+        got = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise SkipError(f"expected labels [{count}] as whole numbers, one for each image; got {got}")
+    return labels.long()
 
 
 def computation(gates: Tensor, weights: Tensor | None = None) -> Tensor:

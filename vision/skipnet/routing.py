@@ -11,6 +11,7 @@ from torch import Tensor
 from skipguide.config import is_one_of
 from skipguide.errors import SkipError
 from skipguide.stats import Stats
+from skipguide.vision.recording import is_exported, is_recorded, is_traced
 from skipguide.vision.skipnet.gates import Gates
 
 # hard: p > 0.5, skipped rows do not run. sample: Bernoulli(p), the same. straight_through: hard forward, soft backward,
@@ -95,6 +96,12 @@ class Decisions:
     ) -> None:
         if not is_one_of(mode, MODES):
             raise SkipError(f"unknown mode {mode!r}; expected one of {', '.join(MODES)}")
+        if (mode in ("hard", "sample") or forced is not None) and (is_traced() or is_exported()):
+            what = f"mode={mode!r}" if forced is None else "decisions"
+            raise SkipError(
+                f"{what} skips the rows that the gates leave out, which a trace or export would fix to those of its "
+                "example: pass mode='straight_through', which decides the same and computes every block"
+            )
         self.gates = gates
         self.mode = mode
         self.forced = forced
@@ -109,7 +116,8 @@ class Decisions:
         self.logits.append(logit)
         decision = self._decide(place, logit)
         self.masks.append(decision.to(logit.dtype))
-        return decision
+        # Who records the pass cannot look whether all are open.
+        return None if self.mode == "open" and self.forced is None and is_recorded() else decision
 
     def _decide(self, place: int, logit: Tensor) -> Tensor:
         if self.forced is not None:
@@ -133,7 +141,7 @@ class Decisions:
             SkipError: for gates that are not finite, which would silently skip blocks.
         """
         logits = torch.stack(self.logits, 1)
-        if not bool(torch.isfinite(logits).all()):
+        if not is_recorded() and not bool(torch.isfinite(logits).all()):
             broken = (~torch.isfinite(logits)).any(0).nonzero()[:, 0].tolist()
             raise SkipError(
                 f"the gates {broken[:5]} gave NaN or infinity (of {logits.shape[1]} gates): the images or the weights "

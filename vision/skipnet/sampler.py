@@ -30,7 +30,7 @@ class StepSampler:
             for place in range(step * batch + self.process, (step + 1) * batch, self.processes):
                 if place // self.size != epoch:
                     epoch = place // self.size
-                    random = torch.Generator().manual_seed(self.config.seed * 7919 + epoch)
+                    random = torch.Generator().manual_seed((self.config.seed * 7919 + epoch) % 2**64)
                     order = torch.randperm(self.size, generator=random)
                 numbers.append(int(order[place % self.size]))
             yield numbers

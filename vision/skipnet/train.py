@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from skipguide.errors import SkipError
 from skipguide.vision.skipnet.net import SkipNet
-from skipguide.vision.skipnet.objectives import budget_loss, reinforce_loss
+from skipguide.vision.skipnet.objectives import budget_loss, check_labels, reinforce_loss
 from skipguide.vision.skipnet.routing import Routing
 from skipguide.vision.skipnet.sampler import batches
 from skipguide.vision.skipnet.train_config import STAGES, TrainConfig
@@ -63,7 +63,7 @@ def train(
 
     Raises:
         SkipError: for a stage without what it needs, a state of another config or network, a damaged one, a folder with
-            a `config.json` of something else, or a loss that is not finite.
+            a `config.json` of something else, labels that are no classes of the network, or a loss that is not finite.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from tqdm import tqdm
@@ -97,6 +97,7 @@ def train(
             random = _generator(config.seed, state.step, accelerator.process_index)
             if augment is not None:
                 images, labels = augment(images, labels, random)
+            labels = check_labels(labels, len(images))
             images, labels = images.to(accelerator.device), labels.to(accelerator.device)
             for group, times in zip(optimizer.param_groups, (1.0, config.gate_lr), strict=True):
                 group["lr"] = config.lr * times * _schedule(state.step, config)
@@ -128,6 +129,11 @@ def train(
 def stage_loss(routing: Routing, labels: Tensor, config: TrainConfig) -> tuple[Tensor, dict[str, float]]:
     """The loss of one batch in a stage, and what to log of it."""
     logits = routing.logits.float()
+    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
+        raise SkipError(
+            f"expected labels 0 to {logits.shape[1] - 1}, a class of the network for each image; got "
+            f"{int(labels.min())} to {int(labels.max())}: drop images without a label"
+        )
     each = functional.cross_entropy(logits, labels, reduction="none")
     loss = each.mean()
     if config.stage == "budget":
@@ -161,4 +167,4 @@ def _schedule(step: int, config: TrainConfig) -> float:
 
 def _generator(seed: int, step: int, process: int) -> torch.Generator:
     """What is random in a step depends on the step alone, so that a resumed run repeats it."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 1009 + process)
+    return torch.Generator().manual_seed(((seed * 1_000_003 + step) * 1009 + process) % 2**64)

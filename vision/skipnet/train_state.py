@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from skipguide.config import number, whole
 from skipguide.errors import SkipError
-from skipguide.files import replacing
+from skipguide.files import landing, replacing
 from skipguide.vision.skipnet.net import SkipNet
 from skipguide.vision.skipnet.train_config import TrainConfig
+from skipguide.vision.weights import check_optimizer, check_weights
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class TrainState:
                     TrainConfig.load_json(notes)
                 except SkipError as error:
                     raise SkipError(f"{notes} belongs to something else ({error}); take another folder") from error
-            out.mkdir(parents=True, exist_ok=True)
+            landing(out).mkdir(parents=True, exist_ok=True)
             config.save_json(notes, overwrite=True)
 
     def _load(self, path: Path) -> None:
@@ -55,17 +57,22 @@ class TrainState:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise SkipError(f"{path} is damaged ({error}); delete it, or take another folder") from error
-        if found["config"] != self.config.to_dict():
-            differ = sorted(k for k, v in self.config.to_dict().items() if found["config"].get(k) != v)
+        found = found if isinstance(found, dict) else {}
+        settings: Any = found.get("config")
+        step, history = found.get("step"), found.get("history")
+        if not isinstance(settings, dict) or (done := whole(step)) is None or done < 0 or not _is_history(history):
+            raise SkipError(f"{path} is no state of a training run; take another folder")
+        if settings != self.config.to_dict():
+            differ = sorted(k for k, v in self.config.to_dict().items() if settings.get(k) != v)
             raise SkipError(f"{path} is of a run with other settings ({', '.join(differ)}); take another folder")
         if found.get("decisions", self.decisions) != self.decisions:
             raise SkipError(f"{path} is of a run with other decisions, {found['decisions']}; take another folder")
-        try:
-            self.net.load_state_dict(found["net"])
-        except RuntimeError as error:
-            raise SkipError(f"{path} is of another network; take another folder: {error}") from error
+        advice = "it is of another network, or damaged; take another folder"
+        check_weights(found.get("net"), self.net.state_dict(), str(path), advice, complete=True)
+        check_optimizer(found.get("optimizer"), self.optimizer, str(path), advice)
+        self.net.load_state_dict(found["net"])
         self.optimizer.load_state_dict(found["optimizer"])
-        self.step, self.history = found["step"], found["history"]
+        self.step, self.history = done, [dict(row) for row in history or ()]
         logger.info("going on from step %d of %s", self.step, path)
 
     def record(self, row: dict[str, float]) -> None:
@@ -95,3 +102,12 @@ class TrainState:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows({k: v if k == "step" else round(v, 5) for k, v in row.items()} for row in self.history)
+
+
+def _is_history(rows: Any) -> bool:
+    """Whether it is a list of rows of numbers, as `record` makes them."""
+    return isinstance(rows, list) and all(
+        isinstance(row, dict)
+        and all(isinstance(name, str) and number(value) is not None for name, value in row.items())
+        for row in rows
+    )

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from skipguide.cli.arguments import examples
+from skipguide.cli.models import loading
 from skipguide.errors import SkipError
+from skipguide.files import landing
 
 BUNDLED_CLIP = "tiny-clip"
 BUNDLED_RATE = 1e-3  # tried by hand on the bundled model, not chosen by a study; real CLIPs want the reference's 2e-5
@@ -26,7 +28,17 @@ def register(subparsers: Any) -> None:
         ),
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
-    tune = actions.add_parser("tune", help="a folder of images in, an adapter out")
+    tune = actions.add_parser(
+        "tune",
+        help="a folder of images in, an adapter out",
+        description="Adapt CLIP to the classes of a folder and write an adapter. The layers before --skip-layers are\n"
+        "frozen and run once for each image; the given model is not changed.",
+        epilog=examples(
+            "skipguide clip tune photos/train -o adapter",
+            "skipguide clip tune photos/train --shots 8 --model openai/clip-vit-base-patch16 -o adapter",
+            "skipguide clip tune photos/train --augment --checkpoint run -o adapter --merge tuned-clip",
+        ),
+    )
     tune.add_argument("data", type=Path, help="folder with one folder of images per class")
     tune.add_argument("-o", "--out", type=Path, required=True, help="folder of the adapter")
     tune.add_argument("--shots", type=int, help="images per class (default: all)")
@@ -43,12 +55,28 @@ def register(subparsers: Any) -> None:
     tune.add_argument("--checkpoint", type=Path, help="folder of the checkpoint; a killed run goes on from it")
     tune.add_argument("--merge", type=Path, metavar="FOLDER", help="also write the whole tuned model, as a stock one")
     tune.add_argument("--force", action="store_true", help="replace an adapter that exists")
-    evaluate = actions.add_parser("eval", help="accuracy on a folder of images")
+    evaluate = actions.add_parser(
+        "eval",
+        help="accuracy on a folder of images",
+        description="Print the accuracy of an adapter, or of CLIP without one, on the classes of a folder.",
+        epilog=examples(
+            "skipguide clip eval photos/test --adapter adapter",
+            "skipguide clip eval photos/all --adapter adapter --base-new -o table.md",
+        ),
+    )
     evaluate.add_argument("data", type=Path, help="folder with one folder of images per class")
     evaluate.add_argument("--base-new", action="store_true", help="classes the adapter does not know are the new ones")
     evaluate.add_argument("-o", "--out", type=Path, help="also write the base/new table (.csv or .md)")
     evaluate.add_argument("--force", action="store_true", help="replace a table that exists")
-    predict = actions.add_parser("predict", help="the most likely classes of images")
+    predict = actions.add_parser(
+        "predict",
+        help="the most likely classes of images",
+        description="Print the most likely classes of images, among those of an adapter or of --classes.",
+        epilog=examples(
+            "skipguide clip predict photo.png --adapter adapter",
+            'skipguide clip predict a.png b.png --classes "red circle,blue star" --topk 2',
+        ),
+    )
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     predict.add_argument("--topk", type=int, default=5, help="default: %(default)s")
     predict.add_argument("--classes", help="comma-separated class names instead of the adapter's")
@@ -77,11 +105,9 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
 
     noise.disable_progress_bar()
     source = bundled(BUNDLED_CLIP) if args.model == BUNDLED_CLIP else args.model
-    try:
+    with loading(args.model, "a CLIP"):
         model = AutoModel.from_pretrained(source)
         processor = AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise SkipError(f"expected a CLIP in {args.model}; it cannot be loaded ({error})") from error
     more: dict[str, Any] = {"device": args.device or ("cuda" if torch.cuda.is_available() else "cpu")}
     if args.template is not None:
         more["templates"] = args.template
@@ -130,16 +156,19 @@ def run_tune(args: argparse.Namespace) -> None:
         checkpoint_dir=args.checkpoint,
     )
     tuner.save_adapter(args.out, overwrite=args.force)
-    print(f"{args.out}: {len(examples_.names)} classes, {report}")
+    count = len(examples_.names)
+    print(f"{args.out}: {count} class{'es' * (count > 1)}, {report}")
     if args.merge is not None:
-        tuner.merge().save_pretrained(args.merge)  # type: ignore[operator]
-        processor.save_pretrained(args.merge)
+        merged = landing(args.merge)
+        tuner.merge().save_pretrained(merged)  # type: ignore[operator]
+        processor.save_pretrained(merged)
         print(f"{args.merge}: the whole tuned model")
 
 
 def run_eval(args: argparse.Namespace) -> None:
     """Print accuracy, or the base/new table."""
-    from skipguide.vision.skip_tuning.inputs import plain, read_folder
+    from skipguide.vision.skip_tuning.inputs import read_folder
+    from skipguide.vision.skip_tuning.labels import plain
 
     data = read_folder(args.data)
     tuner = _tuner(args, data.names)
@@ -163,17 +192,10 @@ def run_eval(args: argparse.Namespace) -> None:
 
 def run_predict(args: argparse.Namespace) -> None:
     """Print the best classes of every image."""
-    from PIL import Image
-
-    from skipguide.media.frames import as_rgb
+    from skipguide.media.frames import open_picture
 
     names = [name.strip() for name in args.classes.split(",")] if args.classes else None
     tuner = _tuner(args, names)
     for path in args.images:
-        try:
-            with Image.open(path) as opened:
-                image = as_rgb(opened, path)
-        except OSError as error:
-            raise SkipError(f"expected an image in {path}; it cannot be read ({error})") from error
-        best = tuner.predict(image, args.topk, names)
+        best = tuner.predict(open_picture(path), args.topk, names)
         print(f"{path}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in best))

@@ -90,9 +90,10 @@ def _preset(model: Any) -> tuple[Sequence[int], str]:
         preset = find_preset(model)
     except SkipError:
         return (), "preset: none; `skipguide sweep PROMPT --model ...` shows what every layer does"
-    names = ("layers", "scale", "part", "formula")
+    names = ["layers", "scale", "part", "formula"]
+    names += [name for name, whole in (("start", 0.0), ("stop", 1.0)) if getattr(preset, name) != whole]
     settings = clip_job.in_words({name: getattr(preset, name) for name in names})
-    return preset.layers, f"preset (*): {settings} ({preset.source})"
+    return preset.numbers, f"preset (*): {settings} ({preset.origin}: {preset.source})"
 
 
 def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int]) -> list[str]:

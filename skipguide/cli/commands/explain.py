@@ -36,6 +36,9 @@ def register(subparsers: Any) -> None:
         default="tiny-cnn",
         help="the bundled tiny-cnn, a folder that timm wrote, or a name of timm or torchvision (default: %(default)s)",
     )
+    group.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="weights of your own for --model: .pth, .pt or .safetensors"
+    )
     group.add_argument("--random-weights", action="store_true", help="do not load weights, for a try without network")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the best there is")
     group = parser.add_argument_group("explanation")
@@ -67,24 +70,20 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Explain one picture."""
-    from PIL import Image
-
     output = args.output or Path(f"{args.image.stem}-explained.png")
     check_output(output, (".png",), force=args.force)
+    if args.checkpoint is not None and args.random_weights:
+        raise SkipError("--checkpoint brings weights and --random-weights wants none: give one of them")
     if not args.image.is_file():
         raise SkipError(f"no file {args.image}: expected a picture")
 
     device = choose_device(args.device)
-    from skipguide.media.frames import as_rgb
+    from skipguide.media.frames import open_picture
     from skipguide.vision.layer_masking.classifiers import load_classifier
     from skipguide.vision.layer_masking.explain import draw, explain
 
-    try:
-        with Image.open(args.image) as file:
-            picture = as_rgb(file, args.image)
-    except OSError as error:
-        raise SkipError(f"{args.image} is not a picture: {error}") from error
-    classifier = load_classifier(args.model, pretrained=not args.random_weights)
+    picture = open_picture(args.image)
+    classifier = load_classifier(args.model, pretrained=not args.random_weights, checkpoint=args.checkpoint)
     classifier.model.to(device)
     explanation = explain(
         classifier,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from skipguide.vision.floorplan import Plan
 
 BUNDLED = "tiny-floorplan"
+MADE_UP = 200_000
 MOST = 8
 
 
@@ -34,7 +35,7 @@ def register(subparsers: Any) -> None:
         ),
     )
     parser.add_argument(
-        "--seed", metavar="N", type=number(int, 0), default=200_000, help="of the made-up plan (default: %(default)s)"
+        "--seed", metavar="N", type=number(int, 0), default=MADE_UP, help="of the made-up plan (default: %(default)s)"
     )
     parser.add_argument("--programme", choices=("family", "office", "clinic"), help="of the made-up plan")
     parser.add_argument(
@@ -62,20 +63,21 @@ def run(args: argparse.Namespace) -> None:
 
     from skipguide.media.sheets import banner, stacked
     from skipguide.vision.floorplan import FloorPlanNet, submission_image
+    from skipguide.vision.floorplan.plan import as_classes
 
     net, device = vision_models.load(FloorPlanNet, args.model, BUNDLED, args.device)
     pictures, records, classes = [], [], []
     for plan in plans:
         graphs = None if net.graph is None else [plan.graph]
         with torch.no_grad():
-            found = net(plan.image[None].to(device), graphs)[0].argmax(0).cpu()
+            found = as_classes(net(plan.image[None].to(device), graphs)[0])
         classes.append(found)
         record = _record(plan, found)
         records.append(record)
         pictures.append(_picture(plan, found, record))
         print(f"{plan.name}: {len(plan.graph)} rooms{_score(record)}")
     weights = sum(p.numel() for p in net.parameters())
-    title = f"Floor plans from walls and a layout graph ({args.model}, {weights:,} weights)"
+    title = f"Floor plans from walls and a layout graph ({args.model}, {weights:,} weights); %: share of the floor"
     sheet = stacked([banner(title, max(p.width for p in pictures), 17), *pictures], gap=10)
     notes = {"arguments": plain_arguments(args), "versions": versions(), "plans": records}
     with replacing(args.output, sidecar(args.output), *extra) as files:
@@ -93,6 +95,8 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
         if args.plans or args.side or args.gap:
             raise SkipError("--plans, --side and --gap belong to --data; a made-up plan has --seed and --programme")
         return [generate_plan(args.seed, programme=args.programme)]
+    if args.seed != MADE_UP or args.programme:
+        raise SkipError("--seed and --programme belong to a made-up plan; of --data choose with --plans")
     folder = MSDFolder(args.data, args.side, args.gap)
     wanted = args.plans or folder.ids[:1]
     if missing := sorted(set(wanted) - set(folder.ids)):
@@ -121,7 +125,7 @@ def _record(plan: Plan, found: Any) -> dict[str, Any]:
 def _score(record: dict[str, Any]) -> str:
     if "accuracy" not in record:
         return ""
-    return f", {100 * record['floor_right']:.0f} % of the floor right"
+    return f", {100 * record['floor_right']:.0f} % of the floor right (pixels with the right room)"
 
 
 def _picture(plan: Plan, found: Any, record: dict[str, Any]) -> Image:
@@ -138,7 +142,7 @@ def _picture(plan: Plan, found: Any, record: dict[str, Any]) -> Image:
     framed = Image.new("RGB", (walls.width + 2, walls.height + 2), (113, 113, 122))
     framed.paste(walls, (1, 1))
     parts = [
-        label(framed, f"input 1: the walls of {plan.name}"),
+        label(framed, f"input 1: the walls of plan {plan.name}"),
         label(draw_graph(plan.graph, 300), "input 2: its layout graph"),
         label(draw_plan(found, height=352), f"prediction{_score(record)}"),
     ]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skipguide.cli.arguments import DTYPES, examples, number
+from skipguide.cli.arguments import DTYPES, examples, number, unicode_text
 from skipguide.cli.llm_models import BUNDLED_LM
 
 POLICIES = ("adaskip", "unified", "self-speculative", "none")
@@ -58,21 +58,23 @@ def _register_generate(actions: Any) -> None:
     parser: argparse.ArgumentParser = actions.add_parser(
         "generate",
         help="generate with a policy, beside plain decoding",
-        description="Generate with a policy and without, and compare: tokens/s of both (in turns), what was left out,\n"
-        "bytes of the key-value cache saved, and agreement with the whole model on the same text.",
+        description="Generate with a policy and without, in turns, and compare: tokens/s of decoding and the prompt's\n"
+        "time, what was left out, bytes of the key-value cache saved, and agreement with the whole model.",
         epilog=examples(
             'skipguide llm "def main("',
             'skipguide llm "def main(" --policy adaskip --skip-ratio 0.25 --phase decode',
+            'skipguide llm "What is a residual network?" --model SmolLM2-135M-Instruct.Q4_1.gguf --chat --stats s.json',
         ),
     )
-    parser.add_argument("prompt", help="the beginning of the text")
+    parser.add_argument("prompt", type=unicode_text, help="the beginning of the text, or with --chat a question")
+    parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
     group = parser.add_argument_group("policy")
     group.add_argument("--policy", choices=POLICIES, default=POLICIES[0], help="default: %(default)s")
     group.add_argument(
         "--phase", choices=("prefill", "decode", "both"), help="when to skip (default: the policy's own)"
     )
     group.add_argument(
-        "--skip-ratio", metavar="X", type=number(float, 0, 1), help="adaskip: share of the sublayers (default: 0.125)"
+        "--skip-ratio", metavar="X", type=number(float, 0, 1), help="adaskip: share of the sublayers (default: 0.05)"
     )
     group.add_argument(
         "--cost-aware", action="store_true", help="adaskip: by similarity per millisecond, measured here"
@@ -86,7 +88,10 @@ def _register_generate(actions: Any) -> None:
         "--draft-skip",
         metavar="X",
         type=number(float, 0, 1, above=True),
-        help="self-speculative: share of the time that the drafter leaves out (default: 0.5)",
+        help="self-speculative: largest share of the time that a drafter leaves out (default: 0.5)",
+    )
+    group.add_argument(
+        "--no-lookup", action="store_true", help="self-speculative: draft by the model alone, not from the text"
     )
     group.add_argument("--max-draft", metavar="N", type=number(int, 1), help="self-speculative: longest draft")
     _add_text(group, "what adaskip and self-speculative measure similarity on")
@@ -139,6 +144,9 @@ def _add_text(group: Any, what: str) -> None:
     group.add_argument(
         "--text", metavar="FILE", type=Path, help=f"{what} (default: some modules of the standard library)"
     )
+    group.add_argument(
+        "--stats", metavar="FILE", type=Path, help="similarities: read from this .json, or measured and kept in it"
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +154,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         default=BUNDLED_LM,
-        help="a bundled model, a folder, or a hub id such as Qwen/Qwen3-0.6B (default: %(default)s)",
+        help="a bundled model, a folder, a .gguf file, or a hub id such as Qwen/Qwen3-0.6B (default: %(default)s)",
     )
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the best there is")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="float32 on the CPU and for bundled models")

@@ -8,21 +8,21 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from skipguide.cli.arguments import given
-from skipguide.cli.llm_models import LanguageModel, load, texts
+from skipguide.cli.llm_models import PIECE_TOKENS, LanguageModel, load, statistics_of
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, versions, write_json
 from skipguide.errors import SkipError
 
 OWN_FLAGS = {
-    "adaskip": ("phase", "skip_ratio", "cost_aware", "no_online", "text"),
+    "adaskip": ("phase", "skip_ratio", "cost_aware", "no_online", "text", "stats"),
     "unified": ("phase", "speedup", "mode"),
-    "self-speculative": ("draft_skip", "max_draft", "text"),
+    "self-speculative": ("draft_skip", "max_draft", "no_lookup", "text", "stats"),
     "none": (),
 }
-PIECES, PIECE_TOKENS = 12, 256
+SKIP_RATIO = 0.05  # a 30-layer model's perplexity rises by a tenth; by two thirds at an eighth (demos/README.md)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output is not None:
         check_output(args.output, (".json",), force=args.force, notes=False)
     lm = load(args.model, args.device, args.dtype)
-    ids = lm.encode(args.prompt)
+    ids = lm.encode_chat(args.prompt) if args.chat else lm.encode(args.prompt)
     policy = make_policy(args, lm)
     report = measure(args, lm, ids, policy)
     if args.output is not None:
@@ -48,11 +48,12 @@ def make_policy(args: argparse.Namespace, lm: LanguageModel) -> Callable[[Any], 
     from skipguide.llm import AdaSkip, SelfSpeculative, UnifiedSkip
 
     def statistics_of_text() -> Any:
-        return AdaSkip.calibrate(lm.model, lm.windows(texts(args.text), PIECE_TOKENS, PIECES))
+        return statistics_of(lm, args.text, args.stats)
 
     if args.policy == "adaskip":
+        one = 1 / (2 * lm.describe()["layers"])  # a small model leaves out one sublayer at least
         ada = AdaSkip(
-            skip_ratio=0.125 if args.skip_ratio is None else args.skip_ratio,
+            skip_ratio=max(SKIP_RATIO, one) if args.skip_ratio is None else args.skip_ratio,
             phase=args.phase or "both",
             online=not args.no_online,
             cost_aware=args.cost_aware,
@@ -63,7 +64,8 @@ def make_policy(args: argparse.Namespace, lm: LanguageModel) -> Callable[[Any], 
     if args.policy == "unified":
         return UnifiedSkip(**given(args, ("speedup", "mode", "phase"))).apply
     if args.policy == "self-speculative":
-        return SelfSpeculative(stats=statistics_of_text(), **given(args, ("draft_skip", "max_draft"))).apply
+        how = given(args, ("draft_skip", "max_draft")) | {"lookup": not args.no_lookup}
+        return SelfSpeculative(stats=statistics_of_text(), **how).apply
     return None
 
 
@@ -72,27 +74,31 @@ def measure(
 ) -> dict[str, Any]:
     """Everything that is printed, as plain data."""
     _warm_up(lm, ids, policy)
-    seconds: dict[str, list[float]] = {"plain": [], "policy": []}
+    took: dict[str, list[_Taken]] = {"plain": [], "policy": []}
     outputs: dict[str, Any] = {}
     ledger: dict[str, Any] = {}
-    for _ in range(args.rounds):
-        outputs["plain"], taken = _generate(args, lm, ids)
-        seconds["plain"].append(taken)
-        with nullcontext() if policy is None else policy(lm.model) as applied:
-            outputs["policy"], taken = _generate(args, lm, ids)
-        seconds["policy"].append(taken)
-        if applied is not None:
-            ledger = applied.stats.to_dict()
+    for number in range(args.rounds):
+        for name in took if number % 2 == 0 else reversed(took):  # in turns, so that a slower minute is both's
+            with nullcontext() if name == "plain" or policy is None else policy(lm.model) as applied:
+                outputs[name], taken = _generate(args, lm, ids)
+            took[name].append(taken)
+            if applied is not None:
+                ledger = applied.stats.to_dict()
     new = {name: int(out.shape[1] - ids.shape[1]) for name, out in outputs.items()}
-    rates = {name: new[name] / statistics.median(taken) for name, taken in seconds.items()}
+    prompt = {name: statistics.median(each.prompt for each in rows) for name, rows in took.items()}
+    rates = {name: _rate(new[name] - 1, [each.decoding for each in rows]) for name, rows in took.items()}
+    faster = rates["policy"] / rates["plain"] if rates["policy"] and rates["plain"] else None
     return {
         "prompt": args.prompt,
         "text": lm.tokenizer.decode(outputs["policy"][0, ids.shape[1] :]),
         "policy": args.policy,
         "model": lm.describe(),
+        "prompt_tokens": int(ids.shape[1]),
         "new_tokens": new["policy"],
-        "tokens_per_second": {name: round(rate, 2) for name, rate in rates.items()},
-        "speedup": round(rates["policy"] / rates["plain"], 3),
+        "tokens_per_second": {name: rate and round(rate, 2) for name, rate in rates.items()},
+        "speedup": faster and round(faster, 3),
+        "prompt_seconds": {name: round(seconds, 5) for name, seconds in prompt.items()},
+        "prompt_speedup": round(prompt["plain"] / prompt["policy"], 3),
         "same_text_as_plain": outputs["plain"].tolist() == outputs["policy"].tolist(),
         **_left_out(args, ledger),
         **_agreement(args, lm, outputs["policy"], ids.shape[1], policy),
@@ -123,21 +129,52 @@ def _agreement(
     return {"agreement": asdict(agreement(lm.model, ids, prompt, policy)), "lossless": False}
 
 
-def _generate(args: argparse.Namespace, lm: LanguageModel, ids: Any) -> tuple[Any, float]:
+@dataclass(frozen=True)
+class _Taken:
+    """Seconds of one generation: up to its first token, and from there on."""
+
+    prompt: float
+    decoding: float
+
+
+class _Clock:
+    """A streamer that notes when tokens come: the prompt itself, the first token, the last."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.times: list[float] = []
+
+    def put(self, tokens: Any) -> None:
+        self.times.append(_now(self.device))
+
+    def end(self) -> None:
+        """Nothing is printed."""
+
+
+def _rate(tokens: int, seconds: list[float]) -> float | None:
+    """Tokens per second; None where the first token was the last."""
+    return tokens / statistics.median(seconds) if tokens else None
+
+
+def _generate(args: argparse.Namespace, lm: LanguageModel, ids: Any) -> tuple[Any, _Taken]:
     import torch
 
     torch.manual_seed(args.seed)
-    how: dict[str, Any] = {"do_sample": args.sample}
+    how: dict[str, Any] = {"do_sample": args.sample, "num_beams": 1}
     if args.temperature is not None:
         how["temperature"] = args.temperature
+    clock = _Clock(lm.device)
     began = _now(lm.device)
     try:
-        out = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.max_new_tokens, **how)
+        out = lm.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.max_new_tokens, streamer=clock, **how
+        )
     except SkipError:
         raise
     except (ValueError, IndexError) as error:
         raise SkipError(f"{type(lm.model).__name__} failed: {error} (--traceback shows where)") from error
-    return out, _now(lm.device) - began
+    _, first, *rest = clock.times
+    return out, _Taken(first - began, rest[-1] - first if rest else 0.0)
 
 
 def _warm_up(lm: LanguageModel, ids: Any, policy: Callable[[Any], Any] | None) -> None:
@@ -169,24 +206,27 @@ def _check(args: argparse.Namespace) -> None:
 
 def as_text(report: dict[str, Any]) -> str:
     """The report for people."""
-    model, rate, agreement = report["model"], report["tokens_per_second"], report["agreement"]
+    model, prompt, agreement = report["model"], report["prompt_seconds"], report["agreement"]
     lines = [
         report["prompt"] + report["text"],
         "",
         f"{model['name']}: {model['class']}, {model['layers']} layers, {model['parameters'] / 1e6:,.1f} M parameters, "
         f"{model['device']} {model['dtype']}; policy {report['policy']}",
-        f"tokens/s: {rate['policy']:.1f} with the policy, {rate['plain']:.1f} without: x{report['speedup']:.2f} "
-        f"({report['new_tokens']} new tokens)",
+        _decoding(report),
+        f"prompt: {1000 * prompt['policy']:,.1f} ms with the policy, {1000 * prompt['plain']:,.1f} ms without: "
+        f"x{report['prompt_speedup']:.2f} ({report['prompt_tokens']} tokens)",
     ]
     if (spoken := report.get("speculation")) is not None:
         lines.append(
             f"drafts: {spoken['accepted']} of {spoken['drafted']} tokens accepted in {spoken['rounds']} rounds "
             f"({spoken['acceptance']:.0%} of those that were judged: none is behind the first rejected one), "
-            f"{spoken['plain_steps']} plain steps, switched off "
+            f"{spoken['plain_steps']} plain steps; {spoken['lookup_rounds']} rounds were looked up in the text "
+            f"({spoken['lookup_accepted']} of {spoken['lookup_drafted']} accepted), switched off "
             f"{spoken['switched_off']} times"
         )
         drafter = ", ".join(f"{part} {_numbers(spoken[part])}" for part in ("attn", "mlp"))
-        lines.append(f"the drafter leaves out: {drafter}; the output is the whole model's (lossless)")
+        exact = "" if model["dtype"] == "float32" else f", up to logits that are tied in {model['dtype']}"
+        lines.append(f"the drafter leaves out: {drafter}; the output is the whole model's (lossless{exact})")
         return "\n".join(lines)
     saved, held = report["kv_bytes_saved"] or 0, report["kv_bytes"] or 0
     share = saved / (saved + held) if saved else 0.0
@@ -197,6 +237,17 @@ def as_text(report: dict[str, Any]) -> str:
         f"of {agreement['tokens']} tokens",
     ]
     return "\n".join(lines)
+
+
+def _decoding(report: dict[str, Any]) -> str:
+    """Tokens per second after the first token, of both."""
+    rate, after = report["tokens_per_second"], report["new_tokens"] - 1
+    if report["speedup"] is None:
+        return "tokens/s: the first token was the last, and nothing was decoded"
+    return (
+        f"tokens/s: {rate['policy']:.1f} with the policy, {rate['plain']:.1f} without: x{report['speedup']:.2f} "
+        f"({after} tokens after the first)"
+    )
 
 
 def _numbers(layers: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""`skipguide llm rank`: a table and a picture of what every sublayer does and costs."""
+"""`skipguide llm rank`: a table and a picture of what every sublayer does, and what its kind costs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from skipguide.cli.llm_models import load, texts
+from skipguide.cli.llm_models import load, statistics_of
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, slug, versions
 from skipguide.errors import SkipError
 
@@ -21,10 +21,9 @@ def run(args: argparse.Namespace) -> None:
         _require_matplotlib()
         check_output(output, (".png",), force=args.force, notes=False)
     lm = load(args.model, args.device, args.dtype)
-    from skipguide.llm import AdaSkip
     from skipguide.llm.cost import measure_costs
 
-    stats = AdaSkip.calibrate(lm.model, lm.windows(texts(args.text), args.tokens, args.pieces))
+    stats = statistics_of(lm, args.text, args.stats, args.pieces, args.tokens)
     costs = measure_costs(lm.model, args.context, args.phase)
     rows = table(stats, costs)
     if output is not None:
@@ -45,7 +44,10 @@ def run(args: argparse.Namespace) -> None:
     model = lm.describe()
     print(f"{lm.name}: {model['class']}, {model['layers']} layers, {lm.device} {lm.dtype}; {stats.requests} pieces")
     print(as_text(rows))
-    print(f"similarity: of the stream before and after (1: it does nothing); ms: {args.phase}, {args.context} tokens")
+    print(
+        f"similarity: of the stream before and after (1: it does nothing); ms: {args.phase}, {args.context} tokens, of "
+        "layers of one shape the median"
+    )
     if output is not None:
         print(output)
 
@@ -90,18 +92,38 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     for axes, (name, label) in zip(
         figure.subplots(1, 3),
-        (("similarity", "similarity (1: does nothing)"), ("scale", "growth of the norm"), ("ms", "milliseconds")),
+        (
+            ("similarity", "similarity (1: does nothing)"),
+            ("scale", "growth of the norm"),
+            ("ms", "milliseconds (of layers of one shape the median)"),
+        ),
         strict=True,
     ):
         for part, colour in (("attn", "tab:blue"), ("mlp", "tab:orange")):
             found = sorted((row["layer"], row[name]) for row in rows if row["part"] == part)
             axes.plot(*zip(*found, strict=True), "o-", markersize=4, label=part, color=colour)
+        _zoom(axes, [row for row in rows if row["layer"] > 0], [row for row in rows if row["layer"] == 0], name)
         axes.set_xlabel("layer")
         axes.set_title(label, fontsize=10)
         axes.grid(alpha=0.3)
-        axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)
+
+
+def _zoom(axes: Any, others: list[dict[str, Any]], first: list[dict[str, Any]], name: str) -> None:
+    """Show the differences among the layers: a first layer far from all others is written at the edge instead."""
+    if not others:
+        return
+    low, high = min(row[name] for row in others), max(row[name] for row in others)
+    room = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
+    far = [row for row in first if row[name] < low - 4 * room or row[name] > high + 4 * room]
+    if name == "ms":  # a time is compared with nothing at all
+        axes.set_ylim(bottom=0)
+    elif far:
+        axes.set_ylim(low - room, high + room)
+        words = "layer 0: " + ", ".join(f"{row['part']} {row[name]:.3g}" for row in far)
+        axes.text(0.03, 0.5, words, transform=axes.transAxes, rotation=90, va="center", fontsize=8)
 
 
 def _require_matplotlib() -> None:

@@ -14,6 +14,8 @@ from skipguide.cli.outputs import check_output, plain_arguments, replacing, side
 from skipguide.errors import SkipError
 from skipguide.parts import PARTS
 
+LEVELS = 4
+
 
 def register(subparsers: Any) -> None:
     """Add the command."""
@@ -44,7 +46,11 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--steps", metavar="N", type=number(int, 1), default=8, help="of a run (default: %(default)s)")
     parser.add_argument(
-        "--levels", metavar="N", type=number(int, 1), default=4, help="steps that are scored (default: %(default)s)"
+        "--levels",
+        metavar="N",
+        type=number(int, 1),
+        default=LEVELS,
+        help="steps that are scored (default: %(default)s)",
     )
     parser.add_argument("--guidance-scale", metavar="X", type=number(float), help="classifier-free guidance")
     parser.add_argument("--height", metavar="N", type=number(int, 1), help="in pixels")
@@ -63,6 +69,14 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Score, print, plot."""
+    if args.levels > args.steps:
+        if args.levels != LEVELS:
+            raise SkipError(
+                f"expected --levels of at most the {args.steps} --steps that can be scored; got {args.levels}"
+            )
+        args.levels = args.steps  # what the notes say
+    if any(not text.strip() for text in args.prompts or ()):
+        raise SkipError("expected prompts in words; one of --prompts is empty")
     output = args.output or Path(f"{slug(Path(args.model).name)}-rank.png")
     table = output.with_suffix(".csv")
     check_output(output, (".png",), force=args.force)
@@ -120,6 +134,7 @@ def _scores(args: argparse.Namespace, pipeline: Any, call: dict[str, Any], promp
     settings = {"num_inference_steps": args.steps, "output_type": "latent"} | {
         name: value for name, value in call.items() if name not in ("num_inference_steps", "output_type")
     }
+    pipeline_calls.check_frames(pipeline, call)
     scores = calibrate(
         pipeline, prompts or PROMPTS, parts=args.parts, levels=args.levels, call=settings, seed=args.seed
     )
@@ -130,28 +145,39 @@ def _scores(args: argparse.Namespace, pipeline: Any, call: dict[str, Any], promp
 
 def _plot(pyplot: Any, scores: Any, score: str, path: Path) -> None:
     """Three panels over the layers, one line per part: the effect, its direction, the score."""
-    from skipguide.select import LIMIT, SCORES
+    from skipguide.select import LIMIT, SCORES, TOLERANCE
 
     parts = list(dict.fromkeys(row.part for row in scores.rows))
-    panels = ("effect |c − k| / |c|", "cosine of c − k with c − u", f"score: {score}")
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
+    panels = ("effect |c − k| / |c|", "cosine of c − k with c − u", f"score: {score} (higher is taken first)")
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
     for part in parts:
         rows = scores.select(part)
         layers = [row.layer for row in rows]
         axes[0].plot(layers, [row.effect for row in rows], "o-", ms=3, label=part)
         if all(row.alignment is not None for row in rows):
-            axes[1].plot(layers, [row.alignment for row in rows], "o-", ms=3, label=part)
-        axes[2].plot(layers, [SCORES[score](row) for row in rows], "o-", ms=3, label=part)
-    axes[0].axhline(LIMIT, color="grey", ls=":", lw=1)
+            axes[1].plot(layers, [row.alignment for row in rows], "o-", ms=3)
+        (line,) = axes[2].plot(layers, [SCORES[score](row) for row in rows], "o-", ms=3)
+        strong = [row for row in rows if row.effect > LIMIT]
+        values = [SCORES[score](row) for row in strong]
+        axes[2].plot([row.layer for row in strong], values, "o", ms=7, mfc="white", color=line.get_color())
+    axes[0].axhline(LIMIT, color="grey", ls=":", lw=1, label=f"effect {LIMIT:g}: beyond it a skip breaks the model")
     axes[0].set_yscale("log")
     best = scores.rank(score)[0]
-    axes[2].plot([best.layer], [SCORES[score](best)], "k*", ms=12, label=f"first: {best.layer} {best.part}")
+    near = f"(scores within {100 * TOLERANCE:.0f} % are equal: the deeper layer is cheaper)"
+    axes[2].plot(
+        [best.layer], [SCORES[score](best)], "k*", ms=12, label=f"taken first: {best.layer} {best.part} {near}"
+    )
+    axes[2].plot([], [], "o", ms=7, mfc="white", color="grey", label=f"effect above {LIMIT:g}: ranked last")
     for axis, title in zip(axes, panels, strict=True):
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("layer")
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    axes[2].legend(fontsize=8)
+    figure.suptitle(
+        f"{scores.model}: what leaving out a layer does to a prediction\n"
+        "c: with the prompt, u: without it, k: with the prompt and the layer's part left out",
+        fontsize=10,
+    )
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,12 @@ def run(args: argparse.Namespace) -> None:
     model, _ = vision_models.load(UNetPlusPlus, args.model, BUNDLED, args.device)
     if model.in_channels != 3:
         raise SkipError(f"{args.model} takes {model.in_channels} channels; this command feeds RGB pictures")
+    if args.images and args.model == BUNDLED:
+        print(
+            f"skipguide: {BUNDLED} has seen made-up nuclei only, and finds little in real pictures (IoU 0 to 24 % on "
+            "micrographs): train on yours with python -m demos.unetpp.train --data FOLDER, and pass --model",
+            file=sys.stderr,
+        )
     heads = _heads(args.head, model)
     results = [_segment(model, picture, truth, heads, args) for _, picture, truth in subjects]
     from skipguide.media.sheets import contact_sheet
@@ -107,33 +114,20 @@ def _subjects(args: argparse.Namespace) -> list[tuple[str, Image, Tensor | None]
 
         nuclei, inside = generate_nuclei(args.seed, args.size)
         return [(f"made-up nuclei, seed {args.seed}", as_images(nuclei[None])[0], inside[0] > 0.5)]
-    from skipguide.media.frames import as_rgb
+    from skipguide.media.frames import open_picture
     from skipguide.vision.segmentation import inside_of
 
     found: list[tuple[str, Image, Tensor | None]] = []
     for at, path in enumerate(args.images):
-        picture = as_rgb(_open(path), path)
+        picture = open_picture(path)
         truth = None
         if args.truth:
-            mask = _open(args.truth[at])
+            mask = open_picture(args.truth[at])
             if mask.size != picture.size:
                 raise SkipError(f"{args.truth[at]} has {mask.size} pixels and {path} {picture.size}")
             truth = inside_of(mask, args.truth[at])
         found.append((path.name, picture, truth))
     return found
-
-
-def _open(path: Path) -> Image:
-    from PIL import Image, UnidentifiedImageError
-
-    from skipguide.media.frames import upright
-
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return upright(picture)  # before its size is compared with another's
-    except (OSError, UnidentifiedImageError) as error:
-        raise SkipError(f"{path} is not a readable picture: {error}") from error
 
 
 def _tensor(picture: Image) -> Tensor:
@@ -186,6 +180,8 @@ def _segment(
 
         with torch.no_grad():
             logits = predict_tiled(call, _tensor(picture)[None].to(device), args.tile, args.overlap).cpu()
+        if bool(torch.isnan(logits).any()):
+            raise SkipError(f"{args.model} answers NaN: check its weights")
         mask = (logits[0] > 0).any(0)
         name = f"head L{head}" if isinstance(head, int) else {"mean": "mean of the heads"}.get(head, f"{head} depth")
         entry: dict[str, Any] = {"head": head, "name": name, "mask": mask, "share": float(mask.float().mean())}
@@ -212,9 +208,12 @@ def _sheet(
         row: list[Image | None] = [_panel(picture)]
         caption = [name]
         for entry in entries:
-            row.append(_panel(overlay(picture, entry["mask"], FOUND)))
+            row.append(_panel(overlay(picture, entry["mask"], FOUND) if bool(entry["mask"].any()) else _faded(picture)))
             iou = f"IoU {100 * entry['iou']:.1f} %, " if "iou" in entry else ""
-            caption.append(f"{iou}ran {100 * entry['nodes']:.0f} % of the nodes")
+            share = (
+                f"{100 * entry['share']:.1f} % of the picture found" if bool(entry["mask"].any()) else "nothing found"
+            )
+            caption.append(f"{share}, {iou}ran {100 * entry['nodes']:.0f} % of the nodes")
         if truth is not None:
             mask = entries[-1]["mask"]
             mistakes = overlay(picture, mask & truth, FOUND)
@@ -224,6 +223,13 @@ def _sheet(
         rows.append(row)
         captions.append(caption)
     return columns, rows, captions
+
+
+def _faded(picture: Image) -> Image:
+    """A picture in which nothing was found: pale, so that it is not taken for the input."""
+    from PIL import Image
+
+    return Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, "white"), 0.6)
 
 
 def _panel(picture: Image) -> Image:

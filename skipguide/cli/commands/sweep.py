@@ -27,6 +27,7 @@ from skipguide.cli.outputs import check_output, read_json, replacing, sidecar, v
 from skipguide.cli.processes import Process, this_process
 from skipguide.cli.sweep_cells import Cell, CellCache
 from skipguide.errors import SkipError
+from skipguide.files import fitting, landing
 from skipguide.media import pictures
 from skipguide.pipelines.formulas import find_formula
 
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     job = replace(clip_job.prepare(args, ending="-sweep", suffixes=(".png",)), device=process.device)
     table = job.output.with_suffix(".csv")
     check_output(table, (".csv",), force=args.force, notes=False)
-    cache = CellCache(job.output.with_name(f"{job.output.stem}.cells"))
+    cache = CellCache(job.output.with_name(fitting(job.output.stem, ".cells")))
     if args.fresh and process.world > 1:
         raise SkipError(f"--fresh would make every cell once per process: remove {cache.folder} instead")
 
@@ -119,9 +120,9 @@ def run(args: argparse.Namespace) -> None:
             seconds=round(sum(cell.seconds for cell, _ in cells), 3),
             stats=[{"layer": cell.name, "scale": cell.scale, **cell.stats} for cell, _ in cells],
         )
-        _write(job, table, notes, _sheet(args, cells, rows, scales), [cell for cell, _ in cells], cache)
+        _write(job, table, notes, _sheet(job, cells, rows, scales), [cell for cell, _ in cells], cache)
     if process.shows:
-        print(f"{job.output} and {table}: {len(rows)} rows of layers, {len(scales)} scales, seed {args.seed}")
+        print(f"{job.output} and {table}: {_count(rows, 'row')} of layers, {_count(scales, 'scale')}, seed {args.seed}")
         print(f"skip guidance: changes most with layer {most.name} at scale {most.scale:g} ({most.difference:.4f})")
 
 
@@ -130,7 +131,7 @@ def _write(
 ) -> None:
     """The sheet, the table and the notes, all or none; once, if another process with the same cells was faster."""
     with cache.locks.hold("sheet", wait=True):
-        for path in (job.output, table):
+        for path in map(landing, (job.output, table, sidecar(job.output))):
             remove_leftovers(path.parent, path.stem)
         earlier = read_json(sidecar(job.output)) or {}
         if not job.args.force and earlier.get("stats") == notes["stats"]:
@@ -268,17 +269,19 @@ def _strip(images: Sequence[Image], count: int) -> Image:
 
 
 def _sheet(
-    args: argparse.Namespace,
+    job: ClipJob,
     cells: Sequence[tuple[Cell, Image]],
     rows: Sequence[Row],
     scales: Sequence[float],
 ) -> Image:
     """Rows of layers, columns of scales; each row starts with the plain clip, to compare with."""
+    args = job.args
     (plain_cell, plain), rest = cells[0], cells[1:]
     width = len(scales)
     lines = [rest[i * width : (i + 1) * width] for i in range(len(rows))]
-    shared = ", ".join(f"{name} {value}" for name, value in given(args, GUIDANCE_FLAGS[2:]).items())
-    title = f"{args.prompt} (seed {args.seed})\nskip guidance{f', {shared}' if shared else ''}"
+    settings = {"part": "block"} | given(args, GUIDANCE_FLAGS[2:])
+    shared = ", ".join(f"{name} {value}" for name, value in settings.items())
+    title = f"{args.prompt} (seed {args.seed}, {pipeline_calls.steps_of(job)} steps)\nskip guidance, {shared}"
     return pictures.contact_sheet(
         [[plain, *(image for _, image in line)] for line in lines],
         title=title,
@@ -290,6 +293,10 @@ def _sheet(
             for line in lines
         ],
     )
+
+
+def _count(items: Sequence[Any], what: str) -> str:
+    return f"{len(items)} {what}{'s' * (len(items) != 1)}"
 
 
 def _write_table(path: Path, cells: Sequence[Cell]) -> None:

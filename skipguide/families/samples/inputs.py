@@ -14,6 +14,7 @@ from skipguide.families.language import layout_of
 from skipguide.families.samples.image import IMAGE_SAMPLES
 from skipguide.families.samples.unet import UNET_SAMPLES
 from skipguide.families.samples.video import TEXT, VIDEO_SAMPLES
+from skipguide.hosts.accelerate import execution_device
 
 
 def sample_inputs(model: nn.Module) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def sample_inputs(model: nn.Module) -> dict[str, Any]:
         if cls.__name__ in _SAMPLES:
             parameter = next(p for p in model.parameters() if p.is_floating_point())
             inputs = _SAMPLES[cls.__name__](model.config)
-            return {k: _place(v, parameter) for k, v in inputs.items()}
+            return {k: _place(v, execution_device(model), parameter.dtype) for k, v in inputs.items()}
     raise SkipError(
         f"no sample inputs for {type(model).__name__}: pass the keyword arguments of one forward call, "
         f"check(model, inputs)"
@@ -39,14 +40,14 @@ def _tokens(model: nn.Module) -> dict[str, Any]:
     config: Any = model.config
     size = getattr(config, "vocab_size", None) or config.get_text_config().vocab_size
     ids = torch.randint(size, (1, TEXT), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids.to(next(model.parameters()).device), "use_cache": False}
+    return {"input_ids": ids.to(execution_device(model)), "use_cache": False}
 
 
-def _place(value: Any, like: Tensor) -> Any:
+def _place(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if isinstance(value, (tuple, list)):
-        return sequence_like(value, (_place(item, like) for item in value))
+        return sequence_like(value, (_place(item, device, dtype) for item in value))
     if isinstance(value, Tensor):
-        return value.to(like.device, like.dtype if value.is_floating_point() else None)
+        return value.to(device, dtype if value.is_floating_point() else None)
     return value
 
 

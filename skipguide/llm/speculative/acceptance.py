@@ -151,11 +151,34 @@ class Controller:
         following._waiting = self.retry if self.off else 0
         return following
 
+    @property
+    def warm(self) -> bool:
+        """Whether it is known what a plain step costs."""
+        return len(self._plain) >= self.warmup
+
+    @property
+    def has_paid(self) -> bool:
+        """Whether the last rounds, of which there were some, were faster than plain decoding."""
+        gained = sum(tokens for tokens, _ in self._rounds) * (self.plain_seconds or 0.0)
+        return gained > sum(seconds for _, seconds in self._rounds)
+
+    def share_plain(self, other: Controller) -> None:
+        """Know what a plain step costs from another controller, of the same model."""
+        self._plain = other._plain
+
+    def wait(self) -> None:
+        """A plain step has passed that another controller has entered."""
+        self._waiting -= 1
+
+    def forget(self) -> None:
+        """Begin anew with the acceptance: the text may have become easier."""
+        self._accepted, self._tried = 3.0, 4.0
+
     def next_length(self) -> int:
         """How many tokens to draft now at most; 0 asks for a plain step."""
         if not self.adaptive:
             return self.max_draft
-        if len(self._plain) < self.warmup or (self.off and self._waiting > 0):
+        if not self.warm or (self.off and self._waiting > 0):
             return 0
         if self.off:  # waited long enough: the text may have become easier
             self.off = False

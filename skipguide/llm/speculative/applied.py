@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
-from skipguide.active import active_at
+from skipguide.applied import MethodHandle
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
-from skipguide.hosts.kv_cache import as_argument, cache_among
-from skipguide.llm.applied import AppliedSublayers
+from skipguide.hosts.generation import BATCHING, follow_generation, leave_generation
+from skipguide.hosts.kv_cache import as_argument, cache_among, refuse_older_windows
 from skipguide.llm.cache import mark_of
 from skipguide.llm.cost import SublayerCosts
-from skipguide.llm.decoder_pass import DecoderPass
+from skipguide.llm.elsewhere import plan_that_holds
 from skipguide.llm.find import sublayer_map
 from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.plan_checks import check_plan
 from skipguide.llm.speculative import loop
 from skipguide.llm.speculative.acceptance import Controller
-from skipguide.llm.speculative.drafter import PromptMeter, StepClock, choose_drafter
+from skipguide.llm.speculative.chooser import Chooser
+from skipguide.llm.speculative.drafter import PromptMeter, SelfDrafter, StepClock, choose_drafter, expected_cost
 from skipguide.llm.speculative.settings import SelfSpeculativeSettings
 from skipguide.llm.speculative.stats import SpeculationStats
 from skipguide.llm.sublayers import SublayerMap
@@ -30,7 +30,7 @@ from skipguide.llm.sublayers import SublayerMap
 _MISSING = object()
 
 
-class AppliedSelfSpeculative:
+class AppliedSelfSpeculative(MethodHandle):
     """`model.generate` drafts and verifies while this is in force. Leave the `with` block or call `remove()` to end it.
 
     Attributes:
@@ -44,17 +44,24 @@ class AppliedSelfSpeculative:
     def __init__(self, config: SelfSpeculativeSettings, model: Any) -> None:
         if not callable(getattr(model, "generate", None)) or not hasattr(model, "prepare_inputs_for_generation"):
             raise SkipError(f"expected a transformers model with generate(); got {type(model).__name__}")
-        _check_config(config, sublayer_map(model))
+        sublayers = sublayer_map(model)
+        _check_config(config, sublayers)
         if isinstance(getattr(model.__dict__.get("generate"), "__self__", None), AppliedSelfSpeculative):
-            raise SkipError("SelfSpeculative is applied to this model already: call remove() first")
+            raise SkipError(
+                "SelfSpeculative is applied to this model already: call remove() on its handle first, or "
+                "skipguide.remove_from(model) where that is gone"
+            )
         self.config = config
         self.model = model
         self.stats = SpeculationStats()
         self.costs: SublayerCosts | None = config.costs
-        self.controller: Controller | None = None
+        self.controller: Chooser | None = None
         self._before = model.__dict__.get("generate", _MISSING)
         self._generate = model.generate
-        model.generate = self._replacement = self.generate
+        self._inside = sublayers.model
+        self._replacement = self.generate  # first: removing knows it by this
+        model.generate = self._replacement
+        follow_generation(self._inside, self, BATCHING)
 
     def generate(self, *args: Any, streamer: Any = None, tokenizer: Any = None, **kwargs: Any) -> Any:
         """What stands in for `model.generate`.
@@ -78,15 +85,28 @@ class AppliedSelfSpeculative:
         Raises:
             SkipError: if it was replaced in the meantime.
         """
-        if self._generate is None:
-            return
-        if self.model.__dict__.get("generate") is not self._replacement:
+        now = self.model.__dict__.get("generate", _MISSING)
+        if now is self._replacement:
+            if self._before is _MISSING:
+                del self.model.generate
+            else:
+                self.model.generate = self._before
+        elif self._generate is not None and now is not self._before:
             raise SkipError("model.generate was replaced while SelfSpeculative was applied: undo that first")
-        if self._before is _MISSING:
-            del self.model.generate
-        else:
-            self.model.generate = self._before
-        self._generate = None
+        leave_generation(self._inside, self, BATCHING)
+        self._generate = None  # last: until here it can be repeated
+
+    def _enter_generation(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Refuse continuous batching: nothing would be drafted, and nobody would be told.
+
+        Raises:
+            SkipError: always.
+        """
+        raise SkipError(
+            "SelfSpeculative is applied to this model, and continuous batching (generate_batch, "
+            'cache_implementation="paged") has a loop of its own, which drafts nothing: use generate(), or call '
+            "remove() first"
+        )
 
     def __enter__(self) -> AppliedSelfSpeculative:
         """Return the handle."""
@@ -94,7 +114,11 @@ class AppliedSelfSpeculative:
 
     def __exit__(self, *exc: object) -> None:
         """End it."""
-        self.remove()
+        try:
+            self.remove()
+        except BaseException:  # Ctrl-C: what was broken off is done again
+            self.remove()
+            raise
 
 
 def decode(
@@ -122,7 +146,9 @@ def decode(
     request = loop.Request(
         model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
     )
-    meter = PromptMeter(model) if config.plan is None and config.stats is None else None
+    chooser = _chooser(config, applied)
+    chooser.prepared = chooser.wants_drafters
+    meter = PromptMeter(model) if config.plan is None and config.stats is None and chooser.prepared else None
     if meter is None:
         outputs = model._prefill(input_ids, generation_config, model_kwargs)
     else:
@@ -132,81 +158,56 @@ def decode(
     del outputs
     _check_cache(request.cache)
     stats.requests += 1
-    controller = _controller(config, applied)
     with _recording(request.cache):
         costs = applied.costs if applied is not None else config.costs
         if not stop and config.plan is None and costs is None:
             # A first step that is not timed, as it also warms up what decoding needs
-            stop, costs = _timed_steps(request, controller, stats, sublayers)
+            stop, costs = _timed_steps(request, chooser, stats, sublayers)
             if applied is not None:
                 applied.costs = costs
         if not stop:
-            plan = _plan(config, meter, costs, sublayers)
-            stats.attn, stats.mlp = tuple(plan.attn), tuple(plan.mlp)
-            with _Drafter(plan, model) as drafter:
-                loop.run(request, drafter, controller, stats)
-            stats.switched_off += controller.switched_off
+            plans = _plans(config, meter, costs, sublayers) if chooser.prepared else []
+            chooser.expect([expected_cost(plan, costs, sublayers) for plan in plans])
+            with SelfDrafter(plans, model) as drafter:
+                loop.run(request, drafter, chooser, stats)
+            if plans:
+                plan = plans[chooser.drafter]
+                stats.attn, stats.mlp = tuple(plan.attn), tuple(plan.mlp)
+            stats.switched_off += chooser.switched_off
     if streamer is not None:
         streamer.end()
     return _result(request, generation_config)
 
 
-class _Drafter:
-    """The model as its own drafter. Outside `drafting` the model is whole; at `rest`, it does not even have gates."""
-
-    def __init__(self, plan: SublayerPlan, model: Any) -> None:
-        self.plan = plan
-        self.model = model
-        self._applied: AppliedSublayers | None = None
-
-    @contextmanager
-    def drafting(self, cache: Any) -> Iterator[None]:
-        """Leave the sublayers out."""
-        if self._applied is None:
-            # in a context of its own, so that out here no plan is active and a closed gate costs next to nothing
-            self._applied = contextvars.copy_context().run(self.plan.apply, self.model)
-        with self._applied.running(), self._applied.drafting(cache):
-            yield
-
-    def rest(self) -> None:
-        """Take the gates away until the next draft."""
-        if self._applied is not None:
-            self._applied.remove()
-            self._applied = None
-
-    def __enter__(self) -> _Drafter:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.rest()
-
-
-def _plan(
+def _plans(
     config: SelfSpeculativeSettings, meter: PromptMeter | None, costs: SublayerCosts | None, sublayers: SublayerMap
-) -> SublayerPlan:
+) -> list[SublayerPlan]:
+    """What the drafters leave out, most of the time first."""
     if config.plan is not None:
-        return SublayerPlan(config.plan.attn, config.plan.mlp, config.plan.attn_scale, config.plan.mlp_scale)
+        return [SublayerPlan(config.plan.attn, config.plan.mlp, config.plan.attn_scale, config.plan.mlp_scale)]
     similarities = config.stats if meter is None else meter.stats()
     assert similarities is not None
     assert costs is not None
-    return choose_drafter(similarities, costs, config.draft_skip, keep_attn=sublayers.producers)
+    return [choose_drafter(similarities, costs, share, keep_attn=sublayers.producers) for share in config.shares]
 
 
-def _controller(config: SelfSpeculativeSettings, applied: AppliedSelfSpeculative | None) -> Controller:
-    before = applied.controller if applied is not None else None
-    fresh = Controller(config.max_draft, config.adaptive, config.confidence_exit)
-    controller = fresh if before is None else before.again()
+def _chooser(config: SelfSpeculativeSettings, applied: AppliedSelfSpeculative | None) -> Chooser:
+    if applied is not None and applied.controller is not None:
+        applied.controller = applied.controller.again()
+        return applied.controller
+    drafters = 1 if config.plan is not None else len(config.shares)
+    fresh = Chooser(config.max_draft, config.adaptive, config.confidence_exit, config.lookup, drafters)
     if applied is not None:
-        applied.controller = controller
-    return controller
+        applied.controller = fresh
+    return fresh
 
 
 def _timed_steps(
-    request: loop.Request, controller: Controller, stats: SpeculationStats, sublayers: SublayerMap
+    request: loop.Request, chooser: Chooser, stats: SpeculationStats, sublayers: SublayerMap
 ) -> tuple[bool, SublayerCosts | None]:
     """Two plain steps: one to warm up, one with a clock on every sublayer; whether to stop, and the costs."""
     scratch = Controller()  # clocks make a step slower: it is no measure of plain decoding
-    if loop.plain_step(request, controller, stats):
+    if loop.plain_step(request, chooser, stats):
         return True, None
     with StepClock(sublayers, request.ids.device) as clock:
         stop = loop.plain_step(request, scratch, stats)
@@ -277,7 +278,7 @@ def _check_request(
         raise SkipError(
             f"SelfSpeculative does not go with {'; '.join(found)}. Leave it out, or decode without drafting"
         )
-    if active_at(gate_of(sublayers.decoder), DecoderPass) is not None:
+    if plan_that_holds(gate_of(sublayers.decoder)) is not None:
         raise SkipError(
             "sublayers are left out of this model already (AdaSkip, UnifiedSkip or a plan is applied): the full model "
             "could not verify. End that first"
@@ -300,6 +301,7 @@ def _check_cache(cache: Any) -> None:
             f"drafts must be taken back from the cache without a trace, which a {type(cache).__name__} of "
             f"{', '.join(sorted(kinds)) or 'no layers'} cannot: use the default dynamic cache of an attention model"
         )
+    refuse_older_windows(kinds)
 
 
 def _stop_strings(args: tuple[Any, ...], kwargs: dict[str, Any], tokenizer: Any, model: Any) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from skipguide.hosts.kv_cache import cache_among
-from skipguide.llm.speculative.acceptance import Controller
+from skipguide.errors import SkipError
+from skipguide.hosts.kv_cache import cache_among, length
+from skipguide.llm.speculative.chooser import Chooser
 from skipguide.llm.speculative.stats import SpeculationStats
 from skipguide.llm.speculative.verify import Verdict, accept_greedy, accept_sampled
 
@@ -20,11 +21,21 @@ from skipguide.llm.speculative.verify import Verdict, accept_greedy, accept_samp
 class Drafter(Protocol):
     """Turns the model into its own drafter for the length of a `with`."""
 
-    def drafting(self, cache: Any) -> AbstractContextManager[object]:
-        """While open, the model leaves its sublayers out, on the full model's cache; then the cache is as before."""
+    def drafting(self, cache: Any, number: int) -> AbstractContextManager[object]:
+        """While open, the model leaves out what drafter `number` does, on the full model's cache.
+
+        Afterwards the cache is as before.
+        """
 
     def rest(self) -> None:
         """Drafting will not go on for a while."""
+
+
+class Steps(Protocol):
+    """Who is told of plain steps."""
+
+    def plain_step(self, seconds: float) -> None:
+        """Enter a step without a draft."""
 
 
 @dataclass
@@ -65,11 +76,24 @@ class Request:
         return int(self.config.max_length) - self.ids.shape[1]
 
     def forward(self, ids: Tensor, count: int, model_kwargs: dict[str, Any]) -> Any:
-        """Run the model on the last `count` tokens of `ids`."""
+        """Run the model on the last `count` tokens of `ids`.
+
+        Raises:
+            SkipError: if other tokens than these went into the cache. PEFT's prompt tuning puts its virtual tokens in
+                front of every pass: one over several tokens then is another text than as many single ones.
+        """
         if "logits_to_keep" in model_kwargs:
             model_kwargs = {**model_kwargs, "logits_to_keep": count}
+        held = length(self.cache)
         inputs = self.model.prepare_inputs_for_generation(ids, next_sequence_length=count, **model_kwargs)
-        return self.model(**inputs, return_dict=True)
+        outputs = self.model(**inputs, return_dict=True)
+        if (grown := length(self.cache) - held) != count:
+            raise SkipError(
+                f"a pass over {count} tokens put {grown} into the KV cache: something adds tokens of its own to every "
+                f"pass (prompt tuning of PEFT does), or the cache is another one. What is drafted could not be "
+                f"verified: decode without SelfSpeculative"
+            )
+        return outputs
 
     def grown(self, outputs: Any, count: int, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """`model_kwargs` for `count` tokens more."""
@@ -113,23 +137,29 @@ def start(request: Request, outputs: Any) -> bool:
     return _commit_plain(request, outputs, outputs.logits[:, -1:].to(torch.float32))
 
 
-def run(request: Request, drafter: Drafter, controller: Controller, stats: SpeculationStats) -> None:
+def run(request: Request, drafter: Drafter, chooser: Chooser, stats: SpeculationStats) -> None:
     """Decode until everything is finished.
 
     Args:
         request: with at least one token beyond what the cache holds.
         drafter: of this model.
-        controller: of this request.
+        chooser: of this request.
         stats: filled in as it goes.
     """
-    stop = False
+    stop, single = False, len(request.ids) == 1
     while not stop:
-        length = min(controller.next_length(), request.room - 1)
-        if length < 1:
-            drafter.rest()
-            stop = plain_step(request, controller, stats)
+        room = request.room - 1
+        size, found = 0, list[int]()
+        if single and chooser.lookup:
+            chooser.read(request.ids[0, len(chooser.text.tokens) :].tolist())
+            size, found = chooser.looked_up(room)
+        if found:
+            stop = _looked_up_round(request, chooser, stats, size, found)
+        elif (length := chooser.own_length(room)) > 0:
+            stop = _own_round(request, drafter, chooser, stats, length)
         else:
-            stop = _round(request, drafter, controller, stats, length)
+            drafter.rest()
+            stop = plain_step(request, chooser, stats)
 
 
 def _commit_plain(request: Request, outputs: Any, raw: Tensor) -> bool:
@@ -141,64 +171,86 @@ def _commit_plain(request: Request, outputs: Any, raw: Tensor) -> bool:
     return request.commit(outputs, token, raw, scores[:, None])
 
 
-def plain_step(request: Request, controller: Controller, stats: SpeculationStats) -> bool:
+def plain_step(request: Request, chooser: Steps, stats: SpeculationStats) -> bool:
     """One token by the full model alone; whether to stop."""
     began = _clock(request)
     outputs = request.forward(request.ids, 1, request.model_kwargs)
     request.cache.crop(0)  # a recording sliding window shrinks back to its size
     stop = _commit_plain(request, outputs, outputs.logits[:, -1:].to(torch.float32))
     seconds = _clock(request) - began
-    controller.plain_step(seconds)
+    chooser.plain_step(seconds)
     stats.plain_steps += 1
     stats.plain_seconds += seconds
     return stop
 
 
-def _round(request: Request, drafter: Drafter, controller: Controller, stats: SpeculationStats, length: int) -> bool:
+def _own_round(request: Request, drafter: Drafter, chooser: Chooser, stats: SpeculationStats, length: int) -> bool:
+    """A round whose draft the model makes itself; whether to stop."""
     began = _clock(request)
-    draft = _draft(request, drafter, controller, length)
-    ids, probabilities, start = draft.ids, draft.probabilities, request.ids.shape[1]
-    drafted = ids[:, start:]
-    count = drafted.shape[1]
+    draft = _draft(request, drafter, chooser, length)
     between = _clock(request)
-
-    outputs = request.forward(ids, count + 1, request.grown({}, count, request.model_kwargs))
-    raw = outputs.logits[:, -count - 1 :].to(torch.float32)
-    scores = torch.stack([request.processor(ids[:, : start + j], raw[:, j].clone()) for j in range(count + 1)], dim=1)
-    if probabilities is None:
-        verdict = accept_greedy(drafted, scores)
-    else:
-        verdict = accept_sampled(drafted, probabilities, scores.softmax(dim=-1))
-    accepted = _common_matches(request, verdict, count)
-    stop = request.commit(outputs, verdict.tokens[:, : accepted + 1], raw, scores)
-    # start + count tokens are in the cache; those committed, but for the last, stay there
-    request.cache.crop(request.ids.shape[1] - 1 - start - count)
+    accepted, stop = _verify(request, draft, stats)
     ended = _clock(request)
-
-    controller.round(draft.confidences, accepted, between - began, ended - between)
-    stats.rounds += 1
-    stats.drafted += count
-    stats.accepted += accepted
-    stats.rejected_rounds += accepted < count
+    chooser.own_round(draft.confidences, accepted, between - began, ended - between)
     stats.draft_seconds += between - began
     stats.verify_seconds += ended - between
     return stop
 
 
+def _looked_up_round(request: Request, chooser: Chooser, stats: SpeculationStats, size: int, found: list[int]) -> bool:
+    """A round whose draft stood in the text already; whether to stop."""
+    began = _clock(request)
+    drafted = torch.tensor([found], dtype=request.ids.dtype, device=request.ids.device)
+    draft = _Draft(torch.cat([request.ids, drafted], dim=1), None, [])
+    accepted, stop = _verify(request, draft, stats)
+    seconds = _clock(request) - began
+    chooser.looked_up_round(size, len(found), accepted, seconds)
+    stats.verify_seconds += seconds
+    stats.lookup_rounds += 1
+    stats.lookup_drafted += len(found)
+    stats.lookup_accepted += accepted
+    return stop
+
+
+def _verify(request: Request, draft: _Draft, stats: SpeculationStats) -> tuple[int, bool]:
+    """Let the full model judge a draft, whoever made it; how much it accepts, and whether to stop."""
+    ids, probabilities, start = draft.ids, draft.probabilities, request.ids.shape[1]
+    drafted = ids[:, start:]
+    count = drafted.shape[1]
+    outputs = request.forward(ids, count + 1, request.grown({}, count, request.model_kwargs))
+    raw = outputs.logits[:, -count - 1 :].to(torch.float32)
+    scores = torch.stack([request.processor(ids[:, : start + j], raw[:, j].clone()) for j in range(count + 1)], dim=1)
+    if not request.config.do_sample:
+        verdict = accept_greedy(drafted, scores)
+    else:
+        if probabilities is None:  # what was looked up is drawn from nothing: it had to come
+            probabilities = torch.nn.functional.one_hot(drafted, scores.shape[-1]).to(scores.dtype)
+        verdict = accept_sampled(drafted, probabilities, scores.softmax(dim=-1))
+    accepted = _common_matches(request, verdict, count)
+    stop = request.commit(outputs, verdict.tokens[:, : accepted + 1], raw, scores)
+    # start + count tokens are in the cache; those committed, but for the last, stay there
+    request.cache.crop(request.ids.shape[1] - 1 - start - count)
+    stats.rounds += 1
+    stats.drafted += count
+    stats.accepted += accepted
+    stats.rejected_rounds += accepted < count
+    return accepted, stop
+
+
 @dataclass
 class _Draft:
-    """[B, T + k] tokens; the drafter's [B, k, V] when sampling; k confidences, of the least sure row."""
+    """[B, T + k] tokens; a drafter's [B, k, V] when sampling, and its k confidences, of the least sure row."""
 
     ids: Tensor
     probabilities: Tensor | None
     confidences: list[float]
 
 
-def _draft(request: Request, drafter: Drafter, controller: Controller, length: int) -> _Draft:
+def _draft(request: Request, drafter: Drafter, chooser: Chooser, length: int) -> _Draft:
     ids, model_kwargs, alive = request.ids, request.model_kwargs, request.unfinished.bool()[:, None]
     probabilities: list[Tensor] = []
     confidences: list[float] = []
-    with drafter.drafting(request.cache):
+    with drafter.drafting(request.cache, chooser.drafter):
         for j in range(length):
             outputs = request.forward(ids, 1, model_kwargs)
             scores = request.processor(ids, outputs.logits[:, -1].to(torch.float32, copy=True))
@@ -209,7 +261,7 @@ def _draft(request: Request, drafter: Drafter, controller: Controller, length: i
                 probabilities.append(chances)
             confidences.append(float(torch.where(alive, top, 1.0).min()))  # a mask as an index would wait once more
             ids = torch.cat([ids, token], dim=1)
-            if j + 1 == length or _ends(request, token, alive) or not controller.worth_going_on(confidences):
+            if j + 1 == length or _ends(request, token, alive) or not chooser.controller.worth_going_on(confidences):
                 break
             model_kwargs = request.grown(outputs, 1, model_kwargs)
     return _Draft(ids, torch.stack(probabilities, dim=1) if probabilities else None, confidences)

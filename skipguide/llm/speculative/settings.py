@@ -25,6 +25,7 @@ class SelfSpeculativeSettings(JsonConfig):
     max_draft: int = 10
     adaptive: bool = True
     confidence_exit: bool = True
+    lookup: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drafted with, and keep numbers of any library as Python's."""
@@ -34,13 +35,18 @@ class SelfSpeculativeSettings(JsonConfig):
         for name, kind in _PARTS.items():
             if not isinstance(value := getattr(self, name), (kind, type(None))):
                 raise SkipError(f"expected {name} as a {kind.__name__} or None; got {type(value).__name__}")
-        normalize_fields(self, {"max_draft": 1}, {"draft_skip": None}, ("adaptive", "confidence_exit"))
+        normalize_fields(self, {"max_draft": 1}, {"draft_skip": None}, ("adaptive", "confidence_exit", "lookup"))
         if not 0 < self.draft_skip < 1:
             raise SkipError(f"expected draft_skip above 0 and below 1; got {self.draft_skip!r}")
         if self.plan is not None and self.plan.empty:
             raise SkipError("the plan leaves nothing out: the drafter would be the full model")
         if self.plan is not None and self.stats is not None:
             raise SkipError("give either the drafter's plan, or statistics to choose it from; not both")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the sublayers' time, what the drafters that can be tried leave out: `draft_skip` first, then less."""
+        return tuple(share * self.draft_skip for share in (1.0, 0.7, 0.4)) if self.adaptive else (self.draft_skip,)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with a version."""

@@ -23,6 +23,9 @@ class SpeculationStats:
         plain_seconds: time in plain steps.
         attn: layers whose attention the drafter leaves out, of the last request.
         mlp: layers whose MLP the drafter leaves out, of the last request.
+        lookup_rounds: rounds whose draft was looked up in the text.
+        lookup_drafted: tokens of these drafts.
+        lookup_accepted: those of them that the full model accepted.
 
     Example:
         >>> stats = SpeculationStats(rounds=10, drafted=50, accepted=40, rejected_rounds=10, plain_steps=2)
@@ -42,6 +45,9 @@ class SpeculationStats:
     plain_seconds: float = 0.0
     attn: tuple[int, ...] = ()
     mlp: tuple[int, ...] = ()
+    lookup_rounds: int = 0
+    lookup_drafted: int = 0
+    lookup_accepted: int = 0
 
     @property
     def acceptance(self) -> float:
@@ -56,8 +62,8 @@ class SpeculationStats:
 
     @property
     def draft_cost(self) -> float | None:
-        """Mean seconds of drafting a token over those of a plain step; None without both."""
-        return self._over_plain(self.draft_seconds, self.drafted)
+        """Mean seconds of drafting a token (not of looking one up) over those of a plain step; None without both."""
+        return self._over_plain(self.draft_seconds, self.drafted - self.lookup_drafted)
 
     @property
     def verify_cost(self) -> float | None:

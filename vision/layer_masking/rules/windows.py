@@ -12,11 +12,13 @@ from torch import Tensor
 from skipguide.errors import SkipError
 from skipguide.vision.layer_masking.action import Action
 from skipguide.vision.layer_masking.activation_info import cast_like, number_of
-from skipguide.vision.layer_masking.fill import fill, fill_frame
-from skipguide.vision.layer_masking.geometry import Pad, Window
+from skipguide.vision.layer_masking.fill import fill, fill_frame, fill_then, fills_in_parts
+from skipguide.vision.layer_masking.geometry import Pad, Pointwise, Window
 from skipguide.vision.layer_masking.masked_pass import MaskedPass
 from skipguide.vision.layer_masking.masks import Box, meet, move
 from skipguide.vision.layer_masking.rules.arguments import Arguments, Rule, map_at, pair_of
+
+Channels = Callable[[Tensor, slice], Tensor]
 
 
 def conv2d(
@@ -49,10 +51,16 @@ def conv2d(
     assert source is not None
     late = None if action.scale is None else bias  # a partial convolution scales the sum, not the bias
     first = bias if late is None else None
+
+    def channelwise(v: Tensor, some: slice, pads: Any) -> Tensor:
+        return func(v, weight[some], None if first is None else first[some], stride, pads, dilation, v.shape[1])
+
+    depthwise = groups == x.shape[1] == weight.shape[0] and fills_in_parts(x, weight, first)
     out = run_window(
         op, action, x, source,
         lambda v: func(v, weight, first, stride, padding, dilation, groups),
         lambda v: func(v, weight, first, stride, 0, dilation, groups),
+        (lambda v, some: channelwise(v, some, padding), lambda v, some: channelwise(v, some, 0)) if depthwise else None,
     )  # fmt: skip
     return masked.tag(out if late is None else out + late.view(-1, 1, 1), info)
 
@@ -105,6 +113,9 @@ def pad(
     amounts = tuple(int(a) for a in given["pad"])
     if len(amounts) != 4 or mode not in ("constant", "reflect", "replicate", "circular") or min(amounts) < 0:
         raise SkipError(f"layer masking does not know {name} of {amounts} in mode {mode!r}")
+    if not any(amounts):
+        masked.record(Pointwise(name, (number_of(x),)))  # which leaves the padding before it as it is
+        return masked.tag(func(*args, **kwargs), info, positive=info.positive, padded=info.padded)
     value = given.get("value")
     op = Pad(name, (number_of(x),), amounts, mode, float(value or 0.0), masked.widest)
     action = masked.record(op)
@@ -120,8 +131,12 @@ def run_window(
     source: Box,
     plain: Callable[[Tensor], Tensor],
     bare: Callable[[Tensor], Tensor],
+    channelwise: tuple[Channels, Channels] | None = None,
 ) -> Tensor:
-    """A convolution or pooling: `plain` with the model's own padding, `bare` without any."""
+    """A convolution or pooling: `plain` with the model's own padding, `bare` without any.
+
+    `channelwise` is the same for some channels at a time, where they do not mix.
+    """
     region, work = action.region, action.work
     assert work is not None
     # in a maximum, hidden positions are the lowest number
@@ -142,9 +157,16 @@ def run_window(
     else:
         x = move(x, source, work)
         part = cast_like(action.part, x)
-        x = x * part if low == 0 else x.masked_fill(part == 0, low)
-        x = fill(x, [cast_like(w, x) for w in action.weights])
-        out = plain(x) if region is None else bare(move(x, work, region))
+        weights = [cast_like(w, x) for w in action.weights]
+        if channelwise is not None and low == 0 and weights:
+            one, other = channelwise
+            out = fill_then(
+                x, weights, part,
+                lambda v, some: one(v, some) if region is None else other(move(v, work, region), some),
+            )  # fmt: skip
+        else:
+            x = fill(x, weights, part) if low == 0 else fill(x.masked_fill(part == 0, low), weights)
+            out = plain(x) if region is None else bare(move(x, work, region))
     if action.scale is not None:
         out = out * cast_like(action.scale, out)
     if action.after is not None:
@@ -158,7 +180,7 @@ def run_pad(op: Pad, action: Action, x: Tensor, source: Box) -> Tensor:
     assert work is not None
     x = move(x, source, work)
     if action.part is not None:
-        x = fill(x * cast_like(action.part, x), [cast_like(w, x) for w in action.weights])
+        x = fill(x, [cast_like(w, x) for w in action.weights], cast_like(action.part, x))
     if action.region is not None:
         return move(x, work, action.region, op.value)
     padded = F.pad(x, op.amounts, mode=op.mode, **({"value": op.value} if op.mode == "constant" else {}))

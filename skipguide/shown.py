@@ -1,0 +1,80 @@
+"""Shown: objects that print as a small table, and as an HTML one in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+Row = Sequence[object]
+_LONGEST = 12  # rows; a model has hundreds of sublayers, and a person reads a screen
+
+
+class Shown:
+    """A heading and a few rows, instead of a default repr that names an address or prints a whole model."""
+
+    __slots__ = ()
+
+    def _heading(self) -> str:
+        return type(self).__name__
+
+    def _rows(self) -> Iterable[Row]:
+        """The rows, each of the same number of cells; the first one is the head of the columns."""
+        return ()
+
+    def _cells(self) -> list[list[str]]:
+        rows = [[_said(cell) for cell in row] for row in self._rows()]
+        if len(rows) > _LONGEST + 2:
+            left = len(rows) - _LONGEST - 1
+            rows = [*rows[: _LONGEST + 1], [f"... {left} more", *[""] * (len(rows[0]) - 1)]]
+        return rows
+
+    def __repr__(self) -> str:
+        rows = self._cells()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return "\n  ".join([self._heading(), *lines])
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._cells() or [[]]
+        table = "".join(_line(row, "th" if row is head else "td") for row in ([head, *rows] if head else []))
+        return f"<div><strong>{escape(self._heading())}</strong><table>{table}</table></div>"
+
+
+def _line(cells: Iterable[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _said(cell: object) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.3g}"
+    if isinstance(cell, (tuple, list)):
+        return ranges(cell) if cell and all(type(each) is int for each in cell) else " ".join(map(str, cell))
+    return str(cell)
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers as people write them.
+
+    Example:
+        >>> ranges([0, 1, 2, 5])
+        '0-2, 5'
+    """
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
+
+
+def ledger_rows(calls: dict[str, int], skips: dict[str, int]) -> list[Row]:
+    """Rows for a ledger: what was left out at some time, and how often it ran."""
+    if not skips:
+        return []
+    return [("layer", "left out", "ran"), *((name, count, calls.get(name, 0)) for name, count in skips.items())]
+
+
+def passes(count: int) -> str:
+    """A number of passes in words."""
+    return f"{count} pass" if count == 1 else f"{count} passes"
