@@ -15,7 +15,7 @@ from diffusers.hooks.smoothed_energy_guidance_utils import (
 )
 from helpers.residue import no_gates, traces
 
-from skipguide import SkipError
+from skipguide import SkipError, applied_to, remove_from
 from skipguide.pipelines import PrefixReuse
 from zoo import BY_NAME, modular
 from zoo.pipes import STEPS
@@ -191,7 +191,7 @@ def test_nothing_is_left_on_a_modular_pipeline():
     applied = PrefixReuse().apply(pipe)
     modular.run_ltx2(pipe)
     assert not any(state.calls for state in applied._listeners[0]._threads.values())
-    applied.remove()
+    assert applied_to(pipe) == [applied] == remove_from(pipe)
     assert traces(pipe.transformer) == before
 
 
