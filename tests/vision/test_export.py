@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.tiny_skipnet import tiny
 from helpers.traced import traced
+from helpers.versions import needs
 from torch import nn
 from torch.export import Dim
 
@@ -16,6 +17,7 @@ from skipguide.vision.floorplan import GraphBatch
 
 README = Path(__file__).resolve().parents[2] / "vision" / "README.md"
 ANY = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
+other_sizes = needs("torch", "2.14", "exporters of older ones guard on the sizes of the example")
 DENSE = ("straight_through", "soft", "open")
 
 
@@ -38,6 +40,7 @@ def exported(model, images, dims=None, **more):
     return torch.export.export(model, (images,), more, dynamic_shapes=shapes, strict=False).module()
 
 
+@other_sizes
 @pytest.mark.parametrize("head", [1, "mean"])
 def test_unetpp_at_other_sizes(head):
     model, images, others = unet(), torch.rand(2, 3, 32, 32), torch.rand(3, 3, 45, 51)
@@ -64,6 +67,7 @@ def test_an_adaptive_depth_is_refused():
         exported(model, images, head="adaptive")
 
 
+@other_sizes
 @pytest.mark.parametrize("graph", ["map", "vector", "attention"])
 def test_floor_plans_with_other_graphs(graph):
     net, images = plan_net(graph), torch.rand(2, 3, 30, 45)
