@@ -81,6 +81,8 @@ def prepare(args: argparse.Namespace, ending: str = "", suffixes: Sequence[str] 
     Raises:
         SkipError: if something will not work.
     """
+    if not args.prompt.strip():
+        raise SkipError("expected a prompt in words; got an empty one")
     if args.output is not None:
         check_output(args.output, suffixes, force=args.force)
     source = models.resolve(args.model)

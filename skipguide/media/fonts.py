@@ -55,9 +55,7 @@ def legible(text: str, size: int) -> tuple[str, FreeTypeFont | ImageFont]:
         >>> legible("a red circle", 15)[0]
         'a red circle'
     """
-    from PIL import ImageFont
-
-    own = ImageFont.load_default(size)
+    own = _open("", size)
     letters = "".join(sorted({letter for letter in text if not letter.isascii() and not letter.isspace()}))
     if not letters:
         return text, own
@@ -65,15 +63,23 @@ def legible(text: str, size: int) -> tuple[str, FreeTypeFont | ImageFont]:
     if place == "":
         return text, own
     if place is not None:
-        return text, ImageFont.truetype(place, size)
+        return text, _open(place, size)
     # Letters that some font has stay, if one has those of them together.
     missing = {letter for letter in letters if _font_with(letter) is None}
     plain = "".join(_plain(letter) if letter in missing else letter for letter in text)
     if missing and (place := _font_with("".join(sorted(set(letters) - missing)))) is not None:
         _say("".join(sorted(missing)))
-        return plain, ImageFont.truetype(place, size) if place else own
+        return plain, _open(place, size)
     _say(letters)
     return _plain(text), own
+
+
+@cache
+def _open(place: str, size: int) -> FreeTypeFont | ImageFont:
+    """A font from its file; Pillow's own for ""."""
+    from PIL import ImageFont
+
+    return ImageFont.truetype(place, size) if place else ImageFont.load_default(size)
 
 
 @cache

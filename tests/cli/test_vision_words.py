@@ -87,6 +87,7 @@ def test_layers_that_were_chosen_are_noted_by_their_numbers(monkeypatch):
         (["rank", "--prompts", "a circle", " "], "one of --prompts is empty"),
         (["generate", ""], "expected a prompt in words"),
         (["compare", " "], "expected a prompt in words"),
+        (["sweep", ""], "expected a prompt in words"),
         (["explain", "x.png", "--checkpoint", "w.pth", "--random-weights"], "give one of them"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -33,6 +33,7 @@ PRINTED: dict[str, tuple[str, ...]] = {
     "pipelines/README.md": ("blocks run", "x STG from where it differs", "all checks passed", "transformer_blocks.27"),
     "skipguide/assets/tiny-lm/README.md": (),
     "skipguide/llm/README.md": ("% left out",),
+    "vision/README.md": (),
     "vision/floorplan/README.md": (),
     "vision/layer_masking/README.md": ("convolutions computed",),
     "vision/skip_deq/README.md": ("True",),

@@ -153,6 +153,13 @@ def test_committed_bars():
         assert bar["median"] == result["ratio_to_plain"][name]["median"]
         assert bar["at_most"] == (1.25 if "patches" in name else 0.75)
         assert bar["passed"] and bar["median"] <= bar["at_most"], name
+    networks = result["networks"]["results"]
+    assert set(networks) == {"efficientnet_lite0", "efficientnet_b0", "mobilenetv3_large_100"}
+    bars = networks["efficientnet_lite0"]["bars"]
+    assert {name: bar["at_most"] for name, bar in bars.items()} == {
+        "half_of_7x7_patches": 1.5, "box_18_percent_centre": 0.7,
+    }  # fmt: skip
+    assert all(bar["passed"] and bar["median"] <= bar["at_most"] for bar in bars.values()), bars
 
 
 @torch.no_grad()

@@ -92,3 +92,15 @@ def test_bad_class_skip(settings_):
 def test_bad_templates(template):
     with pytest.raises(SkipError, match="template"):
         SkipTuner(clip(), words, NAMES, 1, templates=template)
+
+
+def test_open_clips_towers_of_other_libraries_are_not_sent_to_transformers():
+    pytest.importorskip("open_clip")
+    from skipguide.vision.skip_tuning.open_clip_towers import open_clip_towers
+
+    eva = torch.nn.Module()
+    eva.visual = torch.nn.Identity()
+    with pytest.raises(
+        SkipError, match=r"SiglipModel of transformers; EVA, .* not supported, choose a ViT-\* of open_clip"
+    ):
+        open_clip_towers(eva)

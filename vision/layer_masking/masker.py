@@ -28,9 +28,11 @@ logger = logging.getLogger(__name__)
 _TRACES: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Trace]] = WeakKeyDictionary()
 
 
-def _compiles(model: nn.Module) -> bool:
+def _compiles(module: nn.Module) -> bool:
     """Whether torch.compile stands on a part of a model: a graph would pass by the rules of a masked pass."""
-    return any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules())
+    if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
+        return True
+    return any(_compiles(child) for child in module._modules.values() if child is not None)
 
 
 @dataclass

@@ -39,7 +39,12 @@ class MaskingMode(TorchFunctionMode):
         masked = self.masked
         placed: list[Tensor] = []
         without_positions = False  # but made of activations that had them
-        for tensor in tensors_in((*args, *kwargs.values())):
+        given = (*args, *kwargs.values()) if kwargs else args
+        if any(isinstance(value, (list, tuple)) for value in given):
+            given = tuple(tensors_in(given))
+        for tensor in given:
+            if not isinstance(tensor, Tensor):
+                continue
             info = getattr(tensor, TAG, None)
             if info is not None and info.owner is masked:
                 if info.number is None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from skipguide.cli import clip_job, pipeline_calls
 from skipguide.cli.arguments import add_guidance, add_model, add_output, add_sampling, examples
-from skipguide.errors import SkipError
 from skipguide.media import pictures
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Make both clips."""
-    if not args.prompt.strip():
-        raise SkipError("expected a prompt in words; got an empty one")
     job = clip_job.prepare(args, ending="-compare")
     pipeline = job.load()
     settings = pipeline_calls.guidance_arguments(args, pipeline)

@@ -67,8 +67,6 @@ def run(args: argparse.Namespace) -> None:
     """Make the clip, or the clips."""
     if (args.prompts is None) == (args.prompt is None):
         raise SkipError("exactly one of these is required: prompt, or --prompts FILE")
-    if args.prompt is not None and not args.prompt.strip():
-        raise SkipError("expected a prompt in words; got an empty one")
     if args.no_guidance and (flags := given(args, GUIDANCE_FLAGS)):
         raise SkipError(f"--no-guidance leaves nothing for --{next(iter(flags))} to do: give one of them")
     if args.prompts is not None:
