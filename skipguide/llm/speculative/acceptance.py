@@ -156,12 +156,6 @@ class Controller:
         """Whether it is known what a plain step costs."""
         return len(self._plain) >= self.warmup
 
-    @property
-    def has_paid(self) -> bool:
-        """Whether the last rounds, of which there were some, were faster than plain decoding."""
-        gained = sum(tokens for tokens, _ in self._rounds) * (self.plain_seconds or 0.0)
-        return gained > sum(seconds for _, seconds in self._rounds)
-
     def share_plain(self, other: Controller) -> None:
         """Know what a plain step costs from another controller, of the same model."""
         self._plain = other._plain

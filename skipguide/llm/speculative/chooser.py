@@ -15,8 +15,8 @@ from skipguide.llm.speculative.acceptance import Controller, tokens_per_round
 from skipguide.llm.speculative.lookup import Record, Text
 
 WORTH = 1.05  # what a draft must be expected to gain
-TRIAL = 1.5  # plain steps that a draft of a drafter may lose that has not paid yet
 OPTIMISM = 0.95  # acceptance of a drafter that was not tried yet; where not even this pays, it is not tried
+FEW = 8  # judged tokens, up to which what a draft costs is believed to be what it was expected to
 
 
 @dataclass
@@ -29,15 +29,15 @@ class Budget:
         >>> budget = Budget()
         >>> budget.round(tokens=1, cost=1.5)
         >>> round(budget.left, 9)
-        0.11
+        -0.09
         >>> for _ in range(50): budget.plain()
         >>> round(budget.left, 9)
-        0.61
+        0.41
     """
 
     share: float = 0.01
     cap: float = 8.0
-    left: float = 0.6
+    left: float = 0.4
 
     def plain(self) -> None:
         """Enter a step without a draft."""
@@ -115,7 +115,7 @@ class Chooser:
         self.text = Text()
         self._guess: tuple[int, int] | None = None  # what a look-up would have said, and by which match
         self.switched_off = 0
-        self._known: set[int] = set()  # the drafters of which something was accepted or rejected
+        self._judged = [(0.0, 0.0)] * drafters  # tokens of each that were accepted, and that were judged
         self._rest = 0  # plain steps until the drafters are tried anew, where none was promising
         self._patience = 256
         self._share_plain()
@@ -194,18 +194,24 @@ class Chooser:
             return min(self.controller.next_length(), room)
         if self.plain_seconds is None or not self.prepared or self._rest > 0 or not self._find_promising():
             return 0
-        length = min(self.controller.next_length(), room)
-        left = self.budget.left if self.controller.has_paid else min(self.budget.left, TRIAL)
-        while length > 0 and length * self._cost + self.verify.of(length) - 1 > left:
-            length -= 1
-        return length
+        longest = min(self.controller.next_length(), room)
+        if longest < 1:
+            return 0
+        accepted, judged = self._judged[self.drafter]
+        acceptance = (1 + accepted) / (2 + judged)  # no better than what was seen
+        costs = [k * self._cost + self.verify.of(k) for k in range(1, longest + 1)]
+        gains = [tokens_per_round(acceptance, k + 1) / cost for k, cost in enumerate(costs)]
+        if max(gains) > 1:
+            return gains.index(max(gains)) + 1 if self.budget.left > 0 else 0
+        # one token at a time until more is known, as far as what it is expected to lose may be lost
+        return int(costs[0] - tokens_per_round(acceptance, 1) <= self.budget.left)
 
     def _find_promising(self) -> bool:
         """Go on to the first drafter that pays, or of which nothing is known that could."""
         while not self._promising():
             if self.drafter + 1 == len(self.controllers):
                 self.drafter, self._rest, self._patience = 0, self._patience, 2 * self._patience
-                self._known.clear()  # by then the text may have become easier
+                self._judged = [(0.0, 0.0)] * len(self.controllers)  # by then the text may have become easier
                 for controller in self.controllers:
                     controller.forget()
                 return False
@@ -213,15 +219,18 @@ class Chooser:
         return True
 
     def _promising(self) -> bool:
-        acceptance = self.controller.acceptance if self.drafter in self._known else OPTIMISM
+        accepted, judged = self._judged[self.drafter]
+        acceptance = (2 * OPTIMISM + accepted) / (2 + judged)
         lengths = range(1, self.max_draft + 1)
         return max(tokens_per_round(acceptance, k) / (k * self._cost + self.verify.of(k)) for k in lengths) > WORTH
 
     @property
     def _cost(self) -> float:
-        """Of drafting a token with the drafter in use."""
-        measured = self.controller.draft_cost
-        return self.costs[self.drafter] if measured is None else measured
+        """Of drafting a token with the drafter in use. The first drafts are short, and dear for what surrounds them."""
+        measured, expected = self.controller.draft_cost, self.costs[self.drafter]
+        if measured is None:
+            return expected
+        return measured if self._judged[self.drafter][1] > FEW else min(measured, expected)
 
     # -- what has come ------------------------------------------------------------------------------------------
 
@@ -241,7 +250,9 @@ class Chooser:
 
     def own_round(self, confidences: Sequence[float], accepted: int, draft: float, verify: float) -> None:
         """Enter a round that the model drafted: its confidences, how much was accepted, seconds of both halves."""
-        self._known.add(self.drafter)
+        known, judged = self._judged[self.drafter]
+        seen = accepted + (accepted < len(confidences))
+        self._judged[self.drafter] = 0.95 * known + accepted, 0.95 * judged + seen
         controller, before = self.controller, self.controller.switched_off
         controller.round(confidences, accepted, draft, verify)
         self._round(len(confidences), accepted, draft, verify)
