@@ -150,7 +150,7 @@ def main() -> None:
     state_file = args.work / "state.pt"
     start, seconds = 0, 0.0
     if state_file.exists():
-        state = torch.load(state_file, weights_only=False)
+        state = torch.load(state_file, weights_only=True)
         start, seconds = state["step"], state["seconds"]
         model.load_state_dict(state["model"])
         for group, saved in zip(groups, state["optimizers"], strict=True):
