@@ -105,6 +105,10 @@ _HELD = ("keys", "values", "_quantized_keys", "_quantized_values")
 
 def layer_bytes(layer: Any) -> int:
     """Bytes of the keys and values that a cache layer holds, quantised ones with their scales; 0 for none."""
+    held = layer.__dict__
+    keys, values = held.get("keys"), held.get("values")
+    if type(keys) is type(values) is Tensor and held.keys().isdisjoint(_HELD[2:]):
+        return keys.nbytes + values.nbytes  # what every decoded token asks for
     return sum(_bytes(getattr(layer, name, None)) for name in _HELD)
 
 

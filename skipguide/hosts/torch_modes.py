@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from skipguide.active import Call
 
 
-def call_in(mode: TorchFunctionMode, call: Call, *args: Any, **kwargs: Any) -> Any:
+def call_in(mode: TorchFunctionMode, call: Call, /, *args: Any, **kwargs: Any) -> Any:
     """Call something in a mode.
 
     While torch handles a function in a mode, the mode is off its stack. An interrupt (Ctrl-C) there loses it, and

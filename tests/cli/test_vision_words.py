@@ -15,9 +15,10 @@ from PIL import Image
 from skipguide.cli import main, pipeline_calls
 from skipguide.cli.commands import rank, segment
 from skipguide.errors import SkipError
-from skipguide.pipelines import calibration
+from skipguide.pipelines import stg
 from skipguide.vision.floorplan import generate_plan, write_plan
 from skipguide.vision.layer_masking.classifiers import load_classifier
+from zoo.pipes import BY_PIPE
 
 
 @pytest.fixture
@@ -70,14 +71,15 @@ def test_seeds_and_programmes_of_plans_that_are_given(tmp_path, capsys, monkeypa
 
 
 def test_layers_that_were_chosen_are_noted_by_their_numbers(monkeypatch):
-    monkeypatch.setattr(calibration, "auto_layers", lambda pipe, name, part: (5, 7) if part == "attn" else (1,))
-    monkeypatch.setattr(pipeline_calls, "denoisers", lambda pipe: {"transformer": None})
+    def chosen(pipe, name, part, *_):
+        return (5, 7) if part == "attn" else (1,) if name == "transformer" else (2,)
+
+    monkeypatch.setattr(stg, "auto_layers", chosen)
     asked = argparse.Namespace(layers="auto", part="attn", scale=1.0)
-    assert pipeline_calls.guidance_arguments(asked, None)["layers"] == [5, 7]
-    monkeypatch.setattr(pipeline_calls, "denoisers", lambda pipe: {"transformer": None, "transformer_2": None})
-    found = pipeline_calls.guidance_arguments(argparse.Namespace(layers="auto", scale=1.0), None)
-    assert found["layers"] == {"transformer": [1], "transformer_2": [1]}
-    assert pipeline_calls.make_guidance(found).layers == {"transformer": (1,), "transformer_2": (1,)}
+    assert pipeline_calls.guidance_arguments(asked, BY_PIPE["ltx"].build())["layers"] == [5, 7]
+    found = pipeline_calls.guidance_arguments(argparse.Namespace(layers="auto", scale=1.0), BY_PIPE["wan22"].build())
+    assert found["layers"] == {"transformer": [1], "transformer_2": [2]}
+    assert pipeline_calls.make_guidance(found).layers == {"transformer": (1,), "transformer_2": (2,)}
 
 
 @pytest.mark.parametrize(

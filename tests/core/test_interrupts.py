@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from helpers.interrupts import LineTrace, places
 from helpers.native_calls import ltx2_pipe, ltx2_row
 from helpers.residue import traces
@@ -19,6 +20,15 @@ from skipguide.hosts.torch_modes import call_in
 from skipguide.router import Router
 from zoo import BY_NAME
 from zoo.family import randomise
+
+
+@pytest.fixture(autouse=True)
+def same_backend():
+    """set_attention_backend sets it for the whole process too."""
+    active = _AttentionBackendRegistry._active_backend
+    yield
+    _AttentionBackendRegistry.set_active_backend(active)
+
 
 CORE = ("active.py", "gate.py", "model_pass.py", "skipper.py")
 

@@ -12,8 +12,9 @@ from helpers.residue import agrees, no_gates, traces
 from helpers.stg_reference import close
 
 from skipguide import NoEffectError, SkipError
-from skipguide.pipelines import SkipGuider
+from skipguide.pipelines import SkipGuider, presets
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
+from skipguide.pipelines.presets import KnownModel, Preset
 from skipguide.schedule import Timetable
 from zoo import BY_NAME, modular, randomise
 from zoo.family import TEXT, prefix_mask, rows
@@ -66,9 +67,12 @@ def test_what_the_model_does_not_have_is_refused_at_the_first_step(wan, settings
     assert traces(wan[0].transformer) == before
 
 
-def test_the_models_preset(wan):
+def test_the_models_preset(wan, monkeypatch):
     config = dict(wan[0].transformer.config) | {"num_layers": 30}
     big = type(wan[0].transformer).from_config(config)
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    known = KnownModel("big", type(big).__name__, 30, width, Preset((8,), 1.0, "here"))
+    monkeypatch.setattr(presets, "PRESETS", (known,))
     guider = SkipGuider(guidance_scale=1.0)
     inputs = BY_NAME["wan"].inputs(1)
     step(guider, big.eval(), inputs)
