@@ -1,0 +1,121 @@
+"""Tiny random pipelines, for the `--tiny` form of the scripts: stock classes, the released depth, next to no width.
+
+Every function gives `(pipe, call)`, where `call` are the sizes and steps that suit it. The denoisers have as many
+blocks as the released ones, so that the same layers can be named. There is no text encoder: a prompt is turned into
+random numbers that depend on its words. What comes out is noise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+from torch import Tensor
+
+CHANNELS, TEXT, POOLED = 24, 7, 12  # of a token of the text, tokens, of the text as a whole
+HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
+NO_TEXT = {"text_encoder": None, "tokenizer": None}
+Made = tuple[Any, dict[str, Any]]
+
+
+def words(prompt: str | None, *shape: int) -> Tensor:
+    """What stands in for the text encoder: random numbers `[1, *shape]`, the same for the same words."""
+    seed = sum(place * ord(letter) for place, letter in enumerate(prompt or "", start=1))
+    return torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed))
+
+
+def text(prompt: str | None) -> Tensor:
+    return words(prompt, TEXT, CHANNELS)
+
+
+def mask() -> Tensor:
+    return torch.ones(1, TEXT, dtype=torch.long)
+
+
+def ready(pipe: Any, encode: Any) -> Any:
+    """Puts the stand-in of the text encoder in place, and keeps the steps quiet."""
+    pipe.encode_prompt = encode
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def masked_pair(prompt: str | None, negative_prompt: str | None = None, **_: Any) -> tuple[Tensor, ...]:
+    return text(prompt), mask(), text(negative_prompt), mask()
+
+
+def pair(prompt: str | None, negative_prompt: str | None = None, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    return text(prompt), text(negative_prompt)
+
+
+def ltx() -> Made:
+    """LTX-Video: 28 blocks."""
+    torch.manual_seed(0)
+    thin, one = (8,) * 4, (1,) * 5
+    vae = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=thin,
+        decoder_block_out_channels=thin,
+        layers_per_block=one,
+        decoder_layers_per_block=one,
+    )
+    transformer = diffusers.LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, num_layers=28, cross_attention_dim=32, caption_channels=CHANNELS, **HEADS
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = diffusers.LTXPipeline(vae=vae.eval(), transformer=transformer.eval(), scheduler=scheduler, **NO_TEXT)
+    return ready(pipe, masked_pair), {"height": 96, "width": 96, "num_frames": 9, "num_inference_steps": 2}
+
+
+def ltx2() -> Made:
+    """LTX-2: 48 blocks that see pictures and sound."""
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLLTX2Video(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 16, 32),
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 4,
+        spatial_compression_ratio=32,
+        temporal_compression_ratio=8,
+    )
+    audio_vae = diffusers.AutoencoderKLLTX2Audio(
+        base_channels=8, latent_channels=4, ch_mult=(1, 1, 1), num_res_blocks=1, mel_bins=8
+    )
+    heads = {f"{of}_connector_{name}": size for of in ("video", "audio") for name, size in HEADS.items()}
+    connectors = LTX2TextConnectors(
+        caption_channels=32,
+        text_proj_in_factor=1,
+        video_connector_num_learnable_registers=None,
+        audio_connector_num_learnable_registers=None,
+        **heads,
+    )
+    transformer = diffusers.LTX2VideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        audio_in_channels=8,
+        audio_out_channels=8,
+        num_layers=48,
+        cross_attention_dim=32,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=8,
+        audio_cross_attention_dim=16,
+        caption_channels=32,
+        perturbed_attn=True,
+        **HEADS,
+    )
+    pipe = diffusers.LTX2Pipeline(
+        vae=vae.eval(),
+        audio_vae=audio_vae.eval(),
+        connectors=connectors.eval(),
+        transformer=transformer.eval(),
+        vocoder=LTX2Vocoder(in_channels=16, hidden_channels=32).eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        **NO_TEXT,
+    )
+
+    def encode(prompt: str | None, negative_prompt: str | None = None, **_: Any) -> tuple[Tensor, ...]:
+        return words(prompt, TEXT, 32), mask(), words(negative_prompt, TEXT, 32), mask()
+
+    return ready(pipe, encode), {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 2}
