@@ -119,3 +119,59 @@ def ltx2() -> Made:
         return words(prompt, TEXT, 32), mask(), words(negative_prompt, TEXT, 32), mask()
 
     return ready(pipe, encode), {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 2}
+
+
+def wan22() -> Made:
+    """Wan 2.2 A14B: two denoisers of 40 blocks, one for high and one for low noise."""
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1] * 4, num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    )
+    high, low = (
+        diffusers.WanTransformer3DModel(
+            in_channels=4, out_channels=4, num_layers=40, text_dim=CHANNELS, freq_dim=32, ffn_dim=48, **HEADS
+        ).eval()
+        for _ in range(2)
+    )
+    scheduler = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    pipe = diffusers.WanPipeline(
+        vae=vae.eval(), transformer=high, transformer_2=low, boundary_ratio=0.875, scheduler=scheduler, **NO_TEXT
+    )
+    return ready(pipe, pair), {"height": 48, "width": 48, "num_frames": 5, "num_inference_steps": 3}
+
+
+def hunyuan15() -> Made:
+    """HunyuanVideo 1.5: 54 blocks, and a guider as a component."""
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLHunyuanVideo15(latent_channels=4, block_out_channels=(8,) * 5, layers_per_block=1)
+    transformer = diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=9,
+        out_channels=4,
+        num_layers=54,
+        num_refiner_layers=1,
+        mlp_ratio=2.0,
+        text_embed_dim=CHANNELS,
+        text_embed_2_dim=POOLED,
+        image_embed_dim=20,
+        rope_axes_dim=(4, 6, 6),
+        target_size=48,
+        task_type="t2v",
+        **HEADS,
+    )
+    pipe = diffusers.HunyuanVideo15Pipeline(
+        vae=vae.eval(),
+        transformer=transformer.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        guider=diffusers.ClassifierFreeGuidance(guidance_scale=6.0),
+        text_encoder_2=None,
+        tokenizer_2=None,
+        **NO_TEXT,
+    )
+    pipe.vision_num_semantic_tokens = 3  # hundreds of them, all empty, would be most of the work
+
+    def encode(prompt: str | None, prompt_embeds: Tensor | None = None, **_: Any) -> tuple[Tensor, ...]:
+        return text(prompt), mask(), words(prompt, 4, POOLED), torch.ones(1, 4, dtype=torch.long)
+
+    return ready(pipe, encode), {"height": 48, "width": 48, "num_frames": 5, "num_inference_steps": 2}

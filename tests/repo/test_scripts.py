@@ -15,6 +15,8 @@ from demos.scripts import tiny
 SCRIPTS = {
     "ltx": (9, 96, 96),
     "ltx2": (9, 64, 64),
+    "wan22": (5, 48, 48),
+    "hunyuan15": (5, 48, 48),
 }
 EVERY = pytest.mark.parametrize("name", sorted(SCRIPTS))
 
@@ -83,6 +85,7 @@ def test_the_full_form_with_a_tiny_pipeline_in_place_of_the_download(name, tmp_p
 
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(cls, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(type(pipe.vae), "from_pretrained", lambda hub_id, subfolder, torch_dtype: pipe.vae)
     for what in ("enable_model_cpu_offload", "enable_group_offload"):
         monkeypatch.setattr(cls, what, note(what))
     monkeypatch.setattr(type(getattr(pipe, denoisers[0])), "compile_repeated_blocks", note("compile_repeated_blocks"))
