@@ -175,3 +175,121 @@ def hunyuan15() -> Made:
         return text(prompt), mask(), words(prompt, 4, POOLED), torch.ones(1, 4, dtype=torch.long)
 
     return ready(pipe, encode), {"height": 48, "width": 48, "num_frames": 5, "num_inference_steps": 2}
+
+
+def cogvideox() -> Made:
+    """CogVideoX 2B: 30 blocks."""
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLCogVideoX(
+        latent_channels=4, block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=2
+    )
+    transformer = diffusers.CogVideoXTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=30,
+        time_embed_dim=24,
+        text_embed_dim=CHANNELS,
+        max_text_seq_length=TEXT,
+        sample_width=6,
+        sample_height=6,
+        sample_frames=9,
+        **HEADS,
+    )
+    scheduler = diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    pipe = diffusers.CogVideoXPipeline(vae=vae.eval(), transformer=transformer.eval(), scheduler=scheduler, **NO_TEXT)
+    return ready(pipe, pair), {"height": 48, "width": 48, "num_frames": 9, "num_inference_steps": 2}
+
+
+def picture_vae() -> Any:
+    """The autoencoder of Flux and SD3.5."""
+    return diffusers.AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=(8,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=2,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).eval()
+
+
+def flux() -> Made:
+    """Flux: 19 blocks with two streams and 38 with one."""
+    torch.manual_seed(0)
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=19,
+        num_single_layers=38,
+        joint_attention_dim=CHANNELS,
+        pooled_projection_dim=POOLED,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+        **HEADS,
+    )
+    pipe = diffusers.FluxPipeline(
+        vae=picture_vae(),
+        transformer=transformer.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        text_encoder_2=None,
+        tokenizer_2=None,
+        **NO_TEXT,
+    )
+
+    def encode(prompt: str | None, **_: Any) -> tuple[Tensor, ...]:
+        return text(prompt), words(prompt, POOLED), torch.zeros(TEXT, 3)
+
+    return ready(pipe, encode), {"height": 64, "width": 64, "num_inference_steps": 2}
+
+
+def sd35() -> Made:
+    """Stable Diffusion 3.5 medium: 24 blocks, a second attention in the first 13."""
+    torch.manual_seed(0)
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=24,
+        joint_attention_dim=CHANNELS,
+        caption_projection_dim=32,
+        pooled_projection_dim=POOLED,
+        pos_embed_max_size=8,
+        dual_attention_layers=tuple(range(13)),
+        qk_norm="rms_norm",
+        **HEADS,
+    )
+    pipe = diffusers.StableDiffusion3Pipeline(
+        vae=picture_vae(),
+        transformer=transformer.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder_2=None,
+        tokenizer_2=None,
+        text_encoder_3=None,
+        tokenizer_3=None,
+        **NO_TEXT,
+    )
+
+    def encode(prompt: str | None, negative_prompt: str | None = None, **_: Any) -> tuple[Tensor, ...]:
+        return text(prompt), text(negative_prompt), words(prompt, POOLED), words(negative_prompt, POOLED)
+
+    # Step 1 of 6 is the one in the window of the skipped layers, which is 0.01 to 0.2 of the steps.
+    return ready(pipe, encode), {"height": 64, "width": 64, "num_inference_steps": 6}
+
+
+def qwen_image() -> Made:
+    """Qwen-Image: 60 blocks."""
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=4, z_dim=4, dim_mult=[1] * 4, num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    )
+    transformer = diffusers.QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=60, joint_attention_dim=CHANNELS, axes_dims_rope=(4, 6, 6), **HEADS
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe = diffusers.QwenImagePipeline(vae=vae.eval(), transformer=transformer.eval(), scheduler=scheduler, **NO_TEXT)
+
+    def encode(prompt: str | None, **_: Any) -> tuple[Tensor, ...]:
+        return text(prompt), mask().bool()
+
+    return ready(pipe, encode), {"height": 64, "width": 64, "num_inference_steps": 2}

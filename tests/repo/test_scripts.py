@@ -17,6 +17,8 @@ SCRIPTS = {
     "ltx2": (9, 64, 64),
     "wan22": (5, 48, 48),
     "hunyuan15": (5, 48, 48),
+    "cogvideox": (9, 48, 48),
+    "flux": (64, 64),
 }
 EVERY = pytest.mark.parametrize("name", sorted(SCRIPTS))
 
