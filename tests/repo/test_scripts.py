@@ -19,6 +19,8 @@ SCRIPTS = {
     "hunyuan15": (5, 48, 48),
     "cogvideox": (9, 48, 48),
     "flux": (64, 64),
+    "sd35": (64, 64),
+    "qwen_image": (64, 64),
 }
 EVERY = pytest.mark.parametrize("name", sorted(SCRIPTS))
 
