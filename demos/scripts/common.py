@@ -37,7 +37,7 @@ def options(
     if not args.tiny and not torch.accelerator.is_available():
         parser.error("expected a GPU and found none: --tiny shows on the CPU what the script does, with random weights")
     if args.out is None:
-        args.out = (Path(tempfile.mkdtemp(prefix="skipguide-")) if args.tiny else Path()) / name
+        args.out = (Path(tempfile.mkdtemp(prefix="skipguide-script-")) if args.tiny else Path()) / name
     known = [".mp4"] if name.endswith(".mp4") else sorted(Image.registered_extensions())
     if args.out.suffix.lower() not in known:
         parser.error(f"expected a name that ends with {name[-4:]}, got {args.out}")

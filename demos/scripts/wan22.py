@@ -17,7 +17,8 @@ from skipguide.pipelines import SpatiotemporalSkipGuidance
 
 HUB = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
 # No source gives layers for Wan 2.2: two thirds of the way through the 40 blocks is a place to start, not measured.
-# `skipguide rank Wan-AI/Wan2.2-T2V-A14B-Diffusers` scores every block of the first denoiser.
+# `skipguide rank Wan-AI/Wan2.2-T2V-A14B-Diffusers` scores every block of the first denoiser,
+# `skipguide.pipelines.calibrate(pipe, denoiser="transformer_2")` those of the second.
 LAYERS = {"transformer": [27], "transformer_2": [27]}
 
 
