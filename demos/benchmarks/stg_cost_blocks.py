@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from skipguide.pipelines.presets import PRESETS
+
 VARIANTS = ("plain", "scale_0", "naive", "ours", "ours_deep", "one_batch", "diffusers")
 
 
@@ -23,6 +27,12 @@ def analytic_limit(blocks: int, branches: int, layer: int) -> float:
     """Blocks of our step over those of a naive one: (2N + N - 1 - l) / 3N with CFG, (N + N - 1 - l) / 2N without."""
     ours, naive = (analytic_blocks(name, blocks, branches, layer) for name in ("ours", "naive"))
     return ours / naive
+
+
+def preset_layer(model: Any, blocks: int) -> int:
+    """The first layer of the preset of the published model of this class and depth, whose width may be another here."""
+    known = (each for each in PRESETS if (each.model, each.blocks) == (type(model).__name__, blocks))
+    return next(each.preset.numbers[0] for each in known if each.preset is not None)
 
 
 def deep_layer(blocks: int, preset: int) -> int:

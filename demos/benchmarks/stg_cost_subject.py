@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from demos.benchmarks.measure import Clocks, ModuleClock, interleaved, peak_bytes
-from demos.benchmarks.stg_cost_blocks import VARIANTS, analytic_blocks, deep_layer
+from demos.benchmarks.stg_cost_blocks import VARIANTS, analytic_blocks, deep_layer, preset_layer
 from demos.benchmarks.stg_models import Case, run
 from demos.benchmarks.stg_rivals import DiffusersSkip, Naive, OneBatch, blocks_of, counting
 from skipguide.pipelines import SpatiotemporalSkipGuidance
-from skipguide.pipelines.presets import find_preset
 from skipguide.prefix import Prefix
 from skipguide.skipper import capture
 
@@ -40,7 +39,7 @@ class Subject:
         pipe = case.build(size, device, dtype)
         call = case.call(size, steps, device, dtype)
         blocks = len(blocks_of(pipe.transformer))
-        preset = find_preset(pipe.transformer).layers[0]
+        preset = preset_layer(pipe.transformer, blocks)
         deep = deep_layer(blocks, preset)
         layers = {name: deep if name == "ours_deep" else preset for name in VARIANTS}
         return cls(case, size, pipe, call, layers, blocks)
