@@ -26,7 +26,7 @@ PACKAGES = {
     "timm": "1.0",
     "tokenizers": "0.23.1",
     "tqdm": "4.60",
-    "transformers": "5.17",
+    "transformers": "5.23",
 }
 
 

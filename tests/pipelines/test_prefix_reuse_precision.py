@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.versions import needs
 
 from skipguide.pipelines import PrefixReuse
 from zoo.pipes import BY_PIPE
@@ -28,6 +29,7 @@ def errors(case, precise, pipe, seeds, **call):
     return {name: sum(values) / seeds for name, values in found.items()}
 
 
+@needs("torch", "2.14", "the plain call in bfloat16 is off by more than the law can measure")
 @pytest.mark.parametrize(
     ("case", "call"),
     [

@@ -93,10 +93,10 @@ def test_a_piece_that_fails_ends_nothing_and_is_tried_again(dry, monkeypatch):
 
 
 def test_a_piece_without_its_packages_says_so(dry, monkeypatch):
-    monkeypatch.setattr(command, "installed", lambda: {"transformers": "5.16.0"})
+    monkeypatch.setattr(command, "installed", lambda: {"transformers": "5.17.0"})
     code, results = dry("--pieces", "ltx,decode")
     assert code == 0
-    assert results["pieces"]["ltx"]["left_out"].startswith("needs diffusers, transformers 5.17 or newer (here 5.16.0)")
+    assert results["pieces"]["ltx"]["left_out"].startswith("needs diffusers, transformers 5.23 or newer (here 5.17.0)")
     assert "left_out" in results["pieces"]["decode"]
     assert "left_out" not in tables.document(results) and "needs diffusers" in tables.document(results)
 
@@ -119,11 +119,11 @@ def test_without_a_gpu_only_the_dry_form_runs(monkeypatch, capsys):
 def test_wheels_for_another_machine(tmp_path, capsys):
     there = tmp_path / "there.txt"
     there.write_text(
-        "Package  Version\n-------- -------\ntorch 2.11.0\ntransformers 5.16.0\ntorchvision 0.26.0\ntimm 1.0.2\n"
+        "Package  Version\n-------- -------\ntorch 2.11.0\ntransformers 5.17.0\ntorchvision 0.26.0\ntimm 1.0.2\n"
     )
     assert command.main(["--wheels", str(there)]) == 0
     names = capsys.readouterr().out.split()
-    assert {"transformers>=5.17", "diffusers>=0.41", "importlib_metadata"} <= set(names)
+    assert {"transformers>=5.23", "diffusers>=0.41", "importlib_metadata"} <= set(names)
     assert not [name for name in names if name.startswith(("torch", "timm"))]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.versions import is_older
 
 import skipguide
 from skipguide.pipelines.presets import PRESETS
@@ -145,6 +146,8 @@ def tiny_download(monkeypatch, tmp_path):
 
 @EVERY
 def test_python_of_the_readme_runs(name, tiny_download, capsys):
+    if name == "vision/README.md" and is_older("torch", "2.14"):
+        pytest.skip("exporters of an older torch guard on the sizes of the example")
     space: dict[str, object] = {}
     for code in fences(name, "python"):
         exec(compile(code, name, "exec"), space)
