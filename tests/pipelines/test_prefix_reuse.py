@@ -144,7 +144,7 @@ def two_passes(model, between=lambda pipe: None, **changed):
         model(**both)
         between(model)
         out = stg(model, ltx2_row(both), **changed)
-    assert torch.allclose(out, stg(model, ltx2_row(both), **changed), atol=1e-6)
+    assert torch.allclose(out, stg(model, ltx2_row(both), **changed), atol=1e-5)  # one row here, two in the plain call
     return applied.stats
 
 
