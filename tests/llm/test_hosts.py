@@ -114,7 +114,7 @@ def tuned():
 
 @pytest.mark.parametrize("plan", [SublayerPlan(mlp=[1, 2]), None], ids=["a plan", "chosen"])
 def test_virtual_tokens_in_every_pass_cannot_be_verified(plan):
-    with pytest.raises(SkipError, match="put 4 into the KV cache"):
+    with pytest.raises(SkipError, match=r"put \d+ into the KV cache"):
         SelfSpeculative(plan=plan, adaptive=plan is None).generate(tuned(), input_ids=IDS, **GREEDY)
 
 
