@@ -234,12 +234,12 @@ def find_preset(transformer: Any, pipe: Any = None) -> Preset:
     known = next((each for each in PRESETS if each.matches(model, blocks, experts)), None)
     if known is not None and known.preset is not None:
         return known.preset
-    name = type(model).__name__
-    width = known.width if known is not None else None
-    who = f"{known.name} ({name}, {blocks} blocks of {width} channels): none known" if known else ""
+    who = f"{type(model).__name__} with {blocks} blocks and this config"
+    if known is not None:
+        who = f"{known.name} ({known.model}, {blocks} blocks of {known.width} channels): none known"
     others = ", ".join(each.name for each in PRESETS if each.preset is not None)
     raise SkipError(
-        f"no preset for {who or f'{name} with {blocks} blocks and this config'}: pass layers=[...]. `skipguide rank` "
+        f"no preset for {who}: pass layers=[...]. `skipguide rank` "
         f"scores every layer, and layers='auto' takes its first; `skipguide sweep PROMPT --model ... --layers all` "
         f"draws what each does. Presets exist for {others}"
     )

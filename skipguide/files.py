@@ -105,6 +105,17 @@ def read_json(path: str | Path) -> Any:
     return parse_json(text, str(path))
 
 
+def read_settings(path: str | Path) -> Mapping[str, Any]:
+    """The settings in a file of JSON, as `read_json` reads it.
+
+    Raises:
+        SkipError: if it is not JSON, or no mapping.
+    """
+    if not isinstance(found := read_json(path), Mapping):
+        raise SkipError(f"expected settings as a mapping in {path}; got {type(found).__name__}")
+    return found
+
+
 def parse_json(text: str, where: str, *, finite: bool = True) -> Any:
     """Read JSON, from whomever: everything that the library reads as JSON goes through here.
 

@@ -35,8 +35,7 @@ class Shown:
         return "\n  ".join([self._heading(), *lines])
 
     def _repr_html_(self) -> str:
-        head, *rows = self._cells() or [[]]
-        table = "".join(_line(row, "th" if row is head else "td") for row in ([head, *rows] if head else []))
+        table = "".join(_line(row, "td" if number else "th") for number, row in enumerate(self._cells()))
         return f"<div><strong>{escape(self._heading())}</strong><table>{table}</table></div>"
 
 

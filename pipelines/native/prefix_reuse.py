@@ -20,6 +20,7 @@ from skipguide.pipelines.native.pag import PAG
 from skipguide.pipelines.native.sd3 import SD3
 from skipguide.pipelines.native.stats import ReuseStats
 from skipguide.pipelines.native.variants import NativeKind
+from skipguide.pipelines.registry.described import refuse_no_pipeline
 from skipguide.pipelines.sampling.interceptor import Interceptor
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,7 @@ class PrefixReuse(JsonConfig):
                 skipguide's own guidance already, or one with a guider of diffusers that does not work on its denoiser.
             UnknownBlockError: if the denoiser's blocks are not described.
         """
-        if isinstance(pipe, nn.Module):
-            raise SkipError(f"expected a pipeline; got a {type(pipe).__name__}: pass the pipeline that calls it")
+        refuse_no_pipeline(pipe)
         names = [name for name in DENOISERS if isinstance(getattr(pipe, name, None), nn.Module)]
         if not names:
             raise SkipError(f"expected a pipeline with a {' or '.join(DENOISERS)}; got a {type(pipe).__name__}")

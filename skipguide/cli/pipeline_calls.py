@@ -161,7 +161,7 @@ def steps_of(job: Any) -> Any:
     given_steps = job.call.get("num_inference_steps")
     if given_steps is not None:
         return given_steps
-    taken = inspect.signature(job.pipeline_class.__call__).parameters.get("num_inference_steps")
+    taken = parameters(job.pipeline_class).get("num_inference_steps")
     return "?" if taken is None else taken.default
 
 

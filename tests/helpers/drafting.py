@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from helpers.versions import is_older
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -26,8 +25,6 @@ FAMILIES = {
     # windows of 8: every prompt and draft crosses them
     "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, sliding_window=8)),
 }
-if is_older("transformers", "5.23"):  # their windows cannot take drafts back
-    del FAMILIES["gemma2"]
 SETS = {
     "first": SublayerPlan(attn=(0,), mlp=(0,)),
     "scattered": SublayerPlan(attn=(1, 4), mlp=(2, 3)),

@@ -18,4 +18,3 @@ def needs(name, least, why):
 
 traced_plans = needs("torch", "2.14", "older ones run the gated part of a compiled model uncompiled")
 newest_diffusers = needs("diffusers", "0.42", "the tables are of the newest one")
-windows_roll_back = needs("transformers", "5.23", "sliding windows of older ones cannot take drafts back")

@@ -160,7 +160,7 @@ def test_without_the_dummy_layer_of_transformers(monkeypatch):
     """An own layer that asks a kept one for its length; the same results."""
     model = LLAMA.build()
     zeroed = LLAMA.zeroed(model, BOTH.attn, BOTH.mlp)
-    monkeypatch.delattr(cache_utils, "DummyLayer", raising=False)
+    monkeypatch.delattr(cache_utils, "DummyLayer")
     for kind in ("lazy", "dynamic", "static"):
         cache = caches(model)[kind]
         kv.hide(cache, (0, 2), 4)
@@ -179,7 +179,7 @@ def test_without_the_dummy_layer_of_transformers(monkeypatch):
 
 def _by_length(kept, stand_in, patch):
     with patch.context() as inner:
-        inner.delattr(cache_utils, "DummyLayer", raising=False)
+        inner.delattr(cache_utils, "DummyLayer")
         return stand_in(kept)
 
 

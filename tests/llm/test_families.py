@@ -8,7 +8,6 @@ import torch
 import transformers
 from helpers import llm_zoo
 from helpers.llm_zoo import CACHE
-from helpers.versions import is_older
 from torch import nn
 
 from skipguide import SkipError, Skipper, SkipPlan, check, find_blocks
@@ -25,8 +24,6 @@ WAYS = {
 }
 # transformers itself: "Cannot use prefill chunking without a cache"
 CANNOT = {("mpt", "chunked")}
-if is_older("transformers", "5.20"):
-    CANNOT |= {("llama4", "static")}  # itself: its mask takes no block_sequence_ids
 
 
 def plan_for(lm):

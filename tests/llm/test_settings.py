@@ -9,7 +9,6 @@ import transformers
 from helpers import llm_zoo
 from helpers.llm_zoo import BY_NAME, CACHE, prompt
 from helpers.residue import no_gates, traces
-from helpers.versions import is_older
 from torch import nn
 
 from skipguide import UnknownBlockError, find_blocks
@@ -91,8 +90,6 @@ def test_a_drafter_that_cannot_be_chosen_is_refused_before_anything_runs():
     model = BY_NAME["gemma3n"].build()
     with pytest.raises(SkipError, match=r"similarities of Gemma3nForCausalLM cannot be measured.*plan=SublayerPlan"):
         SelfSpeculative().apply(model)
-    if is_older("transformers", "5.23"):  # its sliding windows
-        return
     ids, spec = prompt(1, 6), SelfSpeculative(plan=SublayerPlan(mlp=[1]))
     assert torch.equal(
         spec.generate(model, ids, max_new_tokens=6, do_sample=False),
@@ -243,10 +240,6 @@ def test_an_encoder_decoder_cache():
 
 # -- models that nobody described ----------------------------------------------------------------------
 
-if is_older("transformers", "5.23"):  # leaving out sublayers of its Cohere2 is not what zeros are: it is refused
-    UNKNOWN_TO_PROBE = ("Glm", "GPTNeo")
-else:
-    UNKNOWN_TO_PROBE = ("Glm", "Cohere2", "GPTNeo")
 UNKNOWN = {
     "Glm": llm_zoo.LLAMA | {"head_dim": 8},
     "Cohere2": llm_zoo.LLAMA | {"sliding_window": 4},
@@ -256,7 +249,7 @@ UNKNOWN = {
 }
 
 
-@pytest.mark.parametrize("name", UNKNOWN_TO_PROBE)
+@pytest.mark.parametrize("name", UNKNOWN)
 def test_an_unknown_model_is_probed(name, monkeypatch):
     monkeypatch.setattr("skipguide.families.language.DECODER_LAYOUTS", ())  # whatever is described today
     paths = {"layers": "transformer.h", "attn": "attn.attention.out_proj", "mlp": ("mlp.c_proj",)}

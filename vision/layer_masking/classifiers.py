@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
-from skipguide.files import read_json
+from skipguide.files import read_settings
 from skipguide.vision.layer_masking.baselines import IMAGENET, PixelScale
 from skipguide.vision.state_dicts import read_state_dict
 from skipguide.vision.weights import check_file
@@ -102,8 +102,7 @@ def _from_folder(name: str, folder: Path, pretrained: bool) -> nn.Module:
     import timm
     from safetensors import SafetensorError
 
-    if not isinstance(found := read_json(folder / "config.json"), Mapping):
-        raise SkipError(f"expected settings as a mapping in {folder}/config.json; got {type(found).__name__}")
+    read_settings(folder / "config.json")  # for its error: timm reads them again
     try:
         model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=pretrained)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:

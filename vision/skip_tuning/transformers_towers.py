@@ -146,7 +146,7 @@ def transformers_towers(model: Any, siglip: bool) -> Towers:
     Raises:
         SkipError: for a SiglipModel without its pooling head.
     """
-    if siglip and not getattr(model.vision_model.config, "vision_use_head", True):  # older configs do not name it
+    if siglip and not model.vision_model.config.vision_use_head:
         raise SkipError(
             "expected a SiglipModel with its pooling head; got vision_use_head=False, which has no features"
         )
