@@ -149,7 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     model, steps = train(args.minutes, args.batch, args.lr, args.seed)
     model.save(args.out)
-    report = {"steps": steps, "minutes": args.minutes} | measure(FrameClassifier.load(args.out), args.clips, args.seed + 1)
+    report = {"steps": steps, "minutes": args.minutes} | measure(
+        FrameClassifier.load(args.out), args.clips, args.seed + 1
+    )
     text = json.dumps(report, indent=2) + "\n"
     atomically(args.out.with_suffix(".json"), lambda path: path.write_text(text))
     print(json.dumps(report))

@@ -31,7 +31,9 @@ LATENT_FRAMES = 9
 LATENT_SIDE = 16
 
 
-def build_vae(base: int = 16, dim_mult: tuple[int, ...] = (1, 2, 3), channels: int = LATENT_CHANNELS) -> AutoencoderKLWan:
+def build_vae(
+    base: int = 16, dim_mult: tuple[int, ...] = (1, 2, 3), channels: int = LATENT_CHANNELS
+) -> AutoencoderKLWan:
     """The untrained autoencoder: variance kept through the chain, nothing taken from past frames."""
     vae = AutoencoderKLWan(
         base_dim=base,
@@ -109,7 +111,9 @@ def _resample(self: WanResample, x: Tensor, feat_cache: None = None, feat_idx: o
     x = self.resample(x)
     if self.mode == "downsample3d" and paired:
         taps = self.time_conv.weight[:, :, 1:].flatten(3)[..., 0]  # [out, in, 2]
-        x = F.conv2d(x.unflatten(0, (-1, 2)).flatten(1, 2), taps.transpose(1, 2).flatten(1)[..., None, None], self.time_conv.bias)
+        x = F.conv2d(
+            x.unflatten(0, (-1, 2)).flatten(1, 2), taps.transpose(1, 2).flatten(1)[..., None, None], self.time_conv.bias
+        )
     return x
 
 
@@ -138,7 +142,9 @@ def encode_clips(vae: AutoencoderKLWan, clips: Tensor) -> Tensor:
         alone(vae, False)
         rest, _ = encode_frames(vae, to_input(clips[:, 1:].flatten(0, 1)))
     latents = torch.cat([first[:, None], rest.unflatten(0, (count, -1))], dim=1).transpose(1, 2)
-    mean, std = (torch.tensor(getattr(vae.config, name)).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
+    mean, std = (
+        torch.tensor(getattr(vae.config, name)).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std")
+    )
     return (latents - mean) / std
 
 

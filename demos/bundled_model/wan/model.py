@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanAttention
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
@@ -174,6 +174,14 @@ class T2V(nn.Module):
         offsets = torch.cat([(1.0 - mask.float()) * HIDDEN, missing[:, None]], dim=1)
         self.processor.offsets = offsets[:, None, None].expand(-1, -1, 1, -1)
         return self.transformer(noisy, timestep=1000 * sigma, encoder_hidden_states=text, return_dict=False)[0]
+
+
+def stock_attention(transformer: WanTransformer3DModel) -> WanTransformer3DModel:
+    """Give a transformer that was trained its own attention back."""
+    for block in transformer.blocks:
+        for attention in (block.attn1, block.attn2):
+            attention.set_processor(WanAttnProcessor())
+    return transformer
 
 
 def build(shape: Shape, tokenizer: T5Tokenizer, bf16: bool = False) -> T2V:

@@ -22,13 +22,23 @@ from diffusers import WanPipeline
 from torch import Tensor, nn
 from transformers import T5Tokenizer
 
-from demos.bundled_model.clips import ClipSpec, all_specs, caption, held_out, render, training_specs
+from demos.bundled_model.clips import all_specs, caption, held_out, render, training_specs
 from demos.bundled_model.common import Ema, atomically, contact_sheet, log_row
 from demos.bundled_model.model import build_tokenizer, noise_like, parameters, sample_sigmas
 from demos.bundled_model.optim import optimizers
 from demos.bundled_model.train_transformer import SHOWN, training_caption
 from demos.bundled_model.wan.autoencoder import FRAMES, encode_clips, load_vae
-from demos.bundled_model.wan.model import SHIFT, SHORT, Shape, T2V, assemble, build, call, padded_lengths
+from demos.bundled_model.wan.model import (
+    SHIFT,
+    SHORT,
+    T2V,
+    Shape,
+    assemble,
+    build,
+    call,
+    padded_lengths,
+    stock_attention,
+)
 from demos.bundled_model.wan.pool import ClipPool
 from demos.bundled_model.wan.progress import FILE, Progress, load_weights, read_progress, write_progress
 
@@ -90,10 +100,7 @@ def pipeline(ema: Ema, shape: Shape, tokenizer: T5Tokenizer, vae: nn.Module) -> 
     """The stock pipeline with the averaged weights."""
     averaged = build(shape, tokenizer)
     ema.copy_to(averaged)
-    for block in averaged.transformer.blocks:  # back to the stock attention
-        for attention in (block.attn1, block.attn2):
-            attention.set_processor(type(attention)._default_processor_cls())
-    return assemble(vae, tokenizer, averaged.text_encoder, averaged.transformer)
+    return assemble(vae, tokenizer, averaged.text_encoder, stock_attention(averaged.transformer))
 
 
 def show(pipe: WanPipeline, path: Path) -> None:
@@ -135,7 +142,9 @@ class Run:
         torch.manual_seed(seed)
         self.rng = random.Random(seed)
         self.pool = ClipPool(self.vae, args.out, args.pool, args.seed, self.progress.encoded)
-        logger.info("%s from step %d, %.2f M parameters", self.progress.shape, self.progress.steps, parameters(self.model))
+        logger.info(
+            "%s from step %d, %.2f M parameters", self.progress.shape, self.progress.steps, parameters(self.model)
+        )
 
     def step(self, rate: float) -> float:
         """One optimiser step at a share of the top learning rate; returns the loss."""
@@ -189,7 +198,11 @@ def train(run: Run) -> None:
             if progress.steps % args.log_every == 0:
                 progress.probe = probe.loss(run.averaged())
                 row: dict[str, float | int | str] = {"step": progress.steps, "clips": progress.clips}
-                row |= {"minutes": round(progress.minutes, 2), "loss": f"{average:.5f}", "probe": f"{progress.probe:.5f}"}
+                row |= {
+                    "minutes": round(progress.minutes, 2),
+                    "loss": f"{average:.5f}",
+                    "probe": f"{progress.probe:.5f}",
+                }
                 row["clips_per_s"] = round(args.batch * (progress.steps - first) / (now - began), 1)
                 log_row(args.out / "log.csv", row)
                 logger.info("%s", row)

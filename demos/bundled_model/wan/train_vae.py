@@ -156,7 +156,9 @@ def run(args: argparse.Namespace, vae: AutoencoderKLWan, copy: AutoencoderKLWan)
     export(ema, copy, pool, args.out / "model")
     rounded = AutoencoderKLWan.from_pretrained(args.out / "model", torch_dtype=torch.float32)
     pairs, singles = psnr(rounded, test)
-    print(f"{step} steps, {clock.spent / 60:.1f} minutes, held out: pairs {pairs:.2f} dB, first frames {singles:.2f} dB")
+    print(
+        f"{step} steps, {clock.spent / 60:.1f} minutes, held out: pairs {pairs:.2f} dB, first frames {singles:.2f} dB"
+    )
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
