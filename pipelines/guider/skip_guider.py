@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from diffusers.configuration_utils import register_to_config
-from diffusers.guiders.guider_utils import GuiderOutput
+from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor, nn
 
 from skipguide.config import as_flag
@@ -34,7 +34,7 @@ _OWN = ("guidance_scale", "guidance_rescale", "use_original_formulation", "enabl
 _BOTH_PLACES = "where the sound has a guider too (LTX-2), one SkipGuider takes both places, by attach(pipe)"
 
 
-class SkipGuider(ScaledGuider):
+class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by this name in this module
     """Spatiotemporal skip guidance as a diffusers guider: `SkipGuider([8]).attach(pipe)`.
 
     The same formulas as `SpatiotemporalSkipGuidance`, for modular pipelines and for the classic ones that have a

@@ -42,7 +42,7 @@ class Delivery:
         self.scales = spec.scales[spec.denoisers.index(denoiser)]
         self.state = state
         self.stats = stats
-        self.outputs = ConcatenatedOutputs() if spec.joined else None
+        self.outputs = ConcatenatedOutputs() if spec.joined or spec.modalities else None
         self.modalities = Modalities(pipe, spec, state, self.outputs)
         self.now = StepOutline()  # what holds at the step that is running
         if spec.variances and (settings.zero_star or settings.apg is not None or settings.apg_norm is not None):

@@ -26,6 +26,7 @@ from skipguide.pipelines.sampling.delivery import Delivery
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.lost_root import RootNotice
+from skipguide.pipelines.sampling.native_pass import NativePass
 from skipguide.pipelines.sampling.passes import DenoiserPasses, Skipped, StepPasses
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
 from skipguide.pipelines.sampling.predictions import check_effect, first, with_first
@@ -53,10 +54,10 @@ class Interceptor:
         self.rule = settings.rule
         self.pipe = pipe
         self.spec = spec
-        self.over_native = over_native
         self.loop = described_loop(pipe)
         self.denoiser = denoiser
         self.model: nn.Module = getattr(pipe, denoiser)
+        self.native = NativePass(pipe, spec, self.model, over_native)
         self.schedule = schedule
         self.state = state
         self.stats = stats
@@ -106,22 +107,13 @@ class Interceptor:
         if not is_called_by(self.pipe, self.model, self.loop):
             return call(*args, **kwargs)
         self.state.refuse_other_threads(self.pipe)
-        if self.schedule.groups and not self.over_native and self.spec.is_native(kwargs):
-            self._refuse_native()
+        if self.schedule.groups:
+            self.native.meet(kwargs)
         outputs = self.delivery.outputs if self.works else None
         guide = self._passive if self.spec.is_passive(kwargs) else self._guided
         if outputs is None:
             return guide(call, args, kwargs)
         return outputs.apart(guide(outputs.around(call), args, kwargs))
-
-    def _refuse_native(self) -> None:
-        """Refuse the pipeline's own skip guidance under this one: nobody asks for both without saying so."""
-        off = ", ".join(f"{name}={value}" for name, value in self.spec.native_off)
-        raise SkipError(
-            f"{type(self.pipe).__name__} makes a skip-guidance pass of its own in this call, and this guidance would "
-            f"come on top of it: turn the pipeline's off (call it with {off}); or keep the pipeline's alone, and have "
-            f"it cheaper (PrefixReuse().apply(pipe)); or ask for both, apply(pipe, over_native=True)"
-        )
 
     def _passive(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A further pass of the pipeline's own: the other branches of this step may have been shifted."""
