@@ -191,6 +191,8 @@ def train(run: Run) -> None:
     first, average = progress.steps, 0.0
     try:
         while not stop and (left := args.minutes - (time.monotonic() - began) / 60) > 0:
+            if args.steps is not None and progress.steps - first >= args.steps:
+                break
             loss = run.step(min(1.0, left / args.decay_minutes) if args.decay_minutes else 1.0)
             now = time.monotonic()
             progress.minutes, last = progress.minutes + (now - last) / 60, now
@@ -226,6 +228,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--start", type=Path, default=FILE, help="where to go on from when --out holds no state")
     parser.add_argument("--fresh-start", dest="start", action="store_const", const=None, help="from nothing")
     parser.add_argument("--minutes", type=float, default=600, help="of this call")
+    parser.add_argument("--steps", type=int, help="of this call, if it is to end before the minutes")
     parser.add_argument("--decay-minutes", type=float, default=0, help="the last so many bring the learning rate to 0")
     parser.add_argument("--layers", type=int, default=Shape.layers)
     parser.add_argument("--heads", type=int, default=Shape.heads)
