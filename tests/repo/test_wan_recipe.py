@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from demos.bundled_model.clips import render, training_specs
 from demos.bundled_model.common import Ema
 from demos.bundled_model.frame_classifier import FrameClassifier, stability
+from demos.bundled_model.frame_classifier import main as judge_of_frames
 from demos.bundled_model.model import build_tokenizer
 from demos.bundled_model.optim import Muon
 from demos.bundled_model.wan import train_vae
@@ -73,15 +74,15 @@ def test_frames_as_images_are_decoded_as_the_stock_class_does(vae):
 
 
 def test_the_past_stays_out_of_a_trained_autoencoder(tmp_path):
-    args = train_vae.parse(["--out", str(tmp_path), "--minutes", "0.01", "--clips", "2", "--batch", "4"])
+    args = train_vae.parse(["--out", str(tmp_path), "--steps", "4", "--clips", "2", "--batch", "4"])
     torch.manual_seed(0)
     made = [build_vae(base=4, dim_mult=(1, 1, 2)) for _ in range(2)]
     train_vae.run(args, *made)
     state = torch.load(tmp_path / "state.pt")
-    assert state["step"] >= 1
-    args.minutes += 0.02
+    assert state["step"] == 4
+    args.steps = 6
     train_vae.run(args, *made)
-    assert torch.load(tmp_path / "state.pt")["step"] > state["step"], "a run goes on from its state"
+    assert torch.load(tmp_path / "state.pt")["step"] == 6, "a run goes on from its state"
     trained = load_vae(tmp_path / "model")
     past = [m.weight[:, :, :-1] for n, m in trained.named_modules() if n.endswith(("conv1", "conv2"))]
     assert past and all(not taps.any() for taps in past)
@@ -225,6 +226,15 @@ def test_the_probe_is_the_same_every_time(vae):
 def test_stability_is_the_share_of_the_commonest_reading():
     readings = torch.tensor([[0, 0, 0, 2], [1, 1, 1, 1], [3, 2, 1, 0]])
     assert stability(readings).tolist() == [0.75, 1.0, 0.25]
+
+
+def test_the_judge_is_trained_measured_and_loaded(tmp_path, capsys):
+    judge_of_frames(["--out", str(tmp_path / "judge.safetensors"), "--steps", "2", "--batch", "2", "--clips", "3"])
+    found = json.loads((tmp_path / "judge.json").read_text())
+    assert json.loads(capsys.readouterr().out) == found
+    assert found["frames"] == 48 and set(found["accuracy"]) == {"shape", "colour", "background"}
+    again = FrameClassifier.load(tmp_path / "judge.safetensors")
+    assert not again.training and again.collect.weight.dtype == torch.float32
 
 
 def test_the_judge_reads_frames_one_by_one():
