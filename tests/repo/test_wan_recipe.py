@@ -16,7 +16,16 @@ from demos.bundled_model.optim import Muon
 from demos.bundled_model.wan import train_vae
 from demos.bundled_model.wan.autoencoder import FRAMES, alone, as_images, build_vae, encode_clips, load_vae
 from demos.bundled_model.wan.export import export, pipeline
-from demos.bundled_model.wan.model import DEFAULT, SHORT, Bf16Linear, Shape, assemble, build, stock_attention
+from demos.bundled_model.wan.model import (
+    DEFAULT,
+    SHORT,
+    Bf16Linear,
+    Shape,
+    _attend_in_bf16,
+    assemble,
+    build,
+    stock_attention,
+)
 from demos.bundled_model.wan.pool import ClipPool
 from demos.bundled_model.wan.progress import Progress, load_weights, read_progress, write_progress
 from demos.bundled_model.wan.train_transformer import Probe, Run, backward, batch_of, parse, train
@@ -124,6 +133,14 @@ def test_bf16_products_have_the_gradients_of_a_linear_layer():
     found = torch.autograd.grad(Bf16Linear.apply(x, layer.weight, layer.bias).square().sum(), [x, *layer.parameters()])
     for mine, stock in zip(found, wanted, strict=True):
         assert (mine - stock).norm() < 0.01 * stock.norm()
+
+
+def test_attention_in_bf16_is_attention():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 7, 8, generator=generator) for _ in range(3))
+    mask = torch.randn(2, 1, 1, 7, generator=generator)
+    stock = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
+    torch.testing.assert_close(_attend_in_bf16(query, key, value, mask), stock, rtol=0.02, atol=0.02)
 
 
 def test_muon_in_bf16_takes_nearly_the_same_step():

@@ -187,6 +187,7 @@ def train(run: Run) -> None:
     probe, stop = Probe(run.vae, run.tokenizer, args.probe), []
     before = {number: signal.signal(number, lambda *_: stop.append(1)) for number in (signal.SIGTERM, signal.SIGINT)}
     began = last = time.monotonic()
+    processor = time.process_time()
     saved = shown = began
     first, average = progress.steps, 0.0
     try:
@@ -205,7 +206,9 @@ def train(run: Run) -> None:
                     "loss": f"{average:.5f}",
                     "probe": f"{progress.probe:.5f}",
                 }
-                row["clips_per_s"] = round(args.batch * (progress.steps - first) / (now - began), 1)
+                made = args.batch * (progress.steps - first)
+                row |= {"clips_per_s": round(made / (now - began), 1)}
+                row |= {"clips_per_cpu_s": round(made / (time.process_time() - processor), 1)}
                 log_row(args.out / "log.csv", row)
                 logger.info("%s", row)
             if now - saved > 60 * args.save_minutes:
