@@ -29,6 +29,7 @@ from demos.bundled_model.wan.model import (
 from demos.bundled_model.wan.pool import ClipPool
 from demos.bundled_model.wan.progress import Progress, load_weights, read_progress, write_progress
 from demos.bundled_model.wan.train_transformer import Probe, Run, backward, batch_of, parse, train
+from skipguide import SkipError
 
 TINY = Shape(layers=2, heads=2, head_dim=16, ffn=32)
 FLAGS = "--layers 2 --heads 2 --head-dim 16 --ffn 32 --batch 4 --micro 2 --pool 6 --first-clips 4 --fresh 1 --probe 1"
@@ -199,6 +200,8 @@ def test_a_training_goes_on_here_and_elsewhere_and_becomes_a_stock_pipeline(vae_
         assert torch.equal(mine, saved)
     assert again.warm == 2 and len(again.opts[0].state) > 0, "with its momentum"
 
+    with pytest.raises(SkipError, match="holds a training of Shape"):
+        Run(parse([*args, "--layers", "3", "--out", str(tmp_path / "a")]))
     elsewhere = Run(parse([*args, "--out", str(tmp_path / "b"), "--start", str(first.file)]))
     assert elsewhere.progress.steps == 2 and elsewhere.warm == 0 and not elsewhere.opts[0].state
     for name, param in elsewhere.model.named_parameters():
@@ -223,7 +226,7 @@ def test_the_committed_weights_are_refused_by_another_shape(tmp_path):
     write_progress(tmp_path / "p.safetensors", Ema(model), Progress(TINY, steps=7, minutes=1.26))
     found = read_progress(tmp_path / "p.safetensors")
     assert (found.shape, found.steps, found.minutes) == (TINY, 7, 1.3)
-    with pytest.raises(ValueError, match="different weights"):
+    with pytest.raises(SkipError, match="different weights"):
         load_weights(
             tmp_path / "p.safetensors", build(Shape(layers=1, heads=2, head_dim=16, ffn=32), build_tokenizer())
         )
