@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from skipguide.pipelines.applied import AppliedGuidance
+from skipguide.pipelines.bundled import bundled_pipeline
 from skipguide.pipelines.calibration import calibrate
 from skipguide.pipelines.groups import SkipGroup
 from skipguide.pipelines.native.prefix_reuse import AppliedReuse, PrefixReuse
@@ -28,6 +29,7 @@ __all__ = [
     "SkipGroup",
     "SkipGuider",
     "SpatiotemporalSkipGuidance",
+    "bundled_pipeline",
     "calibrate",
     "find_preset",
     "register_pipeline",

@@ -44,6 +44,9 @@ class PipelineSpec:
         native: of the arguments in passive, the one that marks a pass of the pipeline's own skip guidance; another on
             top of it is refused unless the user asks for both.
         native_off: the arguments of the pipeline's call that turn it off, with their values.
+        modalities: of joined, what each is called.
+        noisy: where the pipeline computes its guidance on denoised samples x0 = sample - sigma v, the attribute or
+            variable with the sample of each prediction; what looks at whole predictions looks at x0 there.
 
     Raises:
         SkipError: for a way of calling or a layout that does not exist, denoisers without scales, or a CFG that
@@ -66,6 +69,8 @@ class PipelineSpec:
     chunked: bool = False
     native: str = ""
     native_off: tuple[tuple[str, Any], ...] = ()
+    modalities: tuple[str, ...] = ()
+    noisy: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what would be taken for something else when the pipeline runs."""
