@@ -223,7 +223,7 @@ def sample(
             output = pipeline(**arguments)
             return Sample(_images(output), time.perf_counter() - begin)
         with guidance.apply(pipeline) as applied:
-            output = pipeline(**_without_native(pipeline), **arguments)
+            output = pipeline(**without_native(pipeline), **arguments)
         seconds = time.perf_counter() - begin
     except SkipError:
         raise
@@ -234,7 +234,7 @@ def sample(
     return Sample(_images(output), seconds, str(applied.stats), applied.stats.to_dict())
 
 
-def _without_native(pipeline: Any) -> dict[str, Any]:
+def without_native(pipeline: Any) -> dict[str, Any]:
     """The arguments that turn off the pipeline's own skip guidance, whose place ours takes."""
     from skipguide.pipelines.registry.described import native_off
 
