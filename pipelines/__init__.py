@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 from skipguide.pipelines.applied import AppliedGuidance
 from skipguide.pipelines.calibration import calibrate
 from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.guide.applied import AppliedGuide
+from skipguide.pipelines.guide.guide import Guide
 from skipguide.pipelines.native.prefix_reuse import AppliedReuse, PrefixReuse
 from skipguide.pipelines.native.stats import ReuseStats
 from skipguide.pipelines.presets import Preset, find_preset
@@ -18,9 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AppliedGuidance",
+    "AppliedGuide",
     "AppliedReuse",
     "GuidanceCost",
     "GuidanceStats",
+    "Guide",
     "PipelineSpec",
     "PrefixReuse",
     "Preset",

@@ -10,6 +10,7 @@ from skipguide.errors import SkipError
 
 Cfg = Literal["batched", "two_calls", "named", "guider", "single"]
 Layout = Literal["bcfhw", "bfchw", "bfhwc", "bchw", "tokens"]
+Half = Literal["float32", "once", "rounded"]
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,14 @@ class PipelineSpec:
         native: of the arguments in passive, the one that marks a pass of the pipeline's own skip guidance; another on
             top of it is refused unless the user asks for both.
         native_off: the arguments of the pipeline's call that turn it off, with their values.
+        half: what it gets where its denoiser computes in bfloat16 or float16. `"float32"`: branches in float32, as its
+            loop widens predictions, or keeps latents in float32 and casts them for the denoiser; exact. `"once"`: the
+            result in place of every branch (or of the one there is), so that it is rounded once, to the denoiser's
+            dtype. `"rounded"`: each branch rounded to that dtype, and the pipeline multiplies their difference by w.
 
     Raises:
-        SkipError: for a way of calling or a layout that does not exist, denoisers without scales, or a CFG that
-            nothing tells of.
+        SkipError: for a way of calling, a layout or a `half` that does not exist, denoisers without scales, or a CFG
+            that nothing tells of.
     """
 
     cfg: Cfg
@@ -66,10 +71,11 @@ class PipelineSpec:
     chunked: bool = False
     native: str = ""
     native_off: tuple[tuple[str, Any], ...] = ()
+    half: Half = "rounded"
 
     def __post_init__(self) -> None:
         """Refuse what would be taken for something else when the pipeline runs."""
-        for name, kind in (("cfg", Cfg), ("layout", Layout)):
+        for name, kind in (("cfg", Cfg), ("layout", Layout), ("half", Half)):
             if (value := getattr(self, name)) not in get_args(kind):
                 raise SkipError(f"unknown {name} {value!r}; expected one of {', '.join(get_args(kind))}")
         denoisers: Any = self.denoisers

@@ -29,7 +29,7 @@ from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.lost_root import RootNotice
 from skipguide.pipelines.sampling.passes import DenoiserPasses, Skipped, StepPasses
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
-from skipguide.pipelines.sampling.predictions import check_effect, first, with_first
+from skipguide.pipelines.sampling.predictions import check_effect, first, widened, with_first
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule, StepPlan
 from skipguide.pipelines.settings import GuidanceSettings
 
@@ -157,6 +157,7 @@ class Interceptor:
             self.watch.see("guided", first(out), self.state.step)
             if state.step == state.steps - 1 and (branch != "cond" or self.delivery.w() is None):
                 self.watch.settle()
+                self.delivery.rounding.settle()
             return out
         except BaseException:
             self.passes.clear()
@@ -199,7 +200,8 @@ class Interceptor:
         if plan.skips_inside:
             out = passes.skipped_inside(plan.skipped[0].plan, half, call, args, kwargs, half)
             both = first(out)
-            return with_first(out, torch.cat([self.delivery.scaled(both[:half], both[half:]), both[half:]]))
+            u = self.delivery.scaled(both[:half], both[half:])
+            return with_first(out, torch.cat(self.delivery.branches(u, both[half:])))
         step = self._prepared(half)
         rows = slice(0, half) if plan.place == "uncond" else conditional
         out = passes.plain(call, args, kwargs, half, step=step, rows=rows, counted=2)
@@ -208,12 +210,11 @@ class Interceptor:
             return out
         u, c = self.delivery.scaled(both[:half], both[half:]), both[half:]
         if not plan.skipped:
-            return with_first(out, torch.cat([u, c]))
+            return with_first(out, torch.cat(self.delivery.branches(u, c)))
         mine = passes.rows(args, kwargs, rows, batch) if step is not None else (args, kwargs)
         delta = self._delta(u, c, self._skipped(step, call, mine, rows, batch))
         if self.delivery.mode() == "shift":
-            self.state.extra = delta if self.spec.passive else None
-            return with_first(out, torch.cat([self.delivery.shifted(u, delta), self.delivery.shifted(c, delta)]))
+            return with_first(out, torch.cat(self.delivery.both_shifted(u, c, delta, self.state)))
         return with_first(out, torch.cat(self.delivery.both(u, c, delta, self.state)))
 
     def _only(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -273,14 +274,14 @@ class Interceptor:
             out = self.passes.plain(call, args, kwargs, batch, step=step, rows=rows)
         u, state.cond = self.delivery.scaled(first(out), c), None
         if not plan.skipped or plan.skips_inside:
-            return with_first(out, u) if self.settings.zero_star else out
+            return with_first(out, self.delivery.delivered(u, c)) if self.settings.zero_star else out
         if self.rule.waits_for_uncond:
             skipped = self._skipped(step, call, (args, kwargs), rows, batch) if here else state.skipped
             state.delta, state.skipped = self._delta(u, c, skipped), None
         assert state.delta is not None
         delta, state.delta = state.delta, None
         if self.delivery.mode() == "shift":
-            return with_first(out, self.delivery.shifted(u, delta))
+            return with_first(out, self.delivery.uncond_shifted(u, c, delta))
         if not self.rule.waits_for_uncond and self.delivery.weightless():
             return out
         return with_first(out, self.delivery.solved(u, c, delta, state))
@@ -326,7 +327,8 @@ class Interceptor:
         if skipped is not None:
             assert rule.direction is not None
             w = self.delivery.need_w() if rule.needs_w and u is not None else 1.0
-            directions = [rule.direction(u, c, skipped[each.plan], w) for each in plan.skipped]
+            wide = None if u is None else widened(u), widened(c)
+            directions = [rule.direction(*wide, skipped[each.plan], w) for each in plan.skipped]
             new = [guidance.apg(d, c, settings.apg, settings.apg_norm) for d in directions]
             plain = u if plan.place == "uncond" and u is not None else c
             self.watch.see("plain", plain, state.step)
