@@ -7,6 +7,7 @@ from typing import Any
 from skipguide.active import everywhere_at
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
+from skipguide.pipelines.nag.interceptor import NagInterceptor
 from skipguide.pipelines.native.listener import refuse_native_reuse
 from skipguide.pipelines.registry.described import PipelineSpec
 from skipguide.pipelines.sampling.interceptor import Interceptor
@@ -34,7 +35,8 @@ def refuse_conflicts(pipe: Any, spec: PipelineSpec, names: list[str], what: str)
     for name in names:
         model = getattr(pipe, name)
         refuse_native_reuse(model, what)
-        here = everywhere_at(gate_of(model), Interceptor)
+        gate = gate_of(model)
+        here: list[Any] = [*everywhere_at(gate, Interceptor), *everywhere_at(gate, NagInterceptor)]
         if any(other.pipe is pipe for other in here):  # another pipeline may share the model
             raise SkipError(
                 f"guidance is already applied to pipe.{name}: call remove() on the earlier handle first, or "
