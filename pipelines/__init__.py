@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from skipguide.pipelines.applied import AppliedGuidance
+from skipguide.pipelines.bundled import bundled_pipeline
 from skipguide.pipelines.calibration import calibrate
 from skipguide.pipelines.groups import SkipGroup
 from skipguide.pipelines.guide.applied import AppliedGuide
@@ -38,6 +39,7 @@ __all__ = [
     "SkipGuider",
     "SpatiotemporalSkipGuidance",
     "TangentialAmplifyingGuidance",
+    "bundled_pipeline",
     "calibrate",
     "find_preset",
     "register_pipeline",

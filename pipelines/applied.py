@@ -11,6 +11,7 @@ from torch import nn
 from skipguide.errors import SkipError
 from skipguide.hosts.wrappers import unwrap
 from skipguide.pipelines.registry.described import PipelineSpec
+from skipguide.pipelines.sampling.delivery import solves
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceStats
@@ -42,7 +43,7 @@ class AppliedGuidance(Shown):
         self.settings = settings
         self._pipe = pipe
         self.layers = {name: schedule.layers for name, schedule in schedules.items()}
-        self.stats = GuidanceStats(delivery="solve" if settings.rescale or settings.rule.waits_for_uncond else "shift")
+        self.stats = GuidanceStats(delivery="solve" if solves(settings) else "shift")
         state, self._watch = PipelineCall(), FiniteWatch()
         self._interceptors = [
             Interceptor(settings, pipe, spec, name, schedule, state, self.stats, group, self._watch, over_native)

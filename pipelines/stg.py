@@ -19,8 +19,9 @@ from skipguide.pipelines.sampling.caches import admit_cache
 from skipguide.pipelines.sampling.call_stack import is_running
 from skipguide.pipelines.sampling.cost import foretell
 from skipguide.pipelines.sampling.ledger import GuidanceCost
+from skipguide.pipelines.sampling.modalities import check_modalities
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule
-from skipguide.pipelines.settings import GuidanceSettings
+from skipguide.pipelines.settings import DEFAULTS, GuidanceSettings
 
 __all__ = ["AppliedGuidance", "SpatiotemporalSkipGuidance"]
 
@@ -29,7 +30,7 @@ __all__ = ["AppliedGuidance", "SpatiotemporalSkipGuidance"]
 class SpatiotemporalSkipGuidance(GuidanceSettings):
     """Guide a diffusion pipeline away from its own prediction with some layers skipped.
 
-    Six arguments are what a person needs: `layers`, `scale`, `part`, `start`, `stop` and `rescale`. The other fifteen
+    Six arguments are what a person needs: `layers`, `scale`, `part`, `start`, `stop` and `rescale`. The other sixteen
     leave things as they are by default, and stand in groups under the six.
 
     With c, u, k the conditional, unconditional and skipped predictions, w the pipeline's CFG scale and s `scale`, every
@@ -38,11 +39,13 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
 
     Args:
         layers: blocks to skip, in execution order over all stacks (or within `stack`); a mapping gives each denoiser
-            its own; a `Timetable` of them changes with the step. None takes the model's preset: its layers, and its
-            scale, part, formula and window where these are None too; `for_pipeline(pipe)` says what that is. `"auto"`
-            takes the layer that a calibration run scores best (`score`; cached per model). `"stochastic"` draws a new
-            set at every step (`drop`, `seed`; first and last block stay), after S2-Guidance, arXiv 2508.12880.
-        scale: s, a number or a `Timetable`. 0 leaves the pipeline as it is, to the bit. None is the preset's with
+            its own; a `Timetable` of them changes with the step, and where its list is empty nothing is skipped. None
+            takes the model's preset: its layers, and its scale, part, formula, window, rescale and CFG scale where
+            these are None too; `for_pipeline(pipe)` says what that is. `"auto"` takes the layer that a calibration run
+            scores best (`score`; cached per model). `"stochastic"` draws a new set at every step (`drop`, `seed`; first
+            and last block stay), after S2-Guidance, arXiv 2508.12880.
+        scale: s, a number or a `Timetable`. 0 leaves the pipeline as it is, to the bit. Where a model predicts video
+            and sound, a mapping gives each its own: `{"video": 1.0, "audio": 0.5}`. None is the preset's with
             `layers=None`, else 1.
         part: `"block"` (the paper's STG-R), `"attn_identity"` (STG-A), `"attn"`, `"cross_attn"` or `"mlp"`. None is
             the preset's with `layers=None`, else `"block"`.
@@ -50,7 +53,10 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             None, they are the preset's with `layers=None`, else 0 and 1.
         stop: end of the skip guidance, as a fraction of the steps (exclusive; 1.0 is the end). A run with so few steps
             that none of them lies in the window is refused.
-        rescale: 0 to 1, brings the standard deviation of the result towards that of c (0.7 in the authors' code).
+        rescale: 0 to 1, or a `Timetable`: brings the standard deviation of the result towards that of c (0.7 in the
+            authors' code), at the steps with skip guidance. Like `apg` and `zero_star` it acts on video and sound
+            apart, and where a pipeline computes its guidance on denoised samples (LTX-2), on these. None is the
+            preset's with `layers=None`, else 0.
 
     Formula and CFG:
         formula: `"stg"` as above; `"uncond"` skips the layers in the unconditional pass itself, so there is no third
@@ -61,6 +67,9 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         cfg_interval: steps from start (inclusive) to stop (exclusive) with CFG, as fractions; outside it the
             unconditional branch is not computed and the conditional prediction is returned for every branch, so that
             any CFG yields it (limited-interval guidance, arXiv 2404.07724).
+        guidance_scale: w at each step, a number or a `Timetable`, in place of the scale that the pipeline is called
+            with, which has to turn CFG on; at 1 the unconditional branch is not computed. None leaves the pipeline's,
+            except with `layers=None` where the preset has one.
         zero_star: scale the unconditional prediction as CFG-Zero* does (arXiv 2503.18886; without its zero-init).
         apg: project the skip direction as adaptive projected guidance does (arXiv 2410.02416): the weight of its part
             along c; 0 drops that part, None leaves the direction as it is.
@@ -131,14 +140,15 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
 
         Raises:
             SkipError: for an unknown pipeline, a layer or part that its model does not have, a model without
-                a preset, guidance that is already applied, or a cache that would mix up the passes; with
-                `branch_parallel`, for settings whose work cannot be shared.
+                a preset, scales for modalities that it does not predict, guidance that is already applied, or a cache
+                that would mix up the passes; with `branch_parallel`, for settings whose work cannot be shared.
         """
         spec = pipeline_spec(pipe)
         group = group_of(branch_parallel)
         names = self._denoisers(pipe, spec)
         refuse_conflicts(pipe, spec, names, "SpatiotemporalSkipGuidance")
         settings = self._on(pipe, names)
+        check_modalities(settings.scaled_groups, spec.modalities, type(pipe).__name__)
         if group is not None and (settings.rule.in_place_of_uncond or settings.tail != "separate"):
             raise SkipError(
                 "branch_parallel runs the skipped passes elsewhere: a formula inside the unconditional pass has none, "
@@ -188,21 +198,27 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
 
     def _on(self, pipe: Any, names: list[str]) -> Self:
         """The settings that will hold, with the denoisers of a pipeline known."""
-        if self.idle or self.groups is not None:
+        if self.idle:
             return self
+        if self.groups is not None:  # a group has the same layers for all denoisers, so theirs are chosen later
+            alone = [self._chosen(each, pipe, names[0]) for each in self.groups] if len(names) == 1 else self.groups
+            return replace(self, groups=alone)
         if self.layers is None:
             found = {name: self.filled(find_preset(getattr(pipe, name), pipe)) for name in names}
-            same = {(str(each.scale), each.part, each.formula, each.window) for each in found.values()}
-            if len(same) > 1:
+            same = [replace(each, layers=None) for each in found.values()]
+            if any(each != same[0] for each in same):
                 raise SkipError(
                     f"the presets of {' and '.join(names)} differ in more than layers: pass layers, scale and part"
                 )
             return replace(found[names[0]], layers=_joined({name: each.layers for name, each in found.items()}))
-        if self.layers == "auto":
-            part = self.group.part
-            chosen = {name: auto_layers(pipe, name, part, self.stack, self.score) for name in names}
-            return replace(self, layers=_joined(chosen))
-        return self
+        mapped = isinstance(self.layers, Mapping)
+        own: dict[str, Any] = (
+            dict(self.layers) if isinstance(self.layers, Mapping) else dict.fromkeys(names, self.layers)
+        )
+        for name in own.keys() & set(names):
+            group = SkipGroup(own[name], part=self.part or DEFAULTS["part"], stack=self.stack)
+            own[name] = self._chosen(group, pipe, name).layers
+        return replace(self, layers=own if mapped else _joined(own))
 
     def _denoisers(self, pipe: Any, spec: PipelineSpec) -> list[str]:
         names = denoisers_of(pipe, spec)
@@ -224,15 +240,14 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         groups = self.groups
         if groups is None:
             groups = () if self.idle else (replace(self, layers=layers).group,)
-        return GuidanceSchedule(
-            self, [self._chosen(group, pipe, denoiser, model) for group in groups], find_blocks(model)
-        )
+        return GuidanceSchedule(self, [self._chosen(group, pipe, denoiser) for group in groups], find_blocks(model))
 
-    def _chosen(self, group: SkipGroup, pipe: Any, denoiser: str, model: Any) -> SkipGroup:
+    def _chosen(self, group: SkipGroup, pipe: Any, denoiser: str) -> SkipGroup:
+        """A group with layers that were to be the preset's, or chosen by calibration."""
         if group.layers is None and group.stack is not None:
             raise SkipError("presets count layers over all stacks: with stack, name the layers too")
         if group.layers is None:
-            return replace(group, layers=find_preset(model, pipe).layers)
+            return replace(group, layers=find_preset(getattr(pipe, denoiser), pipe).layers)
         if group.layers == "auto":
             return replace(group, layers=auto_layers(pipe, denoiser, group.part, group.stack, self.score))
         return group

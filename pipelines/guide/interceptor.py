@@ -20,6 +20,7 @@ from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.passes import DenoiserPasses, Skipped, StepPasses
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
 from skipguide.pipelines.sampling.predictions import check_effect, first, widened, with_first
+from skipguide.pipelines.sampling.row_inputs import half_of
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule
 from skipguide.pipelines.settings import GuidanceSettings
 from skipguide.plan import SkipPlan
@@ -184,8 +185,7 @@ class GuideInterceptor(Interceptor):
                 check_effect(c, prediction, self.plans[name])
                 self.state.checked.add(name)
         wide = {name: widened(found[name]) for name in self.names}
-        sizes = self.delivery.outputs.sizes if self.delivery.outputs is not None else ()
-        return self.run.result(wide, kwargs, sizes)
+        return self.run.result(wide, kwargs, self.delivery.modalities)
 
     def _refuse(self, missing: list[str]) -> None:
         raise SkipError(
@@ -199,9 +199,7 @@ class GuideInterceptor(Interceptor):
     def _both(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call with the rows [uncond, cond]."""
         batch, passes = batch_size(args, kwargs), self.passes
-        half = batch // 2
-        if batch % 2:
-            raise SkipError(f"CFG is on, so rows [uncond, cond] were expected; got an odd batch of {batch}")
+        half = half_of(batch)
         self._begin()
         rows = slice(half, batch)
         step = self._steps()

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from skipguide.errors import SkipError
 from skipguide.pipelines.registry.described import PipelineSpec
 from skipguide.pipelines.sampling.grid import grid_of
+from skipguide.pipelines.sampling.modalities import Modalities
 
-Images = Callable[[Tensor], Tensor]
+Images = Callable[..., Tensor]
 # guiders that take a prediction for an image, and look at what lies beside what
 _OF_IMAGES = ("FrequencyDecoupledGuidance",)
 # guiders whose norms torch takes over two dimensions at most
@@ -60,23 +61,26 @@ class GuiderRun:
         for each in self.guiders:
             each.cleanup_models(model)
 
-    def result(self, predictions: Mapping[str, Tensor], kwargs: Mapping[str, Any], sizes: tuple[int, ...]) -> Tensor:
+    def result(self, predictions: Mapping[str, Tensor], kwargs: Mapping[str, Any], modalities: Modalities) -> Tensor:
         """What the guider makes of a step's predictions.
 
         Args:
             predictions: name -> prediction, in float32 at least.
             kwargs: of the denoiser's call, which tell the grid of packed tokens.
-            sizes: of predictions side by side, how many numbers belong to each; `()` for one.
+            modalities: what is side by side in them.
         """
-        if len(self.guiders) > 1:
-            parts = zip(*(torch.split(each, list(sizes), dim=1) for each in predictions.values()), strict=True)
-            named = (dict(zip(predictions, part, strict=True)) for part in parts)
-            return torch.cat([self._of(g, part, kwargs) for g, part in zip(self.guiders, named, strict=True)], dim=1)
-        if not self.spec.variances:
-            return self._of(self.guiders[0], predictions, kwargs)
-        means = {name: each.chunk(2, dim=1)[0] for name, each in predictions.items()}
-        rest = next(iter(predictions.values())).chunk(2, dim=1)[1]
-        return torch.cat([self._of(self.guiders[0], means, kwargs), rest], dim=1)
+
+        def by(guider: Any) -> Images:
+            def combine(*parts: Tensor) -> Tensor:
+                named = dict(zip(predictions, parts, strict=True))
+                if not self.spec.variances:
+                    return self._of(guider, named, kwargs)
+                means = {name: each.chunk(2, dim=1)[0] for name, each in named.items()}
+                return torch.cat([self._of(guider, means, kwargs), parts[0].chunk(2, dim=1)[1]], dim=1)
+
+            return combine
+
+        return modalities.combined([by(guider) for guider in self.guiders], *predictions.values())
 
     def _of(self, guider: Any, predictions: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> Tensor:
         there, back = self._form(kwargs, next(iter(predictions.values())))

@@ -50,7 +50,7 @@ class Driver:
         self.model = model
         self.stats = stats
         if settings.whole_preset:
-            filled = settings.filled(find_preset(model))
+            filled = replace(settings.filled(find_preset(model)), guidance_scale=None)
             if (filled.window, filled.rule) != (settings.window, settings.rule):
                 raise SkipError(
                     f"the preset of this {type(model).__name__} has start={filled.start}, stop={filled.stop} and "

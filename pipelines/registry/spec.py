@@ -45,6 +45,9 @@ class PipelineSpec:
         native: of the arguments in passive, the one that marks a pass of the pipeline's own skip guidance; another on
             top of it is refused unless the user asks for both.
         native_off: the arguments of the pipeline's call that turn it off, with their values.
+        modalities: of joined, what each is called.
+        noisy: where the pipeline computes its guidance on denoised samples x0 = sample - sigma v, the attribute or
+            variable with the sample of each prediction; what looks at whole predictions looks at x0 there.
         half: what it gets where its denoiser computes in bfloat16 or float16. `"float32"`: branches in float32, as its
             loop widens predictions, or keeps latents in float32 and casts them for the denoiser; exact. `"once"`: the
             result in place of every branch (or of the one there is), so that it is rounded once, to the denoiser's
@@ -71,6 +74,8 @@ class PipelineSpec:
     chunked: bool = False
     native: str = ""
     native_off: tuple[tuple[str, Any], ...] = ()
+    modalities: tuple[str, ...] = ()
+    noisy: tuple[str, ...] = ()
     half: Half = "rounded"
 
     def __post_init__(self) -> None:

@@ -31,6 +31,8 @@ _LTX2 = PipelineSpec(
     native="spatio_temporal_guidance_blocks",
     native_off=(("stg_scale", 0.0), ("audio_stg_scale", 0.0)),
     joined=("_guidance_scale", "_audio_guidance_scale"),
+    modalities=("video", "audio"),
+    noisy=("call.latents", "call.audio_latents"),
 )
 
 VIDEO_PIPELINES: dict[str, PipelineSpec] = {
@@ -83,7 +85,12 @@ VIDEO_PIPELINES: dict[str, PipelineSpec] = {
     "Kandinsky5I2VPipeline": _KANDINSKY5,
     "Kandinsky5T2IPipeline": _KANDINSKY5,
     "Kandinsky5I2IPipeline": _KANDINSKY5,
-    "Kandinsky6TI2VAPipeline": PipelineSpec("two_calls", layout="bfhwc", joined=("_guidance_scale", "_guidance_scale")),
+    "Kandinsky6TI2VAPipeline": PipelineSpec(
+        "two_calls",
+        layout="bfhwc",
+        joined=("_guidance_scale", "_guidance_scale"),
+        modalities=("video", "audio"),
+    ),
     "LattePipeline": PipelineSpec("batched", kept=("w", "cfg")),
     "StableVideoDiffusionPipeline": PipelineSpec("batched", denoisers=_UNET, layout="bfchw"),  # a scale per frame
     "AnimateDiffPipeline": _ANIMATEDIFF,

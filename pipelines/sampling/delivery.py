@@ -21,9 +21,11 @@ from skipguide.pipelines.registry.described import PipelineSpec
 from skipguide.pipelines.sampling.call_stack import look_up
 from skipguide.pipelines.sampling.concatenated_outputs import ConcatenatedOutputs
 from skipguide.pipelines.sampling.ledger import GuidanceStats
+from skipguide.pipelines.sampling.modalities import Modalities
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
 from skipguide.pipelines.sampling.predictions import widened
 from skipguide.pipelines.sampling.rounding import Rounding
+from skipguide.pipelines.sampling.schedule import StepOutline
 from skipguide.pipelines.settings import GuidanceSettings
 
 
@@ -47,21 +49,17 @@ class Delivery:
         self.stats = stats
         self.rounding = Rounding(stats)
         self.outputs = ConcatenatedOutputs() if spec.joined else None
-        whole = {"rescale": settings.rescale, "zero_star": settings.zero_star, "apg": settings.apg is not None}
+        self.modalities = Modalities(pipe, spec, state, self.outputs)
+        self.now = StepOutline()  # what holds at the step that is running
         if spec.variances and (settings.zero_star or settings.apg is not None or settings.apg_norm is not None):
             raise SkipError(
                 f"zero_star and apg look at a prediction as a whole, and half of what {type(pipe).__name__}'s denoiser "
                 f"predicts are variances: leave them off"
             )
-        if self.outputs is not None and (asked := [name for name, on in whole.items() if on]):
-            raise SkipError(
-                f"{' and '.join(asked)} looks at a prediction as a whole, and {type(pipe).__name__} has one for each "
-                f"of {', '.join(spec.joined)}: leave it off"
-            )
 
     def mode(self) -> str:
-        """`solve` where somebody rescales or the formula waits for u, `shift` elsewhere; each call says it anew."""
-        solve = self.settings.rescale or self.settings.rule.waits_for_uncond or self._pipeline_rescales()
+        """`solve` where somebody rescales, w is ours or the formula waits for u, else `shift`; anew at each call."""
+        solve = solves(self.settings) or self._pipeline_rescales()
         self.stats.delivery = "solve" if solve else "shift"
         return self.stats.delivery
 
@@ -103,8 +101,9 @@ class Delivery:
         w = self.w()
         if w is None:
             raise SkipError(
-                f"{type(self.pipe).__name__} keeps its CFG scale to itself, so rescale, and a formula that needs it, "
-                f"cannot be delivered with CFG on: use rescale=0 and formula='stg', or turn CFG off"
+                f"{type(self.pipe).__name__} keeps its CFG scale to itself, so rescale, a guidance_scale of ours and a "
+                f"formula that needs it cannot be delivered with CFG on: use rescale=0 and formula='stg', or turn CFG "
+                f"off"
             )
         if self.outputs is None:
             return w
@@ -116,6 +115,10 @@ class Delivery:
             )
         parts = zip(scales, self.outputs.sizes, strict=False)
         return torch.cat([torch.full((size,), scale, device=self.outputs.device) for scale, size in parts])
+
+    def cfg_scale(self) -> float | Tensor:
+        """The CFG scale that holds: that of the settings, or the pipeline's."""
+        return self.need_w() if self.now.w is None else self.now.w
 
     def weightless(self) -> bool:
         """Whether w is 1, as Wan 2.2's second scale may be: the conditional branch is the result, whatever u is."""
@@ -175,22 +178,23 @@ class Delivery:
             return y, y
         return self.delivered(u, c), c
 
-    def _twice(self, y: Tensor, c: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    def _twice(self, y: Tensor, c: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
         out = self.delivered(y, c)
         self.rounding.note(out, y, delta)
         return out, out
 
-    def both(self, u: Tensor, c: Tensor, delta: Tensor, state: PipelineCall) -> tuple[Tensor, Tensor]:
+    def both(self, u: Tensor, c: Tensor, delta: Tensor | None, state: PipelineCall) -> tuple[Tensor, Tensor]:
         """Both branches of one call, for the pipeline's CFG to arrive at ours plus the delta, rescaled."""
         # CFG of two equal branches is that branch, whatever w is, to the last bit; but c has to stay where the pipeline
         # looks at it apart (its own rescaling or further passes). A scale per frame may be 1 at some of them, where
         # solving for u is no way at all
-        per_frame = self.outputs is None and isinstance(self.need_w(), Tensor)
+        w = self.w() if self.now.w is not None else self.need_w()
+        per_frame = self.outputs is None and isinstance(w, Tensor)
         if per_frame or not (self._pipeline_rescales() or self.spec.passive):
             return self._twice(self._result(u, c, delta, state), c, delta)
         return self.solved(u, c, delta, state), c
 
-    def solved(self, u: Tensor, c: Tensor, delta: Tensor, state: PipelineCall) -> Tensor:
+    def solved(self, u: Tensor, c: Tensor, delta: Tensor | None, state: PipelineCall) -> Tensor:
         """The unconditional branch for which the pipeline's CFG is ours plus the delta, rescaled."""
         return self._solve(self._result(u, c, delta, state), c, delta)
 
@@ -208,27 +212,28 @@ class Delivery:
         self.stats.delivery = "solve"
         return self._solve(y, c, y - widened(c))
 
-    def _solve(self, y: Tensor, c: Tensor, delta: Tensor) -> Tensor:
+    def _solve(self, y: Tensor, c: Tensor, delta: Tensor | None) -> Tensor:
         w = self.need_w()
         out = self.delivered(guidance.solve_uncond(y, widened(c), w), c)
         if out.element_size() < 4:
             self.rounding.note(guidance.cfg(widened(out), widened(c), w), y, delta)
         return out
 
-    def _result(self, u: Tensor, c: Tensor, delta: Tensor, state: PipelineCall) -> Tensor:
-        """What the pipeline's CFG is to arrive at, in float32.
+    def _result(self, u: Tensor, c: Tensor, delta: Tensor | None, state: PipelineCall) -> Tensor:
+        """What the pipeline's CFG is to arrive at, in float32; `delta` is None on a step without a skip direction.
 
         Raises:
             SkipError: if the pipeline will use another w than it has now.
         """
-        w = self.need_w()
-        if self.spec.dynamic and self._changes_w(w, state):
+        w = self.cfg_scale()
+        if self.now.w is None and self.spec.dynamic and self._changes_w(w, state):
             raise SkipError(
                 f"{type(self.pipe).__name__} changes w after the forward (use_dynamic_cfg), so rescale, and a "
                 f"formula that needs w, cannot be delivered exactly: use rescale=0 and formula='stg', or turn dynamic "
                 f"CFG off"
             )
-        return self.rescaled(guidance.cfg(widened(u), widened(c), w) + delta, widened(c))
+        y = guidance.cfg(widened(u), widened(c), w)
+        return y if delta is None else self.rescaled(y + delta, widened(c))
 
     def _changes_w(self, w: float | Tensor, state: PipelineCall) -> bool:
         """Whether this call changes w after the forward; where it does not say, whether it has done so."""
@@ -239,14 +244,21 @@ class Delivery:
 
     def rescaled(self, y: Tensor, c: Tensor) -> Tensor:
         """With the deviation brought towards that of c, if the settings say so."""
-        if self.settings.rescale == 0:
-            return y
-        amount, over = self.settings.rescale, self.settings.rescale_over
-        if not self.spec.variances:
-            return guidance.rescale(y, c, amount, over)
+        amount, over = self.now.rescale, self.settings.rescale_over
+        if not amount or not self.spec.variances:
+            return self.modalities.rescaled(y, c, amount, over)
         (y, rest), c = y.chunk(2, dim=1), c.chunk(2, dim=1)[0]
         return torch.cat([guidance.rescale(y, c, amount, over), rest], dim=1)
 
+    def projected(self, d: Tensor, c: Tensor) -> Tensor:
+        """A skip direction, projected if the settings say so."""
+        return self.modalities.projected(d, c, self.settings.apg, self.settings.apg_norm)
+
     def scaled(self, u: Tensor, c: Tensor) -> Tensor:
         """The unconditional prediction with CFG-Zero*'s factor, wide, if the settings say so; else as it is."""
-        return guidance.zero_star_scale(u, c) * widened(u) if self.settings.zero_star else u
+        return self.modalities.starred(widened(u), widened(c)) if self.settings.zero_star else u
+
+
+def solves(settings: GuidanceSettings) -> bool:
+    """Whether guidance is delivered through the unconditional branch, whatever the pipeline does."""
+    return bool(settings.rescale or settings.guidance_scale is not None or settings.rule.waits_for_uncond)

@@ -21,15 +21,15 @@ class Rounding:
         self._steps = 0
         self._noted = 0
 
-    def note(self, delivered: Tensor, wanted: Tensor, delta: Tensor) -> None:
+    def note(self, delivered: Tensor, wanted: Tensor, delta: Tensor | None) -> None:
         """Note one step, without waiting for the device. In float32 there is nothing to note.
 
         Args:
             delivered: what the pipeline's arithmetic arrives at with what it was given.
             wanted: what it was to arrive at.
-            delta: the guidance's term in it.
+            delta: the guidance's term in it; None notes nothing.
         """
-        if delivered.dtype == wanted.dtype and delivered is wanted:
+        if delivered is wanted or delta is None:
             return
         error = torch.linalg.vector_norm(delivered.float() - wanted.float())
         share = error / torch.linalg.vector_norm(delta.float()).clamp_min(torch.finfo(torch.float32).tiny)

@@ -184,6 +184,15 @@ def check_frames(pipeline: Any, call: Mapping[str, Any]) -> None:
         raise SkipError(f"this model draws clips of {drawn} frames and no others; got --frames {asked}")
 
 
+def count_in_words(asked: int | None, made: int) -> str:
+    """How many frames a clip has, and how many were asked for where the pipeline drew another number.
+
+    >>> count_in_words(8, 9)
+    '9 frames (8 asked for, which the pipeline rounds)'
+    """
+    return f"{made} frames" + (f" ({asked} asked for, which the pipeline rounds)" if asked not in (None, made) else "")
+
+
 def sample(
     pipeline: Any,
     prompt: str,

@@ -48,7 +48,7 @@ def build_ltx2(seed: int = 0, **components):
     return pipe
 
 
-def run_ltx2(pipe, clips: int = 1) -> Tensor:
+def run_ltx2(pipe, clips: int = 1, noise: int = 3) -> Tensor:
     """Video and sound, from what the connectors give."""
     text: dict[str, object] = {}
     for seed, prefix in ((1, ""), (2, "negative_")):
@@ -56,7 +56,7 @@ def run_ltx2(pipe, clips: int = 1) -> Tensor:
         made = {"prompt_embeds": video, "audio_prompt_embeds": video + 0.5, "attention_mask": prefix_mask(clips, TEXT)}
         text |= {f"{prefix}connector_{name}": value for name, value in made.items()}
     sizes = {"height": 96, "width": 96, "num_frames": 9, "frame_rate": 24.0, "num_inference_steps": STEPS}
-    call = {"batch_size": clips, "dtype": torch.float32, "generator": torch.Generator().manual_seed(3)}
+    call = {"batch_size": clips, "dtype": torch.float32, "generator": torch.Generator().manual_seed(noise)}
     out = pipe(**text, **sizes, **call, output=["latents", "audio_latents"])
     return torch.cat([each.flatten(1) for each in out.values()], dim=1)
 
