@@ -6,21 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from skipguide.active import everywhere_at
 from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
-from skipguide.gate import gate_of
 from skipguide.pipelines.applied import AppliedGuidance
 from skipguide.pipelines.calibration import auto_layers
+from skipguide.pipelines.conflicts import denoisers_of, refuse_conflicts
 from skipguide.pipelines.groups import SkipGroup
-from skipguide.pipelines.native.listener import refuse_native_reuse
 from skipguide.pipelines.presets import find_preset, named_settings
 from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
 from skipguide.pipelines.sampling.branch_parallel import group_of, refuse_cache
 from skipguide.pipelines.sampling.caches import admit_cache
 from skipguide.pipelines.sampling.call_stack import is_running
 from skipguide.pipelines.sampling.cost import foretell
-from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceCost
 from skipguide.pipelines.sampling.modalities import check_modalities
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule
@@ -149,7 +146,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         spec = pipeline_spec(pipe)
         group = group_of(branch_parallel)
         names = self._denoisers(pipe, spec)
-        self._refuse_conflicts(pipe, spec, names)
+        refuse_conflicts(pipe, spec, names, "SpatiotemporalSkipGuidance")
         settings = self._on(pipe, names)
         check_modalities(settings.scaled_groups, spec.modalities, type(pipe).__name__)
         if group is not None and (settings.rule.in_place_of_uncond or settings.tail != "separate"):
@@ -224,10 +221,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         return replace(self, layers=own if mapped else _joined(own))
 
     def _denoisers(self, pipe: Any, spec: PipelineSpec) -> list[str]:
-        names = [name for name in spec.denoisers if getattr(pipe, name, None) is not None]
-        if not names:
-            missing = " and ".join(f"pipe.{name} is None" for name in spec.denoisers)
-            raise SkipError(f"this {type(pipe).__name__} has no denoiser: {missing}")
+        names = denoisers_of(pipe, spec)
         if isinstance(self.layers, Mapping) and (unknown := sorted(set(self.layers) - set(spec.denoisers))):
             raise SkipError(
                 f"layers names {', '.join(unknown)}, but the denoisers of {type(pipe).__name__} are "
@@ -257,25 +251,6 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         if group.layers == "auto":
             return replace(group, layers=auto_layers(pipe, denoiser, group.part, group.stack, self.score))
         return group
-
-    def _refuse_conflicts(self, pipe: Any, spec: PipelineSpec, names: list[str]) -> None:
-        for name in names:
-            model = getattr(pipe, name)
-            refuse_native_reuse(model, "SpatiotemporalSkipGuidance")
-            here = everywhere_at(gate_of(model), Interceptor)
-            if any(other.pipe is pipe for other in here):  # another pipeline may share the model
-                raise SkipError(
-                    f"guidance is already applied to pipe.{name}: call remove() on the earlier handle first, or "
-                    f"skipguide.remove_from(pipe) where that is gone"
-                )
-        if spec.cfg == "guider":
-            guider = getattr(pipe, "guider", None)
-            if type(guider).__name__ != "ClassifierFreeGuidance" or getattr(guider, "use_original_formulation", False):
-                raise SkipError(
-                    f"expected pipe.guider to be ClassifierFreeGuidance with use_original_formulation=False; got "
-                    f"{type(guider).__name__}: others combine the branches in ways that a shift does not survive; "
-                    f"skipguide.pipelines.SkipGuider takes the guider's place, and guides by itself"
-                )
 
 
 def _joined(layers: dict[str, Any]) -> Any:
