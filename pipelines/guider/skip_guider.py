@@ -270,10 +270,10 @@ class SkipGuider(BaseGuidance):
         self._drivers = [*(driver for driver in self._drivers if driver is not found), found]
         return found
 
-    def _end(self) -> None:
+    def _end(self, over: bool = False) -> None:
         self._passes, self._driver = (), None
         for driver in self._drivers:
-            driver.end()
+            driver.end(over)
 
     def __call__(self, data: list[Any]) -> GuiderOutput:
         """Combine the predictions of a step's passes."""
@@ -293,7 +293,7 @@ class SkipGuider(BaseGuidance):
                     self._watch.settle()
             return out
         finally:
-            self._end()
+            self._end(over)
             if over:
                 self._drivers, self._directions = [], None  # the run is over: hold neither its tensors nor the denoiser
 
