@@ -81,9 +81,9 @@ def faster(family, pipe, how, alone):
     never = how == "never"
     return diffusers.FasterCacheConfig(
         spatial_attention_block_skip_range=2,
-        spatial_attention_timestep_skip_range=(-1, -1) if never else (-1, 950),
+        spatial_attention_timestep_skip_range=(-1, -1) if never else (-1, 800),
         unconditional_batch_skip_range=1 if never else 2,
-        unconditional_batch_timestep_skip_range=(-1, 950),
+        unconditional_batch_timestep_skip_range=(-1, 800),
         attention_weight_callback=lambda _: 0.5,
         tensor_format="BFCHW",
         is_guidance_distilled=alone or family != "CogVideoX",

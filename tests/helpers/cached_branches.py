@@ -15,11 +15,22 @@ from zoo.video_case import MODELS as VIDEO_MODELS
 
 
 def weakened(case, model, part, layer=LAYER):
-    """A copy of the model without that block, or with the identity as its attention map."""
+    """A copy of the model without that block, or with the identity as its attention map.
+
+    Caches look for modules by their class, so each keeps its own and only gets another forward.
+    """
     family = (VIDEO_MODELS | IMAGE_MODELS)[case.family]
+    name, kind = family.block_names[layer], family.blocks[layer][1]
     if part == "block":
-        return family.identity_block(model, layer)
-    return family.value_identity(model, layer, family.inputs(1))
+        edited, changed = family.identity_block(model, layer), [name]
+    else:
+        edited = family.value_identity(model, layer, family.inputs(1))
+        changed = [f"{name}.{path}" for path in kind.values]
+    for path in changed:
+        own = copy.deepcopy(model.get_submodule(path))
+        own.forward = edited.get_submodule(path).forward
+        edited.set_submodule(path, own)
+    return edited
 
 
 class ByHand:
