@@ -146,10 +146,11 @@ class Interceptor:
             if state.timesteps is not self._met:  # a cache can come and go between calls
                 self._met = state.timesteps
                 self.schedule.refuse_idle(state.steps)
+                cache = admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.schedule)
                 self.passes.move_in_front(getattr(self.pipe, self.denoiser))
                 if self.passes.count.unseen:
                     self.notice.end()
-                self.passes.set_cache(admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.schedule))
+                self.passes.set_cache(cache)
             self.passes.branch = branch
             sigma = state.sigma(self.pipe) if self.schedule.needs_sigma else None
             self.step_plan = self.schedule.at(state.step, state.steps, sigma, cfg=branch != "only")

@@ -80,7 +80,11 @@ def zones(model: nn.Module, blocks: Sequence[str]) -> tuple[int, int, bool]:
 
 
 class CacheDitStates:
-    """A context for each skipped pass. The pipeline's own passes keep theirs, which cache-dit tells apart by itself."""
+    """Contexts for each branch. The pipeline's own passes keep those that cache-dit has for them.
+
+    It tells an unconditional call from a conditional one where it was told to (`enable_separate_cfg`); elsewhere it
+    would answer one from the other, so there the unconditional call has contexts of its own too.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = unwrap(model)
@@ -89,12 +93,13 @@ class CacheDitStates:
 
     @contextmanager
     def branch(self, name: str) -> Iterator[None]:
-        """The contexts of that skipped pass are in force inside the block; another branch leaves them alone."""
-        if not name.startswith("skip"):
-            yield
-            return
+        """The contexts of that branch are in force inside the block; the others leave cache-dit's alone."""
         manager = vars(self.model)["_context_manager"]
         plain, current = manager._cached_context_manager, manager._current_context
+        separate = any(context.cache_config.enable_separate_cfg for context in plain.values())
+        if not (name.startswith("skip") or (name.endswith("uncond") and not separate)):
+            yield
+            return
         if any(self.of.get(key) is not context for key, context in plain.items()):
             self.kept, self.of = {}, dict(plain)
         if name not in self.kept:
@@ -106,7 +111,7 @@ class CacheDitStates:
             manager._cached_context_manager, manager._current_context = plain, current
 
     def forget(self) -> None:
-        """Forget the contexts of skipped passes."""
+        """Forget the contexts of the branches."""
         self.kept, self.of = {}, {}
 
     def reset(self) -> None:

@@ -54,19 +54,20 @@ class TeaCacheStates:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = unwrap(model)
+        self.first = {key: value for key, value in STATE.items() if hasattr(self.model, key)}  # of a run
         self.kept: dict[str, dict[str, Any]] = {}
 
     @contextmanager
     def branch(self, name: str) -> Iterator[None]:
         """The state of that branch is in force inside the block."""
         attributes = self.model.__dict__
-        before = {key: attributes.pop(key) for key in STATE if key in attributes}
-        attributes.update(self.kept.pop(name, STATE))
+        before = {key: attributes.pop(key) for key in self.first if key in attributes}
+        attributes.update(self.kept.pop(name, self.first))
         try:
             yield
-            self.kept[name] = {key: attributes[key] for key in STATE if key in attributes}
+            self.kept[name] = {key: attributes[key] for key in self.first if key in attributes}
         finally:
-            for key in STATE:
+            for key in self.first:
                 attributes.pop(key, None)
             attributes.update(before)
 
@@ -77,7 +78,7 @@ class TeaCacheStates:
     def reset(self) -> None:
         """Forget every state, the model's own too."""
         self.forget()
-        for key in STATE:
+        for key, value in self.first.items():
             self.model.__dict__.pop(key, None)
             if not hasattr(self.model, key):
-                self.model.__dict__[key] = STATE[key]
+                self.model.__dict__[key] = value

@@ -121,7 +121,7 @@ WORKING = [
 ]
 
 
-class Broken(Exception):
+class BrokenOffError(Exception):
     pass
 
 
@@ -139,22 +139,22 @@ def test_states_are_gone_after_a_failure_and_after_removal(cache, family):
     def fail(*_):
         calls.append(1)
         if len(calls) == 2 * STEPS - 1:
-            raise Broken
+            raise BrokenOffError
 
     def broken_off(*_):
-        raise Broken
+        raise BrokenOffError
 
     with Stg([LAYER]).apply(pipe):
         hook = last.register_forward_hook(fail)  # in the middle of a pass
-        with pytest.raises(Broken):
+        with pytest.raises(BrokenOffError):
             run(case, pipe)
         hook.remove()
         assert not states(pipe.transformer)
         assert torch.equal(run(case, pipe), expected)
-        with pytest.raises(Broken):  # where guidance does not see it
+        with pytest.raises(BrokenOffError):  # where guidance does not see it
             case.run(pipe, num_inference_steps=STEPS, callback_on_step_end=broken_off)
         assert torch.equal(run(case, pipe), expected)
-        with pytest.raises(Broken):
+        with pytest.raises(BrokenOffError):
             case.run(pipe, num_inference_steps=STEPS, callback_on_step_end=broken_off)
     assert not states(pipe.transformer)
     assert torch.equal(run(case, pipe), alone)
