@@ -278,10 +278,10 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
         self._drivers = [*(driver for driver in self._drivers if driver is not found), found]
         return found
 
-    def _end(self) -> None:
+    def _end(self, over: bool = False) -> None:
         self._passes, self._driver = (), None
         for driver in self._drivers:
-            driver.end()
+            driver.end(over)
 
     def __call__(self, data: list[Any]) -> GuiderOutput:
         """Combine the predictions of a step's passes."""
@@ -310,7 +310,7 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
             raise
         finally:
             if self._left < 1:
-                self._end()
+                self._end(over)
                 if over:  # the run is over: hold neither its tensors nor the denoiser
                     self._drivers, self._combinations = [], {}
 

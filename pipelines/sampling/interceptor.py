@@ -21,7 +21,7 @@ from skipguide.hosts.compilation import untraced
 from skipguide.pipelines.registry.described import PipelineSpec, described_loop
 from skipguide.pipelines.sampling.branch_parallel import BranchParallelPasses
 from skipguide.pipelines.sampling.caches import admit_cache
-from skipguide.pipelines.sampling.call_stack import is_called_by
+from skipguide.pipelines.sampling.call_stack import is_called_by, is_running
 from skipguide.pipelines.sampling.delivery import Delivery
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.ledger import GuidanceStats
@@ -88,13 +88,15 @@ class Interceptor:
         hold_everywhere(gate_of(self.model), self)
         if self.works and not self.passes.count.unseen:  # a graph would be compiled anew for it
             self.notice.begin()
-        ContextNames.listen(self.model, self)
+        ContextNames.listen(self.model, self, gate_of(self.model).move_in_front)
 
     def remove(self) -> None:
         """Take everything away again."""
         end_everywhere(gate_of(self.model), self)
         self.notice.end()
         ContextNames.leave(self.model, self)
+        if -1 < self.state.step < self.state.steps - 1 and not is_running(self.pipe):
+            self.passes.states.reset()  # the last run was broken off, and nobody else clears up after it
         self.passes.remove()
         self.state.release()
 
@@ -137,10 +139,12 @@ class Interceptor:
             if state.timesteps is not self._met:  # a cache can come and go between calls
                 self._met = state.timesteps
                 self.schedule.refuse_idle(state.steps)
+                cache = admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.schedule)
                 self.passes.move_in_front(getattr(self.pipe, self.denoiser))
                 if self.passes.count.unseen:
                     self.notice.end()
-                self.passes.set_cache(admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.schedule))
+                self.passes.set_cache(cache)
+            self.passes.branch = branch
             sigma = state.sigma(self.pipe) if self.schedule.needs_sigma else None
             self.step_plan = self.schedule.at(state.step, state.steps, sigma, cfg=branch != "only")
             self.delivery.now = self.step_plan
@@ -154,7 +158,7 @@ class Interceptor:
                 self.delivery.rounding.settle()
             return out
         except BaseException:
-            self.passes.clear()
+            self.passes.fail()
             self.state.release()
             self.watch.forget()
             raise
