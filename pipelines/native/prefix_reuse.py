@@ -22,6 +22,7 @@ from skipguide.pipelines.native.stats import ReuseStats
 from skipguide.pipelines.native.variants import NativeKind
 from skipguide.pipelines.registry.described import refuse_no_pipeline
 from skipguide.pipelines.sampling.interceptor import Interceptor
+from skipguide.shown import Row, Shown
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class PrefixReuse(JsonConfig):
         return applied
 
 
-class AppliedReuse:
+class AppliedReuse(Shown):
     """Prefix reuse in force on a pipeline. Leave the `with` block or call `remove()` to end it.
 
     Attributes:
@@ -109,6 +110,13 @@ class AppliedReuse:
     def pipe(self) -> Any:
         """The pipeline; None after `remove()`."""
         return self._pipe
+
+    def _heading(self) -> str:
+        where = f"on {type(self._pipe).__name__}" if self._installed else "removed"
+        return f"Prefix reuse ({where}): {self.stats._heading()}"
+
+    def _rows(self) -> list[Row]:
+        return self.stats._rows()
 
     def _install(self) -> None:
         try:
