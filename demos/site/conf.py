@@ -44,6 +44,12 @@ autodoc_preserve_defaults = True
 autosummary_generate = False
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # an attribute may be a property with a docstring of its own as well
+napoleon_custom_sections = [
+    ("Formula and CFG", "params_style"),
+    ("What it costs", "params_style"),
+    ("Which layers beyond a list", "params_style"),
+]
 
 intersphinx_mapping = {
     "python": ("https://docs.python.org/3", "_inventories/python.inv"),

@@ -55,9 +55,12 @@ def api(package: str) -> str:
     module = importlib.import_module(package)
     names = [name for name in module.__all__ if not name.startswith("__")]
     lines = [f".. currentmodule:: {package}", "", ".. autosummary::", ""]
-    lines += [f"   {name}" for name in names if _documented(getattr(module, name))]
+    above = package.rpartition(".")[0]
+    summed = [f"~{above}.{name}" if _is_elsewhere(package, name) else name for name in names]
+    lines += [f"   {each}" for each, name in zip(summed, names, strict=True) if _documented(getattr(module, name))]
     for name in names:
-        lines += ["", *_entry(package, name, getattr(module, name))]
+        if not _is_elsewhere(package, name):
+            lines += ["", *_entry(package, name, getattr(module, name))]
     return "\n".join(["```{eval-rst}", *lines, "```"])
 
 
@@ -69,6 +72,12 @@ def commands(program: str) -> str:
     (choices,) = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     parts = [f"## {name}\n\n```text\n{each.format_help().rstrip()}\n```" for name, each in choices.items()]
     return "\n\n".join(parts)
+
+
+def _is_elsewhere(package: str, name: str) -> bool:
+    """Whether the package above has the name too, where it is described then."""
+    above = importlib.import_module(package.rpartition(".")[0] or package)
+    return above.__name__ != package and name in getattr(above, "__all__", ())
 
 
 def _documented(found: object) -> bool:

@@ -158,7 +158,7 @@ def _headings(lines: list[str] | tuple[str, ...]) -> Iterator[tuple[str, bool]]:
 
 def _moved(line: str, by: int) -> str:
     hashes, _, title = line.partition(" ")
-    return f"{'#' * max(2, len(hashes) + by)} {title}"
+    return f"{'#' * max(1, len(hashes) + by)} {title}"
 
 
 def _without_contents(lines: tuple[str, ...]) -> tuple[str, ...]:
