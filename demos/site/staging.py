@@ -33,6 +33,7 @@ FILES = "_files"  # what pages show or give to download, under its path in the r
 TABLES = "measurements/tables"
 # Where a link to a folder leads: a page that shows what is in it.
 FOLDERS = {"demos/scripts": "scripts.md", "demos/quality/sheets": "gallery.md", "demos/notebooks": "notebooks/index.md"}
+_REPO = re.compile(r"\]\(repo:([^)\s#]+)\)")  # a link of our own pages to a file of the repository
 _BLOCK = re.compile(r"^```\{(readme|gallery|scripts|api|commands)\} (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -68,6 +69,7 @@ class Staging:
         for page, text in self.pages.items():
             path = self.folder / page
             path.parent.mkdir(parents=True, exist_ok=True)
+            text = _REPO.sub(lambda match: f"]({self.place(match[1], '')})", text)
             path.write_text(_BLOCK.sub(functools.partial(self._block, page), text), encoding="utf-8")
         for path in sorted((ROOT / "demos" / "notebooks").glob("*.ipynb")):
             self._copy(path, self.folder / "notebooks" / path.name)
