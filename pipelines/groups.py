@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from skipguide.config import JsonConfig, number
 from skipguide.errors import SkipError
+from skipguide.parts import Perturbation
 from skipguide.plan import Part, SkipPlan, check_stack
 from skipguide.schedule import Timetable
 
@@ -57,6 +58,9 @@ class SkipGroup(JsonConfig):
         scale: s of this group.
         part: what of the layers is skipped.
         stack: count `layers` within one stack, such as Latte's `"temporal_transformer_blocks"`.
+        strength: as in `SpatiotemporalSkipGuidance`; 0 is like scale 0.
+        heads: likewise.
+        part_options: likewise.
 
     Example:
         >>> space = SkipGroup([2], scale=2.0, stack="transformer_blocks")
@@ -69,17 +73,29 @@ class SkipGroup(JsonConfig):
     scale: float | Timetable = 1.0
     part: Part = "block"
     stack: str | None = None
+    strength: float = 1.0
+    heads: Sequence[int] | Mapping[int, Sequence[int]] | None = field(default=None, hash=False)
+    part_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check everything that does not need a model."""
         object.__setattr__(self, "layers", check_layers(self.layers, self.part))
         object.__setattr__(self, "scale", check_scale(self.scale))
-        SkipPlan((), part=self.part)
+        for name, value in self.perturbation.fields.items():
+            object.__setattr__(self, name, value)
         check_stack(self.stack)
 
     @property
+    def perturbation(self) -> Perturbation:
+        """How the layers are weakened."""
+        heads: Any = self.heads
+        return Perturbation(self.part, self.strength, heads, self.part_options)
+
+    @property
     def idle(self) -> bool:
-        """Whether the scale is 0 at every step."""
+        """Whether the scale is 0 at every step, or the strength is 0: then nothing is done."""
+        if self.strength == 0:
+            return True
         values = self.scale.values if isinstance(self.scale, Timetable) else (self.scale,)
         return not any(values)
 
