@@ -67,7 +67,10 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
         zero_star: scale the unconditional prediction as CFG-Zero* does (without its zero-init).
         drop: share of the blocks that `"stochastic"` leaves out.
         prefer_cheap: `"stochastic"` draws from the deeper half of the blocks only.
-        seed: of `"stochastic"`.
+        seed: as in `SpatiotemporalSkipGuidance`.
+        strength: likewise.
+        heads: likewise.
+        part_options: likewise.
         guidance_rescale: as in diffusers' guiders: on every step, after everything else.
         modality_scale: of LTX-2's pass with video and sound apart, as in diffusers' `LTX2Guidance`; 1 is no such pass.
         use_original_formulation: as in diffusers' guiders: c + w (c - u), and w = 0 is no CFG.
@@ -111,6 +114,9 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
         drop: float = 0.1,
         prefer_cheap: bool = False,
         seed: int = 0,
+        strength: float = 1.0,
+        heads: Sequence[int] | Mapping[Any, Sequence[int]] | None = None,
+        part_options: Mapping[str, Any] | None = None,
         guidance_rescale: float | Mapping[str, float] = 0.0,
         use_original_formulation: bool = False,
         enabled: bool = True,
