@@ -22,8 +22,9 @@ from skipguide.pipelines.presets import find_preset
 from skipguide.pipelines.sampling.caches import admit_cache
 from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import DenoiserPasses, StepPasses
+from skipguide.pipelines.sampling.passes import DenoiserPasses
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule, SkippedPass
+from skipguide.pipelines.sampling.step_passes import StepPasses
 from skipguide.pipelines.settings import GuidanceSettings
 
 

@@ -27,11 +27,12 @@ from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.lost_root import RootNotice
 from skipguide.pipelines.sampling.native_pass import NativePass
-from skipguide.pipelines.sampling.passes import DenoiserPasses, Skipped, StepPasses
+from skipguide.pipelines.sampling.passes import DenoiserPasses
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
 from skipguide.pipelines.sampling.predictions import check_effect, first, widened, with_first
 from skipguide.pipelines.sampling.row_inputs import half_of
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule, StepPlan
+from skipguide.pipelines.sampling.step_passes import Skipped, StepPasses
 from skipguide.pipelines.settings import GuidanceSettings
 
 
