@@ -67,7 +67,10 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
         zero_star: scale the unconditional prediction as CFG-Zero* does (without its zero-init).
         drop: share of the blocks that `"stochastic"` leaves out.
         prefer_cheap: `"stochastic"` draws from the deeper half of the blocks only.
-        seed: of `"stochastic"`.
+        seed: as in `SpatiotemporalSkipGuidance`.
+        strength: likewise.
+        heads: likewise.
+        part_options: likewise.
         guidance_rescale: as in diffusers' guiders: on every step, after everything else.
         modality_scale: of LTX-2's pass with video and sound apart, as in diffusers' `LTX2Guidance`; 1 is no such pass.
         use_original_formulation: as in diffusers' guiders: c + w (c - u), and w = 0 is no CFG.
@@ -111,6 +114,9 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
         drop: float = 0.1,
         prefer_cheap: bool = False,
         seed: int = 0,
+        strength: float = 1.0,
+        heads: Sequence[int] | Mapping[Any, Sequence[int]] | None = None,
+        part_options: Mapping[str, Any] | None = None,
         guidance_rescale: float | Mapping[str, float] = 0.0,
         use_original_formulation: bool = False,
         enabled: bool = True,
@@ -278,10 +284,10 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
         self._drivers = [*(driver for driver in self._drivers if driver is not found), found]
         return found
 
-    def _end(self) -> None:
+    def _end(self, over: bool = False) -> None:
         self._passes, self._driver = (), None
         for driver in self._drivers:
-            driver.end()
+            driver.end(over)
 
     def __call__(self, data: list[Any]) -> GuiderOutput:
         """Combine the predictions of a step's passes."""
@@ -310,7 +316,7 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
             raise
         finally:
             if self._left < 1:
-                self._end()
+                self._end(over)
                 if over:  # the run is over: hold neither its tensors nor the denoiser
                     self._drivers, self._combinations = [], {}
 

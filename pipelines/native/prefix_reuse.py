@@ -23,6 +23,7 @@ from skipguide.pipelines.native.stats import ReuseStats
 from skipguide.pipelines.native.variants import NativeKind
 from skipguide.pipelines.registry.described import refuse_no_pipeline
 from skipguide.pipelines.sampling.interceptor import Interceptor
+from skipguide.shown import Row, Shown
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class PrefixReuse(JsonConfig):
         return applied
 
 
-class AppliedReuse(PipelineHandle):
+class AppliedReuse(Shown, PipelineHandle):
     """Prefix reuse in force on a pipeline. Leave the `with` block or call `remove()` to end it.
 
     Attributes:
@@ -103,6 +104,13 @@ class AppliedReuse(PipelineHandle):
         self.settings = settings
         self.stats = ReuseStats()
         self._hold(pipe, [ReuseListener(pipe, name, KINDS, self.stats) for name in denoisers])
+
+    def _heading(self) -> str:
+        where = f"on {type(self._pipe).__name__}" if self._installed else "removed"
+        return f"Prefix reuse ({where}): {self.stats._heading()}"
+
+    def _rows(self) -> list[Row]:
+        return self.stats._rows()
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         """End it; a block in which nothing was reused, or a pass changed nothing from the start, is logged."""

@@ -11,6 +11,7 @@ from skipguide.hosts.wrappers import unwrap
 
 Cfg = Literal["batched", "two_calls", "named", "guider", "single"]
 Layout = Literal["bcfhw", "bfchw", "bfhwc", "bchw", "tokens"]
+Half = Literal["float32", "once", "rounded"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,14 @@ class PipelineSpec:
         modalities: of a denoiser that predicts several things, what each is called.
         noisy: where the pipeline computes its guidance on denoised samples x0 = sample - sigma v, the attribute or
             variable with the sample of each prediction; what looks at whole predictions looks at x0 there.
+        half: what it gets where its denoiser computes in bfloat16 or float16. `"float32"`: branches in float32, as its
+            loop widens predictions, or keeps latents in float32 and casts them for the denoiser; exact. `"once"`: the
+            result in place of every branch (or of the one there is), so that it is rounded once, to the denoiser's
+            dtype. `"rounded"`: each branch rounded to that dtype, and the pipeline multiplies their difference by w.
 
     Raises:
-        SkipError: for a way of calling or a layout that does not exist, denoisers without scales, or a CFG that
-            nothing tells of.
+        SkipError: for a way of calling, a layout or a `half` that does not exist, denoisers without scales, or a CFG
+            that nothing tells of.
     """
 
     cfg: Cfg
@@ -74,10 +79,11 @@ class PipelineSpec:
     native_needs: str = ""
     modalities: tuple[str, ...] = ()
     noisy: tuple[str, ...] = ()
+    half: Half = "rounded"
 
     def __post_init__(self) -> None:
         """Refuse what would be taken for something else when the pipeline runs."""
-        for name, kind in (("cfg", Cfg), ("layout", Layout)):
+        for name, kind in (("cfg", Cfg), ("layout", Layout), ("half", Half)):
             if (value := getattr(self, name)) not in get_args(kind):
                 raise SkipError(f"unknown {name} {value!r}; expected one of {', '.join(get_args(kind))}")
         denoisers: Any = self.denoisers

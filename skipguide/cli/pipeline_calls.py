@@ -181,6 +181,15 @@ def check_frames(pipeline: Any, call: Mapping[str, Any]) -> None:
         raise SkipError(f"this model draws clips of {drawn} frames and no others; got --frames {asked}")
 
 
+def count_in_words(asked: int | None, made: int) -> str:
+    """How many frames a clip has, and how many were asked for where the pipeline drew another number.
+
+    >>> count_in_words(8, 9)
+    '9 frames (8 asked for, which the pipeline rounds)'
+    """
+    return f"{made} frames" + (f" ({asked} asked for, which the pipeline rounds)" if asked not in (None, made) else "")
+
+
 def sample(
     pipeline: Any,
     prompt: str,
@@ -214,7 +223,7 @@ def sample(
             output = pipeline(**arguments)
             return Sample(_images(output), time.perf_counter() - begin)
         with guidance.apply(pipeline) as applied:
-            output = pipeline(**_without_native(pipeline), **arguments)
+            output = pipeline(**without_native(pipeline), **arguments)
         seconds = time.perf_counter() - begin
     except SkipError:
         raise
@@ -225,7 +234,7 @@ def sample(
     return Sample(_images(output), seconds, str(applied.stats), applied.stats.to_dict())
 
 
-def _without_native(pipeline: Any) -> dict[str, Any]:
+def without_native(pipeline: Any) -> dict[str, Any]:
     """The arguments that turn off the pipeline's own skip guidance, whose place ours takes."""
     from skipguide.pipelines.registry.described import native_off
 
