@@ -249,9 +249,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--heads", type=int, help=f"of a new training (default: {Shape.heads})")
     parser.add_argument("--head-dim", type=int, help=f"of a new training (default: {Shape.head_dim})")
     parser.add_argument("--ffn", type=int, help=f"of a new training (default: {Shape.ffn})")
-    parser.add_argument(
-        "--patch", type=int, nargs=3, help=f"latents a token (default: {Shape.patch})"
-    )
+    parser.add_argument("--patch", type=int, nargs=3, help=f"latents a token (default: {Shape.patch})")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--micro", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
