@@ -30,7 +30,7 @@ __all__ = ["AppliedGuidance", "SpatiotemporalSkipGuidance"]
 class SpatiotemporalSkipGuidance(GuidanceSettings):
     """Guide a diffusion pipeline away from its own prediction with some layers skipped.
 
-    Six arguments are what a person needs: `layers`, `scale`, `part`, `start`, `stop` and `rescale`. The other sixteen
+    Six arguments are what a person needs: `layers`, `scale`, `part`, `start`, `stop` and `rescale`. The other nineteen
     leave things as they are by default, and stand in groups under the six.
 
     With c, u, k the conditional, unconditional and skipped predictions, w the pipeline's CFG scale and s `scale`, every
@@ -47,8 +47,9 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         scale: s, a number or a `Timetable`. 0 leaves the pipeline as it is, to the bit. Where a model predicts video
             and sound, a mapping gives each its own: `{"video": 1.0, "audio": 0.5}`. None is the preset's with
             `layers=None`, else 1.
-        part: `"block"` (the paper's STG-R), `"attn_identity"` (STG-A), `"attn"`, `"cross_attn"` or `"mlp"`. None is
-            the preset's with `layers=None`, else `"block"`.
+        part: what of the layers is weakened: `"block"` (the paper's STG-R), `"attn_identity"` (STG-A), `"attn"`,
+            `"cross_attn"`, `"mlp"`, `"attn_blur"` (SEG), `"window_time"`, `"window_space"`, `"token_shuffle"` (TPG) or
+            `"self_swap"` (SSG). None is the preset's with `layers=None`, else `"block"`.
         start: first step with skip guidance, as a fraction of the steps (inclusive). Where `start` and `stop` are both
             None, they are the preset's with `layers=None`, else 0 and 1.
         stop: end of the skip guidance, as a fraction of the steps (exclusive; 1.0 is the end). A run with so few steps
@@ -86,14 +87,23 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             fill, needs memory for the further rows), or in one batch where the sequence is short (`"auto"`, by
             `skipguide.pipelines.sampling.tail.AUTO`).
 
-    Which layers, beyond a list:
+    Which layers beyond a list:
         stack: count `layers` within this stack, such as Latte's `"temporal_transformer_blocks"`.
         groups: several `SkipGroup`s with layers, scale, part and stack of their own, in place of `layers`: one pass
             each, and passes that begin alike share that beginning.
         drop: share of the blocks that `"stochastic"` leaves out (at least one block).
         prefer_cheap: `"stochastic"` draws from the deeper half of the blocks only, so that short passes follow.
-        seed: of `"stochastic"`.
+        seed: of `"stochastic"` and of `"token_shuffle"`, which are drawn anew at every step.
         score: what `"auto"` ranks by; one of `skipguide.select.SCORES`.
+
+    How the part acts:
+        strength: 1 is the part as it is named, 0 is like scale 0, and between them what the part changes is
+            interpolated: a left-out branch is scaled by 1 - strength, an attention map is mixed with the other one
+            (SoftPAG, arXiv 2506.10978).
+        heads: the heads of the attention that the part is about, from 0 on, for all layers or as a mapping by layer
+            (HeadHunter, arXiv 2506.10978); None is all.
+        part_options: what else a part can be told, such as `{"sigma": 2.0}` of `"attn_blur"`; the table of parts in
+            `pipelines/README.md` has them.
 
     Raises:
         SkipError: on settings that cannot mean anything; `apply` checks those that depend on the model.

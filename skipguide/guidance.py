@@ -165,7 +165,7 @@ def apg(d: Tensor, c: Tensor, eta: float | None = 0.0, norm: float | None = None
 
 
 def zero_star_scale(u: Tensor, c: Tensor) -> Tensor:
-    """CFG-Zero*'s factor of the unconditional prediction, per batch row: <c, u> / |u|^2 (its least-squares fit to c).
+    """CFG-Zero*'s factor of the unconditional prediction, per batch row: <c, u> / <u, u> (its least-squares fit to c).
 
     Returns:
         A tensor that broadcasts against u: one number per row, in float32 for half-precision inputs.

@@ -1,4 +1,4 @@
-"""Rerun every table, preset and picture that rests on `tiny-t2v`, where the model is no longer the one it was made with.
+"""Rerun every table, preset and picture that rests on `tiny-t2v` and was made with another model than today's.
 
     python -m demos.bundled_model.everything --dry        # what would run, and what it takes
     python -m demos.bundled_model.everything              # run it; started again it goes on with the next step
@@ -54,8 +54,10 @@ RESULTS = ("results.json", "results.md")
 STEPS: dict[str, Step] = {
     "evaluate": Step(
         (
-            ("-m", "demos.bundled_model.evaluate", "--model", "skipguide/assets/tiny-t2v")
-            + ("--prompts", "256", "--tune", "2", "3", "4", "6"),
+            (
+                *("-m", "demos.bundled_model.evaluate", "--model", "skipguide/assets/tiny-t2v"),
+                *("--prompts", "256", "--tune", "2", "3", "4", "6"),
+            ),
         ),
         ("demos/bundled_model/results.json", "demos/bundled_model/samples.png"),
         0.2,

@@ -240,20 +240,22 @@ def study(form: Form, work: Path, minutes: float) -> dict[str, Any]:
     cells = Cells(work / "cells", asdict(form))
     head, about_head = mcal_head(form, net, every[::2], work)
     found: dict[str, list[dict[str, Any]]] = {"removal": [], "attribution": []}
-    for part, measure, some in (
-        ("removal", removal, tested),
-        ("attribution", attribution, tested[: form.explained]),
-    ):
-        for number, photo in enumerate(tqdm(some, desc=part)):
-            if time.process_time() - began > 60 * minutes:
-                break
+    # what takes long is done a photo at a time between what does not: a run that is stopped early has some of both
+    every_one = [("removal", removal, number) for number in range(len(tested))]
+    between = len(tested) // min(form.explained, len(tested))
+    for number in reversed(range(min(form.explained, len(tested)))):
+        every_one.insert((number + 1) * between, ("attribution", attribution, number))
+    for part, measure, number in tqdm(every_one, desc="photos"):
+        name = f"{part}-{number}"
+        if time.process_time() - began > 60 * minutes and name not in cells:
+            continue
 
-            def compute(photo: Photo = photo, number: int = number, measure: Any = measure) -> dict[str, Any]:
-                fills = answerers(net.model, net.scale, head)
-                image = net.prepare(photo.open())
-                return {"photo": photo.name, "label": photo.label} | measure(form, image, number, fills)
+        def compute(photo: Photo = tested[number], number: int = number, measure: Any = measure) -> dict[str, Any]:
+            fills = answerers(net.model, net.scale, head)
+            image = net.prepare(photo.open())
+            return {"photo": photo.name, "label": photo.label} | measure(form, image, number, fills)
 
-            found[part].append(cells(f"{part}-{number}", compute))
+        found[part].append(cells(name, compute))
     return {
         "settings": asdict(form) | {"patches": PATCHES, "superpixels": SUPERPIXELS, "parts": PARTS, "horses": HORSES},
         "model": {"name": net.name, "parameters": sum(p.numel() for p in net.model.parameters())},

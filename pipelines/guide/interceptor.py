@@ -17,11 +17,12 @@ from skipguide.pipelines.registry.described import PipelineSpec
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import DenoiserPasses, Skipped, StepPasses
+from skipguide.pipelines.sampling.passes import DenoiserPasses
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
 from skipguide.pipelines.sampling.predictions import check_effect, first, widened, with_first
 from skipguide.pipelines.sampling.row_inputs import half_of
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule
+from skipguide.pipelines.sampling.step_passes import Skipped, StepPasses
 from skipguide.pipelines.settings import GuidanceSettings
 from skipguide.plan import SkipPlan
 from skipguide.skipper import Skipper
@@ -33,7 +34,15 @@ class WholePasses(DenoiserPasses):
     """The forwards of a denoiser whose blocks are left as they are: a guider's own hooks may stand there."""
 
     def _pass(
-        self, skipper: Skipper, call: Call, args: Any, kwargs: Any, clips: int, counted: int, planned: int
+        self,
+        skipper: Skipper,
+        call: Call,
+        args: Any,
+        kwargs: Any,
+        clips: int,
+        counted: int,
+        planned: int,
+        branch: str = "",
     ) -> Any:
         out = call(*args, **kwargs)
         self.enter(counted, planned)
@@ -127,8 +136,7 @@ class GuideInterceptor(Interceptor):
         return self._needs_uncond and (self.hooked or self.weak_model is not None)
 
     def _passive(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.spec.is_native(kwargs):
-            self._refuse_native()
+        self.native.meet(kwargs)
         return super()._passive(call, args, kwargs)
 
     def _refuse_without_cfg(self) -> None:

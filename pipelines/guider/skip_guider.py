@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from diffusers.configuration_utils import register_to_config
-from diffusers.guiders.guider_utils import GuiderOutput
+from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor, nn
 
 from skipguide.config import as_flag
@@ -34,7 +34,7 @@ _OWN = ("guidance_scale", "guidance_rescale", "use_original_formulation", "enabl
 _BOTH_PLACES = "where the sound has a guider too (LTX-2), one SkipGuider takes both places, by attach(pipe)"
 
 
-class SkipGuider(ScaledGuider):
+class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by this name in this module
     """Spatiotemporal skip guidance as a diffusers guider: `SkipGuider([8]).attach(pipe)`.
 
     The same formulas as `SpatiotemporalSkipGuidance`, for modular pipelines and for the classic ones that have a
@@ -67,7 +67,10 @@ class SkipGuider(ScaledGuider):
         zero_star: scale the unconditional prediction as CFG-Zero* does (without its zero-init).
         drop: share of the blocks that `"stochastic"` leaves out.
         prefer_cheap: `"stochastic"` draws from the deeper half of the blocks only.
-        seed: of `"stochastic"`.
+        seed: as in `SpatiotemporalSkipGuidance`.
+        strength: likewise.
+        heads: likewise.
+        part_options: likewise.
         guidance_rescale: as in diffusers' guiders: on every step, after everything else.
         modality_scale: of LTX-2's pass with video and sound apart, as in diffusers' `LTX2Guidance`; 1 is no such pass.
         use_original_formulation: as in diffusers' guiders: c + w (c - u), and w = 0 is no CFG.
@@ -111,6 +114,9 @@ class SkipGuider(ScaledGuider):
         drop: float = 0.1,
         prefer_cheap: bool = False,
         seed: int = 0,
+        strength: float = 1.0,
+        heads: Sequence[int] | Mapping[Any, Sequence[int]] | None = None,
+        part_options: Mapping[str, Any] | None = None,
         guidance_rescale: float | Mapping[str, float] = 0.0,
         use_original_formulation: bool = False,
         enabled: bool = True,
@@ -278,10 +284,10 @@ class SkipGuider(ScaledGuider):
         self._drivers = [*(driver for driver in self._drivers if driver is not found), found]
         return found
 
-    def _end(self) -> None:
+    def _end(self, over: bool = False) -> None:
         self._passes, self._driver = (), None
         for driver in self._drivers:
-            driver.end()
+            driver.end(over)
 
     def __call__(self, data: list[Any]) -> GuiderOutput:
         """Combine the predictions of a step's passes."""
@@ -310,7 +316,7 @@ class SkipGuider(ScaledGuider):
             raise
         finally:
             if self._left < 1:
-                self._end()
+                self._end(over)
                 if over:  # the run is over: hold neither its tensors nor the denoiser
                     self._drivers, self._combinations = [], {}
 

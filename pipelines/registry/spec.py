@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from skipguide.errors import SkipError
+from skipguide.hosts.wrappers import unwrap
 
 Cfg = Literal["batched", "two_calls", "named", "guider", "single"]
 Layout = Literal["bcfhw", "bfchw", "bfhwc", "bchw", "tokens"]
@@ -45,7 +46,8 @@ class PipelineSpec:
         native: of the arguments in passive, the one that marks a pass of the pipeline's own skip guidance; another on
             top of it is refused unless the user asks for both.
         native_off: the arguments of the pipeline's call that turn it off, with their values.
-        modalities: of joined, what each is called.
+        native_needs: the entry of the denoiser's config without which that pass is perturbed by nothing.
+        modalities: of a denoiser that predicts several things, what each is called.
         noisy: where the pipeline computes its guidance on denoised samples x0 = sample - sigma v, the attribute or
             variable with the sample of each prediction; what looks at whole predictions looks at x0 there.
         half: what it gets where its denoiser computes in bfloat16 or float16. `"float32"`: branches in float32, as its
@@ -74,6 +76,7 @@ class PipelineSpec:
     chunked: bool = False
     native: str = ""
     native_off: tuple[tuple[str, Any], ...] = ()
+    native_needs: str = ""
     modalities: tuple[str, ...] = ()
     noisy: tuple[str, ...] = ()
     half: Half = "rounded"
@@ -98,6 +101,11 @@ class PipelineSpec:
     def is_native(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether a denoiser call with these arguments is a pass of the pipeline's own skip guidance."""
         return bool(self.native) and _is_given(kwargs.get(self.native))
+
+    def native_idles(self, model: Any) -> bool:
+        """Whether the pipeline's own skip guidance changes nothing on this denoiser."""
+        config: Any = getattr(unwrap(model), "config", None) or {}
+        return bool(self.native_needs) and not config.get(self.native_needs)
 
     def is_passive(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether a denoiser call with these arguments is an extra pass of the pipeline's own."""

@@ -48,7 +48,7 @@ class Delivery:
         self.state = state
         self.stats = stats
         self.rounding = Rounding(stats)
-        self.outputs = ConcatenatedOutputs() if spec.joined else None
+        self.outputs = ConcatenatedOutputs() if spec.joined or spec.modalities else None
         self.modalities = Modalities(pipe, spec, state, self.outputs)
         self.now = StepOutline()  # what holds at the step that is running
         if spec.variances and (settings.zero_star or settings.apg is not None or settings.apg_norm is not None):

@@ -21,16 +21,18 @@ from skipguide.hosts.compilation import untraced
 from skipguide.pipelines.registry.described import PipelineSpec, described_loop
 from skipguide.pipelines.sampling.branch_parallel import BranchParallelPasses
 from skipguide.pipelines.sampling.caches import admit_cache
-from skipguide.pipelines.sampling.call_stack import is_called_by
+from skipguide.pipelines.sampling.call_stack import is_called_by, is_running
 from skipguide.pipelines.sampling.delivery import Delivery
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.lost_root import RootNotice
-from skipguide.pipelines.sampling.passes import DenoiserPasses, Skipped, StepPasses
+from skipguide.pipelines.sampling.native_pass import NativePass
+from skipguide.pipelines.sampling.passes import DenoiserPasses
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
 from skipguide.pipelines.sampling.predictions import check_effect, first, widened, with_first
 from skipguide.pipelines.sampling.row_inputs import half_of
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule, StepPlan
+from skipguide.pipelines.sampling.step_passes import Skipped, StepPasses
 from skipguide.pipelines.settings import GuidanceSettings
 
 
@@ -54,10 +56,10 @@ class Interceptor:
         self.rule = settings.rule
         self.pipe = pipe
         self.spec = spec
-        self.over_native = over_native
         self.loop = described_loop(pipe)
         self.denoiser = denoiser
         self.model: nn.Module = getattr(pipe, denoiser)
+        self.native = NativePass(pipe, spec, self.model, over_native)
         self.schedule = schedule
         self.state = state
         self.stats = stats
@@ -87,13 +89,15 @@ class Interceptor:
         hold_everywhere(gate_of(self.model), self)
         if self.works and not self.passes.count.unseen:  # a graph would be compiled anew for it
             self.notice.begin()
-        ContextNames.listen(self.model, self)
+        ContextNames.listen(self.model, self, gate_of(self.model).move_in_front)
 
     def remove(self) -> None:
         """Take everything away again."""
         end_everywhere(gate_of(self.model), self)
         self.notice.end()
         ContextNames.leave(self.model, self)
+        if -1 < self.state.step < self.state.steps - 1 and not is_running(self.pipe):
+            self.passes.states.reset()  # the last run was broken off, and nobody else clears up after it
         self.passes.remove()
         self.state.release()
 
@@ -107,22 +111,13 @@ class Interceptor:
         if not is_called_by(self.pipe, self.model, self.loop):
             return call(*args, **kwargs)
         self.state.refuse_other_threads(self.pipe)
-        if self.schedule.groups and not self.over_native and self.spec.is_native(kwargs):
-            self._refuse_native()
+        if self.schedule.groups:
+            self.native.meet(kwargs)
         outputs = self.delivery.outputs if self.works else None
         guide = self._passive if self.spec.is_passive(kwargs) else self._guided
         if outputs is None:
             return guide(call, args, kwargs)
         return outputs.apart(guide(outputs.around(call), args, kwargs))
-
-    def _refuse_native(self) -> None:
-        """Refuse the pipeline's own skip guidance under this one: nobody asks for both without saying so."""
-        off = ", ".join(f"{name}={value}" for name, value in self.spec.native_off)
-        raise SkipError(
-            f"{type(self.pipe).__name__} makes a skip-guidance pass of its own in this call, and this guidance would "
-            f"come on top of it: turn the pipeline's off (call it with {off}); or keep the pipeline's alone, and have "
-            f"it cheaper (PrefixReuse().apply(pipe)); or ask for both, apply(pipe, over_native=True)"
-        )
 
     def _passive(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A further pass of the pipeline's own: the other branches of this step may have been shifted."""
@@ -145,10 +140,12 @@ class Interceptor:
             if state.timesteps is not self._met:  # a cache can come and go between calls
                 self._met = state.timesteps
                 self.schedule.refuse_idle(state.steps)
+                cache = admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.schedule)
                 self.passes.move_in_front(getattr(self.pipe, self.denoiser))
                 if self.passes.count.unseen:
                     self.notice.end()
-                self.passes.set_cache(admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.schedule))
+                self.passes.set_cache(cache)
+            self.passes.branch = branch
             sigma = state.sigma(self.pipe) if self.schedule.needs_sigma else None
             self.step_plan = self.schedule.at(state.step, state.steps, sigma, cfg=branch != "only")
             self.delivery.now = self.step_plan
@@ -162,7 +159,7 @@ class Interceptor:
                 self.delivery.rounding.settle()
             return out
         except BaseException:
-            self.passes.clear()
+            self.passes.fail()
             self.state.release()
             self.watch.forget()
             raise

@@ -1,7 +1,7 @@
 """Make the pipeline folder from a training in progress: stock classes, weights in fp16, the calls it is made for.
 
-    python -m demos.bundled_model.wan.export --out runs/tiny-t2v                     # from the committed weights
-    python -m demos.bundled_model.wan.export --out runs/tiny-t2v --evaluate          # and measure it
+python -m demos.bundled_model.wan.export --out runs/tiny-t2v                     # from the committed weights
+python -m demos.bundled_model.wan.export --out runs/tiny-t2v --evaluate          # and measure it
 """
 
 from __future__ import annotations
