@@ -45,7 +45,7 @@ class PlannedInterventions:
         refuse_shared(self.blocks, [block])
         prefix.source = ref(self.blocks.model)
         for before in self.blocks.blocks[: block.index]:
-            if before.spec.kept:
+            if before.spec.kept or before.index in prefix.heard:
                 self.add(before.module, before.name, Keep(before.name, prefix))
         self.add(block.module, block.name, Capture(block, prefix))
         for name, module in common_sublayers(block, prefix):
@@ -74,7 +74,7 @@ class PlannedInterventions:
                     )
         for before in self.blocks.blocks[: block.index]:
             instead: Intervention = SkipBlock(before, counted=0)
-            if before.spec.kept:
+            if before.spec.kept or before.index in prefix.heard:
                 padded = before.spec.streams[0] if before.spec.padded else None
                 instead = Replay(before.name, before.module, prefix, padded)
             if before.spec.cached:

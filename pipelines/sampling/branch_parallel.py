@@ -25,8 +25,9 @@ from skipguide.active import Call
 from skipguide.arguments import batch_size
 from skipguide.errors import SkipError
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import DenoiserPasses, StepPasses
+from skipguide.pipelines.sampling.passes import DenoiserPasses
 from skipguide.pipelines.sampling.predictions import first, with_first
+from skipguide.pipelines.sampling.step_passes import StepPasses
 from skipguide.plan import SkipPlan
 from skipguide.skipper import Skipper
 

@@ -12,7 +12,7 @@ from skipguide.errors import SkipError
 from skipguide.parts import PART_SPECS
 from skipguide.perturbations.at_parts import AT_PARTS
 from skipguide.pipelines.formulas import Place
-from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.groups import SkipGroup, value_at
 from skipguide.pipelines.settings import GuidanceSettings
 from skipguide.plan import SkipPlan
 from skipguide.schedule import Schedule, Timetable
@@ -25,12 +25,12 @@ class SkippedPass:
     Attributes:
         key: what has to stay the same for an earlier direction to be used again.
         plan: what is skipped, in execution order.
-        scale: s.
+        scale: s, or that of every modality.
     """
 
     key: str
     plan: SkipPlan
-    scale: float
+    scale: float | dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,16 @@ class StepOutline:
         fresh: whether their passes are run at this step (`every`), or the last directions are used again.
         cfg: whether the unconditional prediction is used.
         place: where the skipped passes run, as `Formula.place` says; `"cond"` on a step without CFG.
+        rescale: how far the deviation of the result is brought towards that of c; 0 without skip guidance.
+        w: the CFG scale, where the settings say one; None is the pipeline's.
     """
 
     groups: tuple[int, ...] = ()
     fresh: bool = False
     cfg: bool = True
     place: Place = "cond"
+    rescale: float = 0.0
+    w: float | None = None
 
     @property
     def skips_inside(self) -> bool:
@@ -79,17 +83,27 @@ class StepTimes:
         self.skips = settings.window
         self.cfg = Schedule(*settings.cfg_interval) if settings.cfg_interval is not None else None
         self.rule = settings.rule
+        self.rescale, self.w = settings.rescale or 0.0, settings.guidance_scale
+
+    @property
+    def tables(self) -> tuple[Timetable, ...]:
+        """What changes with the step."""
+        own = tuple(each for each in (self.rescale, self.w) if isinstance(each, Timetable))
+        return (*own, *(table for group in self.groups for table in group.tables))
 
     def at(self, step: int, steps: int, sigma: float | None = None, *, cfg: bool = True) -> StepOutline:
         """What holds at step `step` (from 0) of `steps`; `cfg` is whether the run has CFG at all."""
         fraction = step / max(steps, 1)
         cfg = cfg and (self.cfg is None or self.cfg.contains(fraction))
+        w = value_at(self.w, fraction, sigma) if cfg else None
+        cfg, w = (cfg, w) if w != 1 else (False, None)  # nothing of u is in it
         rule = self.rule
         shut_out = rule.window is not None if cfg else rule.in_place_of_uncond
         if shut_out or not self.skips.active(step, steps):
-            return StepOutline(cfg=cfg)
-        live = tuple(number for number, group in enumerate(self.groups) if group.scale_at(fraction, sigma))
-        return StepOutline(live, self.skips.fresh(step, steps), cfg, rule.place if cfg else "cond")
+            return StepOutline(cfg=cfg, w=w)
+        live = tuple(number for number, group in enumerate(self.groups) if group.acts_at(fraction, sigma))
+        amount = value_at(self.rescale, fraction, sigma) if live else 0.0
+        return StepOutline(live, self.skips.fresh(step, steps), cfg, rule.place if cfg else "cond", amount, w)
 
 
 class GuidanceSchedule:
@@ -109,11 +123,7 @@ class GuidanceSchedule:
         self.groups = tuple(group for group in groups if not group.idle)
         self.blocks = blocks
         self.times = StepTimes(settings, self.groups)
-        self.needs_sigma = any(
-            isinstance(table, Timetable) and table.over == "sigma"
-            for group in self.groups
-            for table in (group.layers, group.scale)
-        )
+        self.needs_sigma = any(table.over == "sigma" for table in self.times.tables)
         self._all = {
             block.index for group in groups for layers in self._possible(group) for block in self._proven(group, layers)
         }
@@ -121,11 +131,8 @@ class GuidanceSchedule:
     @property
     def constant(self) -> bool:
         """Whether the same blocks are skipped at every step, with a pass each time."""
-        settings = self.settings
-        tables = [each for group in self.groups for each in (group.layers, group.scale)]
-        return settings.window == Schedule() and not any(
-            isinstance(each, Timetable) or each == "stochastic" for each in tables
-        )
+        stochastic = any(group.layers == "stochastic" for group in self.groups)
+        return self.settings.window == Schedule() and not self.times.tables and not stochastic
 
     def removes(self, index: int) -> bool:
         """Whether some step may leave out the whole block `index`."""
@@ -164,11 +171,11 @@ class GuidanceSchedule:
         """What holds at step `step` (from 0) of `steps`; `cfg` is whether the run has CFG at all."""
         outline = self.times.at(step, steps, sigma, cfg=cfg)
         skipped = tuple(self._skipped(number, step, step / max(steps, 1), sigma) for number in outline.groups)
-        return StepPlan(outline.groups, outline.fresh, outline.cfg, outline.place, skipped)
+        return StepPlan(**vars(outline), skipped=skipped)
 
     def _skipped(self, number: int, step: int, fraction: float, sigma: float | None) -> SkippedPass:
         group = self.groups[number]
-        layers: Any = group.layers.at(fraction, sigma) if isinstance(group.layers, Timetable) else group.layers
+        layers: Any = value_at(group.layers, fraction, sigma)
         key = "stochastic" if layers == "stochastic" else f"{layers}"
         if layers == "stochastic":
             layers = self._draw(number, group, step)
@@ -220,7 +227,7 @@ class GuidanceSchedule:
     def _possible(self, group: SkipGroup) -> list[Sequence[int]]:
         """The layers of every step, in all their forms."""
         if isinstance(group.layers, Timetable):
-            return list(group.layers.values)
+            return [layers for layers in group.layers.values if layers]
         if group.layers == "stochastic":
             self.blocks.select((), group.part, group.stack)
             return [self._pool(group)[0]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from skipguide.hosts.diffusers_caches import Reach
 from skipguide.parts import Perturbation
 from skipguide.plan import SkipPlan
 
@@ -69,6 +70,26 @@ def share_prefixes(plans: Sequence[SkipPlan], blocks: int, reuse: bool = True) -
         removed = sum(any(how.removes for how in ways) for ways in rest.values())
         found.append(SharedPass(_plan(rest), parent, start, blocks - (start or 0) - removed))
     return tuple(found)
+
+
+def shared_under(reach: Reach, plans: Sequence[SkipPlan], blocks: int, reuse: bool) -> tuple[SharedPass, ...]:
+    """The same where a cache may answer a pass: only the plain one is sure to be the beginning of each.
+
+    Args:
+        reach: how much of the model the cache answers for.
+        plans: as in `share_prefixes`.
+        blocks: as there.
+        reuse: as there.
+    """
+    if not reach.blocks or not reuse or reach.whole:
+        return share_prefixes(plans, blocks, reuse and not reach.whole)
+    found = [share_prefixes([plan], blocks)[0] for plan in plans]
+    # the last blocks run on what the cache has answered: what the plain pass had there may be something else
+    late = [each.start is not None and each.start >= blocks - reach.last for each in found]
+    return tuple(
+        share_prefixes([plan], blocks, reuse=False)[0] if each_late else each
+        for plan, each, each_late in zip(plans, found, late, strict=True)
+    )
 
 
 def _plan(ways: Signature) -> SkipPlan:

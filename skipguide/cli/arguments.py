@@ -91,6 +91,22 @@ def layers_or_choice(text: str) -> list[int] | str:
     return text if text in CHOSEN else layer_numbers(text)
 
 
+def scale_or_scales(text: str) -> float | dict[str, float]:
+    """Read `1.5`, or a scale for each of what a model predicts: `video=1,audio=0.5`.
+
+    Example:
+        >>> scale_or_scales("1.5"), scale_or_scales("video=1,audio=0.5")
+        (1.5, {'video': 1.0, 'audio': 0.5})
+    """
+    scale = number(float)
+    if "=" not in text:
+        return float(scale(text))
+    pairs = [item.strip().partition("=") for item in text.split(",")]
+    if not all(name and equals for name, equals, _ in pairs) or len({name for name, *_ in pairs}) < len(pairs):
+        raise argparse.ArgumentTypeError(f"expected a number, or video=1,audio=0.5; got {text!r}")
+    return {name: scale(value) for name, _, value in pairs}
+
+
 class Layers(argparse.Action):
     """Collects `--layers 5 7` and `--layers 5,7` into one list, each number once; `auto` stands alone."""
 
@@ -169,7 +185,12 @@ def add_guidance(parser: argparse.ArgumentParser, *, layers: bool = True) -> Non
             action=Layers,
             help="blocks to leave out: 5 7, or 5,7, or 5-7; auto (by `skipguide rank`), or stochastic",
         )
-        group.add_argument("--scale", metavar="X", type=number(float), help="how strong it is; 0 is no skip guidance")
+        group.add_argument(
+            "--scale",
+            metavar="X",
+            type=scale_or_scales,
+            help="strength; 0 is no skip guidance; video=1,audio=0.5 for a model that makes both",
+        )
     group.add_argument("--part", choices=PARTS, help="what of a block is left out or weakened")
     group.add_argument(
         "--strength", metavar="X", type=number(float, 0, 1), help="how far the part is weakened, 0 to 1 (default: 1)"

@@ -127,7 +127,13 @@ class MadeClip:
 
 
 def make_clip(
-    job: ClipJob, pipeline: Any, guidance: Mapping[str, Any], bar: Mapping[str, Any] | None = None
+    job: ClipJob,
+    pipeline: Any,
+    guidance: Mapping[str, Any],
+    bar: Mapping[str, Any] | None = None,
+    *,
+    applied: Any = None,
+    more: Mapping[str, Any] | None = None,
 ) -> MadeClip:
     """Make one clip.
 
@@ -136,10 +142,12 @@ def make_clip(
         pipeline: loaded.
         guidance: settings of the skip guidance; empty for the plain pipeline.
         bar: settings of the pipeline's progress bar.
+        applied: what is applied in place of the guidance that the settings make.
+        more: arguments of the pipeline's call that are not noted, such as a callback that watches.
     """
     args = job.args
-    applied = pipeline_calls.make_guidance(guidance) if guidance else None
-    sample = pipeline_calls.sample(pipeline, args.prompt, job.call, args.seed, applied, bar=bar)
+    applied = applied or (pipeline_calls.make_guidance(guidance) if guidance else None)
+    sample = pipeline_calls.sample(pipeline, args.prompt, {**job.call, **(more or {})}, args.seed, applied, bar=bar)
     images = sample.images
     fps = pipeline_calls.frames_per_second(args, job.pipeline_class, job.defaults, len(images))
     label = f"skip guidance: {in_words(guidance)}" if guidance else "no skip guidance"
@@ -197,10 +205,12 @@ def save_clip(
 
 
 def write_clip(path: Path, frames: Sequence[Image], fps: float, as_sheet: Callable[[], Image]) -> None:
-    """Write a gif, an mp4 or, for a png, a sheet."""
+    """Write a gif, an mp4, a webp without loss or, for a png, a sheet."""
     suffix = path.suffix.lower()
     if suffix == ".png":
         as_sheet().save(path)
+    elif suffix == ".webp":
+        pictures.save_webp(frames, path, fps)
     elif suffix == ".mp4":
         pictures.save_video(frames, path, fps)
     else:

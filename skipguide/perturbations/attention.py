@@ -15,6 +15,7 @@ from skipguide.arguments import Arguments
 from skipguide.blocks import Block
 from skipguide.errors import SkipError
 from skipguide.hosts.attention_backends import TorchAttention
+from skipguide.hosts.diffusers_caches import is_cached_inside
 from skipguide.hosts.torch_modes import call_in
 from skipguide.hosts.wrappers import unwrap
 from skipguide.parts import PART_SPECS, Perturbation
@@ -87,7 +88,7 @@ class ChangedAttention:
         change: what happens to the attention.
     """
 
-    __slots__ = ("arguments", "change", "grid", "heads", "joint", "module", "name", "part", "strength")
+    __slots__ = ("arguments", "change", "grid", "heads", "joint", "module", "name", "part", "seen", "strength")
 
     def __init__(self, name: str, module: nn.Module, block: Block, perturbation: Perturbation, change: Change) -> None:
         self.arguments = Arguments(module)
@@ -99,6 +100,7 @@ class ChangedAttention:
         heads: Any = perturbation.heads
         self.heads: tuple[int, ...] | None = heads
         self.change = change
+        self.seen = False  # whether some pass went through an attention that was changed
         self.grid = BlockGrid(block, self.part) if "grid" in PART_SPECS[self.part].needs else None
 
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -116,7 +118,9 @@ class ChangedAttention:
                 out = call(*args, **kwargs)
         else:
             out = self._run(mode, call, args, kwargs)
-        if mode.hits == 0:
+        if mode.hits:
+            self.seen = True
+        elif not (self.seen and is_cached_inside(self.module)):  # a cache answers with what it saw in an earlier pass
             raise SkipError(
                 f"{self.part} saw no call of torch's scaled_dot_product_attention in {self.name}: another attention "
                 f"backend is active. Use model.set_attention_backend('native'), or part='block'"

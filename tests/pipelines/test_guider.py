@@ -293,7 +293,7 @@ def test_no_trace_after_an_exception_of_the_loop(wan, monkeypatch):
 def test_the_guider_lets_go_of_the_denoiser(wan):
     guider = SkipGuider([LAYER], every=2)
     by_guider(wan[0], guider)
-    assert not guider._drivers and guider._directions is None
+    assert not guider._drivers and not guider._combinations
 
 
 def test_the_model_is_untouched_on_steps_without_skips(wan):

@@ -49,8 +49,7 @@ def register(subparsers: Any) -> None:
         "--levels",
         metavar="N",
         type=number(int, 1),
-        default=LEVELS,
-        help="steps that are scored (default: %(default)s)",
+        help=f"steps that are scored (default: {LEVELS}, or all --steps if they are fewer)",
     )
     parser.add_argument("--guidance-scale", metavar="X", type=number(float), help="classifier-free guidance")
     parser.add_argument("--height", metavar="N", type=number(int, 1), help="in pixels")
@@ -69,12 +68,10 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Score, print, plot."""
-    if args.levels > args.steps:
-        if args.levels != LEVELS:
-            raise SkipError(
-                f"expected --levels of at most the {args.steps} --steps that can be scored; got {args.levels}"
-            )
-        args.levels = args.steps  # what the notes say
+    if args.levels is None:
+        args.levels = min(LEVELS, args.steps)  # what the notes say
+    elif args.levels > args.steps:
+        raise SkipError(f"expected --levels of at most the {args.steps} --steps that can be scored; got {args.levels}")
     if any(not text.strip() for text in args.prompts or ()):
         raise SkipError("expected prompts in words; one of --prompts is empty")
     output = args.output or Path(f"{slug(Path(args.model).name)}-rank.png")
