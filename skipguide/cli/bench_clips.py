@@ -10,7 +10,7 @@ from typing import Any
 
 from skipguide.bench import settings as rows
 from skipguide.bench.scorer import Scorer
-from skipguide.bench.scores import CONSISTENCY, SCORES, Score
+from skipguide.bench.scores import MARGIN, SCORES, Score
 from skipguide.bench.settings import Missing, Setting
 from skipguide.bench.summary import Row, by_seed, choose_baseline, compare
 from skipguide.cli import pipeline_calls
@@ -215,14 +215,14 @@ class ClipBench:
     # -- scores -------------------------------------------------------------------------------------------------
 
     def _judge(self, plain: Sequence[Row]) -> str | None:
-        """The score that decides: the one that was named, the user's own, or self-consistency, if all rows have it."""
+        """The score that decides: the one that was named, the user's own, or the prompt margin, if all rows have it."""
         named = self.args.judge
         known = [name for name in self.scores if all(name in row.values for row in plain)]
         if named is not None and (named not in known or self.scores[named].better is None):
             able = [name for name in known if self.scores[name].better is not None]
             raise SkipError(f"--judge {named} cannot decide: expected one of {', '.join(able) or 'none here'}")
         own = [name for name in known if name not in SCORES]
-        return named or next(iter(own), CONSISTENCY if CONSISTENCY in known else None)
+        return named or next(iter(own), MARGIN if MARGIN in known else None)
 
     def _scored(self, settings: Sequence[Setting]) -> list[Row]:
         """The rows of these settings, from the clips that are there."""

@@ -14,6 +14,7 @@ from skipguide.bench.charts import forest
 from skipguide.bench.report import Cell, Report, compared
 from skipguide.bench.summary import Row, conclusion
 from skipguide.cli.bench_clips import Table
+from skipguide.cli.clip_job import in_words
 from skipguide.cli.bench_requests import BenchClips
 from skipguide.cli.file_locks import FolderLocks, remove_leftovers
 from skipguide.cli.outputs import replacing, versions, write_json
@@ -97,7 +98,7 @@ def clips_report(table: Table, clips: BenchClips, name: str, folder: Path) -> No
     report.heading("What it looks like")
     report.picture(picture, "frames of the first prompts, a row for each setting")
     report.heading("What the rows are")
-    report.terms({row.setting.name: row.setting.note for row in table.rows})
+    report.terms(_notes(table))
     if table.missing:
         report.note("Rows that could not be had:")
         report.terms({each.name: each.reason for each in table.missing})
@@ -119,6 +120,16 @@ def clips_report(table: Table, clips: BenchClips, name: str, folder: Path) -> No
         "missing": {each.name: each.reason for each in table.missing},
     }
     write_results(folder, report, results, list(_csv_lines(table, names)))
+
+
+def _notes(table: Table) -> dict[str, str]:
+    """What each row is, the grid as one, with the settings of the guidance."""
+    found = {}
+    for row in table.rows:
+        setting = row.setting
+        words = f": {in_words(setting.guidance)}" if setting.guidance and setting.guidance.get("layers") else ""
+        found["cfg-..." if setting.kind == "cfg" and setting.w is not None else setting.name] = setting.note + words
+    return found
 
 
 def verdict(table: Table) -> str:
