@@ -14,8 +14,8 @@ from skipguide.bench.charts import forest
 from skipguide.bench.report import Cell, Report, compared
 from skipguide.bench.summary import Row, conclusion
 from skipguide.cli.bench_clips import Table
-from skipguide.cli.clip_job import in_words
 from skipguide.cli.bench_requests import BenchClips
+from skipguide.cli.clip_job import in_words
 from skipguide.cli.file_locks import FolderLocks, remove_leftovers
 from skipguide.cli.outputs import replacing, versions, write_json
 from skipguide.media import pictures

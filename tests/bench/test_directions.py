@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from skipguide import SkipError
+from skipguide import SkipError, Timetable
 from skipguide.bench.directions import effective_scale, projected_share, random_direction, random_like
 from skipguide.cli import models, pipeline_calls
 from skipguide.pipelines import SpatiotemporalSkipGuidance
@@ -103,7 +103,7 @@ def test_the_effective_scale_is_w_and_the_projection(pipe):
         ({"layers": [2], "formula": "uncond"}, "has no direction of its own"),
         ({"layers": [2], "cfg_interval": (0.0, 0.5)}, "steps without CFG"),
         ({"layers": [2], "formula": "segmented"}, "steps without CFG"),
-        ({"layers": [2], "scale": {"points": [[0.0, 1.0], [0.5, 2.0]], "over": "fraction"}}, "changes with the step"),
+        ({"layers": [2], "scale": Timetable(((0.0, 1.0), (0.5, 2.0)))}, "changes with the step"),
     ],
 )
 def test_guidance_that_no_one_scale_stands_for(pipe, arguments, expected):
