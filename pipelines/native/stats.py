@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field
 from threading import Lock
 from typing import Any
 
+from skipguide.shown import Row, Shown
+
 _LOCK = Lock()  # threads may run one denoiser at the same time
 
 
-@dataclass
-class ReuseStats:
+@dataclass(repr=False)
+class ReuseStats(Shown):
     """What ran while `PrefixReuse` was applied. Blocks are counted in batch rows: one block run on one row is one.
 
     Attributes:
@@ -38,6 +40,13 @@ class ReuseStats:
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self) | {"reused": dict(self.reused), "not_reused": dict(self.not_reused), "share": self.share}
+
+    def _heading(self) -> str:
+        return str(self).split(";")[0]
+
+    def _rows(self) -> list[Row]:
+        kinds = [("pass", "began where it differs", "ran whole"), *((kind, n, "") for kind, n in self.reused.items())]
+        return [*kinds, *((what, "", n) for what, n in self.not_reused.items())] if len(kinds) > 1 else []
 
     def __str__(self) -> str:
         if not self.passes:

@@ -10,6 +10,7 @@ from typing import Any
 from skipguide.families.described import FAMILIES
 from skipguide.families.refused import UNSUPPORTED_MODELS
 from skipguide.families.vision import VISION_FAMILIES
+from skipguide.parts import PARTS
 from skipguide.pipelines.presets import PRESETS, KnownModel
 from skipguide.pipelines.registry.described import PIPELINES
 from skipguide.pipelines.registry.refused import UNSUPPORTED_PIPELINES
@@ -17,7 +18,7 @@ from skipguide.pipelines.registry.spec import PipelineSpec
 from skipguide.schedule import Timetable
 from skipguide.spec import ModelSpec
 
-_PARTS = ("attn", "cross_attn", "mlp", "attn_identity")
+_PARTS = PARTS[1:]  # every block can be left out
 # needs OpenCV, without which diffusers has a stand-in whose constructor tells nothing
 _HIDDEN = {"ConsisIDPipeline": "ConsisIDTransformer3DModel"}
 _CFG = {
@@ -109,7 +110,7 @@ def _asked_for(pipeline: Any, spec: PipelineSpec) -> list[str]:
 
 
 def _parts(spec: ModelSpec) -> str:
-    stacks = [{part for part in _PARTS if stack.has(part)} for stack in spec.stacks]
+    stacks = [{part for part in _PARTS if not spec.lacks(stack, part)} for stack in spec.stacks]
     words = [
         part + ("" if all(part in stack for stack in stacks) else "*")
         for part in _PARTS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from skipguide.pipelines.registry.spec import PipelineSpec
 
 _WAN = PipelineSpec(
@@ -30,8 +32,22 @@ _LTX2 = PipelineSpec(
     passive=("spatio_temporal_guidance_blocks", "isolate_modalities"),
     native="spatio_temporal_guidance_blocks",
     native_off=(("stg_scale", 0.0), ("audio_stg_scale", 0.0)),
+    native_needs="perturbed_attn",
     joined=("_guidance_scale", "_audio_guidance_scale"),
+    modalities=("video", "audio"),
+    noisy=("call.latents", "call.audio_latents"),
 )
+# its sound is thrown away: the video alone is guided, and of the pair that the denoiser predicts only that is touched
+_LTX2_HDR = replace(
+    _LTX2,
+    rescale="_guidance_rescale",
+    native_off=(("stg_scale", 0.0),),
+    joined=(),
+    modalities=(),
+    noisy=("call.latents",),
+)
+# distilled: one pass a step without CFG, which video and sound have in common
+_LTX2_DFR = PipelineSpec("single", layout="tokens", modalities=("video", "audio"))
 
 VIDEO_PIPELINES: dict[str, PipelineSpec] = {
     "LTXPipeline": _LTX,
@@ -54,6 +70,8 @@ VIDEO_PIPELINES: dict[str, PipelineSpec] = {
     "LTX2ImageToVideoPipeline": _LTX2,
     "LTX2ConditionPipeline": _LTX2,
     "LTX2InContextPipeline": _LTX2,
+    "LTX2HDRPipeline": _LTX2_HDR,
+    "LTX2DFRPipeline": _LTX2_DFR,
     "WanVACEPipeline": _WAN,
     "LucyEditPipeline": _WAN,
     "WanVideoToVideoPipeline": _TWO_CALLS,
@@ -83,7 +101,12 @@ VIDEO_PIPELINES: dict[str, PipelineSpec] = {
     "Kandinsky5I2VPipeline": _KANDINSKY5,
     "Kandinsky5T2IPipeline": _KANDINSKY5,
     "Kandinsky5I2IPipeline": _KANDINSKY5,
-    "Kandinsky6TI2VAPipeline": PipelineSpec("two_calls", layout="bfhwc", joined=("_guidance_scale", "_guidance_scale")),
+    "Kandinsky6TI2VAPipeline": PipelineSpec(
+        "two_calls",
+        layout="bfhwc",
+        joined=("_guidance_scale", "_guidance_scale"),
+        modalities=("video", "audio"),
+    ),
     "LattePipeline": PipelineSpec("batched", kept=("w", "cfg")),
     "StableVideoDiffusionPipeline": PipelineSpec("batched", denoisers=_UNET, layout="bfchw"),  # a scale per frame
     "AnimateDiffPipeline": _ANIMATEDIFF,

@@ -124,6 +124,8 @@ def effective_scale(arguments: Mapping[str, Any], pipe: Any, run: Callable[[Any]
 
     watched = Watched(**arguments).for_pipeline(pipe)
     scale = watched.scale
+    if isinstance(scale, Mapping):
+        raise SkipError("it has a scale for each modality, so that no one CFG scale stands for it")
     if isinstance(scale, Timetable):
         raise SkipError("its scale changes with the step, so that no one CFG scale stands for it")
     if watched.rule.direction is None:

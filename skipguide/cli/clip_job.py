@@ -234,6 +234,9 @@ def in_words(guidance: Mapping[str, Any]) -> str:
     scale = guidance.get("scale", 1.0)
     words.append("scale by a timetable" if isinstance(scale, (Mapping, Timetable)) else f"scale {scale:g}")
     words += [str(guidance["part"])] if guidance.get("part", "block") != "block" else []
+    words += [f"strength {guidance['strength']:g}"] if guidance.get("strength", 1) != 1 else []
+    words += [f"heads {' '.join(map(str, guidance['heads']))}"] if guidance.get("heads") else []
+    words += [f"{name} {value}" for name, value in (guidance.get("part_options") or {}).items()]
     words += [str(guidance["formula"])] if guidance.get("formula", "stg") != "stg" else []
     words += [f"{name} {guidance[name]:g}" for name in ("rescale", "start", "stop", "every") if name in guidance]
     words += ["cfg from {:g} to {:g}".format(*guidance["cfg_interval"])] if guidance.get("cfg_interval") else []

@@ -23,11 +23,12 @@ from skipguide.cli.commands import (
     llm,
     rank,
     segment,
+    studio,
     sweep,
 )
 from skipguide.errors import SkipError
 
-COMMANDS = (describe, generate, compare, sweep, rank, bench, llm, segment, floorplan, explain, clip)
+COMMANDS = (describe, generate, compare, sweep, rank, bench, llm, segment, floorplan, explain, clip, studio)
 
 
 def build_parser() -> OneLineParser:

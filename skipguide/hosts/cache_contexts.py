@@ -1,9 +1,9 @@
-"""Cache contexts: the name of the `cache_context` that a pipeline has opened on its denoiser."""
+"""Cache contexts: the name of the `cache_context` that a pipeline has open on its denoiser, and what it said there."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -12,8 +12,11 @@ from torch import nn
 
 from skipguide.hosts.copies import copied_without
 
-# model -> name; a mapping is never changed, so that threads and tasks do not see each other's
-_NAMES: ContextVar[Mapping[int, str]] = ContextVar("skipguide_cache_contexts", default={})  # noqa: B039
+# model -> name and what was said with it; a mapping is never changed, so that threads and tasks do not see each other's
+_OPEN: ContextVar[Mapping[int, tuple[str, Mapping[str, Any]]]] = ContextVar(
+    "skipguide_cache_contexts",
+    default={},  # noqa: B039
+)
 
 
 class ContextNames:
@@ -27,19 +30,26 @@ class ContextNames:
 
     def __init__(self, model: nn.Module) -> None:
         self.key = id(model)
-        self.users: set[int] = set()  # who listens, by id: they end it while they live
+        # who listens, by id: they end it while they live; and what is called before a context opens
+        self.users: dict[int, Callable[[], None] | None] = {}
         self.own = "cache_context" in model.__dict__
         self.original: Any = model.cache_context
 
     @classmethod
-    def listen(cls, model: nn.Module, user: object) -> None:
-        """Take the place of `cache_context`, or count one listener more; without cache contexts nothing happens."""
+    def listen(cls, model: nn.Module, user: object, before: Callable[[], None] | None = None) -> None:
+        """Take the place of `cache_context`, or count one listener more; without cache contexts nothing happens.
+
+        Args:
+            model: the denoiser.
+            user: who listens.
+            before: called before each context opens, and so before the denoiser is.
+        """
         if not hasattr(model, "cache_context"):
             return
         here = model.__dict__.get("cache_context")
         if not isinstance(here, cls):
             here = model.__dict__["cache_context"] = cls(model)
-        here.users.add(id(user))
+        here.users[id(user)] = before
 
     @classmethod
     def leave(cls, model: nn.Module, user: object) -> None:
@@ -47,7 +57,7 @@ class ContextNames:
         here = model.__dict__.get("cache_context")
         if not isinstance(here, cls):
             return
-        here.users.discard(id(user))
+        here.users.pop(id(user), None)
         if not here.users and here.own:
             model.__dict__["cache_context"] = here.original
         elif not here.users:
@@ -56,17 +66,25 @@ class ContextNames:
     @staticmethod
     def name(model: nn.Module) -> str:
         """The name in force, or an empty one."""
-        return _NAMES.get().get(id(model), "")
+        return _OPEN.get().get(id(model), ("", {}))[0]
+
+    @staticmethod
+    def where(model: nn.Module) -> dict[str, Any]:
+        """What was said with the context in force: the step, how many there are, the noise level."""
+        return dict(_OPEN.get().get(id(model), ("", {}))[1])
 
     @contextmanager
     def __call__(self, name: str, **where: Any) -> Iterator[None]:
         """What the model's own `cache_context` does, under a name that is remembered."""
-        token = _NAMES.set({**_NAMES.get(), self.key: name})
+        for before in tuple(self.users.values()):
+            if before is not None:
+                before()
+        token = _OPEN.set({**_OPEN.get(), self.key: (name, where)})
         try:
             with self.original(name, **where):
                 yield
         finally:
-            _NAMES.reset(token)
+            _OPEN.reset(token)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of the model has its own `cache_context` and no listener."""
