@@ -35,6 +35,7 @@ class Table:
         missing: the rows that could not be had.
         scores: what is known of each score.
         judge: the score that chose the baseline; None where none could.
+        decides: whether that score may say that guidance helps: one of the user's own, or named by the user.
         baseline: the best plain CFG.
         candidate: the guidance that the controls are of; None where there is none.
         steps: of the sampler.
@@ -45,6 +46,7 @@ class Table:
     missing: list[Missing]
     scores: dict[str, Score]
     judge: str | None
+    decides: bool
     baseline: Setting
     candidate: Setting | None
     steps: int
@@ -100,7 +102,8 @@ class ClipBench:
         table = compare([*values, *self._scored(found)], baseline.name)
         scales = [w for w in self.grid if w is not None]
         edge = baseline.w is not None and rows.at_edge(baseline.w, scales)
-        return Table(table, missing, self.scores, judge, baseline, candidate, self.steps, edge)
+        decides = judge is not None and (judge not in SCORES or self.args.judge is not None)
+        return Table(table, missing, self.scores, judge, decides, baseline, candidate, self.steps, edge)
 
     # -- which rows ---------------------------------------------------------------------------------------------
 

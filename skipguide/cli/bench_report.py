@@ -31,6 +31,12 @@ READ = (
     "prompts), Student's t. It is green or red where the interval does not contain 0 and the score has a better "
     "direction. Many rows and scores were looked at: one in twenty intervals lies beside the truth."
 )
+UNDECIDED = (
+    "Whether skipping helps is left open: without --scorer all scores are of pixels or the model's own. They can "
+    "choose among CFG scales and show what skipping changes; but a model does not like what leads away from its own "
+    "predictions: on the bundled one its scores put the preset below plain CFG, and a judge that was trained apart "
+    "puts it above."
+)
 
 
 def write_results(folder: Path, report: Report, results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
@@ -111,6 +117,7 @@ def clips_report(table: Table, clips: BenchClips, name: str, folder: Path) -> No
         "model": name,
         "conclusion": lead,
         "judge": table.judge,
+        "judge_decides": table.decides,
         "baseline": table.baseline.name,
         "candidate": table.candidate.name if table.candidate is not None else None,
         "steps": table.steps,
@@ -143,7 +150,9 @@ def verdict(table: Table) -> str:
         words.append("It is at the edge of the grid: a better one may lie outside (--grid).")
     if table.candidate is None:
         words.append("No skip guidance could be had on this model: see the rows that are missing.")
-    elif table.judge is not None and (better := table.scores[table.judge].better) is not None:
+    elif not table.decides or table.judge is None:
+        words.append(UNDECIDED)
+    elif (better := table.scores[table.judge].better) is not None:
         words.append(conclusion(table.rows, table.candidate.name, table.baseline.name, table.judge, better))
     return " ".join(words)
 

@@ -29,11 +29,11 @@ def latents(pipe, guidance=None, w=4.0):
 
 def test_a_random_direction_has_the_norm_row_by_row_and_nothing_else():
     d = torch.randn(3, 4, 5, 6) * torch.tensor([1.0, 10.0, 0.0]).view(3, 1, 1, 1)
-    found = random_like(d, torch.Generator().manual_seed(0))
+    found = random_like(d, torch.Generator().manual_seed(5))
     norms = [x.flatten(1).norm(dim=1) for x in (d, found)]
     torch.testing.assert_close(norms[0], norms[1])
     assert abs(torch.cosine_similarity(d[0].flatten(), found[0].flatten(), dim=0)) < 0.3
-    torch.testing.assert_close(found, random_like(d, torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(found, random_like(d, torch.Generator().manual_seed(5)))
     assert not torch.equal(found, random_like(d, torch.Generator().manual_seed(1)))
 
 

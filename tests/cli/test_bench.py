@@ -114,13 +114,27 @@ def test_differences_are_paired_over_seeds(place):
 def test_the_users_own_score_chooses_the_baseline(place):
     found = results("done")
     plain = {row["name"]: row["scores"]["redness"]["mean"] for row in found["rows"] if row["kind"] == "cfg"}
-    assert found["judge"] == "redness"
+    assert (found["judge"], found["judge_decides"]) == ("redness", True)
     assert found["baseline"] == max(plain, key=plain.get)
     w = float(found["baseline"].removeprefix("cfg-"))
     named = {row["name"]: row for row in found["rows"]}
     assert named["own"]["w"] == named["auto"]["w"] == named["random-direction"]["w"] == named["equal-blocks"]["w"] == w
     assert named["frugal"]["w"] == named["interval"]["w"] > w
     assert named["equal-blocks"]["steps"] == 3, "of 2: six blocks of twelve more"
+
+
+def test_pixels_and_the_model_itself_do_not_say_that_it_helps(place, capsys):
+    """Without a score of the user's the baseline is chosen, and help is left open; a score that is named decides."""
+    plain = [word for word in COMMAND if word not in ("--scorer", "bench_scores:redness")]
+    shutil.copytree("done", "unscored", ignore=shutil.ignore_patterns(".claims"))
+    assert main([*plain, "-o", "unscored"]) == 0
+    found = results("unscored")
+    assert (found["judge"], found["judge_decides"]) == ("prompt margin", False)
+    assert "Whether skipping helps is left open" in found["conclusion"]
+    assert "Whether skipping helps is left open" in capsys.readouterr().out
+    assert main([*plain, "-o", "unscored", "--judge", "prompt margin"]) == 0
+    assert "left open" not in results("unscored")["conclusion"]
+    shutil.rmtree("unscored")
 
 
 def test_costs_are_counted_in_blocks(place):
