@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from skipguide.config import JsonConfig, number
 from skipguide.errors import SkipError
+from skipguide.parts import Perturbation
 from skipguide.plan import Part, SkipPlan, check_stack
 from skipguide.schedule import Timetable
 
@@ -100,6 +101,9 @@ class SkipGroup(JsonConfig):
         scale: s of this group: a number, a `Timetable`, or a mapping with one of these for each modality.
         part: what of the layers is skipped.
         stack: count `layers` within one stack, such as Latte's `"temporal_transformer_blocks"`.
+        strength: as in `SpatiotemporalSkipGuidance`; 0 is like scale 0.
+        heads: likewise.
+        part_options: likewise.
 
     Example:
         >>> space = SkipGroup([2], scale=2.0, stack="transformer_blocks")
@@ -112,18 +116,35 @@ class SkipGroup(JsonConfig):
     scale: Scale = 1.0
     part: Part = "block"
     stack: str | None = None
+    strength: float = 1.0
+    heads: Sequence[int] | Mapping[int, Sequence[int]] | None = field(default=None, hash=False)
+    part_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check everything that does not need a model."""
         object.__setattr__(self, "layers", check_layers(self.layers, self.part))
         object.__setattr__(self, "scale", check_scale(self.scale))
-        SkipPlan((), part=self.part)
+        for name, value in self.perturbation.fields.items():
+            object.__setattr__(self, name, value)
         check_stack(self.stack)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with a version; what a part can be told is there where something is told."""
+        plain = super().to_dict()
+        for name in ("strength", "heads", "part_options"):
+            del plain[name]
+        return plain | self.perturbation.told
+
+    @property
+    def perturbation(self) -> Perturbation:
+        """How the layers are weakened."""
+        heads: Any = self.heads
+        return Perturbation(self.part, self.strength, heads, self.part_options)
 
     @property
     def idle(self) -> bool:
-        """Whether the scale is 0 at every step."""
-        return not any(value for scale in self.scales for value in values_of(scale))
+        """Whether the scale is 0 at every step, or the strength is 0: then nothing is done."""
+        return self.strength == 0 or not any(value for scale in self.scales for value in values_of(scale))
 
     @property
     def scales(self) -> tuple[float | Timetable, ...]:
@@ -143,6 +164,8 @@ class SkipGroup(JsonConfig):
 
     def acts_at(self, fraction: float, sigma: float | None = None) -> bool:
         """Whether layers are skipped, with a scale that is not 0, when this fraction of the steps is done."""
+        if self.strength == 0:
+            return False
         return any(value_at(scale, fraction, sigma) for scale in self.scales) and bool(
             value_at(self.layers, fraction, sigma) != ()
         )

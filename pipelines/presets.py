@@ -203,8 +203,9 @@ PRESETS: tuple[KnownModel, ...] = (
     KnownModel("Flux", "FluxTransformer2DModel", 57, 3072, None),
     KnownModel("Flux 2", "Flux2Transformer2DModel", 56, 6144, None),
     KnownModel("Qwen-Image", "QwenImageTransformer2DModel", 60, 3072, None),
-    KnownModel("Z-Image", "ZImageTransformer2DModel", 30, 3840, None),
-    KnownModel("Kandinsky 5 Lite", "Kandinsky5Transformer3DModel", 32, 1792, None),
+    KnownModel("Z-Image", "ZImageTransformer2DModel", 34, 3840, None),
+    KnownModel("Kandinsky 5 Video Lite", "Kandinsky5Transformer3DModel", 34, 1792, None),
+    KnownModel("Kandinsky 5 Video Pro", "Kandinsky5Transformer3DModel", 64, 4096, None),
 )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, get_args
 
 from skipguide.config import JsonConfig, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.guidance import Over
+from skipguide.parts import Perturbation
 from skipguide.pipelines.formulas import Formula, find_formula
 from skipguide.pipelines.groups import Scale, SkipGroup, check_amount, check_layers, check_scale
 from skipguide.pipelines.presets import Preset
@@ -57,6 +58,9 @@ class GuidanceSettings(JsonConfig):
     prefer_cheap: bool = False
     seed: int = 0
     score: str = DEFAULT_SCORE
+    strength: float = 1.0
+    heads: Sequence[int] | Mapping[int, Sequence[int]] | None = None
+    part_options: Mapping[str, Any] = field(default_factory=dict)
     guidance_scale: float | Timetable | None = None
 
     def __post_init__(self) -> None:
@@ -75,6 +79,7 @@ class GuidanceSettings(JsonConfig):
         else:
             layers = check_layers(self.layers, part)
         object.__setattr__(self, "layers", layers)
+        self._check_perturbation()
         if self.scale is not None:
             object.__setattr__(self, "scale", check_scale(self.scale))
         for name, most in (("rescale", 1.0), ("guidance_scale", None)):
@@ -103,6 +108,17 @@ class GuidanceSettings(JsonConfig):
         check_score(self.score)
         given = {each.name: getattr(self, each.name) for each in fields(self)}
         self.rule.check(given | {name: value for name, value in DEFAULTS.items() if given[name] is None})
+
+    def _check_perturbation(self) -> None:
+        """Bring strength, heads and options of the part to their normal form."""
+        if self.part is None:  # the preset's, which is not known yet
+            Perturbation(strength=self.strength)
+            return
+        heads: Any = self.heads
+        for name, value in Perturbation(self.part, self.strength, heads, self.part_options).fields.items():
+            object.__setattr__(self, name, value)
+        if self.groups is not None and (self.strength, self.heads, dict(self.part_options)) != (1, None, {}):
+            raise SkipError("with groups, strength, heads and part_options are given in the groups")
 
     def _check_numbers(self) -> None:
         """Bring numbers and flags to Python's own types and check their ranges."""
@@ -152,7 +168,8 @@ class GuidanceSettings(JsonConfig):
         """The one group that these settings are, where `groups` says none. Its layers are not a mapping."""
         layers: Any = self.layers
         scale = DEFAULTS["scale"] if self.scale is None else self.scale
-        return SkipGroup(layers, scale, self.part or DEFAULTS["part"], self.stack)
+        told: dict[str, Any] = {"strength": self.strength, "heads": self.heads, "part_options": self.part_options}
+        return SkipGroup(layers, scale, self.part or DEFAULTS["part"], self.stack, **told)
 
     @property
     def scaled_groups(self) -> tuple[SkipGroup, ...]:

@@ -6,21 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from skipguide.active import everywhere_at
 from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
-from skipguide.gate import gate_of
 from skipguide.pipelines.applied import AppliedGuidance
 from skipguide.pipelines.calibration import auto_layers
+from skipguide.pipelines.conflicts import denoisers_of, refuse_conflicts
 from skipguide.pipelines.groups import SkipGroup
-from skipguide.pipelines.native.listener import refuse_native_reuse
 from skipguide.pipelines.presets import find_preset, named_settings
 from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
 from skipguide.pipelines.sampling.branch_parallel import group_of, refuse_cache
 from skipguide.pipelines.sampling.caches import admit_cache
 from skipguide.pipelines.sampling.call_stack import is_running
 from skipguide.pipelines.sampling.cost import foretell
-from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceCost
 from skipguide.pipelines.sampling.modalities import check_modalities
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule
@@ -33,7 +30,7 @@ __all__ = ["AppliedGuidance", "SpatiotemporalSkipGuidance"]
 class SpatiotemporalSkipGuidance(GuidanceSettings):
     """Guide a diffusion pipeline away from its own prediction with some layers skipped.
 
-    Six arguments are what a person needs: `layers`, `scale`, `part`, `start`, `stop` and `rescale`. The other sixteen
+    Six arguments are what a person needs: `layers`, `scale`, `part`, `start`, `stop` and `rescale`. The other nineteen
     leave things as they are by default, and stand in groups under the six.
 
     With c, u, k the conditional, unconditional and skipped predictions, w the pipeline's CFG scale and s `scale`, every
@@ -50,8 +47,9 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         scale: s, a number or a `Timetable`. 0 leaves the pipeline as it is, to the bit. Where a model predicts video
             and sound, a mapping gives each its own: `{"video": 1.0, "audio": 0.5}`. None is the preset's with
             `layers=None`, else 1.
-        part: `"block"` (the paper's STG-R), `"attn_identity"` (STG-A), `"attn"`, `"cross_attn"` or `"mlp"`. None is
-            the preset's with `layers=None`, else `"block"`.
+        part: what of the layers is weakened: `"block"` (the paper's STG-R), `"attn_identity"` (STG-A), `"attn"`,
+            `"cross_attn"`, `"mlp"`, `"attn_blur"` (SEG), `"window_time"`, `"window_space"`, `"token_shuffle"` (TPG) or
+            `"self_swap"` (SSG). None is the preset's with `layers=None`, else `"block"`.
         start: first step with skip guidance, as a fraction of the steps (inclusive). Where `start` and `stop` are both
             None, they are the preset's with `layers=None`, else 0 and 1.
         stop: end of the skip guidance, as a fraction of the steps (exclusive; 1.0 is the end). A run with so few steps
@@ -89,14 +87,23 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             fill, needs memory for the further rows), or in one batch where the sequence is short (`"auto"`, by
             `skipguide.pipelines.sampling.tail.AUTO`).
 
-    Which layers, beyond a list:
+    Which layers beyond a list:
         stack: count `layers` within this stack, such as Latte's `"temporal_transformer_blocks"`.
         groups: several `SkipGroup`s with layers, scale, part and stack of their own, in place of `layers`: one pass
             each, and passes that begin alike share that beginning.
         drop: share of the blocks that `"stochastic"` leaves out (at least one block).
         prefer_cheap: `"stochastic"` draws from the deeper half of the blocks only, so that short passes follow.
-        seed: of `"stochastic"`.
+        seed: of `"stochastic"` and of `"token_shuffle"`, which are drawn anew at every step.
         score: what `"auto"` ranks by; one of `skipguide.select.SCORES`.
+
+    How the part acts:
+        strength: 1 is the part as it is named, 0 is like scale 0, and between them what the part changes is
+            interpolated: a left-out branch is scaled by 1 - strength, an attention map is mixed with the other one
+            (SoftPAG, arXiv 2506.10978).
+        heads: the heads of the attention that the part is about, from 0 on, for all layers or as a mapping by layer
+            (HeadHunter, arXiv 2506.10978); None is all.
+        part_options: what else a part can be told, such as `{"sigma": 2.0}` of `"attn_blur"`; the table of parts in
+            `pipelines/README.md` has them.
 
     Raises:
         SkipError: on settings that cannot mean anything; `apply` checks those that depend on the model.
@@ -149,7 +156,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         spec = pipeline_spec(pipe)
         group = group_of(branch_parallel)
         names = self._denoisers(pipe, spec)
-        self._refuse_conflicts(pipe, spec, names)
+        refuse_conflicts(pipe, spec, names, "SpatiotemporalSkipGuidance")
         settings = self._on(pipe, names)
         check_modalities(settings.scaled_groups, spec.modalities, type(pipe).__name__)
         if group is not None and (settings.rule.in_place_of_uncond or settings.tail != "separate"):
@@ -224,10 +231,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         return replace(self, layers=own if mapped else _joined(own))
 
     def _denoisers(self, pipe: Any, spec: PipelineSpec) -> list[str]:
-        names = [name for name in spec.denoisers if getattr(pipe, name, None) is not None]
-        if not names:
-            missing = " and ".join(f"pipe.{name} is None" for name in spec.denoisers)
-            raise SkipError(f"this {type(pipe).__name__} has no denoiser: {missing}")
+        names = denoisers_of(pipe, spec)
         if isinstance(self.layers, Mapping) and (unknown := sorted(set(self.layers) - set(spec.denoisers))):
             raise SkipError(
                 f"layers names {', '.join(unknown)}, but the denoisers of {type(pipe).__name__} are "
@@ -257,25 +261,6 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         if group.layers == "auto":
             return replace(group, layers=auto_layers(pipe, denoiser, group.part, group.stack, self.score))
         return group
-
-    def _refuse_conflicts(self, pipe: Any, spec: PipelineSpec, names: list[str]) -> None:
-        for name in names:
-            model = getattr(pipe, name)
-            refuse_native_reuse(model, "SpatiotemporalSkipGuidance")
-            here = everywhere_at(gate_of(model), Interceptor)
-            if any(other.pipe is pipe for other in here):  # another pipeline may share the model
-                raise SkipError(
-                    f"guidance is already applied to pipe.{name}: call remove() on the earlier handle first, or "
-                    f"skipguide.remove_from(pipe) where that is gone"
-                )
-        if spec.cfg == "guider":
-            guider = getattr(pipe, "guider", None)
-            if type(guider).__name__ != "ClassifierFreeGuidance" or getattr(guider, "use_original_formulation", False):
-                raise SkipError(
-                    f"expected pipe.guider to be ClassifierFreeGuidance with use_original_formulation=False; got "
-                    f"{type(guider).__name__}: others combine the branches in ways that a shift does not survive; "
-                    f"skipguide.pipelines.SkipGuider takes the guider's place, and guides by itself"
-                )
 
 
 def _joined(layers: dict[str, Any]) -> Any:

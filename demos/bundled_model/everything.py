@@ -1,4 +1,4 @@
-"""Rerun every table, preset and picture that rests on `tiny-t2v`, where the model is no longer the one it was made with.
+"""Rerun every table, preset and picture that rests on `tiny-t2v` and was made with another model than today's.
 
     python -m demos.bundled_model.everything --dry        # what would run, and what it takes
     python -m demos.bundled_model.everything              # run it; started again it goes on with the next step
@@ -51,11 +51,14 @@ class Step:
 
 QUALITY, CONFIRM = "runs/quality-{model}", "runs/quality-confirm-{model}"
 RESULTS = ("results.json", "results.md")
+NOTEBOOKS = ("guidance_on_the_bundled_model", "what_does_block_k_do")
 STEPS: dict[str, Step] = {
     "evaluate": Step(
         (
-            ("-m", "demos.bundled_model.evaluate", "--model", "skipguide/assets/tiny-t2v")
-            + ("--prompts", "256", "--tune", "2", "3", "4", "6"),
+            (
+                *("-m", "demos.bundled_model.evaluate", "--model", "skipguide/assets/tiny-t2v"),
+                *("--prompts", "256", "--tune", "2", "3", "4", "6"),
+            ),
         ),
         ("demos/bundled_model/results.json", "demos/bundled_model/samples.png"),
         0.2,
@@ -96,6 +99,12 @@ STEPS: dict[str, Step] = {
         ("demos/media/side_by_side.gif",),
         0.1,
         quoted="the caption in pipelines/README.md",
+    ),
+    "notebooks": Step(
+        (("-m", "demos.notebooks", *NOTEBOOKS),),
+        tuple(f"demos/notebooks/{name}.ipynb" for name in NOTEBOOKS),
+        0.1,
+        quoted="the sentences between the cells",
     ),
 }
 

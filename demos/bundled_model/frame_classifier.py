@@ -3,7 +3,7 @@
 `AttributeClassifier` reads a clip as a whole, and so cannot say whether the shape holds from frame to frame; this one
 sees one frame at a time. It is trained on all combinations, held-out ones too: it is a judge, not the model under test.
 
-    python -m demos.bundled_model.frame_classifier --minutes 6
+    python -m demos.bundled_model.frame_classifier --steps 500
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from demos.bundled_model.clips import ATTRIBUTES, FRAMES, all_specs, held_out, labels, render
-from demos.bundled_model.common import Clock, atomically
+from demos.bundled_model.common import atomically
 from demos.bundled_model.optim import optimizers
 
 WEIGHTS = Path(__file__).with_name("frame_classifier.safetensors")
 READ = ("shape", "colour", "background")
+EACH = 8  # frames of a clip that training sees; rendering the clip costs as much as they do
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
@@ -82,37 +83,32 @@ def stability(readings: Tensor) -> Tensor:
     return (readings == readings.mode(1, keepdim=True).values).float().mean(1)
 
 
-def train(minutes: float, batch: int, lr: float, seed: int) -> tuple[FrameClassifier, int]:
-    """A classifier trained on mildly noisy, blurred and tinted frames; also the number of steps."""
+def train(steps: int, batch: int, lr: float, seed: int) -> FrameClassifier:
+    """A classifier trained on mildly noisy, blurred and tinted frames."""
     from demos.bundled_model.train_classifier import augment
 
     torch.manual_seed(seed)
     rng = random.Random(seed)
     specs, model = all_specs(), FrameClassifier().to(memory_format=torch.channels_last)
     opts = optimizers(model, lr, weight_decay=0.02, outer=("heads",))
-    clock, step, average = Clock(minutes), 0, 0.0
-    bar = tqdm(total=100, desc="frames", mininterval=10, bar_format="{l_bar}{bar}| {elapsed} {postfix}")
-    while (progress := clock.progress) < 1:
-        for opt in opts:
-            for group in opt.param_groups:
-                group["lr"] = lr * min(1.0, (step + 1) / 50, 2 * (1 - progress))
+    average, bar = 0.0, tqdm(range(steps), desc="frames", mininterval=10)
+    for step in bar:
+        for group in (group for opt in opts for group in opt.param_groups):
+            group["lr"] = lr * min(1.0, (step + 1) / 50, 2 * (1 - step / steps))
         chosen = rng.choices(specs, k=batch)
         clips = render(chosen, seed * 1_000_003 + step)
-        picked = torch.randint(FRAMES, (batch, 2))  # two frames of every clip
+        picked = torch.rand(batch, FRAMES).argsort(1)[:, :EACH]
         frames = clips[torch.arange(batch)[:, None], picked].flatten(0, 1)[:, None]
-        truth = {name: values.repeat_interleave(2) for name, values in labels(chosen).items()}
+        truth = {name: values.repeat_interleave(EACH) for name, values in labels(chosen).items()}
         logits = model(augment(frames)[:, 0])
         loss = torch.stack([F.cross_entropy(logits[name], truth[name]) for name in READ]).sum()
         loss.backward()
         for opt in opts:
             opt.step()
             opt.zero_grad()
-        step += 1
-        average = loss.item() if step == 1 else 0.97 * average + 0.03 * loss.item()
-        bar.n = round(100 * progress)
-        bar.set_postfix_str(f"step {step} loss {average:.4f}")
-    bar.close()
-    return model.eval(), step
+        average = loss.item() if step == 0 else 0.97 * average + 0.03 * loss.item()
+        bar.set_postfix_str(f"loss {average:.4f}", refresh=False)
+    return model.eval()
 
 
 def measure(model: FrameClassifier, clips: int, seed: int) -> dict[str, object]:
@@ -140,18 +136,16 @@ def measure(model: FrameClassifier, clips: int, seed: int) -> dict[str, object]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
-    parser.add_argument("--minutes", type=float, default=6)
-    parser.add_argument("--batch", type=int, default=64, help="clips; two frames of each")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=16, help="clips; eight frames of each")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--clips", type=int, default=512, help="for the measurement")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    model, steps = train(args.minutes, args.batch, args.lr, args.seed)
+    model = train(args.steps, args.batch, args.lr, args.seed)
     model.save(args.out)
-    report = {"steps": steps, "minutes": args.minutes} | measure(
-        FrameClassifier.load(args.out), args.clips, args.seed + 1
-    )
+    report = {"steps": args.steps} | measure(FrameClassifier.load(args.out), args.clips, args.seed + 1)
     text = json.dumps(report, indent=2) + "\n"
     atomically(args.out.with_suffix(".json"), lambda path: path.write_text(text))
     print(json.dumps(report))

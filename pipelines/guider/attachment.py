@@ -52,7 +52,12 @@ def attach_guider(guider: Any, pipe: Any, component: str = "guider") -> None:
 
 
 def modalities_of(pipe: Any) -> tuple[str, ...]:
-    """What a pipeline's guiders are for, where it has one for the video and one for the sound; else nothing."""
+    """What a pipeline's guiders are for, where it has one for the video and one for the sound; else nothing.
+
+    Raises:
+        SkipError: for something that is no pipeline.
+    """
+    refuse_no_pipeline(pipe)
     return tuple(MODALITIES) if SOUND in (getattr(pipe, "component_names", None) or ()) else ()
 
 

@@ -21,15 +21,18 @@ from skipguide.hosts.compilation import untraced
 from skipguide.pipelines.registry.described import PipelineSpec, described_loop
 from skipguide.pipelines.sampling.branch_parallel import BranchParallelPasses
 from skipguide.pipelines.sampling.caches import admit_cache
-from skipguide.pipelines.sampling.call_stack import is_called_by
+from skipguide.pipelines.sampling.call_stack import is_called_by, is_running
 from skipguide.pipelines.sampling.delivery import Delivery
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.lost_root import RootNotice
-from skipguide.pipelines.sampling.passes import DenoiserPasses, Skipped, StepPasses
+from skipguide.pipelines.sampling.native_pass import NativePass
+from skipguide.pipelines.sampling.passes import DenoiserPasses
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
-from skipguide.pipelines.sampling.predictions import check_effect, first, with_first
+from skipguide.pipelines.sampling.predictions import check_effect, first, widened, with_first
+from skipguide.pipelines.sampling.row_inputs import half_of
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule, StepPlan
+from skipguide.pipelines.sampling.step_passes import Skipped, StepPasses
 from skipguide.pipelines.settings import GuidanceSettings
 
 
@@ -53,10 +56,10 @@ class Interceptor:
         self.rule = settings.rule
         self.pipe = pipe
         self.spec = spec
-        self.over_native = over_native
         self.loop = described_loop(pipe)
         self.denoiser = denoiser
         self.model: nn.Module = getattr(pipe, denoiser)
+        self.native = NativePass(pipe, spec, self.model, over_native)
         self.schedule = schedule
         self.state = state
         self.stats = stats
@@ -86,13 +89,15 @@ class Interceptor:
         hold_everywhere(gate_of(self.model), self)
         if self.works and not self.passes.count.unseen:  # a graph would be compiled anew for it
             self.notice.begin()
-        ContextNames.listen(self.model, self)
+        ContextNames.listen(self.model, self, gate_of(self.model).move_in_front)
 
     def remove(self) -> None:
         """Take everything away again."""
         end_everywhere(gate_of(self.model), self)
         self.notice.end()
         ContextNames.leave(self.model, self)
+        if -1 < self.state.step < self.state.steps - 1 and not is_running(self.pipe):
+            self.passes.states.reset()  # the last run was broken off, and nobody else clears up after it
         self.passes.remove()
         self.state.release()
 
@@ -106,22 +111,13 @@ class Interceptor:
         if not is_called_by(self.pipe, self.model, self.loop):
             return call(*args, **kwargs)
         self.state.refuse_other_threads(self.pipe)
-        if self.schedule.groups and not self.over_native and self.spec.is_native(kwargs):
-            self._refuse_native()
+        if self.schedule.groups:
+            self.native.meet(kwargs)
         outputs = self.delivery.outputs if self.works else None
         guide = self._passive if self.spec.is_passive(kwargs) else self._guided
         if outputs is None:
             return guide(call, args, kwargs)
         return outputs.apart(guide(outputs.around(call), args, kwargs))
-
-    def _refuse_native(self) -> None:
-        """Refuse the pipeline's own skip guidance under this one: nobody asks for both without saying so."""
-        off = ", ".join(f"{name}={value}" for name, value in self.spec.native_off)
-        raise SkipError(
-            f"{type(self.pipe).__name__} makes a skip-guidance pass of its own in this call, and this guidance would "
-            f"come on top of it: turn the pipeline's off (call it with {off}); or keep the pipeline's alone, and have "
-            f"it cheaper (PrefixReuse().apply(pipe)); or ask for both, apply(pipe, over_native=True)"
-        )
 
     def _passive(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A further pass of the pipeline's own: the other branches of this step may have been shifted."""
@@ -144,10 +140,12 @@ class Interceptor:
             if state.timesteps is not self._met:  # a cache can come and go between calls
                 self._met = state.timesteps
                 self.schedule.refuse_idle(state.steps)
+                cache = admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.schedule)
                 self.passes.move_in_front(getattr(self.pipe, self.denoiser))
                 if self.passes.count.unseen:
                     self.notice.end()
-                self.passes.set_cache(admit_cache(self.pipe, self.denoiser, self.model, self.settings, self.schedule))
+                self.passes.set_cache(cache)
+            self.passes.branch = branch
             sigma = state.sigma(self.pipe) if self.schedule.needs_sigma else None
             self.step_plan = self.schedule.at(state.step, state.steps, sigma, cfg=branch != "only")
             self.delivery.now = self.step_plan
@@ -158,9 +156,10 @@ class Interceptor:
             self.watch.see("guided", first(out), self.state.step)
             if state.step == state.steps - 1 and (branch != "cond" or self.delivery.w() is None):
                 self.watch.settle()
+                self.delivery.rounding.settle()
             return out
         except BaseException:
-            self.passes.clear()
+            self.passes.fail()
             self.state.release()
             self.watch.forget()
             raise
@@ -187,9 +186,7 @@ class Interceptor:
     def _both(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call with the rows [uncond, cond]."""
         batch, plan, passes, state = batch_size(args, kwargs), self.step_plan, self.passes, self.state
-        half = batch // 2
-        if batch % 2:
-            raise SkipError(f"CFG is on, so rows [uncond, cond] were expected; got an odd batch of {batch}")
+        half = half_of(batch)
         conditional = slice(half, batch)
         if not plan.cfg:  # the conditional rows only, and every branch is their prediction
             mine, rows = passes.rows(args, kwargs, conditional, batch), slice(0, half)
@@ -209,12 +206,11 @@ class Interceptor:
         if not plan.skipped or plan.skips_inside:
             if plan.w is not None:
                 return with_first(out, torch.cat(self.delivery.both(u, c, None, state)))
-            return with_first(out, torch.cat([u, c])) if self.settings.zero_star else out
+            return with_first(out, torch.cat(self.delivery.branches(u, c))) if self.settings.zero_star else out
         mine = passes.rows(args, kwargs, rows, batch) if step is not None else (args, kwargs)
         delta = self._delta(u, c, self._skipped(step, call, mine, rows, batch))
         if self.delivery.mode() == "shift":
-            state.extra = delta if self.spec.passive else None
-            return with_first(out, torch.cat([self.delivery.shifted(u, delta), self.delivery.shifted(c, delta)]))
+            return with_first(out, torch.cat(self.delivery.both_shifted(u, c, delta, state)))
         return with_first(out, torch.cat(self.delivery.both(u, c, delta, state)))
 
     def _only(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -276,14 +272,14 @@ class Interceptor:
         if not plan.skipped or plan.skips_inside:
             if plan.w is not None:
                 return with_first(out, self.delivery.solved(u, c, None, state))
-            return with_first(out, u) if self.settings.zero_star else out
+            return with_first(out, self.delivery.delivered(u, c)) if self.settings.zero_star else out
         if self.rule.waits_for_uncond:
             skipped = self._skipped(step, call, (args, kwargs), rows, batch) if here else state.skipped
             state.delta, state.skipped = self._delta(u, c, skipped), None
         assert state.delta is not None
         delta, state.delta = state.delta, None
         if self.delivery.mode() == "shift":
-            return with_first(out, self.delivery.shifted(u, delta))
+            return with_first(out, self.delivery.uncond_shifted(u, c, delta))
         if not self.rule.waits_for_uncond and plan.w is None and self.delivery.weightless():
             return out
         return with_first(out, self.delivery.solved(u, c, delta, state))
@@ -329,7 +325,8 @@ class Interceptor:
         if skipped is not None:
             assert rule.direction is not None
             w = self.delivery.cfg_scale() if rule.needs_w and u is not None else 1.0
-            directions = [rule.direction(u, c, skipped[each.plan], w) for each in plan.skipped]
+            wide = None if u is None else widened(u), widened(c)
+            directions = [rule.direction(*wide, skipped[each.plan], w) for each in plan.skipped]
             new = [self.delivery.projected(d, c) for d in directions]
             plain = u if plan.place == "uncond" and u is not None else c
             self.watch.see("plain", plain, state.step)

@@ -79,6 +79,16 @@ class Modalities:
 
         return self._each(each, u, c)
 
+    def combined(self, combine: Sequence[Callable[..., Tensor]], *predictions: Tensor) -> Tensor:
+        """What functions make of several predictions, one function for each modality."""
+        own = iter(combine)
+
+        def each(sample: Tensor | None, sigma: float, *parts: Tensor) -> Tensor:
+            made = next(own)(*(_denoised(part, sample, sigma) for part in parts))
+            return _velocity(made, sample, sigma)
+
+        return self._each(each, *predictions)
+
     def _each(self, function: Callable[..., Tensor], *predictions: Tensor) -> Tensor:
         sizes = None if self.outputs is None else self.outputs.sizes
         parts = [(each,) if sizes is None else each.split(sizes, dim=1) for each in predictions]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from skipguide.blocks import BlockMap
+from skipguide.blocks import Block, BlockMap
 from skipguide.errors import SkipError
+from skipguide.parts import PART_SPECS
+from skipguide.perturbations.at_parts import AT_PARTS
 from skipguide.pipelines.formulas import Place
 from skipguide.pipelines.groups import SkipGroup, value_at
 from skipguide.pipelines.settings import GuidanceSettings
@@ -123,10 +125,7 @@ class GuidanceSchedule:
         self.times = StepTimes(settings, self.groups)
         self.needs_sigma = any(table.over == "sigma" for table in self.times.tables)
         self._all = {
-            block.index
-            for group in groups
-            for layers in self._possible(group)
-            for block in blocks.select(layers, group.part, group.stack)
+            block.index for group in groups for layers in self._possible(group) for block in self._proven(group, layers)
         }
 
     @property
@@ -140,7 +139,7 @@ class GuidanceSchedule:
         return any(
             block.index == index
             for group in self.groups
-            if group.part == "block"
+            if group.perturbation.removes
             for layers in self._possible(group)
             for block in self.blocks.select(layers, group.part, group.stack)
         )
@@ -180,8 +179,26 @@ class GuidanceSchedule:
         key = "stochastic" if layers == "stochastic" else f"{layers}"
         if layers == "stochastic":
             layers = self._draw(number, group, step)
-        found = sorted(block.index for block in self.blocks.select(layers, group.part, group.stack))
-        return SkippedPass(f"{number} {key}", SkipPlan(found, part=group.part), group.scale_at(fraction, sigma))
+        chosen = self.blocks.select(layers, group.part, group.stack)
+        blocks = {block.index: layer for layer, block in zip(layers, chosen, strict=True)}
+        told = group.perturbation.fields
+        if isinstance(group.heads, Mapping):  # by the blocks' numbers over all stacks, as the layers
+            told["heads"] = {index: group.heads[layer] for index, layer in blocks.items()}
+        if "seed" in PART_SPECS[group.part].options:
+            own = f"{self.settings.seed} {group.perturbation.option('seed')} {number} {step}"
+            told["part_options"] = {**told["part_options"], "seed": random.Random(own).getrandbits(32)}
+        return SkippedPass(f"{number} {key}", SkipPlan(sorted(blocks), **told), group.scale_at(fraction, sigma))
+
+    def _proven(self, group: SkipGroup, layers: Sequence[int]) -> list[Block]:
+        """The blocks that some layers of a group are.
+
+        Raises:
+            SkipError: for a layer or heads that the model does not have, or that `heads` names no heads of.
+        """
+        found = self.blocks.select(layers, group.part, group.stack)
+        for layer, block in zip(layers, found, strict=True):
+            AT_PARTS[group.part](block, group.perturbation.at(layer))
+        return found
 
     def _draw(self, number: int, group: SkipGroup, step: int) -> list[int]:
         """A new set of blocks, the same for the same seed, group and step wherever it is drawn."""

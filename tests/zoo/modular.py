@@ -35,7 +35,7 @@ def build(name: str, seed: int = 0, **components):
 def run(pipe, num_prompts: int = 1, **overrides) -> Tensor:
     """The negative prompt is a required input of these blocks, with CFG or without."""
     call = {"num_inference_steps": STEPS, "height": 48, "width": 48, "num_frames": 5, "latents": latents(num_prompts)}
-    return pipe(**placed({**embeds(num_prompts, True), **call}, pipe), **overrides, output="latents")
+    return pipe(**placed({**embeds(num_prompts, True), **call, **overrides}, pipe), output="latents")
 
 
 def build_ltx2(seed: int = 0, **components):
@@ -59,3 +59,9 @@ def run_ltx2(pipe, clips: int = 1, noise: int = 3) -> Tensor:
     call = {"batch_size": clips, "dtype": torch.float32, "generator": torch.Generator().manual_seed(noise)}
     out = pipe(**text, **sizes, **call, output=["latents", "audio_latents"])
     return torch.cat([each.flatten(1) for each in out.values()], dim=1)
+
+
+def ltx_inputs(num_prompts: int = 1) -> dict[str, object]:
+    """What LTX's blocks want beyond Wan's: masks of the text, and the sizes of the classic case."""
+    masks = {f"{prefix}prompt_attention_mask": prefix_mask(num_prompts, TEXT) for prefix in ("", "negative_")}
+    return {**masks, "height": 96, "width": 96, "num_frames": 9}

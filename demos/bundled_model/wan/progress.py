@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from demos.bundled_model.common import Ema, atomically
 from demos.bundled_model.wan.model import Shape
+from skipguide.errors import SkipError
 
 FILE = Path(__file__).with_name("progress.safetensors")
 
@@ -64,10 +65,14 @@ def read_progress(path: Path) -> Progress:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Copy the averaged weights into a `T2V` of the file's shape."""
+    """Copy the averaged weights into a `T2V` of the file's shape.
+
+    Raises:
+        SkipError: for a model of another shape.
+    """
     params: dict[str, Tensor] = dict(model.named_parameters())
     with safe_open(path, "pt") as file, torch.no_grad():
         if missing := set(params) ^ set(file.keys()):
-            raise ValueError(f"{path} and the model have different weights: {sorted(missing)[:4]} ...")
+            raise SkipError(f"{path} and the model have different weights: {sorted(missing)[:4]} ...")
         for name, param in params.items():
             param.copy_(file.get_tensor(name))

@@ -41,6 +41,7 @@ from demos.bundled_model.wan.model import (
 )
 from demos.bundled_model.wan.pool import ClipPool
 from demos.bundled_model.wan.progress import FILE, Progress, load_weights, read_progress, write_progress
+from skipguide.errors import SkipError
 
 logger = logging.getLogger(__name__)
 OUTER = ("patch_embedding", "proj_out", "time_proj", "scale_shift_table", "shared", "relative_attention_bias")
@@ -110,6 +111,13 @@ def show(pipe: WanPipeline, path: Path) -> None:
     contact_sheet(path, list(zip(SHOWN, frames, strict=True)))
 
 
+def asked_shape(args: argparse.Namespace, otherwise: Shape) -> Shape:
+    """The sizes that were given, the others from `otherwise`."""
+    named = {"layers": args.layers, "heads": args.heads, "head_dim": args.head_dim, "ffn": args.ffn}
+    named |= {"patch": args.patch and tuple(args.patch)}
+    return Shape.from_dict(otherwise.to_dict() | {name: value for name, value in named.items() if value is not None})
+
+
 class Run:
     """One training: its model, optimisers, average and counters, and where they are kept."""
 
@@ -120,11 +128,15 @@ class Run:
         self.state_path, self.file = args.out / "state.pt", args.out / "progress.safetensors"
         state = torch.load(self.state_path, weights_only=False) if self.state_path.exists() else None
         start = args.start if state is None and args.start is not None and args.start.exists() else None
-        asked = Shape(args.layers, args.heads, args.head_dim, args.ffn, tuple(args.patch))
         if state is not None:
             self.progress = Progress.from_dict(state["progress"])
         else:
-            self.progress = read_progress(start) if start else Progress(asked)
+            self.progress = read_progress(start) if start else Progress(asked_shape(args, Shape()))
+        if (asked := asked_shape(args, self.progress.shape)) != self.progress.shape:
+            raise SkipError(
+                f"{self.state_path if state else start} holds a training of {self.progress.shape}; asked for {asked}: "
+                "leave the sizes out to go on with it, or choose another --out and --fresh-start"
+            )
         self.model = build(self.progress.shape, self.tokenizer, args.bf16)
         if start:
             load_weights(start, self.model)
@@ -187,10 +199,13 @@ def train(run: Run) -> None:
     probe, stop = Probe(run.vae, run.tokenizer, args.probe), []
     before = {number: signal.signal(number, lambda *_: stop.append(1)) for number in (signal.SIGTERM, signal.SIGINT)}
     began = last = time.monotonic()
+    processor = time.process_time()
     saved = shown = began
     first, average = progress.steps, 0.0
     try:
         while not stop and (left := args.minutes - (time.monotonic() - began) / 60) > 0:
+            if args.steps is not None and progress.steps - first >= args.steps:
+                break
             loss = run.step(min(1.0, left / args.decay_minutes) if args.decay_minutes else 1.0)
             now = time.monotonic()
             progress.minutes, last = progress.minutes + (now - last) / 60, now
@@ -203,7 +218,9 @@ def train(run: Run) -> None:
                     "loss": f"{average:.5f}",
                     "probe": f"{progress.probe:.5f}",
                 }
-                row["clips_per_s"] = round(args.batch * (progress.steps - first) / (now - began), 1)
+                made = args.batch * (progress.steps - first)
+                row |= {"clips_per_s": round(made / (now - began), 1)}
+                row |= {"clips_per_cpu_s": round(made / (time.process_time() - processor), 1)}
                 log_row(args.out / "log.csv", row)
                 logger.info("%s", row)
             if now - saved > 60 * args.save_minutes:
@@ -226,12 +243,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--start", type=Path, default=FILE, help="where to go on from when --out holds no state")
     parser.add_argument("--fresh-start", dest="start", action="store_const", const=None, help="from nothing")
     parser.add_argument("--minutes", type=float, default=600, help="of this call")
+    parser.add_argument("--steps", type=int, help="of this call, if it is to end before the minutes")
     parser.add_argument("--decay-minutes", type=float, default=0, help="the last so many bring the learning rate to 0")
-    parser.add_argument("--layers", type=int, default=Shape.layers)
-    parser.add_argument("--heads", type=int, default=Shape.heads)
-    parser.add_argument("--head-dim", type=int, default=Shape.head_dim)
-    parser.add_argument("--ffn", type=int, default=Shape.ffn)
-    parser.add_argument("--patch", type=int, nargs=3, default=Shape.patch)
+    parser.add_argument("--layers", type=int, help=f"of a new training (default: {Shape.layers})")
+    parser.add_argument("--heads", type=int, help=f"of a new training (default: {Shape.heads})")
+    parser.add_argument("--head-dim", type=int, help=f"of a new training (default: {Shape.head_dim})")
+    parser.add_argument("--ffn", type=int, help=f"of a new training (default: {Shape.ffn})")
+    parser.add_argument("--patch", type=int, nargs=3, help=f"latents a token (default: {Shape.patch})")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--micro", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -251,7 +269,10 @@ def main() -> None:
     args = parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
-    run = Run(args)
+    try:
+        run = Run(args)
+    except SkipError as error:
+        raise SystemExit(f"train: {error}") from None
     train(run)
     print(f"{run.progress.steps} steps, {run.progress.clips} clips, probe loss {run.progress.probe:.4f}: {run.file}")
 

@@ -1,15 +1,20 @@
 """Train the next bundled model's autoencoder on pairs of neighbouring frames, and on frames alone.
 
-Two thirds of the time go into 32x32 crops around the shape's outline, which cost a quarter of a frame; the rest uses
+Three quarters of the steps see 32x32 crops around the shape's outline, which cost a quarter of a frame; the rest see
 whole frames, as the attention in the middle sees other numbers of pixels there. One step in four shows frames alone,
 as the first of a clip. It resumes from its own state when started again.
 
-    python -m demos.bundled_model.wan.train_vae --out runs/vae --minutes 22
+    python -m demos.bundled_model.wan.train_vae --out runs/vae --steps 1800
+
+Once a transformer is trained on its latents the encoder must stay as it is; the decoder may still become better:
+
+    python -m demos.bundled_model.wan.train_vae --out runs/decoder --start demos/bundled_model/wan/vae --steps 4000
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import math
 import random
@@ -23,12 +28,14 @@ from tqdm import tqdm
 
 from demos.bundled_model.clips import SIDE, ClipSpec, all_specs, held_out, render, training_specs
 from demos.bundled_model.common import Clock, Ema, atomically, log_row
+from demos.bundled_model.optim import optimizers
 from demos.bundled_model.train_vae import POINTS, outline_points
-from demos.bundled_model.wan.autoencoder import FRAMES, alone, as_images, build_vae, encode_frames, to_input
+from demos.bundled_model.wan.autoencoder import FRAMES, alone, as_images, build_vae, encode_frames, load_vae, to_input
 
 logger = logging.getLogger(__name__)
 CROP = 32
-WARMUP_STEPS, DECAY_FROM = 100, 0.5
+OUTER = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out", "quant_conv")
+WARMUP_STEPS, DECAY_FROM = 50, 0.4
 
 
 def pair_pool(specs: list[ClipSpec], clips: int, seed: int, per_clip: int = 3) -> Tensor:
@@ -93,39 +100,47 @@ def measure_latents(vae: AutoencoderKLWan, pairs: Tensor) -> None:
     )
 
 
-def export(ema: Ema, vae: AutoencoderKLWan, pool: Tensor, folder: Path) -> None:
-    """The averaged weights in fp16, as the stock class reads them."""
+def export(ema: Ema, vae: AutoencoderKLWan, pool: Tensor, folder: Path, measured: bool) -> None:
+    """The averaged weights in fp16, as the stock class reads them; the latents' statistics unless `measured` before."""
     ema.copy_to(vae)
-    measure_latents(vae, pool[torch.randperm(len(pool))[:512]])
+    if not measured:
+        measure_latents(vae, pool[torch.randperm(len(pool))[:512]])
     vae.half().save_pretrained(folder)
     vae.float()
 
 
-def run(args: argparse.Namespace, vae: AutoencoderKLWan, copy: AutoencoderKLWan) -> None:
-    """Train `vae` in place; `copy`, of the same shape, holds the average while it is measured."""
+def run(args: argparse.Namespace, vae: AutoencoderKLWan, averaged: AutoencoderKLWan) -> None:
+    """Train `vae` in place; `averaged`, of the same shape, holds the average while it is measured."""
     pool = pair_pool(training_specs(), args.clips, args.seed)
-    test = pair_pool([spec for spec in all_specs() if held_out(spec)], min(args.clips, 96), args.seed + 1, 1)
+    test = pair_pool([spec for spec in all_specs() if held_out(spec)], min(args.clips, 32), args.seed + 1, 1)
     points = outline_points(pool[:, 0])
     ema, state_path, step, spent = Ema(vae, 0.998), args.out / "state.pt", 0, 0.0
-    opt = torch.optim.AdamW(vae.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    if args.start is not None:
+        for module in (vae.encoder, vae.quant_conv):
+            module.requires_grad_(False)
+    opts = optimizers(vae, args.lr, outer=OUTER)
     if state_path.exists():
         state = torch.load(state_path)
         vae.load_state_dict(state["vae"])
         ema.load_state_dict(state["ema"])
-        opt.load_state_dict(state["opt"])
+        for opt, saved in zip(opts, state["opts"], strict=True):
+            opt.load_state_dict(saved)
         step, spent = state["step"], state["spent"]
-    clock, saved_at, shown_at, squared = Clock(args.minutes, spent), spent, 0.0, 0.0
+    clock, saved_at, shown_at, squared = Clock(1.0, spent), spent, 0.0, 0.0
 
     def save() -> None:
-        state = {"vae": vae.state_dict(), "ema": ema.state_dict(), "opt": opt.state_dict()}
+        state = {"vae": vae.state_dict(), "ema": ema.state_dict(), "opts": [opt.state_dict() for opt in opts]}
         state |= {"step": step, "spent": clock.spent}
         atomically(state_path, lambda path: torch.save(state, path))
 
-    bar = tqdm(total=100, desc="vae", mininterval=20, bar_format="{l_bar}{bar}| {elapsed} {postfix}")
-    while (progress := clock.progress) < 1:
-        opt.param_groups[0]["lr"] = args.lr * min(1, (step + 1) / WARMUP_STEPS, (1 - progress) / (1 - DECAY_FROM))
+    bar = tqdm(total=args.steps, initial=step, desc="vae", mininterval=20)
+    while step < args.steps:
+        progress = step / args.steps
+        rate = args.lr * min(1, (step + 1) / WARMUP_STEPS, (1 - progress) / (1 - DECAY_FROM))
+        for group in (group for opt in opts for group in opt.param_groups):
+            group["lr"] = rate
         whole = progress > args.crop_share
-        batch = pool[torch.randint(len(pool), (args.batch // 2,))] if whole else crops(pool, points, args.batch)
+        batch = pool[torch.randint(len(pool), (args.batch // 4,))] if whole else crops(pool, points, args.batch)
         single = step % 4 == 0
         with as_images(vae):
             alone(vae, single)
@@ -133,27 +148,28 @@ def run(args: argparse.Namespace, vae: AutoencoderKLWan, copy: AutoencoderKLWan)
             loss, error = loss_of(vae, to_input(frames), args.kl, args.noise)
             loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        opt.step()
-        opt.zero_grad()
+        for opt in opts:
+            opt.step()
+            opt.zero_grad()
         ema.update(vae)
         step += 1
-        squared = error if step == 1 else 0.98 * squared + 0.02 * error
-        if clock.spent - shown_at > 60:
+        bar.update()
+        squared = error if squared == 0 else 0.98 * squared + 0.02 * error
+        if clock.spent - shown_at > 120:
             shown_at = clock.spent
-            ema.copy_to(copy)
-            pairs, singles = psnr(copy, test)
+            ema.copy_to(averaged)
+            pairs, singles = psnr(averaged, test)
             row: dict[str, float | int | str] = {"step": step, "minutes": round(clock.spent / 60, 2)}
             row |= {"mse": f"{squared:.5f}", "pairs_dB": round(pairs, 2), "alone_dB": round(singles, 2)}
             log_row(args.out / "log.csv", row)
-            bar.n = round(100 * progress)
-            bar.set_postfix_str(f"step {step} mse {squared:.5f} held out {pairs:.2f} and {singles:.2f} dB")
+            bar.set_postfix_str(f"mse {squared:.5f} held out {pairs:.2f} and {singles:.2f} dB")
         if clock.spent - saved_at > 120:
             saved_at = clock.spent
             save()
-            export(ema, copy, pool, args.out / "model")
+            export(ema, averaged, pool, args.out / "model", args.start is not None)
     bar.close()
     save()
-    export(ema, copy, pool, args.out / "model")
+    export(ema, averaged, pool, args.out / "model", args.start is not None)
     rounded = AutoencoderKLWan.from_pretrained(args.out / "model", torch_dtype=torch.float32)
     pairs, singles = psnr(rounded, test)
     print(
@@ -164,12 +180,13 @@ def run(args: argparse.Namespace, vae: AutoencoderKLWan, copy: AutoencoderKLWan)
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=22)
-    parser.add_argument("--crop-share", type=float, default=0.65, help="share of the time spent on crops")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--start", type=Path, help="folder of a trained one, whose encoder stays as it is")
+    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--crop-share", type=float, default=0.75, help="share of the steps spent on crops")
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--kl", type=float, default=2e-5)
     parser.add_argument("--noise", type=float, default=0.15, help="largest latent noise, in deviations")
-    parser.add_argument("--batch", type=int, default=16, help="pairs of crops; half as many of whole frames")
+    parser.add_argument("--batch", type=int, default=16, help="pairs of crops; a quarter as many of whole frames")
     parser.add_argument("--clips", type=int, default=3000, help="clips behind the pool of frames")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
@@ -181,7 +198,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     random.seed(args.seed)
-    run(args, build_vae(), build_vae())
+    vae = build_vae() if args.start is None else load_vae(args.start).requires_grad_(True)
+    run(args, vae, copy.deepcopy(vae))
 
 
 if __name__ == "__main__":
