@@ -30,6 +30,16 @@ _CFG = {
 }
 
 
+_HALF = {
+    "float32": "float32 branches: nothing of guidance is rounded",
+    "once": "the result in place of every branch: rounded once, to the model's dtype (where the pipeline rescales by "
+    "itself, through the unconditional branch, as below)",
+    "rounded": "branches rounded apart, whose difference the pipeline multiplies by its CFG scale w: the skip term is "
+    "moved by about r √(w² + (w − 1)²) \\|c\\| / \\|s (c − k)\\|, with r = 0.15 % in bfloat16 and 0.02 % in float16; "
+    "`stats.rounding` measures it. Without CFG rounded once",
+}
+
+
 def support_table() -> str:
     """Every described denoiser of diffusers, its parts and the pipelines that drive it, in Markdown.
 
@@ -62,6 +72,20 @@ def refusal_tables() -> str:
     )
 
 
+def half_table() -> str:
+    """What each pipeline gets where its denoiser computes in half precision, in Markdown.
+
+    Example:
+        >>> half_table().splitlines()[0]
+        '| in half precision | pipelines |'
+    """
+    by_half: dict[str, list[str]] = {half: [] for half in _HALF}
+    for name, spec in PIPELINES.items():
+        by_half[spec.half].append(f"`{name}`")
+    lines = [f"| {words} | {', '.join(by_half[half])} |" for half, words in _HALF.items()]
+    return "\n".join(["| in half precision | pipelines |", "|---|---|", *lines])
+
+
 def document() -> str:
     """What `pipelines/SUPPORTED.md` holds."""
     described = [name for name in FAMILIES if name not in VISION_FAMILIES]
@@ -73,6 +97,11 @@ def document() -> str:
         "Before the pipelines: how they call their denoiser with CFG. A part with a star is not one of every stack's "
         "blocks.\n\n"
         f"{support_table()}\n\n"
+        "## In half precision\n\n"
+        "A prediction in bfloat16 or float16 is rounded. What guidance makes of it in float32 reaches the pipeline in "
+        "the way that its loop can take, found by giving it float32 "
+        "(`tests/pipelines/test_half_precision.py`).\n\n"
+        f"{half_table()}\n\n"
         f"## Refused: {len(UNSUPPORTED_MODELS)} denoisers, {len(UNSUPPORTED_PIPELINES)} pipelines\n\n"
         f"{refusal_tables()}\n"
     )
@@ -136,4 +165,5 @@ def _preset(known: KnownModel) -> str:
     layers = "by noise level" if isinstance(preset.layers, Timetable) else f"`{list(preset.layers)}`"
     scale = "" if isinstance(preset.scale, Timetable) else f", scale {preset.scale:g}"
     others = [each for each, usual in ((preset.part, "block"), (preset.formula, "stg")) if each != usual]
+    others += [what for what, own in (("rescale", preset.rescale), ("CFG scale", preset.guidance_scale)) if own]
     return f"{known.name}: {layers}{scale}{''.join(f', {each}' for each in others)}{window} ({preset.origin})"

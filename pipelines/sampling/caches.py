@@ -40,6 +40,10 @@ def admit_cache(
     if name is None:
         return None
     words = _of_the_cache(name, model, schedule) or _of_the_settings(name, model, settings, schedule)
+    if pipe is None and not words and makes_uncond(model, name):
+        words = (
+            "it makes up half of a batch of both branches, and a guider has a pass for each: set is_guidance_distilled"
+        )
     if words:
         place = f"pipe.{denoiser}" if pipe is not None else "the denoiser"
         raise SkipError(

@@ -256,6 +256,7 @@ def test_a_scale_each_for_video_and_sound():
     taken = build_parser().parse_args(["generate", "p", "--scale", "video=1,audio=0.5"])
     assert taken.scale == {"video": 1.0, "audio": 0.5}
     assert build_parser().parse_args(["generate", "p", "--scale", "-1.5"]).scale == -1.5
+    assert clip_job.in_words({"layers": [28], "scale": taken.scale}) == "layer 28, scale 1 for video and 0.5 for audio"
     for wrong in ("video", "video=", "=1", "video=1,video=2", "video=1,", "video=nan"):
         with pytest.raises(SystemExit):
             build_parser().parse_args(["generate", "p", "--scale", wrong])

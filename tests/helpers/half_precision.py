@@ -28,6 +28,10 @@ def lowered(pipe, dtype):
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.to(dtype)
+            kept = getattr(part, "_keep_in_fp32_modules", None) or ()  # as `from_pretrained` leaves them
+            for name, module in part.named_modules():
+                if set(kept) & set(name.split(".")):
+                    module.float()
     return pipe
 
 
@@ -76,3 +80,8 @@ def takes_float32(build, run, dtype):
     if isinstance(plain, Exception):
         raise plain
     return outcome(build, run, dtype, True) == plain
+
+
+def relative(out, exact):
+    """How far a result is from the exact one, relative to it."""
+    return float((out.double() - exact.double()).norm() / exact.double().norm())

@@ -140,7 +140,7 @@ def run(args: argparse.Namespace, vae: AutoencoderKLWan, averaged: AutoencoderKL
         for group in (group for opt in opts for group in opt.param_groups):
             group["lr"] = rate
         whole = progress > args.crop_share
-        batch = pool[torch.randint(len(pool), (args.batch // 2,))] if whole else crops(pool, points, args.batch)
+        batch = pool[torch.randint(len(pool), (args.batch // 4,))] if whole else crops(pool, points, args.batch)
         single = step % 4 == 0
         with as_images(vae):
             alone(vae, single)
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace, vae: AutoencoderKLWan, averaged: AutoencoderKL
         ema.update(vae)
         step += 1
         bar.update()
-        squared = error if step == 1 else 0.98 * squared + 0.02 * error
+        squared = error if squared == 0 else 0.98 * squared + 0.02 * error
         if clock.spent - shown_at > 120:
             shown_at = clock.spent
             ema.copy_to(averaged)
@@ -186,7 +186,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--kl", type=float, default=2e-5)
     parser.add_argument("--noise", type=float, default=0.15, help="largest latent noise, in deviations")
-    parser.add_argument("--batch", type=int, default=16, help="pairs of crops; half as many of whole frames")
+    parser.add_argument("--batch", type=int, default=16, help="pairs of crops; a quarter as many of whole frames")
     parser.add_argument("--clips", type=int, default=3000, help="clips behind the pool of frames")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
