@@ -165,16 +165,16 @@ class Gate:
         self.place = STANDING
 
     def move_in_front(self) -> None:
-        """Move in front of what came while the gate stood: a compiled call, or diffusers' group offloading.
+        """Move in front of what came while the gate stood.
 
-        Inside the compiled call every block's gate would be another constant, and every block another graph. Behind
-        group offloading, blocks would be loaded to be skipped.
+        Inside a compiled call every block's gate would be another constant, and every block another graph. Behind
+        group offloading blocks would be loaded to be skipped, and a cache's hook on the model would see one pass only.
         """
         module = self.module
         attributes = module.__dict__
         compiled = attributes.get("_compiled_call_impl") is not None and attributes.get("forward") is self
         interrupted = self.place != STANDING and bool(self.users)
-        if compiled or interrupted or diffusers_hooks.is_behind_offload(self, module):
+        if compiled or interrupted or diffusers_hooks.is_behind(self, module):
             with _LOCK:
                 self._stand_back()
                 self._stand()

@@ -27,6 +27,9 @@ class Prefix:
         source: the model that it is captured from; None where nobody said.
         sublayers: paths of sublayers of the block itself that a pass resumed from it has in common with the pass that
             was captured: it gets their results, and they do not run.
+        heard: earlier blocks whose results something in front of the blocks goes by, such as a cache that decides by
+            what the first block adds: a resumed pass gives them again. If the last of them stands just before `layer`,
+            the pass goes on from it even where nothing was captured at `layer`.
     """
 
     layer: int
@@ -34,6 +37,7 @@ class Prefix:
     kept: dict[str, Any] = field(default_factory=dict)
     source: ref[nn.Module] | None = field(default=None, repr=False, compare=False)
     sublayers: tuple[str, ...] = ()
+    heard: tuple[int, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         """Which model it was is true of this process only."""
@@ -49,7 +53,7 @@ class Prefix:
         Raises:
             SkipError: for rows that the batch does not have, or none.
         """
-        if not self.streams:
+        if not self.streams and not self.goes_on:
             raise self.unfilled()
         if not isinstance(rows, slice):
             raise SkipError(f"expected a slice of the batch, such as slice(0, 1); got {rows!r}")
@@ -68,7 +72,12 @@ class Prefix:
 
         streams = {name: rows_of(tensor) for name, tensor in self.streams.items()}
         kept = {name: rows_of(value) for name, value in self.kept.items()}
-        return Prefix(self.layer, streams, kept, self.source, self.sublayers)
+        return Prefix(self.layer, streams, kept, self.source, self.sublayers, self.heard)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the block before `layer` gives its result again, so that what enters `layer` follows from it."""
+        return self.layer - 1 in self.heard and bool(self.kept)
 
     def unfilled(self) -> SkipError:
         """The error for a prefix that no pass has filled yet."""
@@ -140,6 +149,8 @@ class Replay:
 
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what was kept."""
+        if self.name not in self.prefix.kept:
+            raise self.prefix.unfilled()
         out = self.prefix.kept[self.name]
         return out if self.stream is None else out[:, : self.arguments.get(self.stream, args, kwargs).shape[1]]
 
@@ -158,6 +169,8 @@ class Inject:
         """Replace the streams and run (or skip) the block with them."""
         streams = self.prefix.streams
         if not streams:
+            if self.prefix.goes_on:
+                return call(*args, **kwargs)
             raise self.prefix.unfilled()
         if not torch.compiler.is_compiling():
             self._check_rows(streams, args, kwargs)

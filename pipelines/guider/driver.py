@@ -19,11 +19,12 @@ from skipguide.pipelines.groups import SkipGroup
 from skipguide.pipelines.guider.step_batches import StepBatch
 from skipguide.pipelines.native.listener import refuse_native_reuse
 from skipguide.pipelines.presets import find_preset
-from skipguide.pipelines.sampling.caches import refuse_caches
+from skipguide.pipelines.sampling.caches import admit_cache
 from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import DenoiserPasses, StepPasses
+from skipguide.pipelines.sampling.passes import DenoiserPasses
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule, SkippedPass
+from skipguide.pipelines.sampling.step_passes import StepPasses
 from skipguide.pipelines.settings import GuidanceSettings
 
 
@@ -49,20 +50,22 @@ class Driver:
     ) -> None:
         self.model = model
         self.stats = stats
+        self.settings = settings
         if settings.whole_preset:
-            filled = settings.filled(find_preset(model))
+            filled = replace(settings.filled(find_preset(model)), guidance_scale=None)
             if (filled.window, filled.rule) != (settings.window, settings.rule):
                 raise SkipError(
                     f"the preset of this {type(model).__name__} has start={filled.start}, stop={filled.stop} and "
                     f"formula={filled.formula!r}, which a guider has to know before the first step: use "
                     f"SkipGuider(...).attach(pipe), or pass them"
                 )
-            settings, groups = filled, (filled.group,)
+            self.settings, groups = filled, (filled.group,)
         chosen = [
             replace(group, layers=find_preset(model).layers) if group.layers is None else group for group in groups
         ]
-        self.schedule = GuidanceSchedule(settings, chosen, find_blocks(model))
+        self.schedule = GuidanceSchedule(self.settings, chosen, find_blocks(model))
         self.passes = DenoiserPasses(model, settings.prefix_reuse, stats)
+        self._begun = False  # whether a pass of this run was prepared
         self.skipped: tuple[SkippedPass, ...] = ()
         self._step: StepPasses | None = None
         self._now: tuple[int, StepBatch] | None = None
@@ -71,9 +74,21 @@ class Driver:
     # -- what the pipeline's loop announces ---------------------------------------------------------------------
 
     def prepare(self, now: StepBatch, skipped: tuple[SkippedPass, ...]) -> None:
-        """Note that the next call of the model is this pass. Gates are installed unless it is a plain one."""
+        """Note that the next call of the model is this pass. Gates are installed unless it is a plain one.
+
+        A cache has a state for each branch, and answers for blocks that are to be counted: with one, a plain pass is
+        no exception.
+
+        Raises:
+            SkipError: for a cache that guidance does not go together with.
+        """
         self._now, self._called, self.skipped = (threading.get_ident(), now), False, skipped
-        if now.kind in ("capture", "weak") and not self._standing:
+        cache = admit_cache(None, "", self.model, self.settings, self.schedule)
+        if not self._begun or cache != self.passes.cache:
+            self._begun = True
+            self.passes.set_cache(cache)
+        self.passes.branch = now.name
+        if (now.kind in ("capture", "weak") or cache is not None) and not self._standing:
             self._begin()
 
     def finish(self, last: bool) -> None:
@@ -85,7 +100,7 @@ class Driver:
         if self._now is None:
             raise SkipError("cleanup_models was called before prepare_models: this loop does not drive guiders")
         now, self._now = self._now[1], None
-        if now.kind == "plain":
+        if now.kind == "plain" and not self._standing:
             self.passes.enter(1)
         elif not self._called:
             self.end()
@@ -101,13 +116,18 @@ class Driver:
         if everywhere_at(gate, Interceptor):
             raise SkipError("SpatiotemporalSkipGuidance is applied to this denoiser: remove() it, or the guider")
         refuse_native_reuse(self.model, "SkipGuider")
-        refuse_caches(self.model, "SkipGuider", "it would store the results of skipped passes")
         self.passes.reinstall()
         hold_everywhere(gate, self)
         self._standing = True
 
-    def end(self) -> None:
-        """Leave the model as it was; the passes stay prepared for the next step."""
+    def end(self, over: bool = False) -> None:
+        """Leave the model as it was; the passes stay prepared for the next step.
+
+        Args:
+            over: whether the run is over: what a cache keeps of the skipped passes is forgotten then.
+        """
+        if over:
+            self.passes.states.forget()
         if self._standing:
             self._standing = False
             end_everywhere(gate_of(self.model), self)
@@ -127,12 +147,15 @@ class Driver:
             self._called = True
             return self._run(now, call, args, kwargs)
         except BaseException:
+            self.passes.fail()
             self.end()
             raise
 
     def _run(self, now: StepBatch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rows = batch_size(args, kwargs)
         plans = [each.plan for each in self.skipped]
+        if now.kind == "plain":
+            return self.passes.plain(call, args, kwargs, rows)
         if now.kind == "weak":
             return self.passes.skipped_inside(plans[0], 0, call, args, kwargs, rows, counted=1)
         if now.kind == "capture":

@@ -18,11 +18,16 @@ class GuidanceStats:
         blocks_run: blocks that ran, per clip.
         blocks_plain: blocks that the pipeline alone runs.
         blocks_naive: blocks that a full third pass on every step with a skipped pass runs.
+        blocks_cached: blocks for which a cache answered. Inside a compiled graph nobody sees which, and they count as
+            run; where a cache answers for sublayers, their blocks run.
         seconds: wall-clock seconds in skipped passes.
         delivery: `"shift"` or `"solve"`, how the guidance reaches the pipeline; `"guider"` of a `SkipGuider`.
         reuse_error: with `every` above 1, how far the difference that had been used again was from the new one when
             that was computed, relative to its norm, averaged; None if that was never seen.
         renewals: how many times it was.
+        rounding: with a denoiser in half precision, how far the guidance's term was moved by rounding what was
+            delivered, relative to its norm and averaged over the guided steps of whole runs; None where nothing is
+            rounded (a wider denoiser, a loop that takes float32) or the pipeline does not tell its CFG scale.
         batched: passes that had their skipped passes in the same batch (`tail`); their seconds are not known apart.
         rank: with `branch_parallel`, whose passes, blocks and seconds these are.
         ranks: how many share the branches of a step.
@@ -36,9 +41,16 @@ class GuidanceStats:
     delivery: str = "shift"
     reuse_error: float | None = None
     renewals: int = 0
+    rounding: float | None = None
     batched: int = 0
     rank: int = 0
     ranks: int = 1
+    blocks_cached: int = 0
+
+    @property
+    def blocks_skipped(self) -> int:
+        """Blocks that a plan left out, or that were shared with an earlier pass; with `ranks`, the others' too."""
+        return self.blocks_naive - self.blocks_run - self.blocks_cached
 
     def note_reuse(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
         """Measure what `every` cost in accuracy, at a step that has both the last difference and a new one."""
@@ -49,7 +61,7 @@ class GuidanceStats:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return asdict(self)
+        return asdict(self) | {"blocks_skipped": self.blocks_skipped}
 
     def __str__(self) -> str:
         if not self.blocks_plain:
@@ -59,7 +71,9 @@ class GuidanceStats:
             f"{mine}{self.passes} passes, {self.blocks_run} blocks run ({self.blocks_run / self.blocks_plain:.2f}x the "
             f"plain pipeline; a full third pass: {self.blocks_naive / self.blocks_plain:.2f}x), "
             f"{self.seconds:.1f} s in skipped passes, delivery {self.delivery}"
+            + (f", {self.blocks_cached} blocks answered by a cache" if self.blocks_cached else "")
             + (f", {self.batched} passes with skipped rows in the batch" if self.batched else "")
+            + (f", rounding moves its term by {self.rounding:.1%}" if self.rounding is not None else "")
             + (f", differences used again {self.reuse_error:.0%} off when renewed" if self.renewals else "")
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import nullcontext
+from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
@@ -14,50 +14,20 @@ from torch import Tensor, nn
 from skipguide.active import Call, active_plans
 from skipguide.arguments import Arguments, batch_size
 from skipguide.gate import Installation, gate_of
-from skipguide.hosts.diffusers_caches import answers_for_blocks
+from skipguide.hosts.branch_states import BranchStates, states_of
+from skipguide.hosts.diffusers_caches import reach_of
 from skipguide.hosts.wrappers import unwrap
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.missing_blocks import BlockCount
 from skipguide.pipelines.sampling.predictions import first
 from skipguide.pipelines.sampling.row_inputs import foreign_inputs, refuse_foreign
-from skipguide.pipelines.sampling.shared_prefixes import PLAIN, SharedPass, share_prefixes
+from skipguide.pipelines.sampling.step_passes import NO_REACH, Skipped, StepPasses
 from skipguide.pipelines.sampling.tail import Tail, fits, in_rows, index_of, part_of, sources
 from skipguide.plan import SkipPlan
-from skipguide.prefix import Prefix
 from skipguide.skipper import Skipper
 
 KEPT = 16  # sets of passes that stay ready; blocks that are drawn anew at every step make one set per step
 _ZEROS = repeat(0)  # the default of every look-up
-
-Skipped = dict[SkipPlan, Tensor]  # what is skipped -> the prediction without it
-
-
-class StepPasses:
-    """The plain pass of a step, which captures, and the skipped passes after it."""
-
-    def __init__(self, model: nn.Module, plans: Sequence[SkipPlan], blocks: int, reuse: bool) -> None:
-        self.plans = tuple(plans)
-        self.shared: tuple[SharedPass, ...] = share_prefixes(plans, blocks, reuse)
-        self.captured = {
-            (each.parent, each.start): Prefix(each.start) for each in self.shared if each.start is not None
-        }
-        self.replayed = [Prefix(each.start) if each.start is not None else None for each in self.shared]
-        self.ready: Skipped | None = None  # the predictions, where the skipped rows ran in the plain pass's batch
-        self.plain = Skipper(model, SkipPlan(), capture=self._from(PLAIN))
-        self.skippers = [
-            Skipper(model, each.plan, capture=self._from(number), resume=self.replayed[number])
-            for number, each in enumerate(self.shared)
-        ]
-
-    def _from(self, number: int) -> list[Prefix]:
-        return [prefix for (parent, _), prefix in self.captured.items() if parent == number]
-
-    def clear(self) -> None:
-        """Let go of the activations."""
-        for prefix in (*self.captured.values(), *self.replayed):
-            if prefix is not None:
-                prefix.clear()
-        self.ready = None
 
 
 class DenoiserPasses:
@@ -84,7 +54,9 @@ class DenoiserPasses:
         self.blocks = len(self._names)
         self.count = BlockCount(model, self._names)
         self.cache: str | None = None
-        self._whole = False
+        self.reach = NO_REACH
+        self.states: BranchStates = states_of(model, None)
+        self.branch = "only"  # of the pipeline's call that is running
         self._arguments = Arguments(unwrap(model))
         self._prepared: OrderedDict[tuple[SkipPlan, ...], StepPasses] = OrderedDict()
         self._in_rows: dict[tuple[SkipPlan, int], Skipper] = {}
@@ -94,11 +66,16 @@ class DenoiserPasses:
         self._paused: list[Skipper] = []
 
     def set_cache(self, cache: str | None) -> None:
-        """Say which cache is on the model, or None: where it answers in place of blocks, skipped passes run whole."""
+        """Say which cache is on the model, or None, when a run begins: what it keeps of the last one is forgotten."""
         self.cache = cache
-        whole = cache is not None and answers_for_blocks(self.model, {id(block.module) for block in self.bare.map})
-        if whole != self._whole:
-            self._whole = whole
+        self.states.forget()
+        self.states = states_of(self.model, cache)
+        if cache is not None:
+            self.states.reset()
+        blocks = {id(block.module): block.name for block in self.bare.map}
+        reach = NO_REACH if cache is None else reach_of(self.model, cache, blocks)
+        if reach != self.reach:
+            self.reach = reach
             while self._prepared:
                 self._forget()
 
@@ -114,6 +91,7 @@ class DenoiserPasses:
     def remove(self) -> None:
         """Take everything away again."""
         self.clear()
+        self.states.forget()
         while self._installed:
             self._installed[-1].remove()
             self._installed.pop()
@@ -165,12 +143,17 @@ class DenoiserPasses:
         for step in self._prepared.values():
             step.clear()
 
+    def fail(self) -> None:
+        """Let go of everything that the run has left: it is over."""
+        self.clear()
+        self.states.reset()
+
     def prepared(self, plans: Sequence[SkipPlan]) -> StepPasses:
         """The passes for these plans, ready to run; the ones used last are kept."""
         key = tuple(dict.fromkeys(plans))
         if key not in self._prepared:
-            step = StepPasses(self.model, key, self.blocks, self.reuse and not self._whole)
-            self._install(step.plain, *step.skippers)
+            step = StepPasses(self.model, key, self.blocks, self.reuse, self.reach)
+            self._install(*step.installed)
             self._prepared[key] = step
             if len(self._prepared) > KEPT:
                 self._forget()
@@ -181,7 +164,7 @@ class DenoiserPasses:
         """Let go of the set that was used longest ago."""
         _, old = self._prepared.popitem(last=False)
         wide = [self._wide.pop(key) for key in tuple(self._wide) if key[0] is old]
-        for skipper in (old.plain, *old.skippers, *wide):
+        for skipper in (*old.installed, *wide):
             self._installed.remove(skipper)
             skipper.remove()
 
@@ -263,11 +246,10 @@ class DenoiserPasses:
     ) -> Any:
         """A pass in which the first `half` rows of the batch skip; 0 is all rows."""
         if (plan, half) not in self._in_rows:
-            layers = plan.layers
-            rows = SkipPlan(layers, part=plan.part, rows=tuple(range(half)) if half else None)
+            rows = replace(plan, rows=tuple(range(half)) if half else None)
             self._in_rows[plan, half] = Skipper(self.model, rows)
             self._install(self._in_rows[plan, half])
-        removed = len(plan.layers) if plan.part == "block" else 0
+        removed = len(plan.layers) if plan.perturbation.removes else 0
         skipper = self._in_rows[plan, half]
         return self._pass(skipper, call, args, kwargs, clips, counted, counted * self.blocks - removed)
 
@@ -287,12 +269,10 @@ class DenoiserPasses:
             step.clear()
             return found
         began = time.perf_counter()
-        context = getattr(self.model, "cache_context", None)
         out: Skipped = {}
         try:
             for number, plan in enumerate(step.plans):
-                with context(f"skip_{number}" if number else "skip") if context is not None else nullcontext():
-                    out[plan] = first(self.skipped_pass(step, number, call, args, kwargs, rows, batch))
+                out[plan] = first(self.skipped_pass(step, number, call, args, kwargs, rows, batch))
         finally:
             step.clear()
         self.stats.seconds += time.perf_counter() - began
@@ -302,23 +282,29 @@ class DenoiserPasses:
         self, step: StepPasses, number: int, call: Call, args: Any, kwargs: Any, rows: slice, batch: int
     ) -> Any:
         """One skipped pass of a step, whose plain pass and earlier skipped ones have run; arguments as in `skipped`."""
-        shared, clips, own = step.shared[number], rows.stop - rows.start, step.replayed[number]
-        if own is not None and shared.start is not None:
-            here = (rows, batch) if shared.parent == PLAIN else (slice(0, clips), clips)
-            own.fill(step.captured[shared.parent, shared.start].select(*here))
-        out = self._pass(step.skippers[number], call, args, kwargs, clips, 0, shared.blocks)
+        clips, branch = rows.stop - rows.start, f"skip_{number}" if number else "skip"
+        skipper, own, planned = step.take_up(number, rows, batch, clips)
+        out = self._pass(skipper, call, args, kwargs, clips, 0, planned, branch)
         if own is not None:
             own.clear()
         self.stats.blocks_naive += self.blocks
         return out
 
     def _pass(
-        self, skipper: Skipper, call: Call, args: Any, kwargs: Any, clips: int, counted: int, planned: int
+        self,
+        skipper: Skipper,
+        call: Call,
+        args: Any,
+        kwargs: Any,
+        clips: int,
+        counted: int,
+        planned: int,
+        branch: str = "",
     ) -> Any:
         rows, what = skipper.stats.rows, "a pass of the pipeline" if counted else "a skipped pass"
         before, alone = sum(map(rows.get, self._names, _ZEROS)), self.cache is None and not active_plans()
         try:
-            with skipper.running():
+            with self.states.branch(branch or self.branch), skipper.running():
                 out = call(*args, **kwargs)
         except Exception as error:
             if alone and not counted:
@@ -328,7 +314,10 @@ class DenoiserPasses:
         if alone and ran < planned * clips:  # neither a cache nor a plan of somebody else's leaves blocks out
             self.count.refuse(ran // clips, planned, what)
         # in a compiled graph nothing is counted, so the planned number stands for it; a cache may really run no block
-        self.enter(counted, ran // clips if ran or self.cache else planned)
+        answers = self.cache is not None and not self.count.unseen
+        run = ran // clips if ran or answers else planned
+        self.stats.blocks_cached += max(planned - run, 0) if answers else 0
+        self.enter(counted, run)
         return out
 
     def enter(self, counted: int, ran: int | None = None, passes: int = 1) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from skipguide.hosts.diffusers_caches import Reach
+from skipguide.parts import Perturbation
 from skipguide.plan import SkipPlan
 
-Signature = dict[int, frozenset[str]]
+Signature = dict[int, tuple[Perturbation, ...]]
 PLAIN = -1
 
 
@@ -29,12 +31,12 @@ class SharedPass:
 
 
 def signature(plan: SkipPlan) -> Signature:
-    """Block -> the parts that a plan (in execution order) skips of it."""
-    found: dict[int, set[str]] = {}
+    """Block -> how a plan (in execution order) weakens it, in the order of its terms."""
+    found: dict[int, tuple[Perturbation, ...]] = {}
     for term in plan.terms:
         for layer in term.layers:
-            found.setdefault(layer, set()).add(term.part)
-    return {layer: frozenset(parts) for layer, parts in found.items()}
+            found[layer] = tuple(dict.fromkeys((*found.get(layer, ()), term.perturbation.at(layer))))
+    return found
 
 
 def divergence(a: Signature, b: Signature) -> int | None:
@@ -64,19 +66,39 @@ def share_prefixes(plans: Sequence[SkipPlan], blocks: int, reuse: bool = True) -
         # of several with the same beginning the earliest: its activations are kept anyway
         parent = places.index(start) - 1 if start is not None else PLAIN
         passes.append(own)
-        rest = {layer: parts for layer, parts in own.items() if layer >= (start or 0)}
-        removed = sum("block" in parts for parts in rest.values())
+        rest = {layer: ways for layer, ways in own.items() if layer >= (start or 0)}
+        removed = sum(any(how.removes for how in ways) for ways in rest.values())
         found.append(SharedPass(_plan(rest), parent, start, blocks - (start or 0) - removed))
     return tuple(found)
 
 
-def _plan(parts: Signature) -> SkipPlan:
-    by_part: dict[str, list[int]] = {}
-    for layer, names in sorted(parts.items()):
-        for name in sorted(names):
-            by_part.setdefault(name, []).append(layer)
+def shared_under(reach: Reach, plans: Sequence[SkipPlan], blocks: int, reuse: bool) -> tuple[SharedPass, ...]:
+    """The same where a cache may answer a pass: only the plain one is sure to be the beginning of each.
+
+    Args:
+        reach: how much of the model the cache answers for.
+        plans: as in `share_prefixes`.
+        blocks: as there.
+        reuse: as there.
+    """
+    if not reach.blocks or not reuse or reach.whole:
+        return share_prefixes(plans, blocks, reuse and not reach.whole)
+    found = [share_prefixes([plan], blocks)[0] for plan in plans]
+    # the last blocks run on what the cache has answered: what the plain pass had there may be something else
+    late = [each.start is not None and each.start >= blocks - reach.last for each in found]
+    return tuple(
+        share_prefixes([plan], blocks, reuse=False)[0] if each_late else each
+        for plan, each, each_late in zip(plans, found, late, strict=True)
+    )
+
+
+def _plan(ways: Signature) -> SkipPlan:
+    by_way: dict[Perturbation, list[int]] = {}
+    for layer, own in sorted(ways.items()):
+        for how in own:
+            by_way.setdefault(how, []).append(layer)
     plan = SkipPlan()
-    for name, layers in by_part.items():
-        term = SkipPlan(layers, part=name)  # type: ignore[arg-type]
+    for how, layers in by_way.items():
+        term = SkipPlan(layers, **how.fields)
         plan = term if plan.empty else plan | term
     return plan

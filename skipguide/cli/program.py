@@ -13,6 +13,7 @@ from io import TextIOWrapper
 
 from skipguide.cli.arguments import OneLineParser, examples
 from skipguide.cli.commands import (
+    bench,
     clip,
     compare,
     describe,
@@ -27,7 +28,7 @@ from skipguide.cli.commands import (
 )
 from skipguide.errors import SkipError
 
-COMMANDS = (describe, generate, compare, sweep, rank, llm, segment, floorplan, explain, clip, studio)
+COMMANDS = (describe, generate, compare, sweep, rank, bench, llm, segment, floorplan, explain, clip, studio)
 
 
 def build_parser() -> OneLineParser:

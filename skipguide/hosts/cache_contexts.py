@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -27,19 +27,26 @@ class ContextNames:
 
     def __init__(self, model: nn.Module) -> None:
         self.key = id(model)
-        self.users: set[int] = set()  # who listens, by id: they end it while they live
+        # who listens, by id: they end it while they live; and what is called before a context opens
+        self.users: dict[int, Callable[[], None] | None] = {}
         self.own = "cache_context" in model.__dict__
         self.original: Any = model.cache_context
 
     @classmethod
-    def listen(cls, model: nn.Module, user: object) -> None:
-        """Take the place of `cache_context`, or count one listener more; without cache contexts nothing happens."""
+    def listen(cls, model: nn.Module, user: object, before: Callable[[], None] | None = None) -> None:
+        """Take the place of `cache_context`, or count one listener more; without cache contexts nothing happens.
+
+        Args:
+            model: the denoiser.
+            user: who listens.
+            before: called before each context opens, and so before the denoiser is.
+        """
         if not hasattr(model, "cache_context"):
             return
         here = model.__dict__.get("cache_context")
         if not isinstance(here, cls):
             here = model.__dict__["cache_context"] = cls(model)
-        here.users.add(id(user))
+        here.users[id(user)] = before
 
     @classmethod
     def leave(cls, model: nn.Module, user: object) -> None:
@@ -47,7 +54,7 @@ class ContextNames:
         here = model.__dict__.get("cache_context")
         if not isinstance(here, cls):
             return
-        here.users.discard(id(user))
+        here.users.pop(id(user), None)
         if not here.users and here.own:
             model.__dict__["cache_context"] = here.original
         elif not here.users:
@@ -61,6 +68,9 @@ class ContextNames:
     @contextmanager
     def __call__(self, name: str, **where: Any) -> Iterator[None]:
         """What the model's own `cache_context` does, under a name that is remembered."""
+        for before in tuple(self.users.values()):
+            if before is not None:
+                before()
         token = _NAMES.set({**_NAMES.get(), self.key: name})
         try:
             with self.original(name, **where):

@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from skipguide.hosts import diffusers_caches
+
 # By the beginnings of their names. Context parallelism splits what a block is given, caches answer in its place, and
 # the two of group offloading that watch the first pass take themselves off in it.
 IN_FRONT = (
     *("cp_input", "cp_output", "layer_execution_tracker", "lazy_prefetch_group_offloading"),
-    *("fbc_", "mag_cache_", "taylorseer_cache", "sea_cache_", "pyramid_attention_broadcast", "faster_cache_"),
+    *diffusers_caches.IN_FRONT,
 )
 # Those that exchange the memory behind a weight around each run of its module.
 MOVING = ("group_offloading", "layerwise_casting")
@@ -23,8 +25,12 @@ def moves_weights(names: Iterable[str]) -> bool:
 
 
 def only_moves(names: Iterable[str]) -> bool:
-    """Whether hooks of these names do no more than that: others may do something else in every run."""
-    passive = (*MOVING, "peft_autocast_disable", "layer_execution_tracker", "lazy_prefetch_group_offloading")
+    """Whether hooks of these names change nothing that a block computes: others may do something else in every run.
+
+    A cache that answers for all blocks at once leaves each as it is; whether it answers, its record says.
+    """
+    passive: tuple[str, ...] = (*MOVING, "peft_autocast_disable", "layer_execution_tracker", "lazy_prefetch_group_offloading")
+    passive += diffusers_caches.FOR_ALL_BLOCKS
     return all(name.startswith(passive) for name in names)
 
 
@@ -51,6 +57,24 @@ def is_behind_offload(gate: object, module: nn.Module) -> bool:
     if registry is None or (hook := registry.hooks.get("group_offloading")) is None:
         return False
     return hook.fn_ref.forward is gate
+
+
+def is_behind(gate: object, module: nn.Module) -> bool:
+    """Whether something stands in front of a gate that belongs behind it."""
+    return is_behind_offload(gate, module) or is_behind_cache(gate, module)
+
+
+def is_behind_cache(gate: object, module: nn.Module) -> bool:
+    """Whether the hook that a cache has on the model itself stands in front of a gate: it would see one pass only."""
+    registry = module.__dict__.get("_diffusers_hook")
+    if registry is None:
+        return False
+    refs = [ref for name, ref in zip(registry._hook_order, registry._fn_refs, strict=True) if _at_the_model(name)]
+    return any(gate is each for ref in refs for each in (ref.forward, ref.original_forward))
+
+
+def _at_the_model(name: str) -> bool:
+    return name.startswith(diffusers_caches.AT_THE_MODEL)
 
 
 def places(module: nn.Module) -> list[tuple[Any, str]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.hosts.accelerate import execution_device
 from skipguide.vision.layer_masking.answers import logits_of, one_image, probabilities
 from skipguide.vision.layer_masking.attribution import METHODS, lime, occlusion, rise, spread
 from skipguide.vision.layer_masking.baselines import BASELINES, painted
@@ -100,7 +101,7 @@ def explain(
     if not 0 < top < 1:
         raise SkipError(f"expected top between 0 and 1; got {top}")
     model = classifier.model
-    image = one_image(image).to(next(model.parameters()).device)
+    image = one_image(image).to(execution_device(model))
     parts = make_segments(image, segments).to(image.device)
     if int(parts.max()) == 0:
         raise SkipError(f"{segments} makes one segment of the picture, and there is nothing to compare: ask for more")
