@@ -11,7 +11,6 @@ from skipguide.pipelines.guide.interceptor import GuideInterceptor
 from skipguide.pipelines.guide.run import GuiderRun
 from skipguide.pipelines.registry.described import PipelineSpec
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
-from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
 from skipguide.shown import Row
@@ -30,18 +29,14 @@ class AppliedGuide(AppliedGuidance):
         self, guide: Any, pipe: Any, spec: PipelineSpec, names: list[str], weak_model: nn.Module | None = None
     ) -> None:
         self.settings: Any = guide
-        self._pipe = pipe
         self.stats = GuidanceStats(delivery="solve")
         state, self._watch, run = PipelineCall(), FiniteWatch(), GuiderRun(guide.guider, spec)
         made = [
             GuideInterceptor(run, pipe, spec, name, state, self.stats, self._watch, guide.prefix_reuse, weak_model)
             for name in names
         ]
-        self._interceptors: list[Interceptor] = list(made)
         self.layers = {each.denoiser: each.layers for each in made}
-        for interceptor in made:
-            interceptor.handle = self
-        self._installed: list[Interceptor] = []
+        self._hold(pipe, made)
 
     def _heading(self) -> str:
         where = f"on {type(self._pipe).__name__}" if self._installed else "removed"
