@@ -46,9 +46,16 @@ class Cells:
                 raise SkipError(f"{folder} holds cells of other settings: {found}; expected {plain}: delete the folder")
         write_json(note, plain)
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the cell of that name is there."""
+        return self._path(name).exists()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}.json"
+
     def __call__(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The cell of that name; computed if it is not there yet."""
-        path = self.folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}.json"
+        path = self._path(name)
         if not path.exists():
             write_json(path, compute())
         return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -3,8 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from skipguide.pipelines.applied import AppliedGuidance
+from skipguide.pipelines.bundled import bundled_pipeline
 from skipguide.pipelines.calibration import calibrate
 from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.guide.applied import AppliedGuide
+from skipguide.pipelines.guide.guide import Guide
+from skipguide.pipelines.nag.nag import AppliedNag, NormalizedAttentionGuidance
 from skipguide.pipelines.native.prefix_reuse import AppliedReuse, PrefixReuse
 from skipguide.pipelines.native.stats import ReuseStats
 from skipguide.pipelines.presets import Preset, find_preset
@@ -12,15 +16,21 @@ from skipguide.pipelines.registry.described import register_pipeline
 from skipguide.pipelines.registry.spec import PipelineSpec
 from skipguide.pipelines.sampling.ledger import GuidanceCost, GuidanceStats
 from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
+from skipguide.pipelines.tangential import AppliedTangential, TangentialAmplifyingGuidance
 
 if TYPE_CHECKING:
     from skipguide.pipelines.guider.skip_guider import SkipGuider
 
 __all__ = [
     "AppliedGuidance",
+    "AppliedGuide",
+    "AppliedNag",
     "AppliedReuse",
+    "AppliedTangential",
     "GuidanceCost",
     "GuidanceStats",
+    "Guide",
+    "NormalizedAttentionGuidance",
     "PipelineSpec",
     "PrefixReuse",
     "Preset",
@@ -28,6 +38,8 @@ __all__ = [
     "SkipGroup",
     "SkipGuider",
     "SpatiotemporalSkipGuidance",
+    "TangentialAmplifyingGuidance",
+    "bundled_pipeline",
     "calibrate",
     "find_preset",
     "register_pipeline",

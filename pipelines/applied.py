@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from skipguide.errors import SkipError
 from skipguide.hosts.wrappers import unwrap
+from skipguide.pipelines.handle import PipelineHandle
 from skipguide.pipelines.registry.described import PipelineSpec
+from skipguide.pipelines.sampling.delivery import solves
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceStats
@@ -22,13 +23,15 @@ from skipguide.shown import Row, Shown
 logger = logging.getLogger(__name__)
 
 
-class AppliedGuidance(Shown):
+class AppliedGuidance(Shown, PipelineHandle):
     """Guidance in force on a pipeline. Leave the `with` block or call `remove()` to end it.
 
     Attributes:
         stats: passes, blocks and seconds so far, and the delivery.
         layers: denoiser -> blocks skipped in it.
     """
+
+    _name = "this guidance"
 
     def __init__(
         self,
@@ -40,22 +43,14 @@ class AppliedGuidance(Shown):
         over_native: bool = False,
     ) -> None:
         self.settings = settings
-        self._pipe = pipe
         self.layers = {name: schedule.layers for name, schedule in schedules.items()}
-        self.stats = GuidanceStats(delivery="solve" if settings.rescale or settings.rule.waits_for_uncond else "shift")
+        self.stats = GuidanceStats(delivery="solve" if solves(settings) else "shift")
         state, self._watch = PipelineCall(), FiniteWatch()
-        self._interceptors = [
+        standing = [
             Interceptor(settings, pipe, spec, name, schedule, state, self.stats, group, self._watch, over_native)
             for name, schedule in schedules.items()
         ]
-        for interceptor in self._interceptors:
-            interceptor.handle = self
-        self._installed: list[Interceptor] = []
-
-    @property
-    def pipe(self) -> Any:
-        """The pipeline; None after `remove()`."""
-        return self._pipe
+        self._hold(pipe, standing)
 
     @property
     def delivery(self) -> str:
@@ -71,15 +66,8 @@ class AppliedGuidance(Shown):
         found = [(name, layers, same.part, same.scale, same.formula) for name, layers in self.layers.items()]
         return [("denoiser", "layers", "part", "scale", "formula"), *found]
 
-    def _install(self) -> None:
-        try:
-            for interceptor in self._interceptors:
-                self._installed.append(interceptor)  # first: what was not installed can be removed too
-                interceptor.install()
-        except BaseException:
-            self._watch.forget()
-            self.remove()
-            raise
+    def _forget(self) -> None:
+        self._watch.forget()
 
     def remove(self) -> None:
         """End the guidance; nothing of it is left on the pipeline. A second call does nothing.
@@ -87,32 +75,18 @@ class AppliedGuidance(Shown):
         Raises:
             SkipError: afterwards, if the last call was interrupted and a prediction in it was not finite.
         """
-        while self._installed:
-            self._installed[-1].remove()
-            self._installed.pop()
-        # somebody may keep the handle for its stats: it must not keep the pipeline's weights in memory
-        self._interceptors, self._pipe = [], None
+        super().remove()
         self._watch.settle("the last call, which was interrupted")
-
-    def __enter__(self) -> AppliedGuidance:
-        """Return the handle.
-
-        Raises:
-            SkipError: if the guidance was removed before: the block would silently run without it.
-        """
-        if not self._installed:
-            raise SkipError("this guidance was removed: call apply(pipe) again for a new handle")
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         """End the guidance."""
         try:
             exchanged = [each.denoiser for each in self._installed if _is_exchanged(self._pipe, each)]
             if kind is not None:
-                self._watch.forget()  # the error that is on its way says more
+                self._forget()
             self.remove()
         except BaseException:  # Ctrl-C: what was broken off is done again
-            self._watch.forget()
+            self._forget()
             self.remove()
             raise
         if kind is not None:

@@ -22,6 +22,7 @@ from skipguide.files import read_json
 from skipguide.gate import gate_of
 from skipguide.hosts.cache_contexts import ContextNames
 from skipguide.hosts.wrappers import unwrap
+from skipguide.parts import RANKED
 from skipguide.pipelines.registry.described import PipelineSpec, described_loop, pipeline_spec
 from skipguide.pipelines.sampling.caches import refuse_caches
 from skipguide.pipelines.sampling.call_stack import is_called_by
@@ -138,7 +139,7 @@ def calibrate(
         pipe: a stock diffusers pipeline that is described in `skipguide.pipelines.registry.described`.
         prompts: one run each; None leaves the prompt to `call`. A single text is one prompt.
         denoiser: which of the pipeline's; None is the first.
-        parts: parts to leave out; None is every part that a layer has.
+        parts: parts to leave out; None is every part that a layer has, but those that have options (`attn_blur`, …).
         levels: how many steps of a run are looked at, evenly spaced.
         call: more arguments of the pipeline's call (sizes, `guidance_scale`, `num_inference_steps`, 8 by default);
             before the pipeline's own defaults come those of the `generation.json` in the folder it was loaded from,
@@ -160,7 +161,7 @@ def calibrate(
         raise SkipError(f"guidance is applied to pipe.{name}: calibrate before, or call remove() on its handle first")
     refuse_caches(model, "a calibration", "it would answer for layers that are left out", pipe)
     blocks = find_blocks(model)
-    keys = [(b.index, part) for b in blocks for part in b.parts if parts is None or part in parts]
+    keys = [(b.index, part) for b in blocks for part in b.parts if part in (RANKED if parts is None else parts)]
     if not keys:
         raise SkipError(f"no layer of {type(unwrap(model)).__name__} has any of the parts {list(parts or ())}")
     levels, seed = as_whole("levels", levels), as_whole("seed", seed, None)

@@ -28,6 +28,8 @@ class Preset:
         start: first step with skip guidance, as a fraction of the steps.
         stop: end of the skip guidance, as a fraction of the steps.
         origin: `"authors"` (of the method or the model), `"community"` or `"measured here"`.
+        rescale: towards the deviation of the conditional prediction, or a `Timetable` of it.
+        guidance_scale: CFG scale, where it is part of the recipe; None is the pipeline's.
     """
 
     layers: tuple[int, ...] | Timetable
@@ -38,6 +40,8 @@ class Preset:
     start: float = 0.0
     stop: float = 1.0
     origin: Origin = "authors"
+    rescale: float | Timetable = 0.0
+    guidance_scale: float | Timetable | None = None
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -93,8 +97,8 @@ _TINY = (
 )
 _LTX2 = "Lightricks' recommendation in the documentation of diffusers' LTX2Pipeline (spatio_temporal_guidance_blocks)"
 _LTX_13B = (
-    "Lightricks' preset '13b Balanced' (ComfyUI-LTXVideo, presets/stg_advanced_presets.json); its tables of CFG "
-    "scales (1, 6, 8, 6, 1, 1) and rescales (1, 0.5, 0.5, 1, 1, 1) are not part of this preset"
+    "Lightricks' preset '13b Balanced' (ComfyUI-LTXVideo, presets/stg_advanced_presets.json), whose rescale looks at "
+    "denoised samples, over the whole batch; here it looks at what the model predicts"
 )
 _SIGMAS = (1.0, 0.9933, 0.985, 0.9767, 0.9008, 0.618)
 
@@ -122,6 +126,8 @@ PRESETS: tuple[KnownModel, ...] = (
             _by_sigma(0.0, 4.0, 4.0, 4.0, 2.0, 1.0),
             _LTX_13B,
             part="attn_identity",
+            rescale=_by_sigma(1.0, 0.5, 0.5, 1.0, 1.0, 1.0),
+            guidance_scale=_by_sigma(1.0, 6.0, 8.0, 6.0, 1.0, 1.0),
         ),
     ),
     KnownModel(
@@ -197,6 +203,9 @@ PRESETS: tuple[KnownModel, ...] = (
     KnownModel("Flux", "FluxTransformer2DModel", 57, 3072, None),
     KnownModel("Flux 2", "Flux2Transformer2DModel", 56, 6144, None),
     KnownModel("Qwen-Image", "QwenImageTransformer2DModel", 60, 3072, None),
+    KnownModel("Z-Image", "ZImageTransformer2DModel", 34, 3840, None),
+    KnownModel("Kandinsky 5 Video Lite", "Kandinsky5Transformer3DModel", 34, 1792, None),
+    KnownModel("Kandinsky 5 Video Pro", "Kandinsky5Transformer3DModel", 64, 4096, None),
 )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, get_args
 
 from skipguide.config import JsonConfig, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.guidance import Over
+from skipguide.parts import Perturbation
 from skipguide.pipelines.formulas import Formula, find_formula
-from skipguide.pipelines.groups import SkipGroup, check_layers, check_scale
+from skipguide.pipelines.groups import Scale, SkipGroup, check_amount, check_layers, check_scale
 from skipguide.pipelines.presets import Preset
 from skipguide.pipelines.sampling.tail import TAILS, Tail
 from skipguide.plan import Part, check_stack
@@ -18,7 +19,14 @@ from skipguide.schedule import Schedule, Timetable
 from skipguide.select import DEFAULT_SCORE, check_score
 
 # What holds where neither the user nor a preset says anything else.
-DEFAULTS: dict[str, Any] = {"scale": 1.0, "part": "block", "formula": "stg", "start": 0.0, "stop": 1.0}
+DEFAULTS: dict[str, Any] = {
+    "scale": 1.0,
+    "part": "block",
+    "formula": "stg",
+    "start": 0.0,
+    "stop": 1.0,
+    "rescale": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -30,10 +38,10 @@ class GuidanceSettings(JsonConfig):
     """
 
     layers: Sequence[int] | Mapping[str, Sequence[int] | Timetable | str | None] | Timetable | str | None = None
-    scale: float | Timetable | None = None
+    scale: Scale | None = None
     part: Part | None = None
     formula: str | None = None
-    rescale: float = 0.0
+    rescale: float | Timetable | None = None
     rescale_over: Over = "sample"
     start: float | None = None
     stop: float | None = None
@@ -50,6 +58,10 @@ class GuidanceSettings(JsonConfig):
     prefer_cheap: bool = False
     seed: int = 0
     score: str = DEFAULT_SCORE
+    strength: float = 1.0
+    heads: Sequence[int] | Mapping[int, Sequence[int]] | None = None
+    part_options: Mapping[str, Any] = field(default_factory=dict)
+    guidance_scale: float | Timetable | None = None
 
     def __post_init__(self) -> None:
         """Check everything that does not need a model, and bring it into normal form."""
@@ -67,8 +79,12 @@ class GuidanceSettings(JsonConfig):
         else:
             layers = check_layers(self.layers, part)
         object.__setattr__(self, "layers", layers)
+        self._check_perturbation()
         if self.scale is not None:
             object.__setattr__(self, "scale", check_scale(self.scale))
+        for name, most in (("rescale", 1.0), ("guidance_scale", None)):
+            if (amount := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check_amount(amount, name, most))
         check_stack(self.stack)
         if self.groups is not None:
             given: Any = self.groups  # from JSON: plain data
@@ -93,17 +109,26 @@ class GuidanceSettings(JsonConfig):
         given = {each.name: getattr(self, each.name) for each in fields(self)}
         self.rule.check(given | {name: value for name, value in DEFAULTS.items() if given[name] is None})
 
+    def _check_perturbation(self) -> None:
+        """Bring strength, heads and options of the part to their normal form."""
+        if self.part is None:  # the preset's, which is not known yet
+            Perturbation(strength=self.strength)
+            return
+        heads: Any = self.heads
+        for name, value in Perturbation(self.part, self.strength, heads, self.part_options).fields.items():
+            object.__setattr__(self, name, value)
+        if self.groups is not None and (self.strength, self.heads, dict(self.part_options)) != (1, None, {}):
+            raise SkipError("with groups, strength, heads and part_options are given in the groups")
+
     def _check_numbers(self) -> None:
         """Bring numbers and flags to Python's own types and check their ranges."""
         normalize_fields(
             self,
             wholes={"seed": None},
-            numbers={"rescale": 0, "drop": 0, "apg": None, "apg_norm": 0},
+            numbers={"drop": 0, "apg": None, "apg_norm": 0},
             flags=("prefix_reuse", "zero_star", "prefer_cheap"),
             optional=("apg", "apg_norm"),
         )
-        if self.rescale > 1:
-            raise SkipError(f"rescale must lie in 0 to 1; got {self.rescale!r}")
         if not 0 < self.drop < 1:
             raise SkipError(f"drop is a share of the blocks, above 0 and below 1; got {self.drop!r}")
         if self.apg_norm == 0:
@@ -143,7 +168,15 @@ class GuidanceSettings(JsonConfig):
         """The one group that these settings are, where `groups` says none. Its layers are not a mapping."""
         layers: Any = self.layers
         scale = DEFAULTS["scale"] if self.scale is None else self.scale
-        return SkipGroup(layers, scale, self.part or DEFAULTS["part"], self.stack)
+        told: dict[str, Any] = {"strength": self.strength, "heads": self.heads, "part_options": self.part_options}
+        return SkipGroup(layers, scale, self.part or DEFAULTS["part"], self.stack, **told)
+
+    @property
+    def scaled_groups(self) -> tuple[SkipGroup, ...]:
+        """The groups, or the one that these settings are, for what is asked of their scales alone."""
+        if self.groups is not None:
+            return tuple(self.groups)
+        return (SkipGroup(scale=DEFAULTS["scale"] if self.scale is None else self.scale),)
 
     # -- the model's preset -------------------------------------------------------------------------------------
 
@@ -155,7 +188,7 @@ class GuidanceSettings(JsonConfig):
     @property
     def idle(self) -> bool:
         """Whether nothing is ever skipped, so that a model without a preset is no obstacle."""
-        return self.layers is None and self.groups is None and self.scale == 0
+        return self.whole_preset and all(group.idle for group in self.scaled_groups)
 
     def filled(self, preset: Preset) -> Self:
         """These settings, with what a model's preset says where they say nothing; the window goes as a whole.
@@ -168,11 +201,11 @@ class GuidanceSettings(JsonConfig):
         if self.stack is not None:
             raise SkipError("presets count layers over all stacks: with stack, name the layers too")
         limits = find_formula(self.formula or preset.formula).limits
-        names = ["scale", "part", "formula"]
+        names = ["scale", "part", "formula", "rescale", "guidance_scale"]
         if self.start is None and self.stop is None:
             names += ["start", "stop"]
         says = {name: getattr(preset, name) for name in names if getattr(self, name) is None}
         for name, value in says.items():
             if value not in limits.get(name, (value,)):
-                says[name] = DEFAULTS[name]  # it has nothing to act on with this formula
+                says[name] = DEFAULTS.get(name)  # it has nothing to act on with this formula
         return replace(self, layers=preset.layers, **says)

@@ -6,24 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from skipguide.active import everywhere_at
 from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
-from skipguide.gate import gate_of
 from skipguide.pipelines.applied import AppliedGuidance
 from skipguide.pipelines.calibration import auto_layers
+from skipguide.pipelines.conflicts import denoisers_of, refuse_conflicts
 from skipguide.pipelines.groups import SkipGroup
-from skipguide.pipelines.native.listener import refuse_native_reuse
 from skipguide.pipelines.presets import find_preset, named_settings
 from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
 from skipguide.pipelines.sampling.branch_parallel import group_of, refuse_cache
 from skipguide.pipelines.sampling.caches import admit_cache
 from skipguide.pipelines.sampling.call_stack import is_running
 from skipguide.pipelines.sampling.cost import foretell
-from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceCost
+from skipguide.pipelines.sampling.modalities import check_modalities
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule
-from skipguide.pipelines.settings import GuidanceSettings
+from skipguide.pipelines.settings import DEFAULTS, GuidanceSettings
 
 __all__ = ["AppliedGuidance", "SpatiotemporalSkipGuidance"]
 
@@ -32,7 +30,7 @@ __all__ = ["AppliedGuidance", "SpatiotemporalSkipGuidance"]
 class SpatiotemporalSkipGuidance(GuidanceSettings):
     """Guide a diffusion pipeline away from its own prediction with some layers skipped.
 
-    Six arguments are what a person needs: `layers`, `scale`, `part`, `start`, `stop` and `rescale`. The other fifteen
+    Six arguments are what a person needs: `layers`, `scale`, `part`, `start`, `stop` and `rescale`. The other nineteen
     leave things as they are by default, and stand in groups under the six.
 
     With c, u, k the conditional, unconditional and skipped predictions, w the pipeline's CFG scale and s `scale`, every
@@ -41,19 +39,25 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
 
     Args:
         layers: blocks to skip, in execution order over all stacks (or within `stack`); a mapping gives each denoiser
-            its own; a `Timetable` of them changes with the step. None takes the model's preset: its layers, and its
-            scale, part, formula and window where these are None too; `for_pipeline(pipe)` says what that is. `"auto"`
-            takes the layer that a calibration run scores best (`score`; cached per model). `"stochastic"` draws a new
-            set at every step (`drop`, `seed`; first and last block stay), after S2-Guidance, arXiv 2508.12880.
-        scale: s, a number or a `Timetable`. 0 leaves the pipeline as it is, to the bit. None is the preset's with
+            its own; a `Timetable` of them changes with the step, and where its list is empty nothing is skipped. None
+            takes the model's preset: its layers, and its scale, part, formula, window, rescale and CFG scale where
+            these are None too; `for_pipeline(pipe)` says what that is. `"auto"` takes the layer that a calibration run
+            scores best (`score`; cached per model). `"stochastic"` draws a new set at every step (`drop`, `seed`; first
+            and last block stay), after S2-Guidance, arXiv 2508.12880.
+        scale: s, a number or a `Timetable`. 0 leaves the pipeline as it is, to the bit. Where a model predicts video
+            and sound, a mapping gives each its own: `{"video": 1.0, "audio": 0.5}`. None is the preset's with
             `layers=None`, else 1.
-        part: `"block"` (the paper's STG-R), `"attn_identity"` (STG-A), `"attn"`, `"cross_attn"` or `"mlp"`. None is
-            the preset's with `layers=None`, else `"block"`.
+        part: what of the layers is weakened: `"block"` (the paper's STG-R), `"attn_identity"` (STG-A), `"attn"`,
+            `"cross_attn"`, `"mlp"`, `"attn_blur"` (SEG), `"window_time"`, `"window_space"`, `"token_shuffle"` (TPG) or
+            `"self_swap"` (SSG). None is the preset's with `layers=None`, else `"block"`.
         start: first step with skip guidance, as a fraction of the steps (inclusive). Where `start` and `stop` are both
             None, they are the preset's with `layers=None`, else 0 and 1.
         stop: end of the skip guidance, as a fraction of the steps (exclusive; 1.0 is the end). A run with so few steps
             that none of them lies in the window is refused.
-        rescale: 0 to 1, brings the standard deviation of the result towards that of c (0.7 in the authors' code).
+        rescale: 0 to 1, or a `Timetable`: brings the standard deviation of the result towards that of c (0.7 in the
+            authors' code), at the steps with skip guidance. Like `apg` and `zero_star` it acts on video and sound
+            apart, and where a pipeline computes its guidance on denoised samples (LTX-2), on these. None is the
+            preset's with `layers=None`, else 0.
 
     Formula and CFG:
         formula: `"stg"` as above; `"uncond"` skips the layers in the unconditional pass itself, so there is no third
@@ -64,6 +68,9 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         cfg_interval: steps from start (inclusive) to stop (exclusive) with CFG, as fractions; outside it the
             unconditional branch is not computed and the conditional prediction is returned for every branch, so that
             any CFG yields it (limited-interval guidance, arXiv 2404.07724).
+        guidance_scale: w at each step, a number or a `Timetable`, in place of the scale that the pipeline is called
+            with, which has to turn CFG on; at 1 the unconditional branch is not computed. None leaves the pipeline's,
+            except with `layers=None` where the preset has one.
         zero_star: scale the unconditional prediction as CFG-Zero* does (arXiv 2503.18886; without its zero-init).
         apg: project the skip direction as adaptive projected guidance does (arXiv 2410.02416): the weight of its part
             along c; 0 drops that part, None leaves the direction as it is.
@@ -80,14 +87,23 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
             fill, needs memory for the further rows), or in one batch where the sequence is short (`"auto"`, by
             `skipguide.pipelines.sampling.tail.AUTO`).
 
-    Which layers, beyond a list:
+    Which layers beyond a list:
         stack: count `layers` within this stack, such as Latte's `"temporal_transformer_blocks"`.
         groups: several `SkipGroup`s with layers, scale, part and stack of their own, in place of `layers`: one pass
             each, and passes that begin alike share that beginning.
         drop: share of the blocks that `"stochastic"` leaves out (at least one block).
         prefer_cheap: `"stochastic"` draws from the deeper half of the blocks only, so that short passes follow.
-        seed: of `"stochastic"`.
+        seed: of `"stochastic"` and of `"token_shuffle"`, which are drawn anew at every step.
         score: what `"auto"` ranks by; one of `skipguide.select.SCORES`.
+
+    How the part acts:
+        strength: 1 is the part as it is named, 0 is like scale 0, and between them what the part changes is
+            interpolated: a left-out branch is scaled by 1 - strength, an attention map is mixed with the other one
+            (SoftPAG, arXiv 2506.10978).
+        heads: the heads of the attention that the part is about, from 0 on, for all layers or as a mapping by layer
+            (HeadHunter, arXiv 2506.10978); None is all.
+        part_options: what else a part can be told, such as `{"sigma": 2.0}` of `"attn_blur"`; the table of parts in
+            `pipelines/README.md` has them.
 
     Raises:
         SkipError: on settings that cannot mean anything; `apply` checks those that depend on the model.
@@ -134,14 +150,15 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
 
         Raises:
             SkipError: for an unknown pipeline, a layer or part that its model does not have, a model without
-                a preset, guidance that is already applied, or a cache that would mix up the passes; with
-                `branch_parallel`, for settings whose work cannot be shared.
+                a preset, scales for modalities that it does not predict, guidance that is already applied, or a cache
+                that would mix up the passes; with `branch_parallel`, for settings whose work cannot be shared.
         """
         spec = pipeline_spec(pipe)
         group = group_of(branch_parallel)
         names = self._denoisers(pipe, spec)
-        self._refuse_conflicts(pipe, spec, names)
+        refuse_conflicts(pipe, spec, names, "SpatiotemporalSkipGuidance")
         settings = self._on(pipe, names)
+        check_modalities(settings.scaled_groups, spec.modalities, type(pipe).__name__)
         if group is not None and (settings.rule.in_place_of_uncond or settings.tail != "separate"):
             raise SkipError(
                 "branch_parallel runs the skipped passes elsewhere: a formula inside the unconditional pass has none, "
@@ -191,27 +208,30 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
 
     def _on(self, pipe: Any, names: list[str]) -> Self:
         """The settings that will hold, with the denoisers of a pipeline known."""
-        if self.idle or self.groups is not None:
+        if self.idle:
             return self
+        if self.groups is not None:  # a group has the same layers for all denoisers, so theirs are chosen later
+            alone = [self._chosen(each, pipe, names[0]) for each in self.groups] if len(names) == 1 else self.groups
+            return replace(self, groups=alone)
         if self.layers is None:
             found = {name: self.filled(find_preset(getattr(pipe, name), pipe)) for name in names}
-            same = {(str(each.scale), each.part, each.formula, each.window) for each in found.values()}
-            if len(same) > 1:
+            same = [replace(each, layers=None) for each in found.values()]
+            if any(each != same[0] for each in same):
                 raise SkipError(
                     f"the presets of {' and '.join(names)} differ in more than layers: pass layers, scale and part"
                 )
             return replace(found[names[0]], layers=_joined({name: each.layers for name, each in found.items()}))
-        if self.layers == "auto":
-            part = self.group.part
-            chosen = {name: auto_layers(pipe, name, part, self.stack, self.score) for name in names}
-            return replace(self, layers=_joined(chosen))
-        return self
+        mapped = isinstance(self.layers, Mapping)
+        own: dict[str, Any] = (
+            dict(self.layers) if isinstance(self.layers, Mapping) else dict.fromkeys(names, self.layers)
+        )
+        for name in own.keys() & set(names):
+            group = SkipGroup(own[name], part=self.part or DEFAULTS["part"], stack=self.stack)
+            own[name] = self._chosen(group, pipe, name).layers
+        return replace(self, layers=own if mapped else _joined(own))
 
     def _denoisers(self, pipe: Any, spec: PipelineSpec) -> list[str]:
-        names = [name for name in spec.denoisers if getattr(pipe, name, None) is not None]
-        if not names:
-            missing = " and ".join(f"pipe.{name} is None" for name in spec.denoisers)
-            raise SkipError(f"this {type(pipe).__name__} has no denoiser: {missing}")
+        names = denoisers_of(pipe, spec)
         if isinstance(self.layers, Mapping) and (unknown := sorted(set(self.layers) - set(spec.denoisers))):
             raise SkipError(
                 f"layers names {', '.join(unknown)}, but the denoisers of {type(pipe).__name__} are "
@@ -230,37 +250,17 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         groups = self.groups
         if groups is None:
             groups = () if self.idle else (replace(self, layers=layers).group,)
-        return GuidanceSchedule(
-            self, [self._chosen(group, pipe, denoiser, model) for group in groups], find_blocks(model)
-        )
+        return GuidanceSchedule(self, [self._chosen(group, pipe, denoiser) for group in groups], find_blocks(model))
 
-    def _chosen(self, group: SkipGroup, pipe: Any, denoiser: str, model: Any) -> SkipGroup:
+    def _chosen(self, group: SkipGroup, pipe: Any, denoiser: str) -> SkipGroup:
+        """A group with layers that were to be the preset's, or chosen by calibration."""
         if group.layers is None and group.stack is not None:
             raise SkipError("presets count layers over all stacks: with stack, name the layers too")
         if group.layers is None:
-            return replace(group, layers=find_preset(model, pipe).layers)
+            return replace(group, layers=find_preset(getattr(pipe, denoiser), pipe).layers)
         if group.layers == "auto":
             return replace(group, layers=auto_layers(pipe, denoiser, group.part, group.stack, self.score))
         return group
-
-    def _refuse_conflicts(self, pipe: Any, spec: PipelineSpec, names: list[str]) -> None:
-        for name in names:
-            model = getattr(pipe, name)
-            refuse_native_reuse(model, "SpatiotemporalSkipGuidance")
-            here = everywhere_at(gate_of(model), Interceptor)
-            if any(other.pipe is pipe for other in here):  # another pipeline may share the model
-                raise SkipError(
-                    f"guidance is already applied to pipe.{name}: call remove() on the earlier handle first, or "
-                    f"skipguide.remove_from(pipe) where that is gone"
-                )
-        if spec.cfg == "guider":
-            guider = getattr(pipe, "guider", None)
-            if type(guider).__name__ != "ClassifierFreeGuidance" or getattr(guider, "use_original_formulation", False):
-                raise SkipError(
-                    f"expected pipe.guider to be ClassifierFreeGuidance with use_original_formulation=False; got "
-                    f"{type(guider).__name__}: others combine the branches in ways that a shift does not survive; "
-                    f"skipguide.pipelines.SkipGuider takes the guider's place, and guides by itself"
-                )
 
 
 def _joined(layers: dict[str, Any]) -> Any:

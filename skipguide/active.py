@@ -60,6 +60,7 @@ class ActivePlan:
         repeated: those that were called again, while something was to happen there.
         left_out: how many modules were left out in this pass.
         groups: offloaded groups of several blocks, in the running pass.
+        grid: frames, height and width of the image's tokens in the running pass; None where nobody needs them.
         counts_calls: whether every call is entered in the ledger; else the root intervention enters whole passes.
         state: what else the root intervention keeps of the running pass.
         entries: one for each time that somebody is inside the plan's `with` block, in whatever thread.
@@ -71,7 +72,19 @@ class ActivePlan:
     """
 
     __slots__ = (
-        *("__weakref__", "_root", "batch", "entries", "follow", "groups", "holds", "interventions", "left_out", "live"),
+        *(
+            "__weakref__",
+            "_root",
+            "batch",
+            "entries",
+            "follow",
+            "grid",
+            "groups",
+            "holds",
+            "interventions",
+            "left_out",
+            "live",
+        ),
         *("counts_calls", "names", "renew", "repeated", "rows", "running", "seen", "state", "stats"),
     )
 
@@ -87,6 +100,7 @@ class ActivePlan:
         self.repeated: set[int] = set()
         self.left_out = 0
         self.groups: SharedGroups | None = None
+        self.grid: tuple[int, int, int] | None = None
         self.counts_calls = True
         self.state: Any = None
         self.entries: set[Entry] = set()
@@ -176,6 +190,7 @@ class ActivePlan:
         other = self.again()
         other.stats, other.live = Stats(), True
         other.holds, other.batch, other.rows, other.state = dict(self.holds), self.batch, self.rows, self.state
+        other.grid = self.grid
         return other
 
     def again(self) -> ActivePlan:

@@ -29,6 +29,7 @@ class Block:
     stack: str
     module: nn.Module
     spec: BlockSpec
+    model_spec: ModelSpec | None = None
 
     @property
     def shortcut(self) -> nn.Module | None:
@@ -39,8 +40,14 @@ class Block:
     @cached_property
     def parts(self) -> tuple[str, ...]:
         """The parts of this block that a plan may leave out."""
-        wanted = [part for part in PARTS if self.spec.has(part)]
-        return tuple(part for part in wanted if not PART_SPECS[part].sublayers or self.sublayers(part))
+        return tuple(part for part in PARTS if not self.lacks(part))
+
+    def lacks(self, part: str) -> str:
+        """Why this block does not have a part, in words; empty if it does."""
+        if part not in PART_SPECS:
+            return f"expected one of {', '.join(PARTS)}"
+        words = self.spec.lacks(part) if self.model_spec is None else self.model_spec.lacks(self.spec, part)
+        return words or ("" if not PART_SPECS[part].sublayers or self.sublayers(part) else "it has no such sublayer")
 
     def sublayers(self, part: str) -> list[tuple[str, nn.Module, Sublayer]]:
         """Name, module and description of the sublayers that `part` names and this block has."""
@@ -75,7 +82,7 @@ class BlockMap(Shown):
         elif spec.nested:
             found.sort(key=lambda block: (block[1], block[0], block[2]))
         self.blocks = tuple(
-            Block(n, name, spec.stacks[j].name or spec.stacks[j].stack, module, spec.stacks[j])
+            Block(n, name, spec.stacks[j].name or spec.stacks[j].stack, module, spec.stacks[j], spec)
             for n, (j, _, _, name, module) in enumerate(found)
         )
 
@@ -113,8 +120,8 @@ class BlockMap(Shown):
                 raise SkipError(f"layer {layer} is out of range: {where} has {len(pool)} blocks, 0 to {len(pool) - 1}")
             if part not in pool[layer].parts:
                 raise SkipError(
-                    f"block {layer} of {where} ({pool[layer].name}) has no part {part!r}; it has "
-                    f"{', '.join(pool[layer].parts)}"
+                    f"block {layer} of {where} ({pool[layer].name}) has no part {part!r}: "
+                    f"{pool[layer].lacks(part)}. It has {', '.join(pool[layer].parts)}"
                 )
         return [pool[layer] for layer in layers]
 

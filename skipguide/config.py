@@ -45,13 +45,13 @@ def check_keys(found: Mapping[str, Any], expected: set[str], what: str) -> None:
         raise SkipError(f"unknown keys in {what}: {sorted(unknown)}; expected {sorted(expected)}")
 
 
-def _plain(value: Any) -> Any:
+def plain_data(value: Any) -> Any:
     """Settings inside settings as plain data too."""
     if isinstance(value, JsonConfig):
         return value.to_dict()
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+        return {key: plain_data(item) for key, item in value.items()}
+    return [plain_data(item) for item in value] if isinstance(value, tuple) else value
 
 
 class JsonConfig:
@@ -60,7 +60,7 @@ class JsonConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with a version."""
         return {"version": VERSION} | {
-            f.name: _plain(getattr(self, f.name))
+            f.name: plain_data(getattr(self, f.name))
             for f in fields(self)  # type: ignore[arg-type]
         }
 

@@ -1,7 +1,8 @@
 """Guidance: pure maths on tensors. c, u, k are the conditional, unconditional and skipped predictions.
 
 w is the CFG scale, s the skip scale. Sources: STG, arXiv 2411.18664; CFG rescale, arXiv 2305.08891; adaptive
-projected guidance, arXiv 2410.02416; CFG-Zero*, arXiv 2503.18886.
+projected guidance, arXiv 2410.02416; CFG-Zero*, arXiv 2503.18886; TAG, arXiv 2510.04533; NAG, arXiv
+2505.21179.
 
 Everything composes by addition: a guided prediction is one of the CFG forms plus any number of skip directions, each
 of which may be projected first, and the sum may be rescaled.
@@ -89,6 +90,53 @@ def project(d: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return parallel, d - parallel
 
 
+def tangential_update(x: Tensor, after: Tensor, scale: float) -> Tensor:
+    """A sampling step with its part tangential to the sample amplified (TAG, arXiv 2510.04533, equation 6).
+
+    Args:
+        x: the sample before the step.
+        after: the sample after it, same shape.
+        scale: the factor of the tangential part, per batch row; 1 leaves the step as it is.
+
+    Returns:
+        The sample after the changed step, in the dtype of `after`.
+
+    Example:
+        >>> tangential_update(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 1.0]]), 2.0)
+        tensor([[0.5000, 2.0000]])
+    """
+    if scale == 1:
+        return after
+    wide = torch.promote_types(after.dtype, torch.float32)
+    _, tangential = project(after.to(wide) - x.to(wide), x.to(wide))
+    return (after.to(wide) + (scale - 1) * tangential).to(after.dtype)
+
+
+def normalized_attention(positive: Tensor, negative: Tensor, scale: float, tau: float, alpha: float) -> Tensor:
+    """Normalized attention guidance on what two texts make of attention (NAG, arXiv 2505.21179, section 3.2).
+
+    Args:
+        positive: the attention's output for the prompt, before its output projection, `[..., features]`.
+        negative: the same for the negative prompt.
+        scale: how far to go from the negative to the positive; 1 stays at the positive.
+        tau: largest ratio of the L1 norms of the result and the positive, per token.
+        alpha: weight of the result; 1 - alpha is that of the positive.
+
+    Returns:
+        The guided output, in the dtype of `positive`.
+
+    Example:
+        >>> normalized_attention(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 1.0]), 3.0, tau=10.0, alpha=0.5)
+        tensor([2., 1.])
+    """
+    wide = torch.promote_types(positive.dtype, torch.float32)
+    z, other = positive.to(wide), negative.to(wide)
+    guided: Tensor = z + (scale - 1) * (z - other)
+    size, found = (torch.linalg.vector_norm(each, ord=1, dim=-1, keepdim=True) for each in (z, guided))
+    limited: Tensor = guided * (tau * size / found.clamp_min(torch.finfo(wide).tiny)).clamp(max=1.0)
+    return (alpha * limited + (1 - alpha) * z).to(positive.dtype)
+
+
 def apg(d: Tensor, c: Tensor, eta: float | None = 0.0, norm: float | None = None) -> Tensor:
     """Adaptive projected guidance on a direction d: weaken its part along c, and bound its norm.
 
@@ -117,7 +165,7 @@ def apg(d: Tensor, c: Tensor, eta: float | None = 0.0, norm: float | None = None
 
 
 def zero_star_scale(u: Tensor, c: Tensor) -> Tensor:
-    """CFG-Zero*'s factor of the unconditional prediction, per batch row: <c, u> / |u|^2 (its least-squares fit to c).
+    """CFG-Zero*'s factor of the unconditional prediction, per batch row: <c, u> / <u, u> (its least-squares fit to c).
 
     Returns:
         A tensor that broadcasts against u: one number per row, in float32 for half-precision inputs.

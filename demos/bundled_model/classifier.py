@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from demos.bundled_model.clips import ATTRIBUTES
+from demos.bundled_model.clips import ATTRIBUTES, FRAMES
 from demos.bundled_model.common import atomically
 
 WEIGHTS = Path(__file__).with_name("classifier.safetensors")
@@ -23,6 +23,7 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
 class AttributeClassifier(nn.Module):
     """Clips [N, 16, 3, 64, 64] in [0, 1] to logits per attribute; `features` is the layer before the heads.
 
+    Of a longer clip the first 16 frames are read.
     Every frame goes through strided convolutions that also see its coordinates, then into pooled values and
     soft key points (so that motion survives the pooling); two strided convolutions over time join the frames.
     """
@@ -52,6 +53,7 @@ class AttributeClassifier(nn.Module):
 
     def features(self, clips: Tensor) -> Tensor:
         """Features [N, 128] of the whole clip."""
+        clips = clips[:, :FRAMES]
         count, frames, _, side, _ = clips.shape
         grid = self._grid(side).to(clips).expand(count * frames, -1, -1, -1)
         maps = torch.cat([clips.flatten(0, 1) * 2 - 1, grid], dim=1)

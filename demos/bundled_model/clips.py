@@ -242,31 +242,36 @@ def background(name: str) -> Tensor:
     raise ValueError(f"unknown background {name!r}: expected one of {BACKGROUNDS}")
 
 
-def _paths(specs: Sequence[ClipSpec], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre x, centre y and radius, each [N, FRAMES], with mild jitter of start, speed and radius."""
+def _paths(
+    specs: Sequence[ClipSpec], generator: torch.Generator, frames: int = FRAMES
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Centre x, centre y and radius, each [N, frames], with mild jitter of start, speed and radius."""
     count = len(specs)
     shift, speed, grain = (torch.rand(count, k, generator=generator) * 2 - 1 for k in (2, 1, 1))
-    time = torch.linspace(-0.5, 0.5, FRAMES)[None]
+    time = torch.linspace(-0.5, 0.5, frames)[None]
     motion = [spec.motion for spec in specs]
     radius = torch.tensor([SIZES[spec.size] for spec in specs])[:, None] * (1 + 0.06 * grain)
     direction = torch.tensor([DIRECTIONS.get(name, (0.0, 0.0)) for name in motion])
     travel = TRAVEL * (1 + 0.12 * speed) * time
     centre = SIDE / 2 + 4.0 * shift[:, :, None] + direction[:, :, None] * travel[:, None]
     circling = torch.tensor([name == "circling" for name in motion])[:, None]
-    angle = 2 * math.pi * (time + 0.5) * FRAMES / (FRAMES + 1) * (1 + 0.05 * speed) + 0.4 * grain
+    angle = 2 * math.pi * (time + 0.5) * frames / (frames + 1) * (1 + 0.05 * speed) + 0.4 * grain
     orbit = 11.0 * torch.stack([torch.sin(angle), -torch.cos(angle)], dim=1)
     centre = centre + torch.where(circling[:, None], orbit, torch.zeros(()))
     growth = torch.tensor([{"growing": 1.0, "shrinking": -1.0}.get(name, 0.0) for name in motion])[:, None]
     return centre[:, 0], centre[:, 1], radius * (1 + 0.8 * growth * (1 + 0.1 * speed) * time)
 
 
-def render(specs: Sequence[ClipSpec], seed: int) -> Tensor:
-    """Clips of `specs`, [N, 16, 3, 64, 64] in [0, 1]; the same seed and specs give the same pixels."""
-    cx, cy, radius = _paths(specs, torch.Generator().manual_seed(seed))
+def render(specs: Sequence[ClipSpec], seed: int, frames: int = FRAMES) -> Tensor:
+    """Clips of `specs`, [N, frames, 3, 64, 64] in [0, 1]; the same seed and specs give the same pixels.
+
+    More frames show the same path in smaller steps.
+    """
+    cx, cy, radius = _paths(specs, torch.Generator().manual_seed(seed), frames)
     grid = torch.arange(SIDE) + 0.5
     x = ((grid[None, None, None, :] - cx[..., None, None]) / radius[..., None, None]).expand(-1, -1, SIDE, -1)
     y = ((grid[None, None, :, None] - cy[..., None, None]) / radius[..., None, None]).expand(-1, -1, -1, SIDE)
-    distance = torch.empty(len(specs), FRAMES, SIDE, SIDE)
+    distance = torch.empty(len(specs), frames, SIDE, SIDE)
     for shape, function in DISTANCES.items():
         rows = [i for i, spec in enumerate(specs) if spec.shape == shape]
         if rows:
@@ -276,4 +281,4 @@ def render(specs: Sequence[ClipSpec], seed: int) -> Tensor:
     paint = torch.tensor([COLOURS[spec.colour] for spec in specs])[:, None, :, None, None]
     plates = {name: background(name) for name in {spec.background for spec in specs}}
     ground = torch.stack([plates[spec.background] for spec in specs])[:, None, None]
-    return torch.lerp(ground.expand(-1, FRAMES, 3, -1, -1), paint.expand(-1, FRAMES, -1, SIDE, SIDE), cover)
+    return torch.lerp(ground.expand(-1, frames, 3, -1, -1), paint.expand(-1, frames, -1, SIDE, SIDE), cover)

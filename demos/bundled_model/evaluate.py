@@ -1,4 +1,4 @@
-"""Measure the bundled model: generate prompts with the stock pipeline, read every clip with the classifier.
+"""Measure a text-to-video model of these clips: generate prompts with its stock pipeline, read clips and frames.
 
 python -m demos.bundled_model.evaluate --model skipguide/assets/tiny-t2v --prompts 256 --tune 2 3 4 6
 """
@@ -8,21 +8,24 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import LattePipeline
+from diffusers import AutoencoderKLWan, DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
 from demos.bundled_model.classifier import AttributeClassifier
 from demos.bundled_model.clips import ATTRIBUTES, ClipSpec, all_specs, caption, held_out, labels, render
 from demos.bundled_model.common import atomically, contact_sheet
-from demos.bundled_model.train_vae import frame_pool, psnr
+from demos.bundled_model.frame_classifier import READ, FrameClassifier, stability
+from skipguide.pipelines.bundled import call_of
 
 HERE = Path(__file__).parent
 
@@ -34,31 +37,22 @@ def choose(number: int, seed: int, unseen: bool | None = None) -> list[ClipSpec]
 
 
 def generate(
-    pipe: LattePipeline,
+    pipe: DiffusionPipeline,
     prompts: Sequence[str],
-    steps: int,
-    guidance: float,
+    call: dict[str, Any],
     seed: int,
     workers: int = 2,
     label: str = "generate",
 ) -> Tensor:
-    """One stock pipeline call per prompt, [N, 16, 3, 64, 64] in [0, 1]; worker threads share the weights."""
+    """One stock pipeline call per prompt, [N, T, 3, 64, 64] in [0, 1]; worker threads share the weights."""
 
     def one(item: tuple[int, str]) -> Tensor:
         index, prompt = item
-        mine = LattePipeline(**{**pipe.components, "scheduler": copy.deepcopy(pipe.scheduler)})
+        own = {name: copy.deepcopy(pipe.components[name]) for name in ("scheduler", "vae")}  # both keep state in a call
+        mine = type(pipe)(**{**pipe.components, **own})
         mine.set_progress_bar_config(disable=True)
-        return mine(
-            prompt,
-            height=64,
-            width=64,
-            video_length=16,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            clean_caption=False,
-            output_type="pt",
-            generator=torch.Generator().manual_seed(seed + index),
-        ).frames[0]
+        generator = torch.Generator().manual_seed(seed + index)
+        return mine(prompt, output_type="pt", generator=generator, **call).frames[0]
 
     with ThreadPoolExecutor(workers) as pool:
         return torch.stack(
@@ -73,44 +67,77 @@ def accuracy(classifier: AttributeClassifier, clips: Tensor, specs: Sequence[Cli
     return {name: round(hits.float().mean().item(), 4) for name, hits in right.items()}
 
 
+def steadiness(judge: FrameClassifier, clips: Tensor, specs: Sequence[ClipSpec]) -> dict[str, float]:
+    """What single frames say about the shape.
+
+    `same` is the mean share of a clip's frames that say what most of them say, `steady` the share of clips in which at
+    least 95 % do, and the others how many frames show the attribute that was asked for.
+    """
+    read, truth = judge.read(clips), labels(specs)
+    same = stability(read["shape"])
+    found = {"same": same.mean(), "steady": (same >= 0.95).float().mean()}
+    found |= {name: (read[name] == truth[name][:, None]).float().mean() for name in READ}
+    return {name: round(value.item(), 4) for name, value in found.items()}
+
+
 @torch.no_grad()
-def reconstruct(pipe: LattePipeline, clips: Tensor) -> Tensor:
-    """Clips through encoder and decoder."""
-    decoded = [pipe.vae.decode(pipe.vae.encode(clip * 2 - 1).latent_dist.mean).sample for clip in clips]
+def reconstruct(pipe: DiffusionPipeline, clips: Tensor) -> Tensor:
+    """Clips through encoder and decoder, frame by frame or, for a video autoencoder, whole."""
+    decoded = []
+    for clip in clips * 2 - 1:
+        frames = clip.transpose(0, 1)[None] if isinstance(pipe.vae, AutoencoderKLWan) else clip
+        shown = pipe.vae.decode(pipe.vae.encode(frames).latent_dist.mean).sample
+        decoded.append(shown[0].transpose(0, 1) if shown.ndim == 5 else shown)
     return (torch.stack(decoded) / 2 + 0.5).clamp(0, 1)
 
 
-def main() -> None:
+def psnr(clips: Tensor, others: Tensor) -> float:
+    """Peak signal to noise ratio of clips in [0, 1], in dB."""
+    return round(-10 * math.log10((clips - others).square().mean().item()), 2)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True, help="folder of a pipeline with its generation.json")
     parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, help="default: what generation.json says")
+    parser.add_argument("--guidance", type=float, help="default: what generation.json says")
     parser.add_argument("--tune", type=float, nargs="*", default=[], help="guidance scales to try first")
     parser.add_argument("--tune-prompts", type=int, default=48)
+    parser.add_argument("--real", type=int, default=128, help="rendered clips that show what the judges can do")
     parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
-    args = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(arguments)
     torch.set_num_threads(1)  # the workers are the threads
-    pipe = LattePipeline.from_pretrained(args.model)
-    classifier = AttributeClassifier.load()
-    results: dict[str, object] = {"steps": args.steps, "prompts": args.prompts}
+    pipe = DiffusionPipeline.from_pretrained(args.model)
+    call = call_of(args.model, type(pipe))
+    call |= {"num_inference_steps": args.steps or call["num_inference_steps"]}
+    frames = call.get("num_frames") or call["video_length"]
+    classifier, judge = AttributeClassifier.load(), FrameClassifier.load()
+    results: dict[str, Any] = {"steps": call["num_inference_steps"], "prompts": args.prompts}
 
-    real_specs = choose(128, args.seed + 1)
-    real = render(real_specs, args.seed)
-    frames = frame_pool([spec for spec in all_specs() if held_out(spec)], 64, args.seed + 2, per_clip=2)
-    results["vae_psnr_held_out"] = round(psnr(pipe.vae, frames), 2)
-    results["accuracy_real"] = accuracy(classifier, real, real_specs)
-    results["accuracy_reconstructed"] = accuracy(classifier, reconstruct(pipe, real), real_specs)
+    real_specs = choose(args.real, args.seed + 1)
+    real = render(real_specs, args.seed, frames)
+    decoded = reconstruct(pipe, real)
+    unseen_rows = [i for i, spec in enumerate(real_specs) if held_out(spec)]
+    results["vae_psnr_held_out"] = psnr(decoded[unseen_rows], real[unseen_rows])
+    for name, clips in (("real", real), ("reconstructed", decoded)):
+        results[f"accuracy_{name}"] = accuracy(classifier, clips, real_specs)
+        results[f"frames_{name}"] = steadiness(judge, clips, real_specs)
 
-    guidance = args.guidance
+    guidance = args.guidance or call["guidance_scale"]
     if args.tune:
         tuned = {}
         specs = choose(args.tune_prompts, args.seed + 3, unseen=False)
         for scale in args.tune:
-            clips = generate(pipe, list(map(caption, specs)), args.steps, scale, 5_000_000, args.workers, f"w={scale}")
-            tuned[scale] = accuracy(classifier, clips, specs)
+            own = call | {"guidance_scale": scale}
+            clips = generate(pipe, list(map(caption, specs)), own, 5_000_000, args.workers, f"w={scale}")
+            tuned[scale] = accuracy(classifier, clips, specs) | {"same": steadiness(judge, clips, specs)["same"]}
         guidance = max(tuned, key=lambda scale: tuned[scale]["all"])
         results["guidance_grid"] = {"prompts": args.tune_prompts, "accuracy": tuned}
     results["guidance_scale"] = guidance
@@ -119,11 +146,12 @@ def main() -> None:
     unseen = args.prompts // 5
     specs = choose(args.prompts - unseen, args.seed + 4, False) + choose(unseen, args.seed + 4, True)
     start = time.perf_counter()
-    clips = generate(pipe, list(map(caption, specs)), args.steps, guidance, args.seed, args.workers)
+    clips = generate(pipe, list(map(caption, specs)), call | {"guidance_scale": guidance}, args.seed, args.workers)
     results["seconds_per_clip"] = round((time.perf_counter() - start) / len(specs), 2)
-    results["accuracy"] = accuracy(classifier, clips, specs)
-    results["accuracy_seen"] = accuracy(classifier, clips[:-unseen], specs[:-unseen])
-    results["accuracy_held_out"] = accuracy(classifier, clips[-unseen:], specs[-unseen:])
+    parts = {"": slice(None), "_seen": slice(None, -unseen), "_held_out": slice(-unseen, None)}
+    for name, part in parts.items():
+        results[f"accuracy{name}"] = accuracy(classifier, clips[part], specs[part])
+        results[f"frames{name}"] = steadiness(judge, clips[part], specs[part])
     results["chance"] = {name: round(1 / len(values), 3) for name, values in ATTRIBUTES.items()}
     text = json.dumps(results, indent=2) + "\n"
     atomically(args.out, lambda path: path.write_text(text))

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import LattePipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,15 +24,14 @@ from demos.bundled_model.classifier import AttributeClassifier
 from demos.bundled_model.clips import caption
 from demos.bundled_model.common import atomically
 from demos.bundled_model.evaluate import accuracy, choose
-from skipguide.assets import bundled
-from skipguide.pipelines import SpatiotemporalSkipGuidance
+from skipguide.pipelines import SpatiotemporalSkipGuidance, bundled_pipeline
 
 HERE = Path(__file__).parent
 SEED = 7_000_000
 
 
-def generate(pipe: LattePipeline, prompts: Sequence[str], call: dict[str, object], batch: int) -> Tensor:
-    """Clips [N, 16, 3, 64, 64] in [0, 1]; clip i always starts from seed SEED + i."""
+def generate(pipe: DiffusionPipeline, prompts: Sequence[str], call: dict[str, object], batch: int) -> Tensor:
+    """Clips [N, T, 3, 64, 64] in [0, 1]; clip i always starts from seed SEED + i."""
     clips = []
     for start in range(0, len(prompts), batch):
         some = list(prompts[start : start + batch])
@@ -51,10 +50,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "preset.json")
     args = parser.parse_args()
 
-    pipe = LattePipeline.from_pretrained(bundled())
+    pipe, call = bundled_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    call = json.loads((bundled() / "generation.json").read_text()) | {"num_inference_steps": args.steps}
-    call = {name: value for name, value in call.items() if name != "fps"}
+    call |= {"num_inference_steps": args.steps}
     classifier = AttributeClassifier.load()
     specs = choose(args.prompts, SEED, unseen=False)
     prompts = [caption(spec) for spec in specs]

@@ -1,1 +1,1 @@
-"""Layer masking: a small model on procedural scenes, the study of missingness, and a notebook."""
+"""Layer masking: a small model on procedural scenes, and the study of missingness."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import nn
 
 from skipguide.errors import SkipError
+from skipguide.pipelines.guider.combination import MODALITIES
 from skipguide.pipelines.presets import find_preset
 from skipguide.pipelines.registry.described import refuse_no_pipeline
 from skipguide.pipelines.settings import GuidanceSettings
 
 S = TypeVar("S", bound=GuidanceSettings)
+SOUND = "audio_guider"  # what a pipeline calls the guider of the sound
 
 
 def attach_guider(guider: Any, pipe: Any, component: str = "guider") -> None:
@@ -29,7 +32,8 @@ def attach_guider(guider: Any, pipe: Any, component: str = "guider") -> None:
     name = type(pipe).__name__
     if callable(update := getattr(pipe, "update_components", None)):
         if component in getattr(pipe, "component_names", ()):
-            update(**{component: guider})
+            places = ("guider", SOUND) if modalities_of(pipe) else (component,)
+            update(**dict.fromkeys(places, guider))
             return
         raise SkipError(
             f"expected a pipeline with a component {component!r}; the blocks of this {name} have "
@@ -47,9 +51,22 @@ def attach_guider(guider: Any, pipe: Any, component: str = "guider") -> None:
     setattr(pipe, component, guider)
 
 
+def modalities_of(pipe: Any) -> tuple[str, ...]:
+    """What a pipeline's guiders are for, where it has one for the video and one for the sound; else nothing.
+
+    Raises:
+        SkipError: for something that is no pipeline.
+    """
+    refuse_no_pipeline(pipe)
+    return tuple(MODALITIES) if SOUND in (getattr(pipe, "component_names", None) or ()) else ()
+
+
 def with_preset(settings: S, pipe: Any) -> S:
-    """The settings with the preset of the pipeline's denoiser, where that is all that they ask for."""
+    """The settings with the preset of the pipeline's denoiser, where that is all that they ask for.
+
+    A guider has a CFG scale of its own, so that of the preset is left out.
+    """
     model = getattr(pipe, "transformer", None)
     if not settings.whole_preset or settings.idle or not isinstance(model, nn.Module):
         return settings
-    return settings.filled(find_preset(model, pipe))
+    return replace(settings.filled(find_preset(model, pipe)), guidance_scale=None)

@@ -22,8 +22,9 @@ from skipguide.pipelines.presets import find_preset
 from skipguide.pipelines.sampling.caches import admit_cache
 from skipguide.pipelines.sampling.interceptor import Interceptor
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import DenoiserPasses, StepPasses
+from skipguide.pipelines.sampling.passes import DenoiserPasses
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule, SkippedPass
+from skipguide.pipelines.sampling.step_passes import StepPasses
 from skipguide.pipelines.settings import GuidanceSettings
 
 
@@ -51,7 +52,7 @@ class Driver:
         self.stats = stats
         self.settings = settings
         if settings.whole_preset:
-            filled = settings.filled(find_preset(model))
+            filled = replace(settings.filled(find_preset(model)), guidance_scale=None)
             if (filled.window, filled.rule) != (settings.window, settings.rule):
                 raise SkipError(
                     f"the preset of this {type(model).__name__} has start={filled.start}, stop={filled.stop} and "

@@ -9,9 +9,8 @@ from typing import Any
 
 from skipguide.errors import SkipError
 from skipguide.pipelines.groups import SkipGroup
-from skipguide.pipelines.sampling.schedule import StepOutline
+from skipguide.pipelines.sampling.schedule import StepOutline, StepTimes
 from skipguide.pipelines.settings import GuidanceSettings
-from skipguide.schedule import Timetable
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,8 @@ def live_groups(settings: GuidanceSettings) -> tuple[SkipGroup, ...]:
             )
         if group.layers is None and group.stack is not None:
             raise SkipError("presets count layers over all stacks: with stack, name the layers too")
-        if any(isinstance(table, Timetable) and table.over == "sigma" for table in (group.layers, group.scale)):
-            raise SkipError("a guider is not told the noise level: use Timetable(..., over='step')")
+    if any(table.over == "sigma" for table in StepTimes(settings, live).tables):
+        raise SkipError("a guider is not told the noise level: use Timetable(..., over='step')")
     return live
 
 

@@ -18,6 +18,7 @@ from skipguide.errors import SkipError
 from skipguide.pipelines.native.variants import NativeKind, Place, Variant
 from skipguide.pipelines.sampling.call_stack import look_up
 
+IDLE_STG = "STG that changes nothing (perturbed_attn=False in the config)"
 _BLOCKS = "spatio_temporal_guidance_blocks"
 _BEFORE_THE_OTHER_STREAM = ("attn1", "audio_attn1", "attn2", "audio_attn2")
 
@@ -32,11 +33,17 @@ def _read(given: Mapping[str, Any], blocks: BlockMap) -> Variant | None:
     weights = _weights(given.get("perturbation_mask"))
     plain = tuple(row for row, weight in enumerate(weights) if weight == 1)
     if not plain:
-        return Variant("STG", perturbed[0])
+        return Variant(_kind(blocks), perturbed[0])
     if len(plain) == len(weights):
         return None
     sources = {row: plain for row in range(len(weights)) if row not in plain}
-    return Variant("STG", perturbed[0], sources=sources)
+    return Variant(_kind(blocks), perturbed[0], sources=sources)
+
+
+def _kind(blocks: BlockMap) -> str:
+    """What the pass is called; a transformer that was not made for it ignores which blocks are to be perturbed."""
+    config: Any = blocks.model.config
+    return "STG" if config.get("perturbed_attn") else IDLE_STG
 
 
 def _weights(mask: Any) -> list[float]:

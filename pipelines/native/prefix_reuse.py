@@ -13,15 +13,17 @@ from skipguide.blocks import find_blocks
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
 from skipguide.gate import gate_of
+from skipguide.pipelines.handle import PipelineHandle
 from skipguide.pipelines.native.guiders import GUIDERS, refuse_broken
 from skipguide.pipelines.native.listener import ReuseListener
-from skipguide.pipelines.native.ltx2 import LTX2
+from skipguide.pipelines.native.ltx2 import IDLE_STG, LTX2
 from skipguide.pipelines.native.pag import PAG
 from skipguide.pipelines.native.sd3 import SD3
 from skipguide.pipelines.native.stats import ReuseStats
 from skipguide.pipelines.native.variants import NativeKind
 from skipguide.pipelines.registry.described import refuse_no_pipeline
 from skipguide.pipelines.sampling.interceptor import Interceptor
+from skipguide.shown import Row, Shown
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ class PrefixReuse(JsonConfig):
         return applied
 
 
-class AppliedReuse:
+class AppliedReuse(Shown, PipelineHandle):
     """Prefix reuse in force on a pipeline. Leave the `with` block or call `remove()` to end it.
 
     Attributes:
@@ -96,49 +98,28 @@ class AppliedReuse:
         stats: passes and blocks so far, what was reused, and what was not and why.
     """
 
+    _name = "this PrefixReuse"
+
     def __init__(self, settings: PrefixReuse, pipe: Any, denoisers: list[str]) -> None:
         self.settings = settings
         self.stats = ReuseStats()
-        self._pipe = pipe
-        self._listeners = [ReuseListener(pipe, name, KINDS, self.stats) for name in denoisers]
-        for listener in self._listeners:
-            listener.handle = self
-        self._installed: list[ReuseListener] = []
+        self._hold(pipe, [ReuseListener(pipe, name, KINDS, self.stats) for name in denoisers])
 
-    @property
-    def pipe(self) -> Any:
-        """The pipeline; None after `remove()`."""
-        return self._pipe
+    def _heading(self) -> str:
+        where = f"on {type(self._pipe).__name__}" if self._installed else "removed"
+        return f"Prefix reuse ({where}): {self.stats._heading()}"
 
-    def _install(self) -> None:
-        try:
-            for listener in self._listeners:
-                self._installed.append(listener)  # first: what was not installed can be removed too
-                listener.install()
-        except BaseException:
-            self.remove()
-            raise
-
-    def remove(self) -> None:
-        """End it; nothing is left on the pipeline. A second call does nothing."""
-        while self._installed:
-            self._installed[-1].remove()
-            self._installed.pop()
-        # somebody may keep the handle for its stats: it must not keep the pipeline's weights in memory
-        self._listeners, self._pipe = [], None
-
-    def __enter__(self) -> AppliedReuse:
-        """Return the handle.
-
-        Raises:
-            SkipError: if it was removed before: the block would silently run without it.
-        """
-        if not self._installed:
-            raise SkipError("this PrefixReuse was removed: call apply(pipe) again for a new handle")
-        return self
+    def _rows(self) -> list[Row]:
+        return self.stats._rows()
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        """End it; a block in which nothing was reused is logged."""
+        """End it; a block in which nothing was reused, or a pass changed nothing from the start, is logged."""
         self.remove()
+        if kind is None and any(IDLE_STG in each for each in (*self.stats.reused, *self.stats.not_reused)):
+            logger.warning(
+                "the pipeline makes a pass for its STG, and diffusers perturbs nothing in it, as the transformer's "
+                "config has perturbed_attn=False: its prediction is the conditional one again. Call the pipeline with "
+                "stg_scale=0.0, audio_stg_scale=0.0, or guide it by SpatiotemporalSkipGuidance"
+            )
         if kind is None and not self.stats.reused:
             logger.warning("PrefixReuse was applied, and nothing was reused: %s", self.stats)

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field
 from threading import Lock
 from typing import Any
 
+from skipguide.shown import Row, Shown
+
 _LOCK = Lock()  # threads may run one denoiser at the same time
 
 
-@dataclass
-class ReuseStats:
+@dataclass(repr=False)
+class ReuseStats(Shown):
     """What ran while `PrefixReuse` was applied. Blocks are counted in batch rows: one block run on one row is one.
 
     Attributes:
@@ -46,6 +48,13 @@ class ReuseStats:
         """Plain data."""
         counts = {"reused": dict(self.reused), "not_reused": dict(self.not_reused)}
         return asdict(self) | counts | {"share": self.share, "blocks_shared": self.blocks_shared}
+
+    def _heading(self) -> str:
+        return str(self).split(";")[0]
+
+    def _rows(self) -> list[Row]:
+        kinds = [("pass", "began where it differs", "ran whole"), *((kind, n, "") for kind, n in self.reused.items())]
+        return [*kinds, *((what, "", n) for what, n in self.not_reused.items())] if len(kinds) > 1 else []
 
     def __str__(self) -> str:
         if not self.passes:

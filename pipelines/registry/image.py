@@ -12,8 +12,9 @@ _SD3 = PipelineSpec(
     native="skip_layers",
     native_off=(("skip_guidance_layers", None),),
     layout="bchw",
+    half="once",
 )
-_BATCHED = PipelineSpec("batched", layout="bchw")
+_BATCHED = PipelineSpec("batched", layout="bchw", half="once")
 _KEPT = replace(_BATCHED, kept=("w",))  # its CFG reads the argument, not the attribute
 _PIXART = replace(_BATCHED, scales=(("call.guidance_scale",),), variances=True)
 _TWO_CALLS = PipelineSpec("two_calls", layout="bchw")
@@ -21,7 +22,7 @@ _TOKENS = replace(_TWO_CALLS, layout="tokens")
 # guidance-distilled, with another CFG on top where there is a negative prompt
 _TRUE_CFG = replace(_TOKENS, scales=(("call.true_cfg_scale",),), switch="call.do_true_cfg")
 _QWEN = replace(_TRUE_CFG, rescale="always")  # brings the result to the norm of c
-_DISTILLED = PipelineSpec("single", scales=((),), layout="tokens")  # whatever the scale
+_DISTILLED = PipelineSpec("single", scales=((),), layout="tokens", half="once")  # whatever the scale
 _KLEIN = replace(_TOKENS, switch="do_classifier_free_guidance", kept=("w",))
 _CHROMA = replace(_TOKENS, kept=("w",))
 _ZIMAGE = PipelineSpec(
@@ -31,6 +32,7 @@ _ZIMAGE = PipelineSpec(
     offset=1.0,
     cond_first=True,
     layout="bcfhw",
+    half="float32",
 )
 
 IMAGE_PIPELINES: dict[str, PipelineSpec] = {
@@ -52,8 +54,8 @@ IMAGE_PIPELINES: dict[str, PipelineSpec] = {
     "QwenImagePipeline": _QWEN,
     "QwenImageImg2ImgPipeline": _QWEN,
     "QwenImageInpaintPipeline": _QWEN,
-    "SanaPipeline": _KEPT,
-    "SanaSprintPipeline": replace(_DISTILLED, layout="bchw"),
+    "SanaPipeline": replace(_KEPT, half="float32"),
+    "SanaSprintPipeline": replace(_DISTILLED, layout="bchw", half="float32"),
     "PixArtAlphaPipeline": _PIXART,
     "PixArtSigmaPipeline": _PIXART,
     "HunyuanDiTPipeline": replace(_KEPT, rescale="_guidance_rescale", variances=True),
@@ -67,7 +69,7 @@ IMAGE_PIPELINES: dict[str, PipelineSpec] = {
     "ZImagePipeline": _ZIMAGE,
     "ZImageImg2ImgPipeline": _ZIMAGE,
     "ZImageInpaintPipeline": _ZIMAGE,
-    "CogView3PlusPipeline": replace(_BATCHED, kept=("cfg",)),
+    "CogView3PlusPipeline": replace(_BATCHED, kept=("cfg",), half="float32"),
     "CogView4Pipeline": _TWO_CALLS,
     "HunyuanImagePipeline": PipelineSpec("guider", scales=((),), layout="bchw"),
     "BriaPipeline": replace(_BATCHED, rescale="call.normalize", layout="tokens"),

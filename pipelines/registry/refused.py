@@ -167,13 +167,20 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "not yet described: it goes through a table of steps for every piece of the video, distilled, with one pass a "
+        "step",
+        """
+        LTX2DFRTemporalRefinePipeline
+        """,
+    ),
+    (
         "not yet described: its transformer is, but how the pipeline calls it is not proven",
         """
         BriaFiboEditPipeline BriaFiboPipeline CogView4ControlPipeline Cosmos2_5_TransferPipeline DiTPipeline
-        EasyAnimateControlPipeline HeliosPyramidPipeline LTX2DFRPipeline LTX2DFRTemporalRefinePipeline
-        LTX2HDRPipeline LTXI2VLongMultiPromptPipeline LongCatImageEditPipeline PRXPixelPipeline
-        QwenImageEditInpaintPipeline QwenImageEditPipeline QwenImageEditPlusPipeline QwenImageLayeredPipeline
-        SanaSprintImg2ImgPipeline VisualClozeGenerationPipeline VisualClozePipeline ZImageOmniPipeline
+        EasyAnimateControlPipeline HeliosPyramidPipeline LTXI2VLongMultiPromptPipeline LongCatImageEditPipeline
+        PRXPixelPipeline QwenImageEditInpaintPipeline QwenImageEditPipeline QwenImageEditPlusPipeline
+        QwenImageLayeredPipeline SanaSprintImg2ImgPipeline VisualClozeGenerationPipeline VisualClozePipeline
+        ZImageOmniPipeline
         """,
     ),
 )

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from skipguide.errors import SkipError
+from skipguide.hosts.wrappers import unwrap
 
 Cfg = Literal["batched", "two_calls", "named", "guider", "single"]
 Layout = Literal["bcfhw", "bfchw", "bfhwc", "bchw", "tokens"]
+Half = Literal["float32", "once", "rounded"]
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,18 @@ class PipelineSpec:
         native: of the arguments in passive, the one that marks a pass of the pipeline's own skip guidance; another on
             top of it is refused unless the user asks for both.
         native_off: the arguments of the pipeline's call that turn it off, with their values.
+        native_needs: the entry of the denoiser's config without which that pass is perturbed by nothing.
+        modalities: of a denoiser that predicts several things, what each is called.
+        noisy: where the pipeline computes its guidance on denoised samples x0 = sample - sigma v, the attribute or
+            variable with the sample of each prediction; what looks at whole predictions looks at x0 there.
+        half: what it gets where its denoiser computes in bfloat16 or float16. `"float32"`: branches in float32, as its
+            loop widens predictions, or keeps latents in float32 and casts them for the denoiser; exact. `"once"`: the
+            result in place of every branch (or of the one there is), so that it is rounded once, to the denoiser's
+            dtype. `"rounded"`: each branch rounded to that dtype, and the pipeline multiplies their difference by w.
 
     Raises:
-        SkipError: for a way of calling or a layout that does not exist, denoisers without scales, or a CFG that
-            nothing tells of.
+        SkipError: for a way of calling, a layout or a `half` that does not exist, denoisers without scales, or a CFG
+            that nothing tells of.
     """
 
     cfg: Cfg
@@ -66,10 +76,14 @@ class PipelineSpec:
     chunked: bool = False
     native: str = ""
     native_off: tuple[tuple[str, Any], ...] = ()
+    native_needs: str = ""
+    modalities: tuple[str, ...] = ()
+    noisy: tuple[str, ...] = ()
+    half: Half = "rounded"
 
     def __post_init__(self) -> None:
         """Refuse what would be taken for something else when the pipeline runs."""
-        for name, kind in (("cfg", Cfg), ("layout", Layout)):
+        for name, kind in (("cfg", Cfg), ("layout", Layout), ("half", Half)):
             if (value := getattr(self, name)) not in get_args(kind):
                 raise SkipError(f"unknown {name} {value!r}; expected one of {', '.join(get_args(kind))}")
         denoisers: Any = self.denoisers
@@ -87,6 +101,11 @@ class PipelineSpec:
     def is_native(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether a denoiser call with these arguments is a pass of the pipeline's own skip guidance."""
         return bool(self.native) and _is_given(kwargs.get(self.native))
+
+    def native_idles(self, model: Any) -> bool:
+        """Whether the pipeline's own skip guidance changes nothing on this denoiser."""
+        config: Any = getattr(unwrap(model), "config", None) or {}
+        return bool(self.native_needs) and not config.get(self.native_needs)
 
     def is_passive(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether a denoiser call with these arguments is an extra pass of the pipeline's own."""

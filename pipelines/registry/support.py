@@ -10,6 +10,7 @@ from typing import Any
 from skipguide.families.described import FAMILIES
 from skipguide.families.refused import UNSUPPORTED_MODELS
 from skipguide.families.vision import VISION_FAMILIES
+from skipguide.parts import PARTS
 from skipguide.pipelines.presets import PRESETS, KnownModel
 from skipguide.pipelines.registry.described import PIPELINES
 from skipguide.pipelines.registry.refused import UNSUPPORTED_PIPELINES
@@ -17,7 +18,7 @@ from skipguide.pipelines.registry.spec import PipelineSpec
 from skipguide.schedule import Timetable
 from skipguide.spec import ModelSpec
 
-_PARTS = ("attn", "cross_attn", "mlp", "attn_identity")
+_PARTS = PARTS[1:]  # every block can be left out
 # needs OpenCV, without which diffusers has a stand-in whose constructor tells nothing
 _HIDDEN = {"ConsisIDPipeline": "ConsisIDTransformer3DModel"}
 _CFG = {
@@ -26,6 +27,16 @@ _CFG = {
     "named": "one or two calls",
     "single": "one call",
     "guider": "guider",
+}
+
+
+_HALF = {
+    "float32": "float32 branches: nothing of guidance is rounded",
+    "once": "the result in place of every branch: rounded once, to the model's dtype (where the pipeline rescales by "
+    "itself, through the unconditional branch, as below)",
+    "rounded": "branches rounded apart, whose difference the pipeline multiplies by its CFG scale w: the skip term is "
+    "moved by about r √(w² + (w − 1)²) \\|c\\| / \\|s (c − k)\\|, with r = 0.15 % in bfloat16 and 0.02 % in float16; "
+    "`stats.rounding` measures it. Without CFG rounded once",
 }
 
 
@@ -61,6 +72,20 @@ def refusal_tables() -> str:
     )
 
 
+def half_table() -> str:
+    """What each pipeline gets where its denoiser computes in half precision, in Markdown.
+
+    Example:
+        >>> half_table().splitlines()[0]
+        '| in half precision | pipelines |'
+    """
+    by_half: dict[str, list[str]] = {half: [] for half in _HALF}
+    for name, spec in PIPELINES.items():
+        by_half[spec.half].append(f"`{name}`")
+    lines = [f"| {words} | {', '.join(by_half[half])} |" for half, words in _HALF.items()]
+    return "\n".join(["| in half precision | pipelines |", "|---|---|", *lines])
+
+
 def document() -> str:
     """What `pipelines/SUPPORTED.md` holds."""
     described = [name for name in FAMILIES if name not in VISION_FAMILIES]
@@ -72,6 +97,11 @@ def document() -> str:
         "Before the pipelines: how they call their denoiser with CFG. A part with a star is not one of every stack's "
         "blocks.\n\n"
         f"{support_table()}\n\n"
+        "## In half precision\n\n"
+        "A prediction in bfloat16 or float16 is rounded. What guidance makes of it in float32 reaches the pipeline in "
+        "the way that its loop can take, found by giving it float32 "
+        "(`tests/pipelines/test_half_precision.py`).\n\n"
+        f"{half_table()}\n\n"
         f"## Refused: {len(UNSUPPORTED_MODELS)} denoisers, {len(UNSUPPORTED_PIPELINES)} pipelines\n\n"
         f"{refusal_tables()}\n"
     )
@@ -109,7 +139,7 @@ def _asked_for(pipeline: Any, spec: PipelineSpec) -> list[str]:
 
 
 def _parts(spec: ModelSpec) -> str:
-    stacks = [{part for part in _PARTS if stack.has(part)} for stack in spec.stacks]
+    stacks = [{part for part in _PARTS if not spec.lacks(stack, part)} for stack in spec.stacks]
     words = [
         part + ("" if all(part in stack for stack in stacks) else "*")
         for part in _PARTS
@@ -135,4 +165,5 @@ def _preset(known: KnownModel) -> str:
     layers = "by noise level" if isinstance(preset.layers, Timetable) else f"`{list(preset.layers)}`"
     scale = "" if isinstance(preset.scale, Timetable) else f", scale {preset.scale:g}"
     others = [each for each, usual in ((preset.part, "block"), (preset.formula, "stg")) if each != usual]
+    others += [what for what, own in (("rescale", preset.rescale), ("CFG scale", preset.guidance_scale)) if own]
     return f"{known.name}: {layers}{scale}{''.join(f', {each}' for each in others)}{window} ({preset.origin})"

@@ -25,8 +25,9 @@ from skipguide.active import Call
 from skipguide.arguments import batch_size
 from skipguide.errors import SkipError
 from skipguide.pipelines.sampling.ledger import GuidanceStats
-from skipguide.pipelines.sampling.passes import DenoiserPasses, StepPasses
+from skipguide.pipelines.sampling.passes import DenoiserPasses
 from skipguide.pipelines.sampling.predictions import first, with_first
+from skipguide.pipelines.sampling.step_passes import StepPasses
 from skipguide.plan import SkipPlan
 from skipguide.skipper import Skipper
 
@@ -151,7 +152,7 @@ class BranchParallelPasses(DenoiserPasses):
         if plan not in self._whole_skippers:
             self._whole_skippers[plan] = Skipper(self.model, plan)
             self._install(self._whole_skippers[plan])
-        removed = sum(len(term.layers) for term in plan.terms if term.part == "block")
+        removed = sum(len(term.layers) for term in plan.terms if term.perturbation.removes)
         mine = self.rows(args, kwargs, rows, batch)
         return self._pass(self._whole_skippers[plan], call, *mine, clips, 0, self.blocks - removed)
 

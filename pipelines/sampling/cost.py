@@ -39,7 +39,7 @@ def foretell(schedule: GuidanceSchedule, *, guidance: bool, steps: int | None) -
         if not plans:
             continue
         if step_plan.skips_inside:
-            ran -= len(plans[0].layers) if plans[0].part == "block" else 0
+            ran -= len(plans[0].layers) if plans[0].perturbation.removes else 0
             continue
         # a number of steps says which of them are fresh; on the fine grid every k-th is a k-th of each
         share = 1 / settings.every if steps is None else float(step_plan.fresh or keys != before)

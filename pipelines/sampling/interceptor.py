@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipguide import guidance
 from skipguide.active import ActivePlan, Call, end_everywhere, hold_everywhere
 from skipguide.arguments import batch_size
 from skipguide.errors import SkipError
@@ -27,10 +26,13 @@ from skipguide.pipelines.sampling.delivery import Delivery
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.lost_root import RootNotice
-from skipguide.pipelines.sampling.passes import DenoiserPasses, Skipped, StepPasses
+from skipguide.pipelines.sampling.native_pass import NativePass
+from skipguide.pipelines.sampling.passes import DenoiserPasses
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
-from skipguide.pipelines.sampling.predictions import check_effect, first, with_first
+from skipguide.pipelines.sampling.predictions import check_effect, first, widened, with_first
+from skipguide.pipelines.sampling.row_inputs import half_of
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule, StepPlan
+from skipguide.pipelines.sampling.step_passes import Skipped, StepPasses
 from skipguide.pipelines.settings import GuidanceSettings
 
 
@@ -54,15 +56,16 @@ class Interceptor:
         self.rule = settings.rule
         self.pipe = pipe
         self.spec = spec
-        self.over_native = over_native
         self.loop = described_loop(pipe)
         self.denoiser = denoiser
         self.model: nn.Module = getattr(pipe, denoiser)
+        self.native = NativePass(pipe, spec, self.model, over_native)
         self.schedule = schedule
         self.state = state
         self.stats = stats
         # a guidance that never acts touches no block: only the model's own gate is installed, to count the passes
-        self.works = bool(schedule.groups) or schedule.times.cfg is not None or settings.zero_star
+        own_cfg = schedule.times.cfg is not None or settings.zero_star or settings.guidance_scale is not None
+        self.works = bool(schedule.groups) or own_cfg
         reuse, touch = settings.prefix_reuse, self.works
         self.passes: DenoiserPasses
         if group is None:
@@ -108,22 +111,13 @@ class Interceptor:
         if not is_called_by(self.pipe, self.model, self.loop):
             return call(*args, **kwargs)
         self.state.refuse_other_threads(self.pipe)
-        if self.schedule.groups and not self.over_native and self.spec.is_native(kwargs):
-            self._refuse_native()
+        if self.schedule.groups:
+            self.native.meet(kwargs)
         outputs = self.delivery.outputs if self.works else None
         guide = self._passive if self.spec.is_passive(kwargs) else self._guided
         if outputs is None:
             return guide(call, args, kwargs)
         return outputs.apart(guide(outputs.around(call), args, kwargs))
-
-    def _refuse_native(self) -> None:
-        """Refuse the pipeline's own skip guidance under this one: nobody asks for both without saying so."""
-        off = ", ".join(f"{name}={value}" for name, value in self.spec.native_off)
-        raise SkipError(
-            f"{type(self.pipe).__name__} makes a skip-guidance pass of its own in this call, and this guidance would "
-            f"come on top of it: turn the pipeline's off (call it with {off}); or keep the pipeline's alone, and have "
-            f"it cheaper (PrefixReuse().apply(pipe)); or ask for both, apply(pipe, over_native=True)"
-        )
 
     def _passive(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A further pass of the pipeline's own: the other branches of this step may have been shifted."""
@@ -154,6 +148,7 @@ class Interceptor:
             self.passes.branch = branch
             sigma = state.sigma(self.pipe) if self.schedule.needs_sigma else None
             self.step_plan = self.schedule.at(state.step, state.steps, sigma, cfg=branch != "only")
+            self.delivery.now = self.step_plan
             if branch == "only" or (branch == "cond" and state.lone_cond):
                 self._refuse_without_cfg()
             swapped = branch == "both" and self.spec.cond_first
@@ -161,6 +156,7 @@ class Interceptor:
             self.watch.see("guided", first(out), self.state.step)
             if state.step == state.steps - 1 and (branch != "cond" or self.delivery.w() is None):
                 self.watch.settle()
+                self.delivery.rounding.settle()
             return out
         except BaseException:
             self.passes.fail()
@@ -181,6 +177,7 @@ class Interceptor:
             f"formula={settings.formula!r} is about the unconditional pass": self.rule.needs_cfg,
             "cfg_interval says where the unconditional pass is used": settings.cfg_interval is not None,
             "zero_star scales the unconditional prediction": settings.zero_star,
+            "guidance_scale is a scale of CFG": settings.guidance_scale is not None,
         }
         for words, asked in what.items():
             if asked:
@@ -188,37 +185,33 @@ class Interceptor:
 
     def _both(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call with the rows [uncond, cond]."""
-        batch, plan, passes = batch_size(args, kwargs), self.step_plan, self.passes
-        half = batch // 2
-        if batch % 2:
-            raise SkipError(f"CFG is on, so rows [uncond, cond] were expected; got an odd batch of {batch}")
+        batch, plan, passes, state = batch_size(args, kwargs), self.step_plan, self.passes, self.state
+        half = half_of(batch)
         conditional = slice(half, batch)
         if not plan.cfg:  # the conditional rows only, and every branch is their prediction
             mine, rows = passes.rows(args, kwargs, conditional, batch), slice(0, half)
             step = self._prepared(half)
             out = passes.plain(call, mine[0], mine[1], half, step=step, rows=rows, counted=2, ran=1)
             y = self._without_cfg(first(out), self._skipped(step, call, mine, rows, half))
-            self.state.extra = y - first(out) if self.spec.passive else None
+            state.extra = y - first(out) if self.spec.passive else None
             return with_first(out, torch.cat([y, y]))
-        if plan.skips_inside:
-            out = passes.skipped_inside(plan.skipped[0].plan, half, call, args, kwargs, half)
-            both = first(out)
-            return with_first(out, torch.cat([self.delivery.scaled(both[:half], both[half:]), both[half:]]))
         step = self._prepared(half)
         rows = slice(0, half) if plan.place == "uncond" else conditional
-        out = passes.plain(call, args, kwargs, half, step=step, rows=rows, counted=2)
+        if plan.skips_inside:
+            out = passes.skipped_inside(plan.skipped[0].plan, half, call, args, kwargs, half)
+        else:
+            out = passes.plain(call, args, kwargs, half, step=step, rows=rows, counted=2)
         both = first(out)
-        if not plan.skipped and not self.settings.zero_star:
-            return out
         u, c = self.delivery.scaled(both[:half], both[half:]), both[half:]
-        if not plan.skipped:
-            return with_first(out, torch.cat([u, c]))
+        if not plan.skipped or plan.skips_inside:
+            if plan.w is not None:
+                return with_first(out, torch.cat(self.delivery.both(u, c, None, state)))
+            return with_first(out, torch.cat(self.delivery.branches(u, c))) if self.settings.zero_star else out
         mine = passes.rows(args, kwargs, rows, batch) if step is not None else (args, kwargs)
         delta = self._delta(u, c, self._skipped(step, call, mine, rows, batch))
         if self.delivery.mode() == "shift":
-            self.state.extra = delta if self.spec.passive else None
-            return with_first(out, torch.cat([self.delivery.shifted(u, delta), self.delivery.shifted(c, delta)]))
-        return with_first(out, torch.cat(self.delivery.both(u, c, delta, self.state)))
+            return with_first(out, torch.cat(self.delivery.both_shifted(u, c, delta, state)))
+        return with_first(out, torch.cat(self.delivery.both(u, c, delta, state)))
 
     def _only(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The one call of a run without CFG."""
@@ -255,7 +248,7 @@ class Interceptor:
         if self.delivery.mode() == "shift":
             return with_first(out, self.delivery.shifted(c, state.delta))
         # if an unconditional call follows although w is not known, `need_w` refuses it
-        alone = w is None or self.delivery.weightless()
+        alone = w is None or (plan.w is None and self.delivery.weightless())
         return with_first(out, self.delivery.without_cfg(c, state.delta)) if alone else out
 
     def _uncond(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -277,15 +270,17 @@ class Interceptor:
             out = self.passes.plain(call, args, kwargs, batch, step=step, rows=rows)
         u, state.cond = self.delivery.scaled(first(out), c), None
         if not plan.skipped or plan.skips_inside:
-            return with_first(out, u) if self.settings.zero_star else out
+            if plan.w is not None:
+                return with_first(out, self.delivery.solved(u, c, None, state))
+            return with_first(out, self.delivery.delivered(u, c)) if self.settings.zero_star else out
         if self.rule.waits_for_uncond:
             skipped = self._skipped(step, call, (args, kwargs), rows, batch) if here else state.skipped
             state.delta, state.skipped = self._delta(u, c, skipped), None
         assert state.delta is not None
         delta, state.delta = state.delta, None
         if self.delivery.mode() == "shift":
-            return with_first(out, self.delivery.shifted(u, delta))
-        if not self.rule.waits_for_uncond and self.delivery.weightless():
+            return with_first(out, self.delivery.uncond_shifted(u, c, delta))
+        if not self.rule.waits_for_uncond and plan.w is None and self.delivery.weightless():
             return out
         return with_first(out, self.delivery.solved(u, c, delta, state))
 
@@ -329,9 +324,10 @@ class Interceptor:
         state, plan, settings, rule = self.state, self.step_plan, self.settings, self.rule
         if skipped is not None:
             assert rule.direction is not None
-            w = self.delivery.need_w() if rule.needs_w and u is not None else 1.0
-            directions = [rule.direction(u, c, skipped[each.plan], w) for each in plan.skipped]
-            new = [guidance.apg(d, c, settings.apg, settings.apg_norm) for d in directions]
+            w = self.delivery.cfg_scale() if rule.needs_w and u is not None else 1.0
+            wide = None if u is None else widened(u), widened(c)
+            directions = [rule.direction(*wide, skipped[each.plan], w) for each in plan.skipped]
+            new = [self.delivery.projected(d, c) for d in directions]
             plain = u if plan.place == "uncond" and u is not None else c
             self.watch.see("plain", plain, state.step)
             for each in plan.skipped:
@@ -343,9 +339,9 @@ class Interceptor:
                 self.stats.note_reuse(state.directions, new)
             state.directions, state.keys = new, self._keys()
         assert state.directions is not None
-        delta, *others = (each.scale * d for each, d in zip(plan.skipped, state.directions, strict=True))
-        for other in others:
-            delta = delta + other
+        spread = self.delivery.modalities.spread
+        delta, *others = (spread(each.scale) * d for each, d in zip(plan.skipped, state.directions, strict=True))
+        delta = sum(others, start=delta)
         if settings.every == 1:
             state.directions = None
         return delta

@@ -25,6 +25,9 @@ class GuidanceStats:
         reuse_error: with `every` above 1, how far the difference that had been used again was from the new one when
             that was computed, relative to its norm, averaged; None if that was never seen.
         renewals: how many times it was.
+        rounding: with a denoiser in half precision, how far the guidance's term was moved by rounding what was
+            delivered, relative to its norm and averaged over the guided steps of whole runs; None where nothing is
+            rounded (a wider denoiser, a loop that takes float32) or the pipeline does not tell its CFG scale.
         batched: passes that had their skipped passes in the same batch (`tail`); their seconds are not known apart.
         rank: with `branch_parallel`, whose passes, blocks and seconds these are.
         ranks: how many share the branches of a step.
@@ -38,6 +41,7 @@ class GuidanceStats:
     delivery: str = "shift"
     reuse_error: float | None = None
     renewals: int = 0
+    rounding: float | None = None
     batched: int = 0
     rank: int = 0
     ranks: int = 1
@@ -69,6 +73,7 @@ class GuidanceStats:
             f"{self.seconds:.1f} s in skipped passes, delivery {self.delivery}"
             + (f", {self.blocks_cached} blocks answered by a cache" if self.blocks_cached else "")
             + (f", {self.batched} passes with skipped rows in the batch" if self.batched else "")
+            + (f", rounding moves its term by {self.rounding:.1%}" if self.rounding is not None else "")
             + (f", differences used again {self.reuse_error:.0%} off when renewed" if self.renewals else "")
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
@@ -245,11 +246,10 @@ class DenoiserPasses:
     ) -> Any:
         """A pass in which the first `half` rows of the batch skip; 0 is all rows."""
         if (plan, half) not in self._in_rows:
-            layers = plan.layers
-            rows = SkipPlan(layers, part=plan.part, rows=tuple(range(half)) if half else None)
+            rows = replace(plan, rows=tuple(range(half)) if half else None)
             self._in_rows[plan, half] = Skipper(self.model, rows)
             self._install(self._in_rows[plan, half])
-        removed = len(plan.layers) if plan.part == "block" else 0
+        removed = len(plan.layers) if plan.perturbation.removes else 0
         skipper = self._in_rows[plan, half]
         return self._pass(skipper, call, args, kwargs, clips, counted, counted * self.blocks - removed)
 

@@ -60,3 +60,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _tensors(item)
+
+
+def half_of(batch: int) -> int:
+    """How many clips a batch with rows [uncond, cond] is for.
+
+    Raises:
+        SkipError: for an odd batch.
+    """
+    if batch % 2:
+        raise SkipError(f"CFG is on, so rows [uncond, cond] were expected; got an odd batch of {batch}")
+    return batch // 2

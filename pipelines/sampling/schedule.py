@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from skipguide.blocks import BlockMap
+from skipguide.blocks import Block, BlockMap
 from skipguide.errors import SkipError
+from skipguide.parts import PART_SPECS
+from skipguide.perturbations.at_parts import AT_PARTS
 from skipguide.pipelines.formulas import Place
-from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.groups import SkipGroup, value_at
 from skipguide.pipelines.settings import GuidanceSettings
 from skipguide.plan import SkipPlan
 from skipguide.schedule import Schedule, Timetable
@@ -23,12 +25,12 @@ class SkippedPass:
     Attributes:
         key: what has to stay the same for an earlier direction to be used again.
         plan: what is skipped, in execution order.
-        scale: s.
+        scale: s, or that of every modality.
     """
 
     key: str
     plan: SkipPlan
-    scale: float
+    scale: float | dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,16 @@ class StepOutline:
         fresh: whether their passes are run at this step (`every`), or the last directions are used again.
         cfg: whether the unconditional prediction is used.
         place: where the skipped passes run, as `Formula.place` says; `"cond"` on a step without CFG.
+        rescale: how far the deviation of the result is brought towards that of c; 0 without skip guidance.
+        w: the CFG scale, where the settings say one; None is the pipeline's.
     """
 
     groups: tuple[int, ...] = ()
     fresh: bool = False
     cfg: bool = True
     place: Place = "cond"
+    rescale: float = 0.0
+    w: float | None = None
 
     @property
     def skips_inside(self) -> bool:
@@ -77,17 +83,27 @@ class StepTimes:
         self.skips = settings.window
         self.cfg = Schedule(*settings.cfg_interval) if settings.cfg_interval is not None else None
         self.rule = settings.rule
+        self.rescale, self.w = settings.rescale or 0.0, settings.guidance_scale
+
+    @property
+    def tables(self) -> tuple[Timetable, ...]:
+        """What changes with the step."""
+        own = tuple(each for each in (self.rescale, self.w) if isinstance(each, Timetable))
+        return (*own, *(table for group in self.groups for table in group.tables))
 
     def at(self, step: int, steps: int, sigma: float | None = None, *, cfg: bool = True) -> StepOutline:
         """What holds at step `step` (from 0) of `steps`; `cfg` is whether the run has CFG at all."""
         fraction = step / max(steps, 1)
         cfg = cfg and (self.cfg is None or self.cfg.contains(fraction))
+        w = value_at(self.w, fraction, sigma) if cfg else None
+        cfg, w = (cfg, w) if w != 1 else (False, None)  # nothing of u is in it
         rule = self.rule
         shut_out = rule.window is not None if cfg else rule.in_place_of_uncond
         if shut_out or not self.skips.active(step, steps):
-            return StepOutline(cfg=cfg)
-        live = tuple(number for number, group in enumerate(self.groups) if group.scale_at(fraction, sigma))
-        return StepOutline(live, self.skips.fresh(step, steps), cfg, rule.place if cfg else "cond")
+            return StepOutline(cfg=cfg, w=w)
+        live = tuple(number for number, group in enumerate(self.groups) if group.acts_at(fraction, sigma))
+        amount = value_at(self.rescale, fraction, sigma) if live else 0.0
+        return StepOutline(live, self.skips.fresh(step, steps), cfg, rule.place if cfg else "cond", amount, w)
 
 
 class GuidanceSchedule:
@@ -107,33 +123,23 @@ class GuidanceSchedule:
         self.groups = tuple(group for group in groups if not group.idle)
         self.blocks = blocks
         self.times = StepTimes(settings, self.groups)
-        self.needs_sigma = any(
-            isinstance(table, Timetable) and table.over == "sigma"
-            for group in self.groups
-            for table in (group.layers, group.scale)
-        )
+        self.needs_sigma = any(table.over == "sigma" for table in self.times.tables)
         self._all = {
-            block.index
-            for group in groups
-            for layers in self._possible(group)
-            for block in blocks.select(layers, group.part, group.stack)
+            block.index for group in groups for layers in self._possible(group) for block in self._proven(group, layers)
         }
 
     @property
     def constant(self) -> bool:
         """Whether the same blocks are skipped at every step, with a pass each time."""
-        settings = self.settings
-        tables = [each for group in self.groups for each in (group.layers, group.scale)]
-        return settings.window == Schedule() and not any(
-            isinstance(each, Timetable) or each == "stochastic" for each in tables
-        )
+        stochastic = any(group.layers == "stochastic" for group in self.groups)
+        return self.settings.window == Schedule() and not self.times.tables and not stochastic
 
     def removes(self, index: int) -> bool:
         """Whether some step may leave out the whole block `index`."""
         return any(
             block.index == index
             for group in self.groups
-            if group.part == "block"
+            if group.perturbation.removes
             for layers in self._possible(group)
             for block in self.blocks.select(layers, group.part, group.stack)
         )
@@ -165,16 +171,34 @@ class GuidanceSchedule:
         """What holds at step `step` (from 0) of `steps`; `cfg` is whether the run has CFG at all."""
         outline = self.times.at(step, steps, sigma, cfg=cfg)
         skipped = tuple(self._skipped(number, step, step / max(steps, 1), sigma) for number in outline.groups)
-        return StepPlan(outline.groups, outline.fresh, outline.cfg, outline.place, skipped)
+        return StepPlan(**vars(outline), skipped=skipped)
 
     def _skipped(self, number: int, step: int, fraction: float, sigma: float | None) -> SkippedPass:
         group = self.groups[number]
-        layers: Any = group.layers.at(fraction, sigma) if isinstance(group.layers, Timetable) else group.layers
+        layers: Any = value_at(group.layers, fraction, sigma)
         key = "stochastic" if layers == "stochastic" else f"{layers}"
         if layers == "stochastic":
             layers = self._draw(number, group, step)
-        found = sorted(block.index for block in self.blocks.select(layers, group.part, group.stack))
-        return SkippedPass(f"{number} {key}", SkipPlan(found, part=group.part), group.scale_at(fraction, sigma))
+        chosen = self.blocks.select(layers, group.part, group.stack)
+        blocks = {block.index: layer for layer, block in zip(layers, chosen, strict=True)}
+        told = group.perturbation.fields
+        if isinstance(group.heads, Mapping):  # by the blocks' numbers over all stacks, as the layers
+            told["heads"] = {index: group.heads[layer] for index, layer in blocks.items()}
+        if "seed" in PART_SPECS[group.part].options:
+            own = f"{self.settings.seed} {group.perturbation.option('seed')} {number} {step}"
+            told["part_options"] = {**told["part_options"], "seed": random.Random(own).getrandbits(32)}
+        return SkippedPass(f"{number} {key}", SkipPlan(sorted(blocks), **told), group.scale_at(fraction, sigma))
+
+    def _proven(self, group: SkipGroup, layers: Sequence[int]) -> list[Block]:
+        """The blocks that some layers of a group are.
+
+        Raises:
+            SkipError: for a layer or heads that the model does not have, or that `heads` names no heads of.
+        """
+        found = self.blocks.select(layers, group.part, group.stack)
+        for layer, block in zip(layers, found, strict=True):
+            AT_PARTS[group.part](block, group.perturbation.at(layer))
+        return found
 
     def _draw(self, number: int, group: SkipGroup, step: int) -> list[int]:
         """A new set of blocks, the same for the same seed, group and step wherever it is drawn."""
@@ -203,7 +227,7 @@ class GuidanceSchedule:
     def _possible(self, group: SkipGroup) -> list[Sequence[int]]:
         """The layers of every step, in all their forms."""
         if isinstance(group.layers, Timetable):
-            return list(group.layers.values)
+            return [layers for layers in group.layers.values if layers]
         if group.layers == "stochastic":
             self.blocks.select((), group.part, group.stack)
             return [self._pool(group)[0]]

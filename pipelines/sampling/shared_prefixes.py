@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from skipguide.hosts.diffusers_caches import Reach
+from skipguide.parts import Perturbation
 from skipguide.plan import SkipPlan
 
-Signature = dict[int, frozenset[str]]
+Signature = dict[int, tuple[Perturbation, ...]]
 PLAIN = -1
 
 
@@ -30,12 +31,12 @@ class SharedPass:
 
 
 def signature(plan: SkipPlan) -> Signature:
-    """Block -> the parts that a plan (in execution order) skips of it."""
-    found: dict[int, set[str]] = {}
+    """Block -> how a plan (in execution order) weakens it, in the order of its terms."""
+    found: dict[int, tuple[Perturbation, ...]] = {}
     for term in plan.terms:
         for layer in term.layers:
-            found.setdefault(layer, set()).add(term.part)
-    return {layer: frozenset(parts) for layer, parts in found.items()}
+            found[layer] = tuple(dict.fromkeys((*found.get(layer, ()), term.perturbation.at(layer))))
+    return found
 
 
 def divergence(a: Signature, b: Signature) -> int | None:
@@ -65,8 +66,8 @@ def share_prefixes(plans: Sequence[SkipPlan], blocks: int, reuse: bool = True) -
         # of several with the same beginning the earliest: its activations are kept anyway
         parent = places.index(start) - 1 if start is not None else PLAIN
         passes.append(own)
-        rest = {layer: parts for layer, parts in own.items() if layer >= (start or 0)}
-        removed = sum("block" in parts for parts in rest.values())
+        rest = {layer: ways for layer, ways in own.items() if layer >= (start or 0)}
+        removed = sum(any(how.removes for how in ways) for ways in rest.values())
         found.append(SharedPass(_plan(rest), parent, start, blocks - (start or 0) - removed))
     return tuple(found)
 
@@ -91,13 +92,13 @@ def shared_under(reach: Reach, plans: Sequence[SkipPlan], blocks: int, reuse: bo
     )
 
 
-def _plan(parts: Signature) -> SkipPlan:
-    by_part: dict[str, list[int]] = {}
-    for layer, names in sorted(parts.items()):
-        for name in sorted(names):
-            by_part.setdefault(name, []).append(layer)
+def _plan(ways: Signature) -> SkipPlan:
+    by_way: dict[Perturbation, list[int]] = {}
+    for layer, own in sorted(ways.items()):
+        for how in own:
+            by_way.setdefault(how, []).append(layer)
     plan = SkipPlan()
-    for name, layers in by_part.items():
-        term = SkipPlan(layers, part=name)  # type: ignore[arg-type]
+    for how, layers in by_way.items():
+        term = SkipPlan(layers, **how.fields)
         plan = term if plan.empty else plan | term
     return plan

@@ -11,6 +11,7 @@ between blocks, the head) for the whole batch, so that nothing has to be known o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -60,7 +61,7 @@ def in_rows(shared: Sequence[SharedPass], batch: int, clips: int) -> SkipPlan:
     for number, each in enumerate(shared):
         own = tuple(range(batch + number * clips, batch + (number + 1) * clips))
         for term in each.plan.terms:
-            part = SkipPlan(term.layers, part=term.part, rows=own)
+            part = replace(term, rows=own)
             plan = part if plan.empty else plan | part
     return plan
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 PRESETS = ("frugal",)  # skipguide.pipelines.presets.NAMED, without its imports
 TAILS = ("separate", "batched", "auto")
 GUIDANCE_FLAGS = (
-    *("layers", "scale", "part", "formula", "rescale"),
+    *("layers", "scale", "part", "strength", "heads", "part_options", "formula", "rescale"),
     *("start", "stop", "every", "cfg_interval", "tail", "preset"),
 )
 
@@ -38,6 +39,10 @@ class OneLineParser(argparse.ArgumentParser):
 def examples(*lines: str) -> str:
     """The end of a help text."""
     return "examples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+class Default(int):
+    """A number that nobody typed: the same one, typed, is meant."""
 
 
 def number(
@@ -88,6 +93,22 @@ def layer_numbers(text: str) -> list[int]:
 def layers_or_choice(text: str) -> list[int] | str:
     """Read block numbers, or how they are chosen: `auto`, `stochastic`."""
     return text if text in CHOSEN else layer_numbers(text)
+
+
+def scale_or_scales(text: str) -> float | dict[str, float]:
+    """Read `1.5`, or a scale for each of what a model predicts: `video=1,audio=0.5`.
+
+    Example:
+        >>> scale_or_scales("1.5"), scale_or_scales("video=1,audio=0.5")
+        (1.5, {'video': 1.0, 'audio': 0.5})
+    """
+    scale = number(float)
+    if "=" not in text:
+        return float(scale(text))
+    pairs = [item.strip().partition("=") for item in text.split(",")]
+    if not all(name and equals for name, equals, _ in pairs) or len({name for name, *_ in pairs}) < len(pairs):
+        raise argparse.ArgumentTypeError(f"expected a number, or video=1,audio=0.5; got {text!r}")
+    return {name: scale(value) for name, _, value in pairs}
 
 
 class Layers(argparse.Action):
@@ -168,8 +189,32 @@ def add_guidance(parser: argparse.ArgumentParser, *, layers: bool = True) -> Non
             action=Layers,
             help="blocks to leave out: 5 7, or 5,7, or 5-7; auto (by `skipguide rank`), or stochastic",
         )
-        group.add_argument("--scale", metavar="X", type=number(float), help="strength; 0 is no skip guidance")
-    group.add_argument("--part", choices=PARTS, help="what of a block is left out")
+        group.add_argument(
+            "--scale",
+            metavar="X",
+            type=scale_or_scales,
+            help="strength; 0 is no skip guidance; video=1,audio=0.5 for a model that makes both",
+        )
+    group.add_argument("--part", choices=PARTS, help="what of a block is left out or weakened")
+    group.add_argument(
+        "--strength", metavar="X", type=number(float, 0, 1), help="how far the part is weakened, 0 to 1 (default: 1)"
+    )
+    group.add_argument(
+        "--heads",
+        metavar="N",
+        nargs="+",
+        type=layer_numbers,
+        action=Layers,
+        help="of the attention, from 0 on: only these (default: all)",
+    )
+    group.add_argument(
+        "--part-options",
+        metavar="NAME=VALUE",
+        nargs="+",
+        type=name_and_value,
+        action=Options,
+        help="what else the part can be told: sigma=2 of attn_blur, window=4 of window_time, ratio=0.2 of self_swap",
+    )
     group.add_argument("--formula", choices=tuple(FORMULAS), help="how the skipped pass is used")
     group.add_argument(
         "--rescale", metavar="X", type=number(float, 0, 1), help="pull the contrast back, 0 to 1 (default: 0)"
@@ -191,6 +236,27 @@ def add_guidance(parser: argparse.ArgumentParser, *, layers: bool = True) -> Non
         type=number(float, 0, 1),
         help="classifier-free guidance in these steps only, as fractions; elsewhere one pass instead of two",
     )
+
+
+def name_and_value(text: str) -> tuple[str, Any]:
+    """A type for argparse: NAME=VALUE, where the value is JSON or else a word."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE; got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+class Options(argparse.Action):
+    """Several NAME=VALUE as one mapping."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        """Keep the mapping."""
+        setattr(namespace, self.dest, dict(values))
 
 
 def add_output(parser: argparse.ArgumentParser, what: str, *, clip: bool = True) -> None:

@@ -100,7 +100,7 @@ class ClipFolder:
         if notes is None:
             what = "exists already, without notes on how it was made"
         elif notes[MADE_WITH] != clip.made_with:
-            what = f"was made with other settings: {_differences(notes[MADE_WITH], clip.made_with)}"
+            what = f"was made with other settings: {differences(notes[MADE_WITH], clip.made_with)}"
         else:
             what = "is not the file that its notes describe: it was changed, or the disk lost a part of it"
         raise SkipError(f"{path} {what}. Choose another folder, --force to make it anew, or --keep to leave it")
@@ -207,7 +207,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for name, value in data.items() for k, v in _flat(value, f"{prefix}.{name}".lstrip(".")).items()}
 
 
-def _differences(before: Any, now: Any) -> str:
+def differences(before: Any, now: Any) -> str:
     """What differs between two settings, in words."""
     old, new = _flat(before), _flat(now)
     words = [

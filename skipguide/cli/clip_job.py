@@ -127,7 +127,13 @@ class MadeClip:
 
 
 def make_clip(
-    job: ClipJob, pipeline: Any, guidance: Mapping[str, Any], bar: Mapping[str, Any] | None = None
+    job: ClipJob,
+    pipeline: Any,
+    guidance: Mapping[str, Any],
+    bar: Mapping[str, Any] | None = None,
+    *,
+    applied: Any = None,
+    more: Mapping[str, Any] | None = None,
 ) -> MadeClip:
     """Make one clip.
 
@@ -136,10 +142,12 @@ def make_clip(
         pipeline: loaded.
         guidance: settings of the skip guidance; empty for the plain pipeline.
         bar: settings of the pipeline's progress bar.
+        applied: what is applied in place of the guidance that the settings make.
+        more: arguments of the pipeline's call that are not noted, such as a callback that watches.
     """
     args = job.args
-    applied = pipeline_calls.make_guidance(guidance) if guidance else None
-    sample = pipeline_calls.sample(pipeline, args.prompt, job.call, args.seed, applied, bar=bar)
+    applied = applied or (pipeline_calls.make_guidance(guidance) if guidance else None)
+    sample = pipeline_calls.sample(pipeline, args.prompt, {**job.call, **(more or {})}, args.seed, applied, bar=bar)
     images = sample.images
     fps = pipeline_calls.frames_per_second(args, job.pipeline_class, job.defaults, len(images))
     label = f"skip guidance: {in_words(guidance)}" if guidance else "no skip guidance"
@@ -197,14 +205,24 @@ def save_clip(
 
 
 def write_clip(path: Path, frames: Sequence[Image], fps: float, as_sheet: Callable[[], Image]) -> None:
-    """Write a gif, an mp4 or, for a png, a sheet."""
+    """Write a gif, an mp4, a webp without loss or, for a png, a sheet."""
     suffix = path.suffix.lower()
     if suffix == ".png":
         as_sheet().save(path)
+    elif suffix == ".webp":
+        pictures.save_webp(frames, path, fps)
     elif suffix == ".mp4":
         pictures.save_video(frames, path, fps)
     else:
         pictures.save_gif(frames, path, fps)
+
+
+def _amount_in_words(amount: Any) -> str:
+    if isinstance(amount, Timetable) or (isinstance(amount, Mapping) and "points" in amount):
+        return "by a timetable"
+    if isinstance(amount, Mapping):
+        return " and ".join(f"{_amount_in_words(own)} for {name}" for name, own in amount.items())
+    return f"{amount:g}"
 
 
 def _layers_in_words(layers: Any) -> str:
@@ -221,10 +239,13 @@ def in_words(guidance: Mapping[str, Any]) -> str:
     words = []
     if (chosen := guidance.get("layers")) is not None:  # at scale 0 no layer need be named
         words.append(_layers_in_words(chosen))
-    scale = guidance.get("scale", 1.0)
-    words.append("scale by a timetable" if isinstance(scale, (Mapping, Timetable)) else f"scale {scale:g}")
+    words.append(f"scale {_amount_in_words(guidance.get('scale', 1.0))}")
     words += [str(guidance["part"])] if guidance.get("part", "block") != "block" else []
+    words += [f"strength {guidance['strength']:g}"] if guidance.get("strength", 1) != 1 else []
+    words += [f"heads {' '.join(map(str, guidance['heads']))}"] if guidance.get("heads") else []
+    words += [f"{name} {value}" for name, value in (guidance.get("part_options") or {}).items()]
     words += [str(guidance["formula"])] if guidance.get("formula", "stg") != "stg" else []
-    words += [f"{name} {guidance[name]:g}" for name in ("rescale", "start", "stop", "every") if name in guidance]
+    others = [name for name in ("rescale", "start", "stop", "every", "guidance_scale") if name in guidance]
+    words += [f"{name.replace('_', ' ')} {_amount_in_words(guidance[name])}" for name in others]
     words += ["cfg from {:g} to {:g}".format(*guidance["cfg_interval"])] if guidance.get("cfg_interval") else []
     return ", ".join(words)

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from skipguide.cli.arguments import GUIDANCE_FLAGS, given
-from skipguide.cli.models import Source, denoisers
+from skipguide.cli.models import Source
 from skipguide.config import number
 from skipguide.errors import SkipError
 from skipguide.media.frames import as_images, open_picture
-from skipguide.schedule import Schedule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,6 +29,8 @@ NAMES = {
     "frames": ("num_frames", "video_length"),
     "image": ("image",),
 }
+# What a preset may say beside layers, scale, part and formula; written down where it is not what holds anyway.
+_UNLESS_USUAL = ("start", "stop", "rescale", "guidance_scale")
 
 
 @dataclass(frozen=True)
@@ -104,37 +105,33 @@ def frames_per_second(args: argparse.Namespace, pipeline_class: type, defaults: 
 def guidance_arguments(args: argparse.Namespace, pipeline: Any) -> dict[str, Any]:
     """The arguments of `SpatiotemporalSkipGuidance`: the flags, and the preset where a flag is silent.
 
-    The preset is looked up here, so that what is written down afterwards names the layers. Layers of one's
-    own do not come with the preset's scale: that was chosen for the preset's layers. Where they are the preset's own,
-    its scale and part are taken too, and this is said. `auto` is written down as the layers that it took. A named
-    preset (`--preset`) stands for itself, and needs the model's only where it skips layers that it does not name.
+    What will hold is asked for here, so that what is written down afterwards names the layers: those of the preset,
+    or what `auto` took. Layers of one's own do not come with the preset's scale: that was chosen for the preset's
+    layers. Where they are the preset's own, its scale and part are taken too, and this is said. A named preset
+    (`--preset`) stands for itself, and needs the model's only where it skips layers that it does not name.
     """
-    from skipguide.pipelines import presets
-    from skipguide.pipelines.settings import GuidanceSettings
+    from skipguide.pipelines import SpatiotemporalSkipGuidance
+    from skipguide.pipelines.presets import named_settings
+    from skipguide.pipelines.settings import DEFAULTS
 
     chosen = given(args, GUIDANCE_FLAGS)
     if named := chosen.pop("preset", None):
-        chosen = presets.named_settings(named) | chosen
+        chosen = named_settings(named) | chosen
     if chosen.get("scale") == 0:
         return chosen
-    if (layers := chosen.get("layers")) == "auto":
-        found = make_guidance(chosen).for_pipeline(pipeline)
-        _say(f"--layers auto took {_plain(found.layers)}")
-        return chosen | {"layers": _plain(found.layers)}
-    models = denoisers(pipeline)
-    if not models:
-        raise SkipError(f"{type(pipeline).__name__} has no denoiser that skip guidance knows")
-    if layers is None:
-        preset = presets.find_preset(next(iter(models.values())), pipeline)
-        filled = GuidanceSettings(**chosen).filled(preset)
+    layers = chosen.get("layers")
+    if layers in (None, "auto"):
+        found = SpatiotemporalSkipGuidance(**chosen).for_pipeline(pipeline)
+        if layers == "auto":
+            _say(f"--layers auto took {_plain(found.layers)}")
+            return chosen | {"layers": _plain(found.layers)}
         names = ["layers", "scale", "part", "formula"]
-        if not {"start", "stop"} & set(chosen) and filled.window != Schedule(every=filled.every):
-            names += ["start", "stop"]
-        return chosen | {name: _plain(getattr(filled, name)) for name in names}
+        names += [name for name in _UNLESS_USUAL if getattr(found, name) != DEFAULTS.get(name)]
+        return chosen | {name: _plain(getattr(found, name)) for name in names}
     if {"scale", "part", "formula", "stack"} & set(chosen):
         return chosen
     try:
-        preset = presets.find_preset(next(iter(models.values())), pipeline)
+        preset = SpatiotemporalSkipGuidance().for_pipeline(pipeline)
     except SkipError:
         return chosen
     if tuple(layers) == preset.layers and preset.formula == "stg":
@@ -184,6 +181,15 @@ def check_frames(pipeline: Any, call: Mapping[str, Any]) -> None:
         raise SkipError(f"this model draws clips of {drawn} frames and no others; got --frames {asked}")
 
 
+def count_in_words(asked: int | None, made: int) -> str:
+    """How many frames a clip has, and how many were asked for where the pipeline drew another number.
+
+    >>> count_in_words(8, 9)
+    '9 frames (8 asked for, which the pipeline rounds)'
+    """
+    return f"{made} frames" + (f" ({asked} asked for, which the pipeline rounds)" if asked not in (None, made) else "")
+
+
 def sample(
     pipeline: Any,
     prompt: str,
@@ -217,7 +223,7 @@ def sample(
             output = pipeline(**arguments)
             return Sample(_images(output), time.perf_counter() - begin)
         with guidance.apply(pipeline) as applied:
-            output = pipeline(**_without_native(pipeline), **arguments)
+            output = pipeline(**without_native(pipeline), **arguments)
         seconds = time.perf_counter() - begin
     except SkipError:
         raise
@@ -228,7 +234,7 @@ def sample(
     return Sample(_images(output), seconds, str(applied.stats), applied.stats.to_dict())
 
 
-def _without_native(pipeline: Any) -> dict[str, Any]:
+def without_native(pipeline: Any) -> dict[str, Any]:
     """The arguments that turn off the pipeline's own skip guidance, whose place ours takes."""
     from skipguide.pipelines.registry.described import native_off
 

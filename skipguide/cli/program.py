@@ -12,10 +12,23 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from skipguide.cli.arguments import OneLineParser, examples
-from skipguide.cli.commands import clip, compare, describe, explain, floorplan, generate, llm, rank, segment, sweep
+from skipguide.cli.commands import (
+    bench,
+    clip,
+    compare,
+    describe,
+    explain,
+    floorplan,
+    generate,
+    llm,
+    rank,
+    segment,
+    studio,
+    sweep,
+)
 from skipguide.errors import SkipError
 
-COMMANDS = (describe, generate, compare, sweep, rank, llm, segment, floorplan, explain, clip)
+COMMANDS = (describe, generate, compare, sweep, rank, bench, llm, segment, floorplan, explain, clip, studio)
 
 
 def build_parser() -> OneLineParser:

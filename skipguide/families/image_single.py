@@ -8,50 +8,84 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from skipguide.families.common import ROPE, anything, paths
+from skipguide.families.common import LINEAR, PACKED, PICTURE, ROPE, TEXT_ALONE, paths
 from skipguide.spec import BlockSpec, ModelSpec, Sublayer
 
 _PIXART = BlockSpec("transformer_blocks", attn=paths("attn1"), cross_attn=paths("attn2"), mlp=paths("ff"))
 # Linear attention has no attention map that could be the identity.
-_SANA = replace(_PIXART, identity=False)
+_SANA = replace(_PIXART, identity=False, why=LINEAR)
 # Long skip connections: the second half of the blocks reads what the first half returned.
 _HUNYUAN_DIT = replace(_PIXART, stack="blocks", shared=ROPE, kept=True)
 _DIT = replace(_PIXART, cross_attn=())
 
-_LUMINA2 = BlockSpec("layers", attn=paths("attn"), mlp=anything("feed_forward"), identity=False, padded=True)
+# Norms follow what attention and feed-forward return.
+_LUMINA2 = BlockSpec(
+    "layers",
+    attn=(Sublayer("attn", scaled_at=("norm2",)),),
+    mlp=(Sublayer("feed_forward", outputs=("",), scaled_at=("ffn_norm2",)),),
+    identity=False,
+    padded=True,
+    image=False,
+    why=PACKED,
+)
 _ZIMAGE = BlockSpec(
-    "layers", streams=("x",), attn=paths("attention"), mlp=anything("feed_forward"), identity=False, padded=True
+    "layers",
+    streams=("x",),
+    attn=(Sublayer("attention", scaled_at=("attention_norm2",)),),
+    mlp=(Sublayer("feed_forward", outputs=("",), scaled_at=("ffn_norm2",)),),
+    identity=False,
+    padded=True,
+    image=False,
+    why=PACKED,
 )
 _PRX = BlockSpec(
     "blocks",
     attn=paths("attention"),
     # the three layers of the gated feed-forward are the block's own
-    mlp=tuple(Sublayer(name, outputs=("",), width="out_features") for name in ("gate_proj", "up_proj", "down_proj")),
+    mlp=tuple(
+        Sublayer(name, outputs=("",), width="out_features", scaled_at=("down_proj",))
+        for name in ("gate_proj", "up_proj", "down_proj")
+    ),
     identity=False,  # queries, keys and values are one projection
+    why="queries, keys and values are one projection, of which the text has a part",
 )
-_PACKED = BlockSpec("layers", attn=paths("self_attn"), mlp=paths("mlp"), identity=False)
+_PACKED = BlockSpec("layers", attn=paths("self_attn"), mlp=paths("mlp"), identity=False, image=False, why=PACKED)
 
 IMAGE_SINGLE_FAMILIES: dict[str, ModelSpec] = {
-    "PixArtTransformer2DModel": ModelSpec((_PIXART,)),
-    "DiTTransformer2DModel": ModelSpec((_DIT,)),
-    "SanaTransformer2DModel": ModelSpec((_SANA,)),
-    "HunyuanDiT2DModel": ModelSpec((_HUNYUAN_DIT,), shared=ROPE),
+    "PixArtTransformer2DModel": ModelSpec((_PIXART,), grid=PICTURE),
+    "DiTTransformer2DModel": ModelSpec((_DIT,), grid=PICTURE),
+    "SanaTransformer2DModel": ModelSpec((_SANA,), grid=PICTURE),
+    "HunyuanDiT2DModel": ModelSpec((_HUNYUAN_DIT,), shared=ROPE, grid=PICTURE),
     # the refined text waits while the image is refined, and the other way round in Z-Image
     "Lumina2Transformer2DModel": ModelSpec(
-        (replace(_LUMINA2, stack="context_refiner", kept=True), replace(_LUMINA2, stack="noise_refiner"), _LUMINA2)
+        (
+            replace(_LUMINA2, stack="context_refiner", kept=True, why=TEXT_ALONE),
+            replace(_LUMINA2, stack="noise_refiner"),
+            _LUMINA2,
+        )
     ),
     "ZImageTransformer2DModel": ModelSpec(
         (
             replace(_ZIMAGE, stack="noise_refiner", kept=True, identity=True),
-            replace(_ZIMAGE, stack="context_refiner"),
+            replace(_ZIMAGE, stack="context_refiner", why=TEXT_ALONE),
             _ZIMAGE,
         ),
         listed=("x", "cap_feats"),
     ),
     "OmniGenTransformer2DModel": ModelSpec((_PACKED,)),
-    "PRXTransformer2DModel": ModelSpec((_PRX,)),
+    "PRXTransformer2DModel": ModelSpec((_PRX,), grid=PICTURE),
     "Krea2Transformer2DModel": ModelSpec(
-        (BlockSpec("transformer_blocks", attn=paths("attn"), mlp=paths("ff"), shared=ROPE, identity=False),),
+        (
+            BlockSpec(
+                "transformer_blocks",
+                attn=paths("attn"),
+                mlp=paths("ff"),
+                shared=ROPE,
+                identity=False,
+                image=False,
+                why=PACKED,
+            ),
+        ),
         shared=("position_ids",),
     ),
 }

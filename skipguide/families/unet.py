@@ -9,7 +9,7 @@ is computed again from that.
 from __future__ import annotations
 
 from skipguide.families.common import paths
-from skipguide.spec import BlockSpec, ModelSpec
+from skipguide.spec import BlockSpec, ModelSpec, TokenGrid
 
 
 def _everywhere(path: str) -> str:
@@ -23,6 +23,7 @@ _SPATIAL = BlockSpec(
     cross_attn=paths("attn2"),
     mlp=paths("ff"),
     kept=True,
+    axes="hw",
 )
 _SVD_TEMPORAL = BlockSpec(
     _everywhere("attentions.*.temporal_transformer_blocks"),
@@ -32,6 +33,7 @@ _SVD_TEMPORAL = BlockSpec(
     mlp=paths("ff_in", "ff"),
     kept=True,
     folded=("encoder_hidden_states",),  # one row per position, where hidden_states has one per frame
+    axes="t",
 )
 _MOTION = BlockSpec(
     _everywhere("motion_modules.*.transformer_blocks"),
@@ -39,9 +41,17 @@ _MOTION = BlockSpec(
     attn=paths("attn1", "attn2"),  # both see the frames only
     mlp=paths("ff"),
     kept=True,
+    axes="t",
 )
 
 UNET_FAMILIES: dict[str, ModelSpec] = {
-    "UNetSpatioTemporalConditionModel": ModelSpec((_SPATIAL, _SVD_TEMPORAL), interleaved=True),
-    "UNetMotionModel": ModelSpec((_SPATIAL, _MOTION), nested=True, folded=("encoder_hidden_states",)),
+    "UNetSpatioTemporalConditionModel": ModelSpec(
+        (_SPATIAL, _SVD_TEMPORAL), interleaved=True, grid=TokenGrid("bfchw", "sample", (), halved=True)
+    ),
+    "UNetMotionModel": ModelSpec(
+        (_SPATIAL, _MOTION),
+        nested=True,
+        folded=("encoder_hidden_states",),
+        grid=TokenGrid("bcfhw", "sample", (), halved=True),
+    ),
 }

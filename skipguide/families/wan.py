@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from skipguide.families.common import ROPE, paths
+from skipguide.families.common import FRAMES_FIRST, ROPE, VIDEO, paths
 from skipguide.spec import BlockSpec, ModelSpec
 
 _WAN = BlockSpec("blocks", attn=paths("attn1"), cross_attn=paths("attn2"), mlp=paths("ffn"), shared=ROPE)
@@ -21,11 +21,11 @@ _VACE = BlockSpec(
 _HELIOS = BlockSpec("blocks", attn=paths("attn1"), cross_attn=paths("attn2"), mlp=paths("ffn"))
 
 WAN_FAMILIES: dict[str, ModelSpec] = {
-    "WanTransformer3DModel": ModelSpec((_WAN,)),
-    "WanVACETransformer3DModel": ModelSpec((_VACE, _WAN), shared=("control_hidden_states_scale",)),
-    "WanAnimateTransformer3DModel": ModelSpec((_WAN,)),
-    "SkyReelsV2Transformer3DModel": ModelSpec((_WAN,), shared=("fps",)),
-    "ChronoEditTransformer3DModel": ModelSpec((_WAN,)),
-    "AnyFlowTransformer3DModel": ModelSpec((_WAN,)),
+    "WanTransformer3DModel": ModelSpec((_WAN,), grid=VIDEO),
+    "WanVACETransformer3DModel": ModelSpec((_VACE, _WAN), shared=("control_hidden_states_scale",), grid=VIDEO),
+    "WanAnimateTransformer3DModel": ModelSpec((_WAN,), grid=VIDEO),
+    "SkyReelsV2Transformer3DModel": ModelSpec((_WAN,), shared=("fps",), grid=VIDEO),
+    "ChronoEditTransformer3DModel": ModelSpec((_WAN,), grid=VIDEO),
+    "AnyFlowTransformer3DModel": ModelSpec((_WAN,), grid=FRAMES_FIRST),
     "HeliosTransformer3DModel": ModelSpec((_HELIOS,)),
 }

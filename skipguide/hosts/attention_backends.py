@@ -35,6 +35,7 @@ class TorchAttention:
     Args:
         module: whose attention.
         name: for the error.
+        part: of the plan, for the error.
 
     Raises:
         SkipError: under context parallelism, where no process sees all tokens in their order.
@@ -42,11 +43,11 @@ class TorchAttention:
 
     __slots__ = ("processors",)
 
-    def __init__(self, module: nn.Module, name: str) -> None:
+    def __init__(self, module: nn.Module, name: str, part: str) -> None:
         found = [each for part in module.modules() if (each := getattr(part, "processor", None)) is not None]
         if any(getattr(processor, "_parallel_config", None) is not None for processor in found):
             raise SkipError(
-                f"attn_identity in the joint attention of {name} needs text and video tokens in their order, and "
+                f"{part} in the attention of {name} needs text and video tokens in their order, and "
                 f"context parallelism deals them out: use part='block' or part='attn'"
             )
         self.processors = [processor for processor in found if _backend(processor) not in (None, *_TORCH_BACKENDS)]

@@ -65,7 +65,7 @@ class ContextStates:
             yield
             return
         before = [(manager, manager._context) for manager in self.managers]
-        said = next((vars(context) for _, context in before if context is not None), {})
+        said: dict[str, Any] = next((vars(context) for _, context in before if context is not None), {})
         try:
             with enter(name, **{key: value for key, value in said.items() if key != "name"}):
                 yield

@@ -117,7 +117,7 @@ class CacheDitStates:
     def reset(self) -> None:
         """Forget them, and begin those of the model anew where no pipeline's call does it."""
         self.forget()
-        manager = vars(self.model).get("_context_manager")
+        manager: Any = vars(self.model).get("_context_manager")
         if getattr(manager, "persistent_context", False):
             for context in list(manager._cached_context_manager.values()):
                 manager.reset_context(context.name, *context._init_args, **context._init_kwargs)

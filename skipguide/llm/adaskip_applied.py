@@ -26,13 +26,14 @@ from skipguide.llm.plan_checks import check_plan
 from skipguide.llm.similarity import RequestMeter, StatsMeter, SublayerStats
 from skipguide.llm.sublayers import SublayerMap
 from skipguide.llm.watch import OnSublayer, watch
+from skipguide.shown import Row, Shown, ledger_rows
 from skipguide.stats import Stats
 
 logger = logging.getLogger(__name__)
 REFERENCE_REQUESTS = 20  # the published code measures the first 20 prompts, whatever comes after
 
 
-class AppliedAdaSkip:
+class AppliedAdaSkip(Shown):
     """AdaSkip in force on a model. Leave the `with` block or call `remove()` to end it.
 
     Attributes:
@@ -98,6 +99,13 @@ class AppliedAdaSkip:
         if self._inner is not None and self._calibration is None:
             return self._inner.stats
         return SublayerLedger(tuple(site.name for site in self.map.sites), Stats())
+
+    def _heading(self) -> str:
+        doing = "measuring the first request" if self._calibration is not None else "chosen"
+        return f"AdaSkip ({doing}): {self._inner._heading() if self._inner is not None else 'removed'}"
+
+    def _rows(self) -> list[Row]:
+        return ledger_rows(self.stats.calls, self.stats.skips)
 
     def __enter__(self) -> AppliedAdaSkip:
         """Return the handle."""

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,70 @@ def save_gif(images: Sequence[Image], path: str | os.PathLike[str], fps: float =
     ends = [round(100 * (i + 1) / fps) for i in range(len(images))]
     durations = [10 * max(2, end - start) for start, end in zip([0, *ends], ends, strict=False)]
     first.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0, disposal=1)
+
+
+def save_webp(images: Sequence[Image], path: str | os.PathLike[str], fps: float = 8.0) -> None:
+    """Write a looping WebP without loss: `open_webp` gives the same pixels back, and browsers play it.
+
+    Args:
+        images: the frames.
+        path: the file.
+        fps: frames per second, at most 1000: a WebP counts time in thousandths of a second.
+
+    Raises:
+        SkipError: if Pillow was built without WebP.
+    """
+    _check_clip(images, fps)
+    _require_webp()
+    first, *rest = images
+    durations = [max(1, end - start) for start, end in pairwise(_starts(len(images), fps))]
+    first.save(path, format="WEBP", save_all=True, append_images=rest, duration=durations, loop=0, lossless=True)
+
+
+def open_webp(path: str | os.PathLike[str], count: int, fps: float) -> list[Image]:
+    """The frames that `save_webp` wrote. Equal frames after each other are one in the file, which lasts longer.
+
+    Args:
+        path: the file.
+        count: how many frames were written.
+        fps: as it was written.
+
+    Raises:
+        SkipError: for a file that is damaged, or of another clip.
+    """
+    from PIL import Image, ImageSequence
+
+    _require_webp()
+    found: list[Image.Image] = []
+    starts, ends = _starts(count, fps), 0
+    try:
+        with Image.open(path) as movie:
+            for frame in ImageSequence.Iterator(movie):
+                picture = frame.convert("RGB")
+                ends += int(frame.info.get("duration", 0))
+                while len(found) < count and starts[len(found)] < ends:
+                    found.append(picture)
+            if getattr(movie, "n_frames", 1) == 1:  # one picture, or a clip that stands still, has no duration
+                return [picture] * count
+    except (OSError, SyntaxError) as error:
+        raise SkipError(f"{path} is not a readable clip: {error}") from error
+    if len(found) != count:
+        raise SkipError(f"expected {count} frames at {fps:g} fps in {path}; got {len(found)}")
+    return found
+
+
+def _starts(count: int, fps: float) -> list[int]:
+    """When every frame begins, and the last ends, in milliseconds."""
+    return [round(1000 * number / fps) for number in range(count + 1)]
+
+
+def _require_webp() -> None:
+    from PIL import features
+
+    if not features.check("webp"):
+        raise SkipError(
+            "this Pillow was built without WebP: pip install --force-reinstall pillow brings one that has it"
+        )
 
 
 def require_video() -> None:

@@ -5,7 +5,7 @@ returned. Pillow is imported when a function runs, so that importing this module
 """
 
 from skipguide.media.frames import as_images, as_rgb, comfortable_zoom, difference, pick, resized
-from skipguide.media.movies import require_video, save_frames, save_gif, save_video
+from skipguide.media.movies import open_webp, require_video, save_frames, save_gif, save_video, save_webp
 from skipguide.media.sheets import (
     FAINT,
     INK,
@@ -33,12 +33,14 @@ __all__ = [
     "difference",
     "in_a_row",
     "label",
+    "open_webp",
     "pick",
     "require_video",
     "resized",
     "save_frames",
     "save_gif",
     "save_video",
+    "save_webp",
     "side_by_side",
     "stacked",
     "wrap",

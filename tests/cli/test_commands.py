@@ -45,6 +45,17 @@ def test_generate_writes_a_clip_and_its_notes(stub, capsys):
     assert set(notes["versions"]) >= {"python", "skipguide", "torch", "diffusers"}
 
 
+def test_another_number_of_frames_than_asked_for_is_said(stub, capsys, monkeypatch):
+    draw = stub.pipeline.draw
+    monkeypatch.setattr(
+        stub.pipeline, "draw", lambda generator, count, *size: draw(generator, count // 4 * 4 + 1, *size)
+    )
+    assert main(["generate", "p", "--layers", "1", "--frames", "7"]) == 0
+    assert "5 frames (7 asked for, which the pipeline rounds) at 10 fps" in capsys.readouterr().out
+    assert main(["generate", "p", "--layers", "1", "--frames", "9", "--force"]) == 0
+    assert ": 9 frames at 10 fps" in capsys.readouterr().out
+
+
 def test_same_seed_same_file_and_guidance_shows(stub):
     for name, more in {"a": [], "b": [], "c": ["--seed", "1"], "d": ["--scale", "9"]}.items():
         assert main(["generate", "p", "--layers", "1", "-o", f"{name}.gif", "--frames", "2", *more]) == 0

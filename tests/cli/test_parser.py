@@ -211,7 +211,7 @@ def test_no_guidance_and_guidance_flags_exclude_each_other(stub, capsys):
 
 def test_preset_is_written_down(stub, monkeypatch):
     preset = Preset((2,), 1.25, "here")
-    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model, pipe: preset)
+    monkeypatch.setattr("skipguide.pipelines.stg.find_preset", lambda model, pipe: preset)
     args = {"layers": None, "scale": None, "part": None, "formula": None, "start": 0.5}
     chosen = pipeline_calls.guidance_arguments(argparse.Namespace(**args), stub.pipeline)
     assert chosen == {"layers": [2], "scale": 1.25, "part": "block", "formula": "stg", "start": 0.5}
@@ -230,10 +230,10 @@ def test_a_named_preset_brings_its_settings_and_flags_change_them(stub, monkeypa
 
     assert set(arguments.PRESETS) == set(NAMED)
     preset = Preset((2,), 1.25, "here")
-    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model, pipe: preset)
+    monkeypatch.setattr("skipguide.pipelines.stg.find_preset", lambda model, pipe: preset)
     args = argparse.Namespace(preset="frugal", start=None, scale=None)
     chosen = pipeline_calls.guidance_arguments(args, stub.pipeline)
-    assert chosen == {"layers": [2], "formula": "stg"} | NAMED["frugal"]
+    assert chosen == {"layers": [2], "formula": "stg"} | NAMED["frugal"], chosen
     args.scale = 0.0
     assert pipeline_calls.guidance_arguments(args, stub.pipeline) == NAMED["frugal"] | {"scale": 0.0}, (
         "no layers needed"
@@ -243,13 +243,23 @@ def test_a_named_preset_brings_its_settings_and_flags_change_them(stub, monkeypa
 def test_no_scale_has_to_be_given_where_there_is_none(stub, monkeypatch):
     """formula='uncond' has no third pass to scale, and scale 0 has no layers to name."""
     preset = Preset((2,), 1.25, "here")
-    monkeypatch.setattr("skipguide.pipelines.presets.find_preset", lambda model, pipe: preset)
+    monkeypatch.setattr("skipguide.pipelines.stg.find_preset", lambda model, pipe: preset)
     chosen = pipeline_calls.guidance_arguments(argparse.Namespace(formula="uncond"), stub.pipeline)
     assert chosen == {"layers": [2], "scale": 1.0, "part": "block", "formula": "uncond"}
     with pytest.raises(SkipError, match="no third pass"):
         pipeline_calls.guidance_arguments(argparse.Namespace(formula="uncond", scale=2.0), stub.pipeline)
     idle = pipeline_calls.guidance_arguments(argparse.Namespace(scale=0.0, start=0.5), stub.pipeline)
     assert clip_job.in_words(idle) == "scale 0, start 0.5"
+
+
+def test_a_scale_each_for_video_and_sound():
+    taken = build_parser().parse_args(["generate", "p", "--scale", "video=1,audio=0.5"])
+    assert taken.scale == {"video": 1.0, "audio": 0.5}
+    assert build_parser().parse_args(["generate", "p", "--scale", "-1.5"]).scale == -1.5
+    assert clip_job.in_words({"layers": [28], "scale": taken.scale}) == "layer 28, scale 1 for video and 0.5 for audio"
+    for wrong in ("video", "video=", "=1", "video=1,video=2", "video=1,", "video=nan"):
+        with pytest.raises(SystemExit):
+            build_parser().parse_args(["generate", "p", "--scale", wrong])
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_real_pictures_under_the_made_up_model_come_with_a_warning(tmp_path, cap
 def test_seeds_and_programmes_of_plans_that_are_given(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_plan(generate_plan(3), "msd")
-    for extra in (["--seed", "3"], ["--programme", "office"]):
+    for extra in (["--seed", "3"], ["--seed", "200000"], ["--programme", "office"]):
         assert main(["floorplan", "--data", "msd", *extra]) == 2
         assert "--seed and --programme belong to a made-up plan" in capsys.readouterr().err
     assert main(["floorplan", "--device", "cpu"]) == 0
@@ -86,6 +86,7 @@ def test_layers_that_were_chosen_are_noted_by_their_numbers(monkeypatch):
     ("words", "message"),
     [
         (["rank", "--levels", "9", "--steps", "2"], "at most the 2 --steps"),
+        (["rank", "--levels", "4", "--steps", "2"], "at most the 2 --steps"),
         (["rank", "--prompts", "a circle", " "], "one of --prompts is empty"),
         (["generate", ""], "expected a prompt in words"),
         (["compare", " "], "expected a prompt in words"),

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from skipguide import Skipper, SkipPlan, find_blocks
-from skipguide.llm import SublayerPlan, sublayer_map
-from skipguide.pipelines import SpatiotemporalSkipGuidance
+from skipguide import Schedule, Skipper, SkipPlan, Timetable, find_blocks
+from skipguide.llm import AdaSkip, SelfSpeculative, SublayerPlan, sublayer_map
+from skipguide.pipelines import PrefixReuse, SpatiotemporalSkipGuidance
 from skipguide.shown import Shown, ranges
 from skipguide.vision import LayerMask
 from zoo import BY_NAME
@@ -36,11 +36,27 @@ def shown():
         yield applied, ["LlamaForCausalLM", "1 pass", "model.layers.1.self_attn  1"]
         yield applied.stats, ["16.7% of the sublayers", "bytes of keys and values"]
     yield applied, ["removed"]
+    with AdaSkip(count=1, online=False).apply(lm) as chosen:
+        yield chosen, ["AdaSkip (measuring the first request)", "LlamaForCausalLM"]
+        lm.generate(torch.arange(1, 5)[None], max_new_tokens=3, do_sample=False, pad_token_id=0)
+        yield chosen, ["AdaSkip (chosen)", "model.layers.", "left out"]
+    yield chosen, ["removed"]
+    with SelfSpeculative(lookup=False).apply(lm) as drafting:
+        lm.generate(torch.arange(1, 5)[None], max_new_tokens=3, do_sample=False, pad_token_id=0)
+        yield drafting, ["Self-speculation (on LlamaForCausalLM)", "1 request", "the whole model, plainly"]
+        yield drafting.stats, ["of the drafts accepted", "seconds"]
+    yield drafting, ["removed"]
+    yield Schedule(0.2, 0.5), ["Schedule(start=0.2, stop=0.5, every=1)"]
+    yield Timetable([(0.0, 2.0), (0.5, 1.0)]), ["Timetable(points=((0.0, 2.0), (0.5, 1.0))"]
     case = BY_PIPE["ltx"]
     pipe = case.build()
     with SpatiotemporalSkipGuidance(layers=[1]).apply(pipe) as guided:
         yield guided, ["LTXPipeline", "has not run yet", "transformer", "block"]
     yield guided, ["removed"]
+    with PrefixReuse().apply(pipe) as reuse:
+        yield reuse, ["Prefix reuse (on LTXPipeline)", "has not run yet"]
+        yield reuse.stats, ["has not run yet"]
+    yield reuse, ["removed"]
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.Flatten())
     keep = torch.zeros(1, 8, 8, dtype=torch.bool)
     keep[:, :4] = True

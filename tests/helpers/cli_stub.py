@@ -11,6 +11,7 @@ from torch import nn
 
 from skipguide import BlockSpec, find_blocks, register_blocks
 from skipguide.cli import main, models, pipeline_calls
+from skipguide.pipelines import PipelineSpec, register_pipeline
 
 BLOCKS = 4
 
@@ -91,6 +92,7 @@ class StubStats(dict):
 def stub(monkeypatch, tmp_path):
     """A stub pipeline behind `--model anything`, in an empty folder; counts how often it was loaded."""
     register_blocks(StubDenoiser, BlockSpec("blocks"))
+    register_pipeline(StubPipeline, PipelineSpec("single"))
     state = SimpleNamespace(pipeline=StubPipeline(), loads=0, defaults={"num_inference_steps": 5, "fps": 10})
     folder = tmp_path / "model"
     folder.mkdir()

@@ -131,7 +131,7 @@ def test_the_next_pass_holds_no_activation(name):
     case = BY_PIPE[name]
     pipe = case.build()
     with Stg([1], stop=0.5).apply(pipe) as applied:
-        (interceptor,) = applied._interceptors
+        (interceptor,) = applied._parts
         held = []
         block = find_blocks(pipe.transformer)[2].module
         handle = block.register_forward_hook(

@@ -38,6 +38,12 @@ SETTINGS = {
     "early stop": {"stop": 0.5},
     "mlp": {"part": "mlp"},
     "attn_identity": {"part": "attn_identity"},
+    "soft identity of a head": {"part": "attn_identity", "heads": [1], "strength": 0.5},
+    "heads by layer": {"layers": [1, 2], "part": "attn_identity", "heads": {1: [0], 2: [1]}},
+    "blur": {"part": "attn_blur", "part_options": {"sigma": 1.5}},
+    "windows": {"part": "window_time"},
+    "shuffle": {"part": "token_shuffle", "seed": 4},
+    "swap": {"part": "self_swap", "part_options": {"ratio": 0.3}},
     "rescale": {"rescale": 0.7},
     "rescale over the batch": {"rescale": 0.7, "rescale_over": "batch"},
     "every second step": {"every": 2},
@@ -287,7 +293,7 @@ def test_no_trace_after_an_exception_of_the_loop(wan, monkeypatch):
 def test_the_guider_lets_go_of_the_denoiser(wan):
     guider = SkipGuider([LAYER], every=2)
     by_guider(wan[0], guider)
-    assert not guider._drivers and guider._directions is None
+    assert not guider._drivers and not guider._combinations
 
 
 def test_the_model_is_untouched_on_steps_without_skips(wan):

@@ -26,7 +26,7 @@ def test_directions_are_held_only_where_they_are_used_again(every):
     case, held = BY_PIPE["ltx"], []
     pipe = case.build()
     with Stg([1], every=every).apply(pipe) as applied:
-        state = applied._interceptors[0].state
+        state = applied._parts[0].state
         model = pipe.transformer
         hook = model.register_forward_pre_hook(lambda *_: held.append(state.directions is not None))
         case.run(pipe)
@@ -41,7 +41,7 @@ def test_an_exception_in_a_pass_frees_the_captured_activations():
     case, seen = BY_PIPE["ltx"], []
     pipe = case.build()
     with Stg([1]).apply(pipe) as applied:
-        passes = applied._interceptors[0].passes
+        passes = applied._parts[0].passes
 
         def fails(module, args):  # the last block, in a pass whose prefix is captured by then
             seen.extend(prefix for step in passes._prepared.values() for prefix in step.captured.values() if prefix)

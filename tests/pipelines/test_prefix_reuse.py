@@ -16,24 +16,13 @@ from zoo import modular
 from zoo.family import randomise
 from zoo.pipes import BY_PIPE, STEPS
 from zoo.pipes_video import BY_VIDEO
-from zoo.pipes_video_av import ltx2_own_call
 from zoo.video_av import ltx2_gated, ltx2_inputs
 
 BLOCKS = 3  # of the zoo's LTX-2
 
 
-def hdr_call(clips, cfg):
-    """LTX2HDRPipeline has no scales of its own for the sound."""
-    return {name: value for name, value in ltx2_own_call(clips, cfg).items() if not name.startswith("audio_")}
-
-
-def left_padded(pipe):
-    pipe.tokenizer_padding_side = "left"  # which it reads off its tokenizer
-
-
-OWN = [BY_VIDEO[f"ltx2_{name}"] for name in ("own", "rescaled", "i2v", "condition", "in_context")]
-HDR = dataclasses.replace(OWN[0], name="ltx2_hdr", cls="LTX2HDRPipeline", call=hdr_call, ready=left_padded)
-own = pytest.mark.parametrize("case", [*OWN, HDR], ids=repr)
+OWN = [BY_VIDEO[f"ltx2_{name}"] for name in ("own", "rescaled", "i2v", "condition", "in_context", "hdr")]
+own = pytest.mark.parametrize("case", OWN, ids=repr)
 
 
 @own
@@ -82,14 +71,44 @@ def test_each_of_the_passes_alone(off, kinds):
     assert set(stats.reused) == kinds and not stats.not_reused
 
 
+def test_a_transformer_whose_attention_cannot_be_perturbed(caplog):
+    """With perturbed_attn=False diffusers' LTX-2 ignores which blocks are to be perturbed, without a word."""
+    case = BY_VIDEO["ltx2"]  # of the config that a checkpoint without the entry has
+    pipe = case.build()
+    assert not pipe.transformer.config.perturbed_attn
+    asked = {"stg_scale": 1.0, "audio_stg_scale": 1.0, "spatio_temporal_guidance_blocks": [2]}
+    with_its_stg, without = case.run(pipe, **asked), case.run(pipe)
+    near(with_its_stg, without)  # so a pass a step is paid for nothing
+    with caplog.at_level(logging.WARNING):
+        _, out, stats = compared(case, pipe, **asked)
+    near(out, without)
+    assert stats.reused == {"STG that changes nothing (perturbed_attn=False in the config)": STEPS}
+    assert "perturbs nothing in it" in caplog.text and "stg_scale=0.0, audio_stg_scale=0.0" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING), SpatiotemporalSkipGuidance([1]).apply(pipe, over_native=True):
+        case.run(pipe, **asked)
+    assert caplog.text.count("with perturbed_attn=False in the denoiser's config it changes nothing") == 1
+    told = "changes nothing.*stg_scale=0.0, audio_stg_scale=0.0"
+    with pytest.raises(SkipError, match=told), SpatiotemporalSkipGuidance([1]).apply(pipe):
+        case.run(pipe, **asked)
+
+
 def test_nothing_is_kept_when_a_call_is_over():
     case = BY_VIDEO["ltx2_own"]
     pipe = case.build()
     with PrefixReuse().apply(pipe) as applied:
         case.run(pipe, spatio_temporal_guidance_blocks=[2])
-        (listener,) = applied._listeners
+        (listener,) = applied._parts
         assert not any(state.calls or state.waiting for state in listener._threads.values())
     assert applied.pipe is None
+
+
+def test_a_distilled_pipeline_makes_no_further_pass():
+    """LTX2DFRPipeline, with one pass a step."""
+    case = BY_VIDEO["ltx2_dfr"]
+    plain, out, stats = compared(case, case.build())
+    assert torch.equal(out, plain)
+    assert stats.passes == STEPS and not stats.reused and not stats.not_reused
 
 
 def test_the_handle_is_found_and_removed():
@@ -275,7 +294,7 @@ def test_a_place_that_nobody_foretold_is_kept_from_the_next_step_on(model):
         for _ in range(3):
             model(**row)
             out = stg(model, row)
-        (listener,) = applied._listeners
+        (listener,) = applied._parts
         (state,) = listener._threads.values()
         for _ in range(6):  # no such pass comes any more: its place is forgotten
             model(**row)

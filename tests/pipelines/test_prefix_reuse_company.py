@@ -36,7 +36,7 @@ class BrokenError(Exception):
 
 
 def kept(applied):
-    return [call for listener in applied._listeners for state in listener._threads.values() for call in state.calls]
+    return [call for listener in applied._parts for state in listener._threads.values() for call in state.calls]
 
 
 # -- nothing is left --------------------------------------------------------------------------------------------------

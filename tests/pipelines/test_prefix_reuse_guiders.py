@@ -131,7 +131,7 @@ def test_a_weak_pass_with_other_inputs_is_not_kept_for_forever():
             hook(model, "attention", [2])
             out = model(**u)[0]
             HookRegistry.check_if_exists_or_initialize(model).remove_hook("weak", recurse=True)
-        (state,) = applied._listeners[0]._threads.values()
+        (state,) = applied._parts[0]._threads.values()
         assert not state.learned and not state.calls
     hook(model, "attention", [2])
     assert torch.equal(out, model(**u)[0])
@@ -190,7 +190,7 @@ def test_nothing_is_left_on_a_modular_pipeline():
     before = traces(pipe.transformer)
     applied = PrefixReuse().apply(pipe)
     modular.run_ltx2(pipe)
-    assert not any(state.calls for state in applied._listeners[0]._threads.values())
+    assert not any(state.calls for state in applied._parts[0]._threads.values())
     assert applied_to(pipe) == [applied] == remove_from(pipe)
     assert traces(pipe.transformer) == before
 

@@ -56,7 +56,7 @@ def test_outside_the_window_nothing_is_kept():
     kept = []
 
     def look(pipe, step, timestep, given):
-        kept.append(sum(len(state.calls) for state in applied._listeners[0]._threads.values()))
+        kept.append(sum(len(state.calls) for state in applied._parts[0]._threads.values()))
         return {}
 
     with PrefixReuse().apply(pipe) as applied:

@@ -9,7 +9,7 @@ import torch
 
 from skipguide import SkipError, find_blocks
 from skipguide.cli import pipeline_calls
-from skipguide.pipelines import SkipGuider, find_preset, presets
+from skipguide.pipelines import SkipGroup, SkipGuider, find_preset, presets
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from skipguide.pipelines.presets import PRESETS, KnownModel, Preset
 from skipguide.schedule import Schedule, Timetable
@@ -26,6 +26,8 @@ CONFIGS = {
     "SD 3 medium": {"num_layers": 24, "num_attention_heads": 24, "pooled_projection_dim": 2048},
     "SD 3.5 medium": {"num_layers": 24, "num_attention_heads": 24, "dual_attention_layers": tuple(range(13))},
     "SD 3.5 large": {"num_layers": 38, "num_attention_heads": 38},
+    "Kandinsky 5 Video Lite": {"model_dim": 1792, "ff_dim": 7168, "num_visual_blocks": 32, "num_text_blocks": 2},
+    "Kandinsky 5 Video Pro": {"model_dim": 4096, "ff_dim": 16384, "num_visual_blocks": 60, "num_text_blocks": 4},
 }
 
 
@@ -56,6 +58,23 @@ def test_a_published_model_is_told_by_its_config(known):
     assert [each.name for each in PRESETS if each.matches(model, len(find_blocks(model)), bool(known.experts))] == [
         known.name
     ], "and by no other"
+
+
+def test_every_model_that_people_ask_for_is_in_the_table():
+    """With numbers and whose they are, or with none known."""
+    asked = {
+        "authors": ("LTX-Video 2B", "LTX-Video 13B", "LTX-2.0", "LTX-2.3", "Mochi", "SD 3.5 medium"),
+        "community": ("Wan 2.1 1.3B", "Wan 2.1 14B"),
+        "measured here": ("tiny-t2v",),
+        None: (
+            *("Wan 2.2 A14B", "Wan 2.2 5B", "HunyuanVideo 1.5", "CogVideoX 1.5 5B", "SD 3.5 large", "Flux", "Flux 2"),
+            *("Qwen-Image", "Z-Image", "Kandinsky 5 Video Lite", "Kandinsky 5 Video Pro"),
+        ),
+    }
+    found = {known.name: known.preset.origin if known.preset else None for known in PRESETS}
+    assert {name: found[name] for names in asked.values() for name in names} == {
+        name: origin for origin, names in asked.items() for name in names
+    }
 
 
 def test_a_model_of_the_same_class_and_depth_is_not_taken_for_it():
@@ -134,6 +153,11 @@ def test_auto_is_what_calibration_took(windowed, monkeypatch):
     _, pipe, _ = windowed
     monkeypatch.setattr("skipguide.pipelines.stg.auto_layers", lambda *args: (2,))
     assert Stg("auto").for_pipeline(pipe) == Stg([2])
+    assert Stg({"transformer": "auto"}).for_pipeline(pipe) == Stg({"transformer": [2]})
+    assert Stg({"transformer": None}, scale=3.0).for_pipeline(pipe) == Stg({"transformer": [1]}, scale=3.0)
+    assert Stg({"transformer": [0]}).for_pipeline(pipe) == Stg({"transformer": [0]})
+    groups = [SkipGroup("auto"), SkipGroup(None, 0.5), SkipGroup([0])]
+    assert Stg(groups=groups).for_pipeline(pipe) == Stg(groups=[SkipGroup([2]), SkipGroup([1], 0.5), SkipGroup([0])])
 
 
 def test_the_guider_takes_the_same(windowed):

@@ -106,7 +106,7 @@ def test_sigma_of_schedulers_without_a_table_of_them():
     seen = []
     pipe = case.build()
     with Stg([1], scale=Timetable([(1e6, 1.0)], over="sigma")).apply(pipe) as applied:
-        run_state = applied._interceptors[0].state
+        run_state = applied._parts[0].state
         handle = pipe.transformer.register_forward_hook(lambda *_: seen.append(run_state.sigma(pipe)))
         run(case, pipe)
         handle.remove()

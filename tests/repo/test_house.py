@@ -8,7 +8,7 @@ from helpers.import_graph import ROOT, circles, import_graph, imports_by_string,
 
 FILES = library_files()
 COMPARED = (ast.Eq, ast.NotEq, ast.In, ast.NotIn)
-LAYERS = {"skipguide.cli": 3, "skipguide.pipelines": 2, "skipguide.vision": 2, "skipguide.llm": 2}
+LAYERS = {"skipguide.cli": 4, "skipguide.bench": 3, "skipguide.pipelines": 2, "skipguide.vision": 2, "skipguide.llm": 2}
 SETS_BY_NAME = re.compile(r"^\S*(setattr|delattr)(__)?\([^,]+, ['\"]everywhere['\"]")
 
 

@@ -1,7 +1,6 @@
-"""Many masks, attributions, captum and lime, the command line, the bundled model, the notebook."""
+"""Many masks, attributions, captum and lime, the command line, the bundled model."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +165,7 @@ def test_occlusion_is_the_drop_of_the_probability(tiny, star, parts):
 
 @torch.no_grad()
 def test_explanations_point_at_the_shape(tiny):
-    """On scenes where the shape's pixels are known; the three that lie beside the notebook."""
+    """On scenes where the shape's pixels are known; the three that the notebook takes one of."""
     from demos.layer_masking import data
 
     scenes = data.make_scenes(48, 11)
@@ -362,22 +361,7 @@ def test_an_image_without_an_answer_is_not_explained(tiny, star):
         explain(tiny, star * float("nan"), samples=4)
 
 
-# --- the notebook and the committed results
-
-
-def test_the_notebook_runs(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    path = ROOT / "demos" / "layer_masking" / "explain.ipynb"
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    assert notebook["nbformat"] == 4 and os.stat(path).st_size < 400_000
-    space: dict[str, object] = {}
-    for number, cell in enumerate(notebook["cells"]):
-        if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), space)
-    from matplotlib import pyplot
-
-    pyplot.close("all")
+# --- the committed results
 
 
 def test_results_of_the_study():

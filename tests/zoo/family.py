@@ -144,6 +144,10 @@ class Family:
 
     def zeroed(self, model: nn.Module, i: int, part: str) -> nn.Module:
         """A copy in which the output projections of that sublayer in block i are zero, weight and bias."""
+        return self.scaled(model, i, part, 0.0)
+
+    def scaled(self, model: nn.Module, i: int, part: str, factor: float) -> nn.Module:
+        """A copy in which they are multiplied by a factor, weight and bias."""
         edited = copy.deepcopy(model)
         name, kind = self.blocks[i]
         block = edited.get_submodule(name)
@@ -157,11 +161,11 @@ class Family:
             with torch.no_grad():
                 if columns:  # a parallel block: proj_out reads cat([attention, mlp])
                     width = linear.out_features
-                    linear.weight[:, slice(width) if columns == "attn" else slice(width, None)] = 0
+                    linear.weight[:, slice(width) if columns == "attn" else slice(width, None)] *= factor
                 else:
-                    linear.weight.zero_()
+                    linear.weight *= factor
                     if linear.bias is not None:
-                        linear.bias.zero_()
+                        linear.bias *= factor
             touched += 1
         assert touched, f"{self.name}: block {i} has no {part}"
         return edited

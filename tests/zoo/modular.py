@@ -35,7 +35,7 @@ def build(name: str, seed: int = 0, **components):
 def run(pipe, num_prompts: int = 1, **overrides) -> Tensor:
     """The negative prompt is a required input of these blocks, with CFG or without."""
     call = {"num_inference_steps": STEPS, "height": 48, "width": 48, "num_frames": 5, "latents": latents(num_prompts)}
-    return pipe(**placed({**embeds(num_prompts, True), **call}, pipe), **overrides, output="latents")
+    return pipe(**placed({**embeds(num_prompts, True), **call, **overrides}, pipe), output="latents")
 
 
 def build_ltx2(seed: int = 0, **components):
@@ -48,7 +48,7 @@ def build_ltx2(seed: int = 0, **components):
     return pipe
 
 
-def run_ltx2(pipe, clips: int = 1) -> Tensor:
+def run_ltx2(pipe, clips: int = 1, noise: int = 3) -> Tensor:
     """Video and sound, from what the connectors give."""
     text: dict[str, object] = {}
     for seed, prefix in ((1, ""), (2, "negative_")):
@@ -56,6 +56,12 @@ def run_ltx2(pipe, clips: int = 1) -> Tensor:
         made = {"prompt_embeds": video, "audio_prompt_embeds": video + 0.5, "attention_mask": prefix_mask(clips, TEXT)}
         text |= {f"{prefix}connector_{name}": value for name, value in made.items()}
     sizes = {"height": 96, "width": 96, "num_frames": 9, "frame_rate": 24.0, "num_inference_steps": STEPS}
-    call = {"batch_size": clips, "dtype": torch.float32, "generator": torch.Generator().manual_seed(3)}
+    call = {"batch_size": clips, "dtype": torch.float32, "generator": torch.Generator().manual_seed(noise)}
     out = pipe(**text, **sizes, **call, output=["latents", "audio_latents"])
     return torch.cat([each.flatten(1) for each in out.values()], dim=1)
+
+
+def ltx_inputs(num_prompts: int = 1) -> dict[str, object]:
+    """What LTX's blocks want beyond Wan's: masks of the text, and the sizes of the classic case."""
+    masks = {f"{prefix}prompt_attention_mask": prefix_mask(num_prompts, TEXT) for prefix in ("", "negative_")}
+    return {**masks, "height": 96, "width": 96, "num_frames": 9}

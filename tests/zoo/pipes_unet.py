@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo.family import TEXT, randomise, rows
+from zoo.pipes import placed
 from zoo.unet import FRAMES, UNETS, motion
 
 STEPS = 3
@@ -115,7 +116,7 @@ def run_animatediff(pipe, clips: int = 1, cfg: bool = True, **overrides) -> Tens
         "return_dict": False,
     }
     call |= overrides
-    return pipe(**{name: value for name, value in call.items() if value is not None})[0]
+    return pipe(**placed({name: value for name, value in call.items() if value is not None}, pipe))[0]
 
 
 def run_animatediff_video(pipe, clips: int = 1, cfg: bool = True, **overrides) -> Tensor:

@@ -71,6 +71,22 @@ def ltx2_i2v_call(clips: int, cfg: bool):
     return {**ltx2_own_call(clips, cfg), "image": picture(96), "image_crf": 0}
 
 
+def ltx2_hdr_call(clips: int, cfg: bool):
+    """LTX2HDRPipeline has no scales of its own for the sound."""
+    return {name: value for name, value in ltx2_own_call(clips, cfg).items() if not name.startswith("audio_")}
+
+
+def left_padded(pipe: object) -> None:
+    """What the pipeline reads off its tokenizer."""
+    pipe.tokenizer_padding_side = "left"
+
+
+def ltx2_dfr_call(clips: int, cfg: bool):
+    """Distilled: one pass a step. The keyframes' slots need what LTX-2.5 has."""
+    call = embeds(clips, cfg=False, mask="prompt_attention_mask") | size(96, 9)
+    return {**call, "frame_rate": 24.0, "generate_slots": False, "sigmas": [1.0, 0.7, 0.3], "num_inference_steps": ...}
+
+
 AUDIO_PIPES = (
     VideoCase(
         "kandinsky6",
@@ -139,6 +155,17 @@ AUDIO_PIPES = (
         native=True,
         lone=False,
     ),
+    VideoCase(
+        "ltx2_hdr",
+        "LTX2HDRPipeline",
+        "ltx2_gated",
+        ltx2_hdr_call,
+        "batched",
+        (3.0,),
+        parts=ltx2_parts,
+        native=True,
+        ready=left_padded,
+    ),
+    VideoCase("ltx2_dfr", "LTX2DFRPipeline", "ltx2_gated", ltx2_dfr_call, "single", (1.0, 1.0), parts=ltx2_parts),
 )
-if not hasattr(diffusers, "Kandinsky6TI2VAPipeline"):  # older than 0.42
-    AUDIO_PIPES = tuple(case for case in AUDIO_PIPES if not case.name.startswith("kandinsky6"))
+AUDIO_PIPES = tuple(case for case in AUDIO_PIPES if hasattr(diffusers, case.cls))  # an older one lacks some

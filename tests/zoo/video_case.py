@@ -157,8 +157,8 @@ class StandIn(nn.Module):
             return Latents(self.encode(x[:, :, None]).mean[:, :, 0])
         frames = (x.shape[2] - 1) // self.time + 1
         grey = x.mean(dim=1, keepdim=True)[:, :, :: self.time][:, :, :frames]
-        small = torch.nn.functional.avg_pool3d(grey, (1, self.space, self.space))
-        return Latents(small.repeat(1, self.channels, 1, 1, 1))
+        small = torch.nn.functional.avg_pool3d(grey.float(), (1, self.space, self.space))  # torch has no half one here
+        return Latents(small.to(x.dtype).repeat(1, self.channels, 1, 1, 1))
 
     def decode(self, z: Tensor, return_dict: bool = False) -> tuple[Tensor]:
         pixels = z[:, :1].repeat(1, 3, 1, 1, 1).repeat_interleave(self.space, 3).repeat_interleave(self.space, 4)

@@ -43,6 +43,31 @@ class Classifier:
         """What a class is called."""
         return self.labels[number] if number < len(self.labels) else f"class {number}"
 
+    def seen(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """What of a picture the model sees, as left, top, right, bottom in pixels, to 1/255 of its sides.
+
+        The preparation may be anybody's, so it is asked: a picture of its own coordinates is prepared.
+
+        Args:
+            size: width and height of the picture.
+        """
+        import torch
+        from PIL import Image
+
+        columns, rows = (torch.linspace(0, 255, side).round().byte() for side in size)
+        pixels = torch.stack([columns.expand(size[1], -1), rows[:, None].expand(-1, size[0])], 2)
+        x = self.prepare(Image.fromarray(torch.cat([pixels, pixels[..., :1]], 2).contiguous().numpy()))
+        mean, std = (x.new_tensor(v).view(-1, 1, 1) for v in self.scale)
+        found = (x * std + mean).clamp(0, 1)
+        rounding = 1 / min(x.shape[-2:]) + 1 / 255  # where nothing was cut, a resized picture ends so near its edge
+
+        def edges(channel: Tensor, side: int) -> tuple[int, int]:
+            low, high = float(channel.min()), float(channel.max())
+            return 0 if low < rounding else round(low * side), side if high > 1 - rounding else round(high * side)
+
+        (left, right), (top, bottom) = edges(found[0], size[0]), edges(found[1], size[1])
+        return left, top, right, bottom
+
     def picture(self, x: Tensor) -> Image:
         """What the model sees, as a picture."""
         from PIL import Image

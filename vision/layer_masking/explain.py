@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.hosts.accelerate import execution_device
 from skipguide.vision.layer_masking.answers import logits_of, one_image, probabilities
 from skipguide.vision.layer_masking.attribution import METHODS, lime, occlusion, rise, spread
 from skipguide.vision.layer_masking.baselines import BASELINES, painted
 from skipguide.vision.layer_masking.classifiers import Classifier
 from skipguide.vision.layer_masking.layer_mask import FILLS, masked_forward
 from skipguide.vision.layer_masking.mask_batches import many_masks
+from skipguide.vision.layer_masking.numbered import number_segments
 from skipguide.vision.layer_masking.segments import grid_segments, segment_masks, slic_segments
 
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ def explain(
     if not 0 < top < 1:
         raise SkipError(f"expected top between 0 and 1; got {top}")
     model = classifier.model
-    image = one_image(image).to(next(model.parameters()).device)
+    image = one_image(image).to(execution_device(model))
     parts = make_segments(image, segments).to(image.device)
     if int(parts.max()) == 0:
         raise SkipError(f"{segments} makes one segment of the picture, and there is nothing to compare: ask for more")
@@ -171,13 +173,14 @@ def heat_colours(heat: Tensor) -> Tensor:
     return torch.where(value >= 0, red, blue)
 
 
-def draw(explanation: Explanation, classifier: Classifier, height: int = 224) -> Image:
-    """The overlay, and the masked variants side by side.
+def draw(explanation: Explanation, classifier: Classifier, height: int = 224, *, note: str = "") -> Image:
+    """The overlay, the segments with their numbers, and the masked variants side by side.
 
     Args:
         explanation: of `explain`.
         classifier: the same.
         height: of each picture, in pixels.
+        note: a line under the title, such as what the model does not see of the picture.
     """
     import numpy as np
     from PIL import Image
@@ -207,16 +210,20 @@ def draw(explanation: Explanation, classifier: Classifier, height: int = 224) ->
 
     names = list(numbers["tests"])
     target = numbers["target"]
-    rows: list[list[Image.Image | None]] = [[enlarged(seen), enlarged(heat), *([None] * (len(names) - 2))]]
+    top = numbers["top_segments"]
+    parts = number_segments(enlarged(seen), explanation.segments, top)
+    rows: list[list[Image.Image | None]] = [[enlarged(seen), enlarged(heat), parts, *([None] * (len(names) - 3))]]
     method = f"{numbers['method']}, {numbers['segments']}, {numbers['fill']}"
-    captions = [[f"{target['label']} {target['probability']:.2f}", method, *([""] * (len(names) - 2))]]
+    first = f"segments, the reddest: {', '.join(map(str, top[:10]))}{', ...' if len(top) > 10 else ''}"
+    captions = [[f"{target['label']} {target['probability']:.2f}", method, first, *([""] * (len(names) - 3))]]
     for key, mask in (("without_top", ~keep), ("only_top", keep)):
         rows.append([enlarged(variant(name, mask)) for name in names])
         captions.append([_caption(name, numbers["tests"][name][key], target) for name in names])
     return contact_sheet(
         rows,
         title=f"{numbers['model']}: what speaks for {target['label']} (red) and against it (blue). Below: its answer "
-        f"without the {len(numbers['top_segments'])} reddest of {len(numbers['weights'])} segments, and on them alone",
+        f"without the {len(top)} reddest of {len(numbers['weights'])} segments, and on them alone"
+        f"{note and chr(10)}{note}",
         row_labels=["image", "reddest hidden", "reddest alone"],
         captions=captions,
     )

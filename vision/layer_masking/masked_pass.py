@@ -72,10 +72,10 @@ class MaskedPass:
     def enter(self, images: Tensor) -> Tensor:
         """The first activation: hidden pixels are 0 from here on, whatever they held."""
         keep = self.mask(0)
-        x = torch.where(keep, images, torch.zeros((), dtype=images.dtype, device=images.device))
         box = self.boxes[0]
         assert box is not None
-        x = move(x, whole(keep), box)
+        images, keep = move(images, whole(keep), box), move(keep, whole(keep), box)
+        x = torch.where(keep, images, torch.zeros((), dtype=images.dtype, device=images.device))
         setattr(x, TAG, ActivationInfo(self, 0))
         return x
 

@@ -7,13 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from skipguide.errors import SkipError
 
 
 @torch.no_grad()
 def predict_tiled(
-    model: Callable[[Tensor], Tensor], images: Tensor, tile: int = 512, overlap: int = 64, batch: int = 1
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    tile: int = 512,
+    overlap: int = 64,
+    batch: int = 1,
+    *,
+    progress: bool = False,
 ) -> Tensor:
     """Run a model over large images tile by tile and blend the overlaps.
 
@@ -23,6 +30,7 @@ def predict_tiled(
         tile: side of a tile in pixels.
         overlap: pixels that neighbours share; their weights fall linearly towards a tile's border.
         batch: tiles per call.
+        progress: show a bar; an image within one tile has none.
 
     Returns:
         `[N, classes, H, W]`.
@@ -52,7 +60,7 @@ def predict_tiled(
     for y in tops:
         for x in lefts:
             weights[y : y + h, x : x + w] += weight
-    for at in range(0, len(places), batch):
+    for at in tqdm(range(0, len(places), batch), desc="tiles", leave=False, disable=not progress):
         some = places[at : at + batch]
         out = _run_tiles(model, torch.stack([images[n, :, y : y + h, x : x + w] for n, y, x in some]))
         if total is None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.errors import SkipError
+from skipguide.hosts.accelerate import execution_device
 from skipguide.vision.skip_tuning.adapter import fingerprint
 from skipguide.vision.skip_tuning.towers import check_no_dropout, find_towers
 
@@ -49,7 +50,7 @@ class SplitModel:
         check_no_dropout(model)
         self.image_layer, self.text_layer = _layers(skip_layers, len(given.image.blocks), len(given.text.blocks))
         self.pretrained = model
-        at = next(model.parameters()).device
+        at = execution_device(model)
         self.device = at if device is None else torch.device(device)
         self.names = [n for n in given.trained(self.image_layer, self.text_layer) if trainable is None or trainable(n)]
         if not self.names:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from skipguide.hosts.accelerate import execution_device
 from skipguide.vision.skip_tuning.classes import ClassSkip
 from skipguide.vision.skip_tuning.classifier import PromptClassifier
 from skipguide.vision.skip_tuning.prompts import DEFAULT_TEMPLATE
@@ -53,6 +54,6 @@ class TrainableClassifier(PromptClassifier):
         tokens, where = self.tokens()
         hidden = self.towers.text.prefix(tokens, self.text_layer).float()
         frozen = find_towers(self.pretrained)
-        at = next(self.pretrained.parameters()).device
+        at = execution_device(self.pretrained)
         prototypes = F.normalize(frozen.text.full(tokens.to(at)).float(), dim=-1).to(self.device)
         return TextPrefix(hidden, where, prototypes)

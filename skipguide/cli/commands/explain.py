@@ -97,8 +97,10 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         progress=True,
     )
-    numbers = explanation.numbers | {"image": str(args.image), "versions": versions()}
-    sheet = draw(explanation, classifier)
+    box = classifier.seen(picture.size)
+    note = "" if box == (0, 0, *picture.size) else _cropped(picture.size, box)
+    numbers = explanation.numbers | {"image": str(args.image), "seen": list(box), "versions": versions()}
+    sheet = draw(explanation, classifier, note=note)
     with replacing(output, sidecar(output)) as (drawn, notes):
         sheet.save(drawn)
         write_json(notes, numbers)
@@ -108,4 +110,14 @@ def run(args: argparse.Namespace) -> None:
         f"{output}: {target['label']} ({target['probability']:.2f}) rests on segments "
         f"{', '.join(map(str, numbers['top_segments'][:6]))}; without the first {len(numbers['top_segments'])} "
         f"it is {gone['label']} ({gone['its_probability']:.2f}); {numbers['masks']} masks"
+    )
+    if note:
+        print(note)
+
+
+def _cropped(size: tuple[int, int], box: tuple[int, int, int, int]) -> str:
+    left, top, right, bottom = box
+    return (
+        f"of the {size[0]}x{size[1]} picture the model sees columns {left} to {right} and rows {top} to {bottom}: what "
+        "lies outside was cropped, and nothing is said of it"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skipguide.cli import vision_models
-from skipguide.cli.arguments import examples, number
+from skipguide.cli.arguments import Default, examples, number
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, sidecar, versions, write_json
 from skipguide.errors import SkipError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from skipguide.vision.floorplan import Plan
 
 BUNDLED = "tiny-floorplan"
-MADE_UP = 200_000
+MADE_UP = Default(200_000)
 MOST = 8
 
 
@@ -95,7 +95,7 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
         if args.plans or args.side or args.gap:
             raise SkipError("--plans, --side and --gap belong to --data; a made-up plan has --seed and --programme")
         return [generate_plan(args.seed, programme=args.programme)]
-    if args.seed != MADE_UP or args.programme:
+    if not isinstance(args.seed, Default) or args.programme:
         raise SkipError("--seed and --programme belong to a made-up plan; of --data choose with --plans")
     folder = MSDFolder(args.data, args.side, args.gap)
     wanted = args.plans or folder.ids[:1]

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     made = clip_job.make_clip(job, pipeline, settings)
     sample, images = made.sample, made.sample.images
     clip_job.save_clip(job.output, made.shown, made.fps, made.as_sheet, made.notes)
-    what = f"{len(images)} frames at {made.fps:g} fps, " if job.video else ""
+    what = f"{pipeline_calls.count_in_words(args.frames, len(images))} at {made.fps:g} fps, " if job.video else ""
     what += f"{images[0].width}x{images[0].height}"
     print(f"{job.output}: {what}, seed {args.seed}, {sample.seconds:.1f} s")
     print(f"{made.label}; {sample.summary}" if settings else made.label)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from skipguide.cli import models, pipeline_calls
-from skipguide.cli.arguments import BUNDLED, DTYPES, examples, number
+from skipguide.cli.arguments import BUNDLED, DTYPES, Default, examples, number
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, sidecar, slug, versions, write_json
 from skipguide.errors import SkipError
 from skipguide.parts import PARTS
@@ -49,8 +49,8 @@ def register(subparsers: Any) -> None:
         "--levels",
         metavar="N",
         type=number(int, 1),
-        default=LEVELS,
-        help="steps that are scored (default: %(default)s)",
+        default=Default(LEVELS),
+        help="steps that are scored (default: %(default)s, or all --steps if they are fewer)",
     )
     parser.add_argument("--guidance-scale", metavar="X", type=number(float), help="classifier-free guidance")
     parser.add_argument("--height", metavar="N", type=number(int, 1), help="in pixels")
@@ -70,7 +70,7 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Score, print, plot."""
     if args.levels > args.steps:
-        if args.levels != LEVELS:
+        if not isinstance(args.levels, Default):
             raise SkipError(
                 f"expected --levels of at most the {args.steps} --steps that can be scored; got {args.levels}"
             )

@@ -179,7 +179,8 @@ def _segment(
             return out.logits
 
         with torch.no_grad():
-            logits = predict_tiled(call, _tensor(picture)[None].to(device), args.tile, args.overlap).cpu()
+            pixels = _tensor(picture)[None].to(device)
+            logits = predict_tiled(call, pixels, args.tile, args.overlap, progress=True).cpu()
         if bool(torch.isnan(logits).any()):
             raise SkipError(f"{args.model} answers NaN: check its weights")
         mask = (logits[0] > 0).any(0)

@@ -26,11 +26,12 @@ from skipguide.llm.speculative.drafter import PromptMeter, SelfDrafter, StepCloc
 from skipguide.llm.speculative.settings import SelfSpeculativeSettings
 from skipguide.llm.speculative.stats import SpeculationStats
 from skipguide.llm.sublayers import SublayerMap
+from skipguide.shown import Row, Shown
 
 _MISSING = object()
 
 
-class AppliedSelfSpeculative(MethodHandle):
+class AppliedSelfSpeculative(Shown, MethodHandle):
     """`model.generate` drafts and verifies while this is in force. Leave the `with` block or call `remove()` to end it.
 
     Attributes:
@@ -78,6 +79,13 @@ class AppliedSelfSpeculative(MethodHandle):
             return decode(self.config, self.stats, model, input_ids, streamer=streamer, applied=self, **prepared)
 
         return self._generate(*args, streamer=streamer, custom_generate=decoding, **kwargs)
+
+    def _heading(self) -> str:
+        where = f"on {type(self._inside).__name__}" if self._generate is not None else "removed"
+        return f"Self-speculation ({where}), {self.stats._heading()}"
+
+    def _rows(self) -> list[Row]:
+        return self.stats._rows()
 
     def remove(self) -> None:
         """Give `model.generate` back; a second call does nothing.

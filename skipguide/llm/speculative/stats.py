@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from skipguide.shown import Row, Shown
 
-@dataclass
-class SpeculationStats:
+
+@dataclass(repr=False)
+class SpeculationStats(Shown):
     """What one request, or several, did.
 
     Attributes:
@@ -69,6 +71,21 @@ class SpeculationStats:
     def verify_cost(self) -> float | None:
         """Mean seconds of verifying a draft over those of a plain step; None without both."""
         return self._over_plain(self.verify_seconds, self.rounds)
+
+    def _heading(self) -> str:
+        steps = f"{self.tokens} tokens in {self.rounds} rounds and {self.plain_steps} plain steps"
+        asked = "1 request" if self.requests == 1 else f"{self.requests} requests"
+        return f"{asked}: {steps}, {self.acceptance:.0%} of the drafts accepted"
+
+    def _rows(self) -> list[Row]:
+        own = (self.rounds - self.lookup_rounds, self.drafted - self.lookup_drafted)
+        return [
+            ("who", "passes", "tokens", "accepted", "seconds"),
+            ("the text, drafting", self.lookup_rounds, self.lookup_drafted, self.lookup_accepted, ""),
+            ("without sublayers, drafting", *own, self.accepted - self.lookup_accepted, self.draft_seconds),
+            ("the whole model, verifying", self.rounds, "", "", self.verify_seconds),
+            ("the whole model, plainly", self.plain_steps, "", "", self.plain_seconds),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the derived figures."""

@@ -1,0 +1,71 @@
+"""Make the pipeline folder from a training in progress: stock classes, weights in fp16, the calls it is made for.
+
+python -m demos.bundled_model.wan.export --out runs/tiny-t2v                     # from the committed weights
+python -m demos.bundled_model.wan.export --out runs/tiny-t2v --evaluate          # and measure it
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffusers import WanPipeline
+
+from demos.bundled_model import evaluate
+from demos.bundled_model.common import atomically
+from demos.bundled_model.model import build_tokenizer
+from demos.bundled_model.wan.autoencoder import load_vae
+from demos.bundled_model.wan.model import assemble, build, call, stock_attention
+from demos.bundled_model.wan.progress import FILE, load_weights, read_progress
+
+HERE = Path(__file__).parent
+FPS = 8
+
+
+def pipeline(weights: Path, vae: Path) -> WanPipeline:
+    """The stock pipeline of a file of averaged weights."""
+    tokenizer = build_tokenizer()
+    model = build(read_progress(weights).shape, tokenizer)
+    load_weights(weights, model)
+    return assemble(load_vae(vae), tokenizer, model.text_encoder, stock_attention(model.transformer))
+
+
+def export(weights: Path, vae: Path, out: Path, steps: int, guidance: float) -> int:
+    """Write the folder; returns its bytes."""
+    pipe = pipeline(weights, vae)
+    pipe.transformer.half()
+    pipe.vae.half()  # the text encoder stays in fp32: transformers would load fp16 as fp16, which does not fit the rest
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipe.save_pretrained(partial)
+    text = json.dumps(call(steps, guidance) | {"fps": FPS}, indent=2) + "\n"
+    atomically(partial / "generation.json", lambda path: path.write_text(text))
+    if out.exists():
+        shutil.rmtree(out)
+    partial.rename(out)
+    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, default=FILE)
+    parser.add_argument("--vae", type=Path, default=HERE / "vae")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline; replaced if it is there")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--evaluate", action="store_true", help="then measure it: results.json and samples.png here")
+    parser.add_argument("--prompts", type=int, default=256, help="of the measurement")
+    parser.add_argument("--results", type=Path, default=HERE / "results.json")
+    args = parser.parse_args(arguments)
+    size = export(args.weights, args.vae, args.out, args.steps, args.guidance)
+    print(f"{args.out}: {size / 1e6:.2f} MB, {read_progress(args.weights)}")
+    if args.evaluate:
+        words = ["--model", str(args.out), "--prompts", str(args.prompts), "--out", str(args.results)]
+        evaluate.main(words)
+
+
+if __name__ == "__main__":
+    main()

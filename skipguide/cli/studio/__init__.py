@@ -1,0 +1,1 @@
+"""The studio: a page in the browser to compare settings in. Started by `skipguide studio`."""
