@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=256, help="of the measurement")
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
     args = parser.parse_args(arguments)
+    if not args.weights.exists():
+        parser.error(f"there are no weights at {args.weights}: name a run's progress.safetensors with --weights")
     size = export(args.weights, args.vae, args.out, args.steps, args.guidance)
     print(f"{args.out}: {size / 1e6:.2f} MB, {read_progress(args.weights)}")
     if args.evaluate:
