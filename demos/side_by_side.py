@@ -12,11 +12,10 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
 
 from skipguide.assets import bundled
 from skipguide.media import pictures
-from skipguide.pipelines import SpatiotemporalSkipGuidance, find_preset
+from skipguide.pipelines import SpatiotemporalSkipGuidance, bundled_pipeline, find_preset
 
 PROMPTS = (
     "a large red circle moving right on a black background",
@@ -33,9 +32,8 @@ def main() -> None:
     parser.add_argument("--zoom", type=int, default=2)
     args = parser.parse_args()
 
-    pipe = DiffusionPipeline.from_pretrained(bundled())
-    call = json.loads((bundled() / "generation.json").read_text())
-    fps = call.pop("fps", 8)
+    pipe, call = bundled_pipeline()
+    fps = json.loads((bundled() / "generation.json").read_text()).get("fps", 8)
 
     def clips() -> list[list[pictures.Image]]:
         generators = [torch.Generator().manual_seed(args.seed) for _ in PROMPTS]

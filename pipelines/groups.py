@@ -128,6 +128,13 @@ class SkipGroup(JsonConfig):
             object.__setattr__(self, name, value)
         check_stack(self.stack)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with a version; what a part can be told is there where something is told."""
+        plain = super().to_dict()
+        for name in ("strength", "heads", "part_options"):
+            del plain[name]
+        return plain | self.perturbation.told
+
     @property
     def perturbation(self) -> Perturbation:
         """How the layers are weakened."""

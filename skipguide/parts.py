@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from skipguide.config import as_number, as_whole, is_one_of, layer_tuple, native
+from skipguide.config import as_number, as_whole, is_one_of, layer_tuple, native, plain_data
 from skipguide.errors import SkipError
 
 Part = Literal[
@@ -213,6 +213,14 @@ class Perturbation:
     def fields(self) -> dict[str, Any]:
         """The arguments of a `SkipPlan` that this is."""
         return {"part": self.part, "strength": self.strength, "heads": self.heads, "part_options": self.options}
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As plain data what is said beside the part; empty where nothing is."""
+        told: dict[str, Any] = {"strength": self.strength} if self.strength != 1 else {}
+        if self.heads is not None:
+            told["heads"] = plain_data(self.heads)
+        return told | ({"part_options": plain_data(self.options)} if self.options else {})
 
     @property
     def removes(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from skipguide.config import VERSION, check_keys, layer_tuple, plain_data, write_json
+from skipguide.config import VERSION, check_keys, layer_tuple, write_json
 from skipguide.errors import SkipError
 from skipguide.files import read_json
 from skipguide.parts import PARTS as PARTS
@@ -21,9 +21,6 @@ def check_stack(stack: Any) -> str | None:
     if stack is not None and not isinstance(stack, str):
         raise SkipError(f"stack is the name of one stack of blocks, or None; got {stack!r}")
     return stack
-
-
-_UNTOLD: tuple[Any, ...] = (1.0, None, {})
 
 
 @dataclass(frozen=True)
@@ -124,12 +121,7 @@ class SkipPlan:
             "start": self.start,
             "stop": self.stop,
         }
-        told = {
-            "strength": self.strength,
-            "heads": plain_data(self.heads),
-            "part_options": plain_data(self.part_options),
-        }
-        return plain | {name: value for name, value in told.items() if value not in _UNTOLD}
+        return plain | self.perturbation.told
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SkipPlan:

@@ -51,6 +51,7 @@ class Step:
 
 QUALITY, CONFIRM = "runs/quality-{model}", "runs/quality-confirm-{model}"
 RESULTS = ("results.json", "results.md")
+NOTEBOOKS = ("guidance_on_the_bundled_model", "what_does_block_k_do")
 STEPS: dict[str, Step] = {
     "evaluate": Step(
         (
@@ -98,6 +99,12 @@ STEPS: dict[str, Step] = {
         ("demos/media/side_by_side.gif",),
         0.1,
         quoted="the caption in pipelines/README.md",
+    ),
+    "notebooks": Step(
+        (("-m", "demos.notebooks", *NOTEBOOKS),),
+        tuple(f"demos/notebooks/{name}.ipynb" for name in NOTEBOOKS),
+        0.1,
+        quoted="the sentences between the cells",
     ),
 }
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 HERE = Path(__file__).parent
 TIMEOUT = 600  # seconds a cell
+QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
 LARGEST = 400_000  # bytes of a notebook with its pictures
 
 
@@ -38,7 +39,7 @@ def run(name: str) -> Any:
     client = NotebookClient(
         notebook, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}
     )
-    client.execute(env=os.environ | {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
+    client.execute(env=os.environ | QUIET)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day
         for output in cell.get("outputs", []):

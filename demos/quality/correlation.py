@@ -11,6 +11,7 @@ from demos.quality.sampling import load, prompts
 from demos.quality.settings import STEPS, W, single_layers
 from skipguide.assets import bundled
 from skipguide.pipelines import calibrate
+from skipguide.pipelines.bundled import call_of
 from skipguide.select import LIMIT, SCORES, LayerScores
 
 
@@ -63,9 +64,9 @@ def correlate(rows: Sequence[Mapping[str, Any]], layer: int, scores: LayerScores
     gains = [plain["frechet"]["values"][0] - by_name[names[n]]["frechet"]["values"][0] for n in names]
     if scores is None:
         words = [caption(spec) for spec in prompts(8, 1)]
-        call = {"height": 64, "width": 64, "video_length": 16, "clean_caption": False, "guidance_scale": W}
-        call |= {"num_inference_steps": STEPS}
-        scores = calibrate(load(bundled()), words, parts=["block"], call=call)
+        pipe = load(bundled())
+        call = call_of(bundled(), type(pipe)) | {"guidance_scale": W, "num_inference_steps": STEPS}
+        scores = calibrate(pipe, words, parts=["block"], call=call)
     of = {row.layer: row for row in scores.select("block")}
     found = []
     control = {"depth (control)": lambda row: float(row.layer)}

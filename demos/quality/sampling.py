@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import LattePipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from demos.bundled_model.clips import ClipSpec, caption
@@ -21,6 +21,7 @@ from demos.quality.controls import added, random_direction, weak_direction
 from demos.quality.settings import LAYERS, STEPS, Setting
 from skipguide.assets import bundled
 from skipguide.pipelines import SpatiotemporalSkipGuidance
+from skipguide.pipelines.bundled import call_of
 
 PROMPT_SEED = 31_000
 
@@ -32,21 +33,21 @@ def prompts(number: int, each: int, draw: int = 0) -> list[ClipSpec]:
     return [spec for spec in specs for _ in range(each)]
 
 
-def load(folder: Path) -> LattePipeline:
+def load(folder: Path) -> DiffusionPipeline:
     """A pipeline without bars."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    pipe = LattePipeline.from_pretrained(folder)
+    pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips [N, 16, 3, 64, 64] in [0, 1], their cost in blocks relative to plain CFG, and processor seconds each."""
+    """Clips [N, T, 3, 64, 64] in [0, 1], their cost in blocks relative to plain CFG, and processor seconds each."""
 
     pixels: Tensor
     cost: float
@@ -71,25 +72,25 @@ class Sampler:
         self.pipe = load(model or bundled())
         self.weak_folder = weak
         self.layer, self.batch = layer, batch
-        call = json.loads((bundled() / "generation.json").read_text())
-        self.call = {k: v for k, v in call.items() if k not in ("fps", "num_inference_steps", "guidance_scale")}
+        call = call_of(model or bundled(), type(self.pipe))
+        self.call = {k: v for k, v in call.items() if k not in ("num_inference_steps", "guidance_scale")}
         self._texts: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
 
     @cached_property
-    def weak(self) -> LattePipeline:
+    def weak(self) -> DiffusionPipeline:
         """The early checkpoint."""
         if self.weak_folder is None:
             raise FileNotFoundError("autoguidance needs --weak FOLDER (see demos/quality/README.md)")
         return load(self.weak_folder)
 
     @torch.no_grad()
-    def text(self, pipe: LattePipeline, prompt: str) -> tuple[Tensor, Tensor]:
+    def text(self, pipe: DiffusionPipeline, prompt: str) -> tuple[Tensor, Tensor]:
         """Embeddings of a prompt and of its negative one, as the pipeline makes them for a single prompt."""
         key = (id(pipe), prompt)
         if key not in self._texts:
-            self._texts[key] = pipe.encode_prompt(
-                prompt, do_classifier_free_guidance=True, negative_prompt="", clean_caption=False, mask_feature=True
-            )
+            how = {"do_classifier_free_guidance": True, "negative_prompt": "", "mask_feature": True} | self.call
+            taken = inspect.signature(pipe.encode_prompt).parameters
+            self._texts[key] = pipe.encode_prompt(prompt, **{k: v for k, v in how.items() if k in taken})
         return self._texts[key]
 
     def make(self, setting: Setting, specs: Sequence[ClipSpec], seed: int, steps: int | None = None) -> Clips:
@@ -134,16 +135,18 @@ class Sampler:
         else:
             around = guidance.apply(self.pipe) if guidance else nullcontext()
         half = torch.autocast("cpu", torch.bfloat16, enabled=setting.precision == "bf16")
+        taken = inspect.signature(type(self.pipe).__call__).parameters
+        masked = {"mask_feature": False} if "mask_feature" in taken else {}  # Latte's, done in `text`
         with around as applied, half:
             frames = self.pipe(
                 negative_prompt=None,
                 prompt_embeds=torch.cat([own for own, _ in texts]),
                 negative_prompt_embeds=torch.cat([other for _, other in texts]),
-                mask_feature=False,
                 num_inference_steps=steps,
                 guidance_scale=setting.w,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 output_type="pt",
                 **self.call,
+                **masked,
             ).frames
         return frames, applied.stats.to_dict() if guidance else {}

@@ -104,7 +104,7 @@ FORMS = {
         few=(4, 8, 14),
         without=("AdaSkip, MLP", "late attention", "random sublayers"),
     ),
-    "try": Form(32, 2, 2, 2, 2, 2, 1, 1, (1, 4), (2, 4), 4, 2, (2,), ("AdaSkip, MLP", "late attention")),
+    "try": Form(32, 2, 2, 2, 2, 2, 1, 1, (2, 4), (2, 4), 4, 2, (2,), ("AdaSkip, MLP", "late attention")),
 }
 
 

@@ -46,6 +46,7 @@ from skipguide.vision.layer_masking.segments import slic_segments
 OUT = Path(__file__).with_suffix(".json")
 WORK = ROOT / "runs" / "real-masking"
 SIZE, PATCHES, SUPERPIXELS, PARTS = 224, 14, 60, 7
+FIRST, BETWEEN = 40, 4  # photos whose holes are done before the first map, and before the next one
 HORSES = (0.55, 0.8)  # widths, as shares of the picture's
 
 
@@ -240,11 +241,10 @@ def study(form: Form, work: Path, minutes: float) -> dict[str, Any]:
     cells = Cells(work / "cells", asdict(form))
     head, about_head = mcal_head(form, net, every[::2], work)
     found: dict[str, list[dict[str, Any]]] = {"removal": [], "attribution": []}
-    # what takes long is done a photo at a time between what does not: a run that is stopped early has some of both
     every_one = [("removal", removal, number) for number in range(len(tested))]
-    between = len(tested) // min(form.explained, len(tested))
     for number in reversed(range(min(form.explained, len(tested)))):
-        every_one.insert((number + 1) * between, ("attribution", attribution, number))
+        # maps take long: a run that is stopped early has seen enough holes, and made some maps
+        every_one.insert(FIRST + BETWEEN * number, ("attribution", attribution, number))
     for part, measure, number in tqdm(every_one, desc="photos"):
         name = f"{part}-{number}"
         if time.process_time() - began > 60 * minutes and name not in cells:

@@ -66,9 +66,10 @@ class Pictures:
         count = max(1, round(share * len(self)))
         if count >= len(self):
             raise SkipError(f"expected at least two pictures, to keep some for validation; got {len(self)}")
-        return self._pick(sorted(order[count:])), self._pick(sorted(order[:count]))
+        return self.pick(sorted(order[count:])), self.pick(sorted(order[:count]))
 
-    def _pick(self, rows: Sequence[int]) -> Pictures:
+    def pick(self, rows: Sequence[int]) -> Pictures:
+        """Some of them."""
         return Pictures([self.images[r] for r in rows], [self.masks[r] for r in rows], [self.names[r] for r in rows])
 
     def batch(self, size: int, crop: int, step: int, seed: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:

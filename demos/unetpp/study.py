@@ -68,17 +68,23 @@ def build(name: str, settings: Settings, seed: int) -> UNetPlusPlus:
 class Study:
     """The data, and what is computed on it."""
 
-    def __init__(self, settings: Settings, work: Path) -> None:
-        self.settings, self.work = settings, work
+    def __init__(self, settings: Settings, work: Path, models: Path | None = None) -> None:
+        self.settings, self.models = settings, models or work / "models"
         self.cells = study.Cells(work, asdict(settings))
-        s = settings
-        self.train = Pictures.made_up(0, s.train, s.size)
-        self.validation = Pictures.made_up(100_000, s.validation, s.size)
-        self.test = Pictures.made_up(200_000, s.test, s.size)
+        self.train, self.validation, self.test = self.pictures()
+
+    def pictures(self) -> tuple[Pictures, Pictures, Pictures]:
+        """To train on, to choose on, and to report."""
+        s = self.settings
+        return (
+            Pictures.made_up(0, s.train, s.size),
+            Pictures.made_up(100_000, s.validation, s.size),
+            Pictures.made_up(200_000, s.test, s.size),
+        )
 
     def trained(self, name: str, seed: int, lr: float, steps: int) -> UNetPlusPlus:
-        """A trained model; kept in the work folder."""
-        folder = self.work / "models" / f"{name}-{seed}-{lr:g}-{steps}".replace(" ", "-")
+        """A trained model; kept in the folder of models."""
+        folder = self.models / f"{name}-{seed}-{lr:g}-{steps}".replace(" ", "-")
 
         def train() -> UNetPlusPlus:
             recipe = Recipe(steps, lr, self.settings.batch, seed=seed)
@@ -161,10 +167,15 @@ def adaptive(model: UNetPlusPlus, data: Pictures, tolerance: float) -> dict[str,
     return {"iou": meter.pooled_iou, "level": sum(levels) / len(levels), "nodes_run": share}
 
 
-@torch.no_grad()
 def compute(settings: Settings, work: Path) -> dict[str, Any]:
     """All cells of the study, with what follows from them."""
-    plan = Study(settings, work)
+    return all_cells(Study(settings, work))
+
+
+@torch.no_grad()
+def all_cells(plan: Study) -> dict[str, Any]:
+    """All cells of a study, on whatever pictures it has."""
+    settings = plan.settings
     cells = plan.cells
     bar = tqdm(total=len(MODELS) * (1 + len(settings.seeds)) + 1, desc="study", unit="cell")
 

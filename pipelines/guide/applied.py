@@ -25,6 +25,8 @@ class AppliedGuide(AppliedGuidance):
         settings: the `Guide`.
     """
 
+    _name = "this guide"
+
     def __init__(
         self, guide: Any, pipe: Any, spec: PipelineSpec, names: list[str], weak_model: nn.Module | None = None
     ) -> None:

@@ -37,28 +37,25 @@ _BOTH_PLACES = "where the sound has a guider too (LTX-2), one SkipGuider takes b
 class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by this name in this module
     """Spatiotemporal skip guidance as a diffusers guider: `SkipGuider([8]).attach(pipe)`.
 
-    The same formulas as `SpatiotemporalSkipGuidance`, for modular pipelines and for the classic ones that have a
-    `guider` component (HunyuanVideo 1.5, HunyuanImage, Motif). It takes the place of the pipeline's own guider, so it
-    does CFG too. The skipped pass starts at the first skipped layer, from the activations of the conditional pass. With
-    `guidance_scale=1.0` there is no unconditional pass: c + s (c - k), the second pass partial. The settings are the
-    guider's config: they are saved and loaded with the pipeline.
+    `SpatiotemporalSkipGuidance` for modular pipelines and for the classic ones that have a `guider` component
+    (HunyuanVideo 1.5, HunyuanImage, Motif). It takes the place of the pipeline's own guider, so it does CFG too. The
+    skipped pass starts at the first skipped layer, from the activations of the conditional pass; `guidance_scale=1.0`
+    is no CFG: c + s (c - k). The settings are the guider's config, saved and loaded with the pipeline.
 
     Args:
-        layers: blocks to skip, in execution order over all stacks (or within `stack`), a `Timetable` of them, or
-            `"stochastic"`; None takes the model's preset: its layers, and its scale, part, formula and window where
-            these are None too. A preset with a window or a formula of its own needs `attach(pipe)`, which knows the
-            model before the first step.
-        scale: s, a number or a `Timetable` over the steps; 0 is CFG alone; None as in `SpatiotemporalSkipGuidance`.
+        layers: as there, but no mapping and no `"auto"`. A preset (None) with a window or a formula of its own needs
+            `attach(pipe)`, which knows the model before the first step.
+        scale: s, a number or a `Timetable` over the steps; 0 is CFG alone; None as there.
         guidance_scale: w of CFG; 1 is no CFG. A number, a `Timetable` over the steps, or, like `scale`, one for each
             of video and audio.
-        part: as in `SpatiotemporalSkipGuidance`.
+        part: as there.
         formula: likewise.
         rescale: likewise; acts on the steps with skip guidance.
         rescale_over: likewise.
-        start: first step with skip guidance, as a fraction of the steps (inclusive).
-        stop: end of the skip guidance, as a fraction of the steps (exclusive; 1.0 is the end).
-        every: compute the skipped pass on every k-th step only and reuse the last difference in between.
-        prefix_reuse: run the skipped pass from the first skipped layer on only.
+        start: as there.
+        stop: as there.
+        every: compute the skipped pass on every k-th step only, reuse the last difference in between.
+        prefix_reuse: as there.
         stack: count `layers` within this stack.
         groups: several `SkipGroup`s (or their `to_dict()`), in place of `layers`.
         cfg_interval: steps with CFG, as fractions; outside it there is no unconditional pass.
@@ -68,20 +65,19 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
         drop: share of the blocks that `"stochastic"` leaves out.
         prefer_cheap: `"stochastic"` draws from the deeper half of the blocks only.
         seed: as in `SpatiotemporalSkipGuidance`.
-        strength: likewise.
-        heads: likewise.
-        part_options: likewise.
         guidance_rescale: as in diffusers' guiders: on every step, after everything else.
         modality_scale: of LTX-2's pass with video and sound apart, as in diffusers' `LTX2Guidance`; 1 is no such pass.
         use_original_formulation: as in diffusers' guiders: c + w (c - u), and w = 0 is no CFG.
         enabled: False is the conditional prediction alone, and leaves every block alone.
+        strength: as in `SpatiotemporalSkipGuidance`.
+        heads: likewise.
+        part_options: likewise.
 
     Attributes:
         stats: passes and blocks of all runs so far, as of `SpatiotemporalSkipGuidance`.
 
     Raises:
-        SkipError: on settings that cannot mean anything; layers that the model does not have, skips without an
-            effect and predictions that are not finite are refused at the first step.
+        SkipError: on settings that cannot mean anything; at the first step for what the model cannot do.
 
     Example:
         >>> guider = SkipGuider(layers=[8], scale=1.0, guidance_scale=5.0, start=0.1)
@@ -114,13 +110,13 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
         drop: float = 0.1,
         prefer_cheap: bool = False,
         seed: int = 0,
-        strength: float = 1.0,
-        heads: Sequence[int] | Mapping[Any, Sequence[int]] | None = None,
-        part_options: Mapping[str, Any] | None = None,
         guidance_rescale: float | Mapping[str, float] = 0.0,
         use_original_formulation: bool = False,
         enabled: bool = True,
         modality_scale: float | Mapping[str, float] = 1.0,
+        strength: float = 1.0,
+        heads: Sequence[int] | Mapping[Any, Sequence[int]] | None = None,
+        part_options: Mapping[str, Any] | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__", *_OWN)}
         self.settings = SpatiotemporalSkipGuidance(**given)
@@ -279,6 +275,7 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
     def _driver_of(self, denoiser: nn.Module) -> Driver:
         found = next((driver for driver in self._drivers if driver.model is denoiser), None)
         if found is None:
+            self._refuse_cache(denoiser)
             found = Driver(self.settings, self._live, denoiser, self.stats)
             found.schedule.refuse_idle(self._num_inference_steps)
         self._drivers = [*(driver for driver in self._drivers if driver is not found), found]
@@ -333,8 +330,7 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
             pred_cond: c.
             pred_uncond: u, on steps with CFG.
             pred_cond_modality: of the pass with video and sound apart, where `modality_scale` asks for it.
-            skipped: k of every group, `pred_cond_skip`, `pred_cond_skip_1`, … None where `every` uses the last
-                differences again.
+            skipped: k of every group, `pred_cond_skip`, …; none where `every` uses the last differences again.
         """
         name, plan = self._modality, self._step_plan()
         if name not in self._combinations:

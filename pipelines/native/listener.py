@@ -21,9 +21,8 @@ from skipguide.arguments import batch_size
 from skipguide.blocks import find_blocks
 from skipguide.errors import SkipError
 from skipguide.gate import Installation, gate_of
-from skipguide.hosts import cache_dit
 from skipguide.hosts.compilation import untraced
-from skipguide.hosts.diffusers_caches import cache_on
+from skipguide.hosts.diffusers_caches import KNOWN, Reach, cache_on, marked, reach_of
 from skipguide.pipelines.native.passes import ReusePasses
 from skipguide.pipelines.native.proof import PlainCall, Prover
 from skipguide.pipelines.native.stats import ReuseStats, enter_reuse, enter_whole
@@ -233,7 +232,22 @@ class ReuseListener:
         """The name of the cache on the denoiser; None without one."""
         if self._hooked():
             return cache_on(self.model, self.pipe)
-        return cache_dit.NAME if cache_dit.is_cached(self.model) or cache_dit.is_cached(self.pipe) else None
+        return marked(self.model, self.pipe)
+
+    def _beyond(self, state: ThreadState) -> str:
+        """Why a pass with the cache on the denoiser has to be whole; empty if it need not.
+
+        A cache that answers for all blocks behind the first does so from what enters and leaves them, and that is the
+        same in a pass that starts in the middle. One that counts the calls of sublayers would miss those before it.
+        """
+        if (cache := self._cache()) is None:
+            state.passes.reach = Reach()
+            return ""
+        blocks = {id(block.module): block.name for block in self.map}
+        state.passes.reach = reach = reach_of(self.model, cache, blocks)
+        if KNOWN[cache].apart == "contexts" and reach.blocks and not reach.whole:
+            return ""
+        return f"{cache} is on the denoiser and answers from earlier steps"
 
     def _obstacle(self, state: ThreadState) -> str:
         """Why nothing can be reused now, whatever the inputs; empty if nothing stands in the way."""
@@ -243,8 +257,8 @@ class ReuseListener:
             return "the model is in training mode, and dropout differs from pass to pass"
         if active_plans():
             return "another plan of skipguide is active"
-        if (cache := self._cache()) is not None:
-            return f"{cache} is on the denoiser and answers from earlier steps"
+        if why := self._beyond(state):
+            return why
         if getattr(getattr(self.map.model, "_parallel_config", None), "context_parallel_config", None):
             return "context parallelism splits the inputs"
         return _COMPILED if state.passes.count.unseen else ""

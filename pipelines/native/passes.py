@@ -11,6 +11,7 @@ from torch import nn
 from skipguide.active import Call
 from skipguide.arguments import batch_size
 from skipguide.blocks import find_blocks
+from skipguide.hosts.diffusers_caches import Reach
 from skipguide.pipelines.native.stats import ReuseStats, enter_pass
 from skipguide.pipelines.native.variants import Place
 from skipguide.pipelines.sampling.missing_blocks import BlockCount
@@ -35,6 +36,7 @@ class ReusePasses:
         self.map = find_blocks(model)
         self.count = BlockCount(model, [block.name for block in self.map])
         self.bare = Skipper(model, SkipPlan())
+        self.reach = Reach()  # of the cache on the model
         self._ready: OrderedDict[Any, tuple[Skipper, tuple[Prefix, ...]]] = OrderedDict()
         self._installed: list[Skipper] = []
         self._over = False  # taken away, maybe by another thread in the middle of a pass
@@ -94,26 +96,43 @@ class ReusePasses:
         return self._pass(self.bare, call, args, kwargs, plain, plain)[0]
 
     def keeping(self, places: Sequence[Place], call: Call, args: Any, kwargs: Any) -> tuple[Any, dict[Place, Prefix]]:
-        """A plain pass, and the activations at some places; none where the blocks were not all called."""
+        """A plain pass, and the activations at some places; none where the blocks were not all called.
+
+        Where a cache answered behind the blocks that it goes by, a pass can start from behind those.
+        """
+        first = self.reach.first
 
         def make() -> tuple[Skipper, tuple[Prefix, ...]]:
-            prefixes = tuple(Prefix(place.layer, sublayers=place.common) for place in places)
+            prefixes = tuple(
+                Prefix(place.layer, sublayers=place.common, heard=self._heard(place.layer)) for place in places
+            )
             return Skipper(self.model, SkipPlan(), capture=prefixes), prefixes
 
-        skipper, prefixes = self._kept_ready(("keep", tuple(places)), make)
+        skipper, prefixes = self._kept_ready(("keep", tuple(places), first), make)
         plain = len(self.map) * batch_size(args, kwargs)
         try:
             out, ran = self._pass(skipper, call, args, kwargs, plain, plain)
             if ran < plain:  # something answers in place of blocks
-                return out, {}
+                behind = zip(places, prefixes, strict=True) if first else ()
+                return out, {
+                    place: Prefix(first, {}, dict(prefix.kept), prefix.source, (), prefix.heard)
+                    for place, prefix in behind
+                    if prefix.heard and prefix.kept
+                }
             taken = {
-                place: Prefix(place.layer, dict(prefix.streams), dict(prefix.kept), prefix.source, prefix.sublayers)
+                place: Prefix(
+                    place.layer, dict(prefix.streams), dict(prefix.kept), prefix.source, prefix.sublayers, prefix.heard
+                )
                 for place, prefix in zip(places, prefixes, strict=True)
             }
             return out, taken
         finally:
             for prefix in prefixes:
                 prefix.clear()
+
+    def _heard(self, layer: int) -> tuple[int, ...]:
+        first = self.reach.first
+        return (first - 1,) if 0 < first <= layer else ()
 
     def resumed(self, prefix: Prefix, layer: int, left_out: frozenset[int], call: Call, args: Any, kwargs: Any) -> Any:
         """A pass from kept activations on.
@@ -129,12 +148,13 @@ class ReusePasses:
         Raises:
             SkipError: if another number of blocks ran.
         """
+        layer = layer if prefix.streams else prefix.layer
 
         def make() -> tuple[Skipper, tuple[Prefix, ...]]:
-            own = Prefix(layer, source=prefix.source, sublayers=prefix.sublayers)
+            own = Prefix(layer, source=prefix.source, sublayers=prefix.sublayers, heard=prefix.heard)
             return Skipper(self.model, SkipPlan(), resume=own), (own,)
 
-        skipper, (own,) = self._kept_ready(("resume", layer, prefix.sublayers), make)
+        skipper, (own,) = self._kept_ready(("resume", layer, prefix.sublayers, prefix.heard), make)
         rows, blocks = batch_size(args, kwargs), len(self.map)
         planned = (blocks - layer - sum(each >= layer for each in left_out)) * rows
         own.clear()
@@ -188,10 +208,10 @@ class ReusePasses:
             if self._over:
                 skipper.remove()
         ran = self._rows(skipper) - before
-        if check and ran != planned:
+        if check and ran != planned and not (self.reach.blocks and ran < planned):  # fewer: a cache has answered
             self.count.refuse(ran, planned, "a pass that starts from activations of an earlier one")
         ran = planned if self.count.unseen else ran
-        enter_pass(self.stats, ran, plain, sublayers)
+        enter_pass(self.stats, ran, plain, sublayers, planned - ran if self.reach.blocks else 0)
         return out, ran
 
     def _rows(self, skipper: Skipper) -> int:

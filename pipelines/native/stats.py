@@ -20,6 +20,7 @@ class ReuseStats(Shown):
         passes: forward calls of the denoiser, whole or in part.
         blocks_run: blocks that ran.
         blocks_plain: blocks that the pipeline alone runs.
+        blocks_cached: blocks for which a cache answered; where it answers for sublayers, their blocks run.
         sublayers_reused: sublayers inside blocks that ran, whose results were taken from an earlier pass.
         reused: kind of pass -> how many of them began where they differ from an earlier pass, or from other rows.
         not_reused: kind of pass and why -> how many of them ran whole.
@@ -31,6 +32,12 @@ class ReuseStats(Shown):
     sublayers_reused: int = 0
     reused: Counter[str] = field(default_factory=Counter)
     not_reused: Counter[str] = field(default_factory=Counter)
+    blocks_cached: int = 0
+
+    @property
+    def blocks_shared(self) -> int:
+        """Blocks whose results were taken from an earlier pass, or from other rows."""
+        return self.blocks_plain - self.blocks_run - self.blocks_cached
 
     @property
     def share(self) -> float:
@@ -39,7 +46,8 @@ class ReuseStats(Shown):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return asdict(self) | {"reused": dict(self.reused), "not_reused": dict(self.not_reused), "share": self.share}
+        counts = {"reused": dict(self.reused), "not_reused": dict(self.not_reused)}
+        return asdict(self) | counts | {"share": self.share, "blocks_shared": self.blocks_shared}
 
     def _heading(self) -> str:
         return str(self).split(";")[0]
@@ -52,6 +60,7 @@ class ReuseStats(Shown):
         if not self.passes:
             return "the denoiser has not run yet"
         words = [f"{self.passes} passes, {self.blocks_run} of {self.blocks_plain} block rows run ({self.share:.1%})"]
+        words += [f"{self.blocks_cached} answered by a cache"] if self.blocks_cached else []
         words += [f"{count} x {kind} from where it differs" for kind, count in sorted(self.reused.items())]
         words += [f"{count} x {what}" for what, count in sorted(self.not_reused.items())]
         if not self.reused and not self.not_reused:
@@ -59,7 +68,7 @@ class ReuseStats(Shown):
         return "; ".join(words)
 
 
-def enter_pass(stats: ReuseStats, blocks: int, plain: int, sublayers: int = 0) -> None:
+def enter_pass(stats: ReuseStats, blocks: int, plain: int, sublayers: int = 0, cached: int = 0) -> None:
     """Enter one pass.
 
     Args:
@@ -67,12 +76,14 @@ def enter_pass(stats: ReuseStats, blocks: int, plain: int, sublayers: int = 0) -
         blocks: that ran, in batch rows.
         plain: those that the pipeline alone runs.
         sublayers: whose results were taken from an earlier pass.
+        cached: blocks that a cache answered for.
     """
     with _LOCK:
         stats.passes += 1
         stats.blocks_run += blocks
         stats.blocks_plain += plain
         stats.sublayers_reused += sublayers
+        stats.blocks_cached += cached
 
 
 def enter_reuse(stats: ReuseStats, kind: str) -> None:

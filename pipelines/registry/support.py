@@ -164,4 +164,5 @@ def _preset(known: KnownModel) -> str:
     layers = "by noise level" if isinstance(preset.layers, Timetable) else f"`{list(preset.layers)}`"
     scale = "" if isinstance(preset.scale, Timetable) else f", scale {preset.scale:g}"
     others = [each for each, usual in ((preset.part, "block"), (preset.formula, "stg")) if each != usual]
+    others += [what for what, own in (("rescale", preset.rescale), ("CFG scale", preset.guidance_scale)) if own]
     return f"{known.name}: {layers}{scale}{''.join(f', {each}' for each in others)}{window} ({preset.origin})"

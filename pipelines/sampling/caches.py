@@ -40,6 +40,10 @@ def admit_cache(
     if name is None:
         return None
     words = _of_the_cache(name, model, schedule) or _of_the_settings(name, model, settings, schedule)
+    if pipe is None and not words and makes_uncond(model, name):
+        words = (
+            "it makes up half of a batch of both branches, and a guider has a pass for each: set is_guidance_distilled"
+        )
     if words:
         place = f"pipe.{denoiser}" if pipe is not None else "the denoiser"
         raise SkipError(
@@ -69,8 +73,8 @@ def _of_the_cache(name: str, model: nn.Module, schedule: GuidanceSchedule) -> st
 def _of_the_settings(name: str, model: nn.Module, settings: GuidanceSettings, schedule: GuidanceSchedule) -> str:
     """Why the cache does not go together with these settings; empty if it does."""
     cache = KNOWN[name]
-    if settings.cfg_interval is not None:
-        return "cfg_interval leaves passes of the pipeline out, which the cache takes for its steps"
+    if left_out := schedule.times.leaves_uncond_out:
+        return f"{left_out} leaves passes of the pipeline out, which the cache takes for its steps"
     inside = settings.rule.in_place_of_uncond
     if inside and (settings.window.start, settings.window.stop) != (0.0, 1.0):
         return (

@@ -3,7 +3,8 @@
 The finished latents z are noised to each noise level of a short run, all with the same noise, and the pipeline takes
 one step from there, without CFG. Where the model thinks that the clip is one that it would make for this prompt, the
 step leads to z noised to the next level. The error is the distance from there, relative to the length of the step,
-averaged over the levels.
+averaged over the levels. The prompt margin is how much larger the error is without the prompt: whether the model sees
+its prompt in the clip, as a diffusion classifier does (arXiv 2303.16203).
 
 It is read off the pipeline's own loop by its own callback (`callback_on_step_end`), so that text, sizes and scheduler
 are as in any other call.
@@ -12,8 +13,9 @@ are as in any other call.
 from __future__ import annotations
 
 import inspect
+import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,7 +24,8 @@ from torch import Tensor
 from skipguide.errors import SkipError
 
 CALLBACK = "callback_on_step_end"
-STEPS = 6  # of the short run; its first step begins at pure noise and says nothing about the clip
+STEPS = 5  # of the short run; its first step begins at pure noise and says nothing about the clip
+APART = 7919  # added to a seed: with the noise that it began from, a clip would be led back along its own path
 
 
 def can_measure(pipeline_class: type) -> bool:
@@ -91,7 +94,6 @@ def self_consistency(
     latents: Tensor,
     seed: int,
     steps: int = STEPS,
-    run: Callable[..., Any] | None = None,
 ) -> float:
     """The self-consistency error of a clip; 0 is a clip that the model would leave as it is.
 
@@ -101,17 +103,35 @@ def self_consistency(
         latents: what the sampler ended with.
         seed: of the noise: the same for all clips that are compared.
         steps: of the short run.
-        run: makes the call in place of the pipeline.
 
     Raises:
-        SkipError: for a scheduler that cannot noise latents, or a run that has no step to measure.
+        SkipError: for a scheduler that cannot noise latents, a run that has no step to measure, or predictions
+            that are not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + APART)
     watch = _Steps(latents, generator)
     call = {**arguments, "num_inference_steps": steps, "output_type": "latent", CALLBACK: watch}
     if "guidance_scale" in inspect.signature(type(pipe).__call__).parameters:
         call["guidance_scale"] = 1.0
-    (run or pipe)(**call, generator=torch.Generator().manual_seed(seed))
+    pipe(**call, generator=torch.Generator().manual_seed(seed))
     if not watch.errors:
         raise SkipError(f"a run of {steps} steps has none to measure: the first one begins at pure noise")
-    return statistics.fmean(watch.errors)
+    if not math.isfinite(error := statistics.fmean(watch.errors)):
+        raise SkipError(f"the model's step from a noised clip is not finite: {watch.errors}")
+    return error
+
+
+def prompt_margin(error: float, pipe: Any, arguments: Mapping[str, Any], latents: Tensor, seed: int) -> float:
+    """How much larger the self-consistency error of a clip is without the prompt; 0: it might be a clip of anything.
+
+    Args:
+        error: with the prompt, of `self_consistency`.
+        pipe: as there.
+        arguments: as there.
+        latents: as there.
+        seed: as there.
+
+    Raises:
+        SkipError: as there.
+    """
+    return self_consistency(pipe, {**arguments, "prompt": ""}, latents, seed) - error

@@ -74,7 +74,7 @@ def random_direction(arguments: Mapping[str, Any], pipe: Any, seed: int) -> Spat
         pipe: the pipeline: where half of a prediction are variances, which it does not use, the halves stay apart.
         seed: of the directions, a new one at every step. Each use of the settings starts anew.
     """
-    halves = 2 if pipeline_spec(pipe).variances else 1
+    halves = _halves(pipe)
 
     class RandomDirection(_Ruled):
         """The guidance with a random direction of equal norm."""
@@ -89,6 +89,19 @@ def random_direction(arguments: Mapping[str, Any], pipe: Any, seed: int) -> Spat
             return replace(rule, direction=direction)
 
     return RandomDirection(**arguments)
+
+
+def _halves(pipe: Any) -> int:
+    """2 where the second half of a prediction are variances, which the pipeline leaves aside; else 1.
+
+    Some pipelines tell by the channels (Latte: twice as many come out as go in).
+    """
+    spec = pipeline_spec(pipe)
+    denoisers = (getattr(pipe, name, None) for name in spec.denoisers)
+    configs = [denoiser.config for denoiser in denoisers if denoiser is not None]
+    channels = [(config.get("in_channels"), config.get("out_channels")) for config in configs]
+    twice = any(came is not None and went == 2 * came for came, went in channels)
+    return 2 if spec.variances or (twice and spec.layout != "tokens") else 1
 
 
 def effective_scale(arguments: Mapping[str, Any], pipe: Any, run: Callable[[Any], Any]) -> float:
@@ -106,7 +119,7 @@ def effective_scale(arguments: Mapping[str, Any], pipe: Any, run: Callable[[Any]
         SkipError: for a scale that changes with the step, a formula without a direction, or a run without CFG.
     """
     seen: list[tuple[float, float]] = []
-    halves = 2 if pipeline_spec(pipe).variances else 1  # the second one is not used
+    halves = _halves(pipe)  # the second one is not used
 
     class Watched(_Ruled):
         """The guidance itself, which notes w and the share of its directions along CFG's."""
@@ -126,7 +139,7 @@ def effective_scale(arguments: Mapping[str, Any], pipe: Any, run: Callable[[Any]
     scale = watched.scale
     if isinstance(scale, Mapping):
         raise SkipError("it has a scale for each modality, so that no one CFG scale stands for it")
-    if isinstance(scale, Timetable):
+    if isinstance(scale, Timetable) or isinstance(watched.guidance_scale, Timetable):
         raise SkipError("its scale changes with the step, so that no one CFG scale stands for it")
     if watched.rule.direction is None:
         raise SkipError(f"formula={watched.formula!r} has no direction of its own: k takes the place of u")

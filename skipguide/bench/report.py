@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -115,9 +116,18 @@ def compared(mean: float, against: Interval | None, better: Better | None) -> Ce
 
 
 def difference(of: Interval) -> str:
-    """`+0.12 ± 0.05`, or without an interval where there is one value only."""
-    half = "" if of.half is None else f" ± {shown(of.half)}"
-    return f"{'+' if of.mean >= 0 else '−'}{shown(abs(of.mean))}{half}"
+    """`+0.12 ± 0.05`, as exact as the interval is; without one where there is one value only.
+
+    Example:
+        >>> difference(Interval(0.03157, 0.00094, 3)), difference(Interval(12.4, 3.1, 3))
+        ('+0.0316 ± 0.0009', '+12.4 ± 3.1')
+    """
+    sign = "+" if of.mean >= 0 else "−"
+    if not of.half:
+        return f"{sign}{shown(abs(of.mean))}" + ("" if of.half is None else " ± 0")
+    first = math.floor(math.log10(of.half))  # the place of the first digit of the interval that counts
+    digits = max(0, 1 - first if of.half / 10**first < 9.5 and first >= -3 else -first)
+    return f"{sign}{abs(of.mean):.{digits}f} ± {of.half:.{digits}f}"
 
 
 def shown(value: float) -> str:

@@ -37,16 +37,22 @@ class Score:
     over: str = "seeds"
 
 
-CONSISTENCY, DIVERSITY = "self-consistency error", "diversity"
+CONSISTENCY, MARGIN, DIVERSITY = "self-consistency error", "prompt margin", "diversity"
 SCORES: dict[str, Score] = {
     score.name: score
     for score in (
         Score(
             CONSISTENCY,
             "the finished clip is noised again and the model takes one step back without CFG: how far that is off, "
-            "relative to the step. It needs no other model and does not reward CFG by itself; a model is no judge of "
-            "its own faults, and flat pictures are easy for it",
+            "relative to the step. No other model is needed; but a model is no judge of its own faults, flat pictures "
+            "are easy for it, and it prefers less CFG than people do",
             "lower",
+        ),
+        Score(
+            MARGIN,
+            "how much larger that error is without the prompt: whether the model sees its prompt in the clip. It falls "
+            "again where too much CFG makes clips that the model does not know",
+            "higher",
         ),
         Score("sharpness", "variance of the Laplacian of the luma, times 1000; noise counts as sharp too"),
         Score("saturation", "mean spread of the colour channels, 0 to 1; too much CFG shows here first"),

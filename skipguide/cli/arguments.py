@@ -41,6 +41,10 @@ def examples(*lines: str) -> str:
     return "examples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
+class Default(int):
+    """A number that nobody typed: the same one, typed, is meant."""
+
+
 def number(
     kind: type[int] | type[float], low: float = -math.inf, high: float = math.inf, *, above: bool = False
 ) -> Callable[[str], Any]:

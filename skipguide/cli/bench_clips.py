@@ -10,7 +10,7 @@ from typing import Any
 
 from skipguide.bench import settings as rows
 from skipguide.bench.scorer import Scorer
-from skipguide.bench.scores import CONSISTENCY, SCORES, Score
+from skipguide.bench.scores import MARGIN, SCORES, Score
 from skipguide.bench.settings import Missing, Setting
 from skipguide.bench.summary import Row, by_seed, choose_baseline, compare
 from skipguide.cli import pipeline_calls
@@ -35,6 +35,7 @@ class Table:
         missing: the rows that could not be had.
         scores: what is known of each score.
         judge: the score that chose the baseline; None where none could.
+        decides: whether that score may say that guidance helps: one of the user's own, or named by the user.
         baseline: the best plain CFG.
         candidate: the guidance that the controls are of; None where there is none.
         steps: of the sampler.
@@ -45,6 +46,7 @@ class Table:
     missing: list[Missing]
     scores: dict[str, Score]
     judge: str | None
+    decides: bool
     baseline: Setting
     candidate: Setting | None
     steps: int
@@ -100,7 +102,8 @@ class ClipBench:
         table = compare([*values, *self._scored(found)], baseline.name)
         scales = [w for w in self.grid if w is not None]
         edge = baseline.w is not None and rows.at_edge(baseline.w, scales)
-        return Table(table, missing, self.scores, judge, baseline, candidate, self.steps, edge)
+        decides = judge is not None and (judge not in SCORES or self.args.judge is not None)
+        return Table(table, missing, self.scores, judge, decides, baseline, candidate, self.steps, edge)
 
     # -- which rows ---------------------------------------------------------------------------------------------
 
@@ -215,14 +218,14 @@ class ClipBench:
     # -- scores -------------------------------------------------------------------------------------------------
 
     def _judge(self, plain: Sequence[Row]) -> str | None:
-        """The score that decides: the one that was named, the user's own, or self-consistency, if all rows have it."""
+        """The score that decides: the one that was named, the user's own, or the prompt margin, if all rows have it."""
         named = self.args.judge
         known = [name for name in self.scores if all(name in row.values for row in plain)]
         if named is not None and (named not in known or self.scores[named].better is None):
             able = [name for name in known if self.scores[name].better is not None]
             raise SkipError(f"--judge {named} cannot decide: expected one of {', '.join(able) or 'none here'}")
         own = [name for name in known if name not in SCORES]
-        return named or next(iter(own), CONSISTENCY if CONSISTENCY in known else None)
+        return named or next(iter(own), MARGIN if MARGIN in known else None)
 
     def _scored(self, settings: Sequence[Setting]) -> list[Row]:
         """The rows of these settings, from the clips that are there."""

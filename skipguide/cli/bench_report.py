@@ -15,6 +15,7 @@ from skipguide.bench.report import Cell, Report, compared
 from skipguide.bench.summary import Row, conclusion
 from skipguide.cli.bench_clips import Table
 from skipguide.cli.bench_requests import BenchClips
+from skipguide.cli.clip_job import in_words
 from skipguide.cli.file_locks import FolderLocks, remove_leftovers
 from skipguide.cli.outputs import replacing, versions, write_json
 from skipguide.media import pictures
@@ -29,6 +30,12 @@ READ = (
     "difference to the baseline (the blue row) with its 95 % interval, from pairs over seeds (diversity: over "
     "prompts), Student's t. It is green or red where the interval does not contain 0 and the score has a better "
     "direction. Many rows and scores were looked at: one in twenty intervals lies beside the truth."
+)
+UNDECIDED = (
+    "Whether skipping helps is left open: without --scorer all scores are of pixels or the model's own. They can "
+    "choose among CFG scales and show what skipping changes; but a model does not like what leads away from its own "
+    "predictions: on the bundled one its scores put the preset below plain CFG, and a judge that was trained apart "
+    "puts it above."
 )
 
 
@@ -97,7 +104,7 @@ def clips_report(table: Table, clips: BenchClips, name: str, folder: Path) -> No
     report.heading("What it looks like")
     report.picture(picture, "frames of the first prompts, a row for each setting")
     report.heading("What the rows are")
-    report.terms({row.setting.name: row.setting.note for row in table.rows})
+    report.terms(_notes(table))
     if table.missing:
         report.note("Rows that could not be had:")
         report.terms({each.name: each.reason for each in table.missing})
@@ -110,6 +117,7 @@ def clips_report(table: Table, clips: BenchClips, name: str, folder: Path) -> No
         "model": name,
         "conclusion": lead,
         "judge": table.judge,
+        "judge_decides": table.decides,
         "baseline": table.baseline.name,
         "candidate": table.candidate.name if table.candidate is not None else None,
         "steps": table.steps,
@@ -119,6 +127,16 @@ def clips_report(table: Table, clips: BenchClips, name: str, folder: Path) -> No
         "missing": {each.name: each.reason for each in table.missing},
     }
     write_results(folder, report, results, list(_csv_lines(table, names)))
+
+
+def _notes(table: Table) -> dict[str, str]:
+    """What each row is, the grid as one, with the settings of the guidance."""
+    found = {}
+    for row in table.rows:
+        setting = row.setting
+        words = f": {in_words(setting.guidance)}" if setting.guidance and setting.guidance.get("layers") else ""
+        found["cfg-..." if setting.kind == "cfg" and setting.w is not None else setting.name] = setting.note + words
+    return found
 
 
 def verdict(table: Table) -> str:
@@ -132,7 +150,9 @@ def verdict(table: Table) -> str:
         words.append("It is at the edge of the grid: a better one may lie outside (--grid).")
     if table.candidate is None:
         words.append("No skip guidance could be had on this model: see the rows that are missing.")
-    elif table.judge is not None and (better := table.scores[table.judge].better) is not None:
+    elif not table.decides or table.judge is None:
+        words.append(UNDECIDED)
+    elif (better := table.scores[table.judge].better) is not None:
         words.append(conclusion(table.rows, table.candidate.name, table.baseline.name, table.judge, better))
     return " ".join(words)
 

@@ -185,21 +185,26 @@ class BenchMaker(ClipMaker):
         made = clip_job.make_clip(job, self.pipeline, settings, bar, applied=applied, more=more)
         notes = {**made.notes, "setting": request.setting.to_dict()}
         if last is not None and last.latents is not None:
-            notes["self_consistency"] = self._consistency(job, request, last.latents)
+            notes["model_scores"] = self._model_scores(job, request, last.latents)
         return replace(made, notes=notes)
 
-    def _consistency(self, job: ClipJob, request: BenchRequest, latents: Any) -> float | None:
-        from skipguide.bench.consistency import self_consistency
+    def _model_scores(self, job: ClipJob, request: BenchRequest, latents: Any) -> dict[str, float]:
+        from skipguide.bench.consistency import prompt_margin, self_consistency
+        from skipguide.bench.scores import CONSISTENCY, MARGIN
 
         call = {name: value for name, value in job.call.items() if name not in UNDONE}
         self.pipeline.set_progress_bar_config(disable=True)
         arguments = {"prompt": job.args.prompt, **pipeline_calls.without_native(self.pipeline), **call}
+        seed = request.job.args.seed
+        found: dict[str, float] = {}
         try:
-            return round(self_consistency(self.pipeline, arguments, latents, request.job.args.seed), 6)
+            found[CONSISTENCY] = self_consistency(self.pipeline, arguments, latents, seed)
+            found[MARGIN] = prompt_margin(found[CONSISTENCY], self.pipeline, arguments, latents, seed)
         except (SkipError, ValueError, TypeError, RuntimeError) as error:
             if type(error).__name__ == "OutOfMemoryError":
                 raise
-            if not self._warned:  # the table has no such column then
-                logger.warning("the self-consistency of %s cannot be measured: %s", type(self.pipeline).__name__, error)
+            if not self._warned:  # the table has no such columns then
+                what = MARGIN if found else CONSISTENCY
+                logger.warning("%s cannot tell the %s of a clip: %s", type(self.pipeline).__name__, what, error)
             self._warned = True
-            return None
+        return {name: round(value, 6) for name, value in found.items()}

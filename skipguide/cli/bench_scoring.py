@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from skipguide.bench.scorer import Scorer
-from skipguide.bench.scores import CONSISTENCY, DIVERSITY, as_array, clip_scores, diversity, small
+from skipguide.bench.scores import DIVERSITY, as_array, clip_scores, diversity, small
 from skipguide.cli.bench_requests import BenchRequest
 
 
@@ -26,9 +26,7 @@ def score_setting(requests: Sequence[BenchRequest], scorer: Scorer | None) -> di
     thumbnails: dict[int, list[Any]] = {}
     for request in requests:
         frames, notes = request.frames(), request.notes()
-        scores = clip_scores(as_array(frames))
-        if notes.get("self_consistency") is not None:
-            scores = {CONSISTENCY: float(notes["self_consistency"]), **scores}
+        scores = {**(notes.get("model_scores") or {}), **clip_scores(as_array(frames))}
         found.append({"file": request.clip.file, "seed": request.seed, "prompt": request.number, "scores": scores})
         thumbnails.setdefault(request.number, []).append(small(frames))
         seconds.append(float(notes.get("seconds") or 0.0))

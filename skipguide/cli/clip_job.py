@@ -217,6 +217,14 @@ def write_clip(path: Path, frames: Sequence[Image], fps: float, as_sheet: Callab
         pictures.save_gif(frames, path, fps)
 
 
+def _amount_in_words(amount: Any) -> str:
+    if isinstance(amount, Timetable) or (isinstance(amount, Mapping) and "points" in amount):
+        return "by a timetable"
+    if isinstance(amount, Mapping):
+        return " and ".join(f"{_amount_in_words(own)} for {name}" for name, own in amount.items())
+    return f"{amount:g}"
+
+
 def _layers_in_words(layers: Any) -> str:
     if isinstance(layers, Timetable) or (isinstance(layers, Mapping) and "points" in layers):
         return "layers by a timetable"
@@ -231,13 +239,13 @@ def in_words(guidance: Mapping[str, Any]) -> str:
     words = []
     if (chosen := guidance.get("layers")) is not None:  # at scale 0 no layer need be named
         words.append(_layers_in_words(chosen))
-    scale = guidance.get("scale", 1.0)
-    words.append("scale by a timetable" if isinstance(scale, (Mapping, Timetable)) else f"scale {scale:g}")
+    words.append(f"scale {_amount_in_words(guidance.get('scale', 1.0))}")
     words += [str(guidance["part"])] if guidance.get("part", "block") != "block" else []
     words += [f"strength {guidance['strength']:g}"] if guidance.get("strength", 1) != 1 else []
     words += [f"heads {' '.join(map(str, guidance['heads']))}"] if guidance.get("heads") else []
     words += [f"{name} {value}" for name, value in (guidance.get("part_options") or {}).items()]
     words += [str(guidance["formula"])] if guidance.get("formula", "stg") != "stg" else []
-    words += [f"{name} {guidance[name]:g}" for name in ("rescale", "start", "stop", "every") if name in guidance]
+    others = [name for name in ("rescale", "start", "stop", "every", "guidance_scale") if name in guidance]
+    words += [f"{name.replace('_', ' ')} {_amount_in_words(guidance[name])}" for name in others]
     words += ["cfg from {:g} to {:g}".format(*guidance["cfg_interval"])] if guidance.get("cfg_interval") else []
     return ", ".join(words)

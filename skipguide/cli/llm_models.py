@@ -9,7 +9,7 @@ import json.decoder
 import shlex
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,7 @@ from skipguide.errors import SkipError
 BUNDLED_LM = "tiny-lm"
 # what the bundled model writes is Python, so that is what it is measured on
 PIECES, PIECE_TOKENS = 12, 256  # how much of a text is measured
+SEARCH_PIECES, SEARCH_TOKENS = 4, 128  # and how much by a search, which takes a hundred passes over it
 STANDARD_TEXTS = (argparse, json.decoder, textwrap, statistics, shlex, csv)
 
 
@@ -156,13 +157,41 @@ def statistics_of(
     """
     from skipguide.llm import AdaSkip, SublayerStats
 
+    return _measured(
+        text, file, SublayerStats, lambda: AdaSkip.calibrate(lm.model, lm.windows(texts(text), tokens, pieces))
+    )
+
+
+def order_of(lm: LanguageModel, text: Path | None, file: Path | None, most: int) -> Any:
+    """The order in which a search leaves sublayers out (`SkipOrder`): read from a file, or measured and kept in it.
+
+    Args:
+        lm: the model.
+        text: what to measure on; None takes the standard texts.
+        file: with the order of an earlier run; where there is none, it is written to it.
+        most: how many sublayers to leave out.
+
+    Raises:
+        SkipError: as of `statistics_of`.
+    """
+    from skipguide.llm import MeasuredSkip, SkipOrder
+
+    return _measured(
+        text,
+        file,
+        SkipOrder,
+        lambda: MeasuredSkip.calibrate(lm.model, lm.windows(texts(text), SEARCH_TOKENS, SEARCH_PIECES), most),
+    )
+
+
+def _measured(text: Path | None, file: Path | None, kind: Any, measure: Callable[[], Any]) -> Any:
     if file is not None and file.exists():
         if text is not None:
             raise SkipError(f"--text does nothing: {file} holds statistics already. Leave out one of the two")
-        return SublayerStats.load_json(file)
+        return kind.load_json(file)
     if file is not None:
         check_output(file, (".json",), force=False, notes=False)
-    found = AdaSkip.calibrate(lm.model, lm.windows(texts(text), tokens, pieces))
+    found = measure()
     if file is not None:
         with replacing(file) as (new,):
             write_json(new, found.to_dict())

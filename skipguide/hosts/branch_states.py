@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from torch import nn
 
-from skipguide.hosts.cache_contexts import ContextNames
 from skipguide.hosts.cache_dit import CacheDitStates
 from skipguide.hosts.diffusers_caches import KNOWN, hook_names, hooks_of
 from skipguide.hosts.teacache import TeaCacheStates
@@ -42,29 +41,33 @@ def states_of(model: nn.Module, cache: str | None) -> BranchStates:
         return CacheDitStates(model)
     if apart == "attributes":
         return TeaCacheStates(model)
-    return HookStates(model, hooks_of(model, cache)) if apart == "hooks" and cache else ContextStates(model)
+    if apart == "hooks" and cache is not None:
+        return HookStates(hooks_of(model, cache))
+    return ContextStates(model, () if cache is None else _managers(model))
 
 
 class ContextStates:
     """Hooks that keep a state per `cache_context`: the pipeline's passes have its contexts, skipped ones their own.
 
     A pipeline may say with its context which step this is, and at which noise level; that holds for the skipped pass
-    too.
+    too. A guider's pipeline may open none, so there every pass has one by its name.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, managers: Sequence[Any] = ()) -> None:
         self.model = model
+        self.managers = tuple(managers)  # of the states of a known cache
 
     @contextmanager
     def branch(self, name: str) -> Iterator[None]:
-        """A context of that name for a skipped pass; the pipeline's own contexts are left alone."""
+        """A context of that name for a skipped pass, or a guider's; those that a pipeline has opened are left alone."""
         enter = getattr(self.model, "cache_context", None)
-        if enter is None or not name.startswith("skip"):
+        if enter is None or not name.startswith(("skip", "pred_")):
             yield
             return
-        before = [(manager, manager._context) for manager in _managers(self.model)]
+        before = [(manager, manager._context) for manager in self.managers]
+        said: dict[str, Any] = next((vars(context) for _, context in before if context is not None), {})
         try:
-            with enter(name, **ContextNames.where(self.model)):
+            with enter(name, **{key: value for key, value in said.items() if key != "name"}):
                 yield
         finally:
             for manager, context in before:
@@ -72,13 +75,13 @@ class ContextStates:
 
     def forget(self) -> None:
         """Forget the states of skipped passes."""
-        for manager in _managers(self.model):
-            for name in [name for name in manager._state_cache if name.startswith("skip")]:
+        for manager in self.managers:
+            for name in [name for name in manager._state_cache if name.startswith(("skip", "pred_"))]:
                 del manager._state_cache[name]
 
     def reset(self) -> None:
         """Forget the states of all passes; the context in force stays."""
-        for manager in _managers(self.model):
+        for manager in self.managers:
             manager._state_cache.clear()
 
 
@@ -89,8 +92,7 @@ class HookStates:
     model that needs no CFG.
     """
 
-    def __init__(self, model: nn.Module, hooks: list[Any]) -> None:
-        self.model = model
+    def __init__(self, hooks: list[Any]) -> None:
         self.hooks = hooks
         self.kept: dict[str, list[Any]] = {}
 
@@ -130,7 +132,8 @@ class HookStates:
 def _fresh(hook: Any, skips: bool) -> Any:
     """A state as a hook has it at the beginning of a run."""
     state = type(hook.state)()
-    if skips and hasattr(hook, "weight_callback"):  # FasterCache would answer the first pass of a window from nothing
+    alone = skips or getattr(hook, "is_guidance_distilled", False)
+    if alone and hasattr(hook, "weight_callback"):  # FasterCache would answer the first pass of a window from nothing
         state.iteration = hook.block_skip_range
     return state
 

@@ -1,4 +1,4 @@
-"""Cache contexts: the name of the `cache_context` that a pipeline has open on its denoiser, and what it said there."""
+"""Cache contexts: the name of the `cache_context` that a pipeline has opened on its denoiser."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from torch import nn
 
 from skipguide.hosts.copies import copied_without
 
-# model -> name and what was said with it; a mapping is never changed, so that threads and tasks do not see each other's
-_OPEN: ContextVar[Mapping[int, tuple[str, Mapping[str, Any]]]] = ContextVar(
-    "skipguide_cache_contexts",
-    default={},  # noqa: B039
-)
+# model -> name; a mapping is never changed, so that threads and tasks do not see each other's
+_NAMES: ContextVar[Mapping[int, str]] = ContextVar("skipguide_cache_contexts", default={})  # noqa: B039
 
 
 class ContextNames:
@@ -66,12 +63,7 @@ class ContextNames:
     @staticmethod
     def name(model: nn.Module) -> str:
         """The name in force, or an empty one."""
-        return _OPEN.get().get(id(model), ("", {}))[0]
-
-    @staticmethod
-    def where(model: nn.Module) -> dict[str, Any]:
-        """What was said with the context in force: the step, how many there are, the noise level."""
-        return dict(_OPEN.get().get(id(model), ("", {}))[1])
+        return _NAMES.get().get(id(model), "")
 
     @contextmanager
     def __call__(self, name: str, **where: Any) -> Iterator[None]:
@@ -79,12 +71,12 @@ class ContextNames:
         for before in tuple(self.users.values()):
             if before is not None:
                 before()
-        token = _OPEN.set({**_OPEN.get(), self.key: (name, where)})
+        token = _NAMES.set({**_NAMES.get(), self.key: name})
         try:
             with self.original(name, **where):
                 yield
         finally:
-            _OPEN.reset(token)
+            _NAMES.reset(token)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of the model has its own `cache_context` and no listener."""

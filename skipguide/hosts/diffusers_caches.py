@@ -62,6 +62,9 @@ KNOWN: dict[str, Cache] = CACHES | {
 }
 # hooks that answer in place of a block or a sublayer stay in front of its gate; those of the model stay behind its own
 IN_FRONT: tuple[str, ...] = tuple(name for cache in CACHES.values() for name in cache.hooks)
+FOR_ALL_BLOCKS: tuple[str, ...] = tuple(
+    name for cache in CACHES.values() if cache.apart == "contexts" and cache.fast is not None for name in cache.hooks
+)
 AT_THE_MODEL: tuple[str, ...] = tuple(name for cache in CACHES.values() for name in cache.root)
 
 

@@ -25,8 +25,17 @@ def moves_weights(names: Iterable[str]) -> bool:
 
 
 def only_moves(names: Iterable[str]) -> bool:
-    """Whether hooks of these names do no more than that: others may do something else in every run."""
-    passive = (*MOVING, "peft_autocast_disable", "layer_execution_tracker", "lazy_prefetch_group_offloading")
+    """Whether hooks of these names change nothing that a block computes: others may do something else in every run.
+
+    A cache that answers for all blocks at once leaves each as it is; whether it answers, its record says.
+    """
+    passive: tuple[str, ...] = (
+        *MOVING,
+        "peft_autocast_disable",
+        "layer_execution_tracker",
+        "lazy_prefetch_group_offloading",
+    )
+    passive += diffusers_caches.FOR_ALL_BLOCKS
     return all(name.startswith(passive) for name in names)
 
 

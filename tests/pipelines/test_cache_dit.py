@@ -118,7 +118,7 @@ def test_dbprune():
 
 
 def test_ltx2_is_not_offered():
-    """The forward that cache-dit 1.5.3 has for LTX-2 does not know an argument of diffusers 0.42: it fails by itself."""
+    """The forward that cache-dit 1.5.3 has for LTX-2 lacks an argument of diffusers 0.42: it fails by itself."""
     pipe = FAMILIES["LTX-2"].build()
     with cached(pipe, config(0.5)), Stg([LAYER]).apply(pipe), pytest.raises(TypeError, match="sigma"):
         run(FAMILIES["LTX-2"], pipe)

@@ -17,7 +17,6 @@ pytestmark = pytest.mark.numerics
 BLOCKS, LAYER = 3, 2  # of the zoo's LTX-2
 SCALES = {"video": 0.7, "audio": 0.4}
 OFF = {"stg_scale": 0.0, "audio_stg_scale": 0.0}
-ALONE = {"modality_scale": 1.0, "audio_modality_scale": 1.0}
 
 
 def native_pair(**changed):
@@ -91,17 +90,15 @@ def test_each_of_its_terms_alone(native, changed):
 )
 def test_the_guider_does_what_apply_does(settings):
     """`apply` on the classic pipeline, with its own modality pass; `SkipGuider` on the modular one."""
-    kept: dict[str, object] = {"guidance_rescale": 0.0}
-    if "rescale" in settings:  # ours comes before the modality pass there, and so it does here; the pipeline's after
-        kept |= {"modality_scale": 1.0}
-    guider = ours(**kept | {"guidance_scale": {"video": 3.0, "audio": 5.0}} | settings)
+    own_cfg = {"guidance_scale": {"video": 3.0, "audio": 5.0}, "guidance_rescale": 0.0}
     modular_pipe = modular.build_ltx2()
-    out = modular.run_ltx2((guider.attach(modular_pipe), modular_pipe)[1], 2, noise=11)
+    guider = ours(**own_cfg | settings).attach(modular_pipe)
+    out = modular.run_ltx2(modular_pipe, 2, noise=11)
     pipe = BY_VIDEO["ltx2_own"].build()
     with Stg(**{"layers": [LAYER], "scale": SCALES, "part": "attn_identity"} | settings).apply(pipe) as applied:
-        expected = by_classic(pipe, **OFF, **(ALONE if "modality_scale" in kept else {}))
+        expected = by_classic(pipe, **OFF)
     close(out, expected)
-    assert guider.stats.blocks_run == applied.stats.blocks_run + (STEPS * BLOCKS if "rescale" not in settings else 0)
+    assert guider.stats.blocks_run == applied.stats.blocks_run + STEPS * BLOCKS  # the pipeline's own modality pass
 
 
 def test_every_second_step_keeps_a_difference_for_each():

@@ -69,6 +69,21 @@ def test_our_rescale_is_the_native_one(case, cfg):
         close(case.run(pipe, cfg, **OFF, **ALONE, **none), expected)
 
 
+def test_where_the_sound_is_thrown_away_the_video_alone_is_guided():
+    case = BY_VIDEO["ltx2_hdr"]
+    pipe = case.build()
+    native = {"stg_scale": 0.7, "spatio_temporal_guidance_blocks": [LAYER]}
+    for both in ({}, {"guidance_rescale": 0.6}):
+        expected = case.run(pipe, **native, **both)
+        with recipe(scale=0.7).apply(pipe):
+            close(case.run(pipe, stg_scale=0.0, **both), expected)
+    expected = case.run(pipe, **native, modality_scale=1.0, guidance_rescale=0.6)
+    with recipe(scale=0.7, rescale=0.6).apply(pipe):
+        close(case.run(pipe, stg_scale=0.0, modality_scale=1.0), expected)
+    with pytest.raises(SkipError, match="predicts one thing"):
+        recipe().apply(pipe)
+
+
 class ByHand:
     """LTX-2's further guidance in float64, on x0 of video and sound apart, in place of the model's forward."""
 

@@ -11,6 +11,7 @@ import torch
 from diffusers.hooks import HookRegistry, apply_group_offloading
 from diffusers.hooks.group_offloading import ModuleGroup
 from diffusers.hooks.layer_skip import _apply_layer_skip_hook
+from helpers.cache_cases import CACHE_CASES
 from helpers.native_calls import compared, ltx2_pipe, ltx2_row, near
 from helpers.residue import no_gates, traces
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -368,26 +369,47 @@ def test_a_model_that_is_compiled_as_a_whole_runs_whole(compiler):
 # -- caches -----------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def test_under_a_cache_passes_run_whole():
-    def steps(model, inputs):
-        for _ in range(2):
-            with model.cache_context("cond"):
-                model(**inputs)
-            _apply_layer_skip_hook(model, diffusers.LayerSkipConfig([2], fqn="blocks"), name="weak")
-            with model.cache_context("skip"):
-                out = model(**inputs)[0]
-            HookRegistry.check_if_exists_or_initialize(model).remove_hook("weak", recurse=True)
-        return out
+def cached_steps(model, inputs, steps=8):
+    """What a pipeline with a skip-layer guider does: a plain pass and one without block 2, each in its context."""
+    outs = []
+    for step in range(steps):
+        inputs = {**inputs, "hidden_states": inputs["hidden_states"] * 0.95}
+        where = {"step_index": step, "num_inference_steps": steps, "sigma": 1 - (step + 0.5) / steps}
+        with model.cache_context("cond", **where):
+            model(**inputs)
+        _apply_layer_skip_hook(model, diffusers.LayerSkipConfig([2], fqn="blocks"), name="weak")
+        with model.cache_context("skip", **where):
+            outs.append(model(**inputs)[0])
+        HookRegistry.check_if_exists_or_initialize(model).remove_hook("weak", recurse=True)
+    return torch.stack(outs)
 
-    family, outs = BY_NAME["wan"], []
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["never", "hits"])
+@pytest.mark.parametrize("cache", [*CACHE_CASES][:-1])
+def test_a_pass_with_a_cache_is_what_it_is_without_reuse(cache, how):
+    """Those that answer for all blocks share the beginning all the same; with the others each pass runs whole."""
+    family, clock, outs = BY_NAME["wan"], SimpleNamespace(current_timestep=500.0), []
     for reuse in (False, True):
         model, inputs = family.build(), {**family.inputs(1), "return_dict": False}
-        model.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.0))
+        made = CACHE_CASES[cache].make("Wan", clock, how, True)
+        if cache == "FasterCache":
+            made.spatial_attention_timestep_skip_range = (-1, -1)  # it cannot begin in its range without a batch of two
+        model.enable_cache(made)
         if not reuse:
-            outs.append(steps(model, inputs))
+            outs.append(cached_steps(model, inputs))
             continue
         with PrefixReuse().apply(SimpleNamespace(transformer=model)) as applied:
-            outs.append(steps(model, inputs))
+            outs.append(cached_steps(model, inputs))
     assert torch.equal(*outs)
-    assert not applied.stats.reused and all("FirstBlockCache" in why for why in applied.stats.not_reused)
+    stats = applied.stats
+    assert stats.blocks_run + stats.blocks_cached + stats.blocks_shared == stats.blocks_plain
+    if not CACHE_CASES[cache].blocks:
+        assert not stats.reused and all(cache in why for why in stats.not_reused)
+        assert stats.blocks_run == stats.blocks_plain
+        return
+    assert stats.reused
+    if how == "never":  # the first step has nothing that was kept
+        assert (stats.blocks_cached, stats.blocks_shared) == (0, 7 * 2)
+    else:
+        assert stats.blocks_cached > 0

@@ -1,5 +1,6 @@
 """The recipe of the next bundled video model: its shortcuts compute what the stock classes do, and its runs go on."""
 
+import copy
 import json
 import random
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from demos.bundled_model import evaluate
 from demos.bundled_model.clips import render, training_specs
 from demos.bundled_model.common import Ema
 from demos.bundled_model.frame_classifier import FrameClassifier, stability
@@ -30,6 +32,7 @@ from demos.bundled_model.wan.pool import ClipPool
 from demos.bundled_model.wan.progress import Progress, load_weights, read_progress, write_progress
 from demos.bundled_model.wan.train_transformer import Probe, Run, backward, batch_of, parse, train
 from skipguide import SkipError
+from skipguide.pipelines import SpatiotemporalSkipGuidance
 
 TINY = Shape(layers=2, heads=2, head_dim=16, ffn=32)
 FLAGS = "--layers 2 --heads 2 --head-dim 16 --ffn 32 --batch 4 --micro 2 --pool 6 --first-clips 4 --fresh 1 --probe 1"
@@ -104,6 +107,16 @@ def test_the_past_stays_out_of_a_trained_autoencoder(tmp_path):
         for values in (trained.config.latents_mean, trained.config.latents_std)
     )
     torch.testing.assert_close(encode_clips(trained, clips), (stock - mean) / std, rtol=1e-3, atol=1e-4)
+
+
+def test_the_decoder_alone_becomes_better_and_the_latents_stay(vae, tmp_path):
+    words = f"--out {tmp_path} --steps 2 --clips 2 --batch 4 --start {tmp_path} --decoder-only"
+    mine, before = copy.deepcopy(vae).requires_grad_(True), copy.deepcopy(vae.state_dict())
+    train_vae.run(train_vae.parse(words.split()), mine, copy.deepcopy(vae))
+    after = mine.state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    assert mine.config.latents_std == vae.config.latents_std
 
 
 # -- the transformer ------------------------------------------------------------------------------------------------
@@ -218,6 +231,9 @@ def test_a_training_goes_on_here_and_elsewhere_and_becomes_a_stock_pipeline(vae_
     stock.set_progress_bar_config(disable=True)
     clip = stock("a red circle", output_type="pt", generator=torch.Generator().manual_seed(0), **call).frames[0]
     assert clip.shape == (FRAMES, 3, 64, 64) and torch.isfinite(clip).all()
+    with SpatiotemporalSkipGuidance([1]).apply(stock) as applied:
+        stock("a red circle", output_type="pt", **call)
+    assert applied.stats.to_dict()["blocks_run"] < applied.stats.to_dict()["blocks_naive"]
     assert type(pipeline(elsewhere.file, vae_folder)) is type(stock)
 
 
@@ -238,6 +254,18 @@ def test_the_probe_is_the_same_every_time(vae):
     torch.manual_seed(4)
     second = Probe(vae, build_tokenizer(), each=1).batch
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_evaluation_takes_any_pipeline(vae_folder, tmp_path, capsys):
+    write_progress(tmp_path / "p.safetensors", Ema(build(TINY, build_tokenizer())), Progress(TINY))
+    export(tmp_path / "p.safetensors", vae_folder, tmp_path / "pipe", steps=1, guidance=2.0)
+    words = f"--model {tmp_path / 'pipe'} --prompts 5 --real 8 --tune 1 --tune-prompts 2 --workers 2 --out"
+    evaluate.main([*words.split(), str(tmp_path / "results.json")])
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["frames_real"]["same"] > 0.9 and found["accuracy_real"]["motion"] > 0.8, "17 frames suit both judges"
+    assert set(found["frames_held_out"]) == {"same", "steady", "shape", "colour", "background"}
+    assert found["guidance_scale"] == 1 and found["steps"] == 1
+    assert (tmp_path / "samples.png").stat().st_size > 0
 
 
 # -- the judge of frames --------------------------------------------------------------------------------------------

@@ -91,7 +91,8 @@ def _preset(model: Any) -> tuple[Sequence[int], str]:
     except SkipError:
         return (), "preset: none; `skipguide sweep PROMPT --model ...` shows what every layer does"
     names = ["layers", "scale", "part", "formula"]
-    names += [name for name, whole in (("start", 0.0), ("stop", 1.0)) if getattr(preset, name) != whole]
+    usual = {"start": 0.0, "stop": 1.0, "rescale": 0.0, "guidance_scale": None}
+    names += [name for name, value in usual.items() if getattr(preset, name) != value]
     settings = clip_job.in_words({name: getattr(preset, name) for name in names})
     return preset.numbers, f"preset (*): {settings} ({preset.origin}: {preset.source})"
 

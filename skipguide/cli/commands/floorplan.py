@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skipguide.cli import vision_models
-from skipguide.cli.arguments import examples, number
+from skipguide.cli.arguments import Default, examples, number
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, sidecar, versions, write_json
 from skipguide.errors import SkipError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from skipguide.vision.floorplan import Plan
 
 BUNDLED = "tiny-floorplan"
-MADE_UP = 200_000
+MADE_UP = Default(200_000)
 MOST = 8
 
 
@@ -34,7 +34,9 @@ def register(subparsers: Any) -> None:
             "skipguide floorplan --data msd/train --plans 1234 1240 --side 128 --model runs/msd/model",
         ),
     )
-    parser.add_argument("--seed", metavar="N", type=number(int, 0), help=f"of the made-up plan (default: {MADE_UP})")
+    parser.add_argument(
+        "--seed", metavar="N", type=number(int, 0), default=MADE_UP, help="of the made-up plan (default: %(default)s)"
+    )
     parser.add_argument("--programme", choices=("family", "office", "clinic"), help="of the made-up plan")
     parser.add_argument(
         "--data", metavar="FOLDER", type=Path, help="Modified Swiss Dwellings: struct_in, graph_in and maybe full_out"
@@ -92,9 +94,8 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
     if args.data is None:
         if args.plans or args.side or args.gap:
             raise SkipError("--plans, --side and --gap belong to --data; a made-up plan has --seed and --programme")
-        args.seed = MADE_UP if args.seed is None else args.seed  # what the notes say
         return [generate_plan(args.seed, programme=args.programme)]
-    if args.seed is not None or args.programme:
+    if not isinstance(args.seed, Default) or args.programme:
         raise SkipError("--seed and --programme belong to a made-up plan; of --data choose with --plans")
     folder = MSDFolder(args.data, args.side, args.gap)
     wanted = args.plans or folder.ids[:1]

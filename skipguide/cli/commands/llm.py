@@ -11,7 +11,7 @@ from typing import Any
 from skipguide.cli.arguments import DTYPES, examples, number, unicode_text
 from skipguide.cli.llm_models import BUNDLED_LM
 
-POLICIES = ("adaskip", "unified", "self-speculative", "none")
+POLICIES = ("adaskip", "measured", "unified", "self-speculative", "none")
 ACTIONS = ("generate", "rank")
 
 
@@ -74,7 +74,10 @@ def _register_generate(actions: Any) -> None:
         "--phase", choices=("prefill", "decode", "both"), help="when to skip (default: the policy's own)"
     )
     group.add_argument(
-        "--skip-ratio", metavar="X", type=number(float, 0, 1), help="adaskip: share of the sublayers (default: 0.05)"
+        "--skip-ratio",
+        metavar="X",
+        type=number(float, 0, 1),
+        help="adaskip, measured: share of the sublayers (default: 0.05)",
     )
     group.add_argument(
         "--cost-aware", action="store_true", help="adaskip: by similarity per millisecond, measured here"
@@ -94,7 +97,7 @@ def _register_generate(actions: Any) -> None:
         "--no-lookup", action="store_true", help="self-speculative: draft by the model alone, not from the text"
     )
     group.add_argument("--max-draft", metavar="N", type=number(int, 1), help="self-speculative: longest draft")
-    _add_text(group, "what adaskip and self-speculative measure similarity on")
+    _add_text(group, "what adaskip and self-speculative measure similarity on, and measured the loss")
     group = parser.add_argument_group("generation", "greedy, if nothing else is said")
     group.add_argument("--max-new-tokens", metavar="N", type=number(int, 2), default=96, help="default: %(default)s")
     group.add_argument("--sample", action="store_true", help="draw tokens instead of taking the most probable")
@@ -145,7 +148,7 @@ def _add_text(group: Any, what: str) -> None:
         "--text", metavar="FILE", type=Path, help=f"{what} (default: some modules of the standard library)"
     )
     group.add_argument(
-        "--stats", metavar="FILE", type=Path, help="similarities: read from this .json, or measured and kept in it"
+        "--stats", metavar="FILE", type=Path, help="what is measured: read from this .json, or kept in it"
     )
 
 

@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from skipguide.cli.arguments import given
-from skipguide.cli.llm_models import PIECE_TOKENS, LanguageModel, load, statistics_of
+from skipguide.cli.llm_models import PIECE_TOKENS, LanguageModel, load, order_of, statistics_of
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, versions, write_json
 from skipguide.errors import SkipError
 
 OWN_FLAGS = {
     "adaskip": ("phase", "skip_ratio", "cost_aware", "no_online", "text", "stats"),
+    "measured": ("phase", "skip_ratio", "text", "stats"),
     "unified": ("phase", "speedup", "mode"),
     "self-speculative": ("draft_skip", "max_draft", "no_lookup", "text", "stats"),
     "none": (),
@@ -45,15 +46,19 @@ def make_policy(args: argparse.Namespace, lm: LanguageModel) -> Callable[[Any], 
 
     The statistics that a policy needs are measured here.
     """
-    from skipguide.llm import AdaSkip, SelfSpeculative, UnifiedSkip
+    from skipguide.llm import AdaSkip, MeasuredSkip, SelfSpeculative, UnifiedSkip
 
     def statistics_of_text() -> Any:
         return statistics_of(lm, args.text, args.stats)
 
+    one = 1 / (2 * lm.describe()["layers"])  # a small model leaves out one sublayer at least
+    ratio = max(SKIP_RATIO, one) if args.skip_ratio is None else args.skip_ratio
+    if args.policy == "measured":
+        found = order_of(lm, args.text, args.stats, max(1, round(ratio / one)))
+        return MeasuredSkip(skip_ratio=ratio, phase=args.phase or "both").plan(found).apply
     if args.policy == "adaskip":
-        one = 1 / (2 * lm.describe()["layers"])  # a small model leaves out one sublayer at least
         ada = AdaSkip(
-            skip_ratio=max(SKIP_RATIO, one) if args.skip_ratio is None else args.skip_ratio,
+            skip_ratio=ratio,
             phase=args.phase or "both",
             online=not args.no_online,
             cost_aware=args.cost_aware,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from skipguide.cli import models, pipeline_calls
-from skipguide.cli.arguments import BUNDLED, DTYPES, examples, number
+from skipguide.cli.arguments import BUNDLED, DTYPES, Default, examples, number
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, sidecar, slug, versions, write_json
 from skipguide.errors import SkipError
 from skipguide.parts import PARTS
@@ -49,7 +49,8 @@ def register(subparsers: Any) -> None:
         "--levels",
         metavar="N",
         type=number(int, 1),
-        help=f"steps that are scored (default: {LEVELS}, or all --steps if they are fewer)",
+        default=Default(LEVELS),
+        help="steps that are scored (default: %(default)s, or all --steps if they are fewer)",
     )
     parser.add_argument("--guidance-scale", metavar="X", type=number(float), help="classifier-free guidance")
     parser.add_argument("--height", metavar="N", type=number(int, 1), help="in pixels")
@@ -68,10 +69,12 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Score, print, plot."""
-    if args.levels is None:
-        args.levels = min(LEVELS, args.steps)  # what the notes say
-    elif args.levels > args.steps:
-        raise SkipError(f"expected --levels of at most the {args.steps} --steps that can be scored; got {args.levels}")
+    if args.levels > args.steps:
+        if not isinstance(args.levels, Default):
+            raise SkipError(
+                f"expected --levels of at most the {args.steps} --steps that can be scored; got {args.levels}"
+            )
+        args.levels = args.steps  # what the notes say
     if any(not text.strip() for text in args.prompts or ()):
         raise SkipError("expected prompts in words; one of --prompts is empty")
     output = args.output or Path(f"{slug(Path(args.model).name)}-rank.png")

@@ -60,7 +60,7 @@ class Setting(JsonConfig):
         for name in ("scale", "start", "stop", "guidance_scale"):
             object.__setattr__(self, name, float(as_number(name, getattr(self, name))))
         for name in ("steps", "seed"):
-            object.__setattr__(self, name, as_whole(name, getattr(self, name)))
+            object.__setattr__(self, name, as_whole(name, getattr(self, name), None))
         if not 1 <= self.steps <= MOST_STEPS:
             raise SkipError(f"expected 1 to {MOST_STEPS} steps; got {self.steps}")
         if not 0 <= self.seed < 2**63:

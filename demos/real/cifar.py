@@ -1,0 +1,325 @@
+"""SkipNet on its paper's data: CIFAR-10, ResNet-38, gates ff1 and rnn, against its controls.
+
+    nice -n 19 python -m demos.real.cifar                   # all runs, two days of one core
+    nice -n 19 python -m demos.real.cifar --runs plain-38   # one of them; two minutes an epoch
+    python -m demos.real.cifar --report                     # the tables and the figure, of the runs that are done
+
+Runs go in the order of `RUNS`. One that was stopped goes on from its last epoch, in `runs/real-cifar`. What a finished
+one leaves, `demos/real/cifar/NAME` (weights of 2 MB, and what was measured), is small enough to be committed: other
+machines go on from there. Images are those of `../shared/data/cifar10`; the last 2,000 of the training part choose
+subsets of blocks, and every figure is of the 10,000 test images.
+
+The paper: with 110 layers about half of the computation at equal accuracy, and the number of layers follows difficulty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import TensorDataset
+from tqdm import tqdm
+
+from demos import study
+from demos.benchmarks.measure import Ratio, interleaved, machine, write_json, write_text
+from demos.real.pictures import data_file, jpegs
+from demos.real.weights import NotInstalledError
+from demos.skipnet.pictures import spearman
+from demos.skipnet.train import shift_and_mirror
+from skipguide.vision import SkipNet
+from skipguide.vision.skipnet.evaluate import Evaluation, best_subset, evaluate, fixed_gates, random_gates
+from skipguide.vision.skipnet.train import TrainConfig, train
+
+HOME = Path(__file__).with_suffix("")
+OUT = Path(__file__).with_suffix(".json")
+WORK = study.ROOT / "runs" / "real-cifar"
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+VALIDATION = 2000
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network and how it is trained.
+
+    Attributes:
+        name: of the run and its folder.
+        blocks: of each of the three stages; 6 is ResNet-38.
+        stages: of the training, and epochs of each.
+        gate: kind of the gates.
+        start: name of the run whose weights it starts from.
+        like: name of the gated run whose number of blocks a fixed subset has.
+    """
+
+    name: str
+    blocks: int
+    stages: tuple[tuple[str, int], ...]
+    gate: str = "ff1"
+    start: str = ""
+    like: str = ""
+
+
+RUNS = (
+    Run("plain-38", 6, (("dense", 40),)),
+    Run("plain-26", 4, (("dense", 40),)),
+    Run("plain-20", 3, (("dense", 40),)),
+    Run("ff1", 6, (("supervised", 20), ("reinforce", 20)), start="plain-38"),
+    Run("ff1-fixed", 6, (("fixed", 40),), start="plain-38", like="ff1"),
+    Run("rnn", 6, (("supervised", 20), ("reinforce", 20)), gate="rnn", start="plain-38"),
+    Run("rnn-fixed", 6, (("fixed", 40),), start="plain-38", like="rnn"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for all runs; tests make it small."""
+
+    epochs: float = 1.0  # times those of the runs
+    batch: int = 128
+    lr: float = 3e-3
+    widths: tuple[int, ...] = (16, 32, 64)
+    train: int = 50_000
+    test: int = 10_000
+    timed: int = 128
+    rounds: int = 7
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images `[N, 3, 32, 32]` as bytes, and labels `[N]`."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __getitem__(self, rows: slice) -> Images:
+        return Images(self.images[rows], self.labels[rows])
+
+    @property
+    def dataset(self) -> TensorDataset:
+        return TensorDataset(self.images, self.labels)
+
+
+def read(part: str, count: int) -> Images:
+    """The first images of `"train"` or `"test"`, which are mixed.
+
+    Raises:
+        NotInstalledError: without `../shared/data/cifar10`.
+    """
+    name = f"cifar10/{part}.npz"
+    with np.load(data_file(name)) as data:
+        labels = torch.from_numpy(data["labels"][:count].astype(np.int64))
+    pictures = (np.asarray(Image.open(io.BytesIO(jpeg))) for _, jpeg in zip(labels, jpegs(name), strict=False))
+    return Images(torch.from_numpy(np.stack(list(pictures))).permute(0, 3, 1, 2).contiguous(), labels)
+
+
+def normalised(images: Tensor) -> Tensor:
+    """Bytes as the network takes them."""
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))
+    return (images.float() / 255 - mean) / std
+
+
+def augment(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The usual shifts and mirror images, of a batch of bytes."""
+    return shift_and_mirror(normalised(images), labels, generator)
+
+
+class Study:
+    """The images, and what is trained on them."""
+
+    def __init__(self, settings: Settings, home: Path, work: Path) -> None:
+        self.settings, self.home, self.work = settings, home, work
+        every = read("train", settings.train)
+        held = min(VALIDATION, settings.train // 5)
+        self.train, self.validation = every[:-held], every[-held:]
+        self.test = read("test", settings.test)
+
+    def finished(self, name: str) -> bool:
+        """Whether a run is done."""
+        return (self.home / name / "measures.json").exists()
+
+    def model(self, name: str) -> SkipNet:
+        """A finished run's network."""
+        if not self.finished(name):
+            raise SystemExit(f"run {name} is needed first: python -m demos.real.cifar --runs {name}")
+        return SkipNet.from_pretrained(self.home / name)
+
+    def build(self, run: Run) -> SkipNet:
+        """The network before its first step: open gates, on the weights of the run that it starts from."""
+        torch.manual_seed(0)
+        shape = {"blocks": [run.blocks] * 3, "widths": list(self.settings.widths), "num_classes": 10}
+        net = SkipNet(shape, run.gate, image_size=(3, 32, 32))
+        if run.start:
+            net.backbone.load_state_dict(self.model(run.start).backbone.state_dict())
+        net.gates.open_by(1.0)
+        return net
+
+    def run(self, run: Run) -> None:
+        """Train what is not trained yet; measure; leave the weights and the figures in the home folder."""
+        if self.finished(run.name):
+            return
+        net, decisions = self.build(run), self.subset(run)
+        for at, (stage, epochs) in enumerate(run.stages):
+            steps = max(1, round(epochs * self.settings.epochs * len(self.train.labels) / self.settings.batch))
+            each = max(1, len(self.train.labels) // self.settings.batch)
+            config = TrainConfig(
+                stage=stage, steps=steps, batch_size=self.settings.batch,
+                lr=self.settings.lr / (5 if stage == "reinforce" else 1), sharpen=3.0 if stage == "reinforce" else 1.0,
+                rl_weight=1.0 if stage == "reinforce" else 0.01, alpha=0.1, save_every=each,
+            )  # fmt: skip
+            train(
+                net, self.train.dataset, config, out=self.work / run.name / f"{at}-{stage}", augment=augment,
+                decisions=decisions,
+            )  # fmt: skip
+        found = self.measure(run, net, decisions)
+        net.save_pretrained(self.home / run.name)
+        write_json(self.home / run.name / "measures.json", found)  # last: it says that the run is done
+        shutil.rmtree(self.work / run.name, ignore_errors=True)
+
+    def subset(self, run: Run) -> Tensor | None:
+        """The best blocks for all images, as many as a gated run has on average, rounded up."""
+        if not run.like:
+            return None
+        gates = json.loads((self.home / run.like / "measures.json").read_text(encoding="utf-8"))["hard"]["blocks"]
+        some = self.validation[:300]
+        return best_subset(self.model(run.start), normalised(some.images), some.labels, math.ceil(gates - 1 - 1e-9))
+
+    # -- measuring
+
+    def measure(self, run: Run, net: SkipNet, decisions: Tensor | None) -> dict[str, Any]:
+        """Accuracy, computation and time on the test images."""
+        gated = run.stages[-1][0] == "reinforce"
+        decide = None if decisions is None else fixed_gates(decisions)
+        hard = self.evaluate(net, "hard" if gated else "open", decide)
+        found = {
+            "run": asdict(run),
+            "settings": asdict(self.settings),
+            "macs_of_all_blocks": net.costs().dense,
+            "hard": hard.to_dict(),
+            "per_class": hard.per_class(self.test.labels),
+            "time_of_all_blocks": self.time(net, "hard" if gated else "open", decide),
+        }
+        if gated:
+            rates = hard.gates.double().mean(0)
+            found |= {
+                "rates": rates.tolist(),
+                "sampled": self.evaluate(net, "sample").to_dict(),
+                "random_gates": self.evaluate(net, "hard", random_gates(rates, 0)).to_dict(),
+                # what the paper calls difficulty: does the network that runs all blocks say less sure what it sees?
+                "blocks_with_difficulty": spearman(self.difficulty(self.model(run.start)), hard.blocks),
+            }
+        return found
+
+    def evaluate(self, net: SkipNet, mode: str, decide: Any = None) -> Evaluation:
+        return evaluate(net, normalised(self.test.images), self.test.labels, mode, decide)
+
+    @torch.inference_mode()
+    def difficulty(self, net: SkipNet) -> Tensor:
+        """Of every test image, the loss of the network with all blocks."""
+        parts = [net(images, return_routing=True, mode="open").logits for images in self.batches(250)]
+        return torch.nn.functional.cross_entropy(torch.cat(parts), self.test.labels, reduction="none")
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """The test images."""
+        return (normalised(part) for part in self.test.images.split(size))
+
+    @torch.inference_mode()
+    def time(self, net: SkipNet, mode: str, decide: Any) -> dict[str, Any]:
+        """Process time of a batch over that of the same network with every block open."""
+        from contextlib import nullcontext
+
+        images = next(self.batches(self.settings.timed))
+        now = {"mode": "open", "decisions": None}
+
+        def select(name: str) -> Any:
+            own = decide is not None and name == "routed"
+            now.update(mode=mode if name == "routed" else "open", decisions=decide(0, len(images)) if own else None)
+            return nullcontext()
+
+        turns = {name: (lambda name=name: select(name)) for name in ("all", "routed")}
+        rounds = list(interleaved(turns, lambda: net(images, return_routing=True, **now), self.settings.rounds))
+        return Ratio.of(*([clocks[name][1] for clocks in rounds] for name in ("routed", "all"))).to_dict()
+
+
+# -- results
+
+
+def results(home: Path) -> dict[str, Any]:
+    """What the finished runs have measured, in order."""
+    paths = [home / run.name / "measures.json" for run in RUNS]
+    return {"runs": [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]}
+
+
+def text(result: dict[str, Any]) -> str:
+    """The table."""
+    base = next((run for run in result["runs"] if run["run"]["name"] == "plain-38"), None)
+    rows = []
+    for found in result["runs"]:
+        scale = found["macs_of_all_blocks"] / base["macs_of_all_blocks"] if base else 1.0
+        hard, time = found["hard"], found["time_of_all_blocks"]["median"]
+        rows.append([
+            found["run"]["name"], f"{hard['accuracy']:.2%}", f"{hard['blocks']:.1f}",
+            f"{scale * hard['macs_fraction']:.1%}", f"{time:.2f}",
+            f"{found['random_gates']['accuracy']:.2%}" if "random_gates" in found else "",
+            f"{found['blocks_with_difficulty']:+.2f}" if "blocks_with_difficulty" in found else "",
+        ])  # fmt: skip
+    head = [
+        "run", "test accuracy", "blocks", "MACs of ResNet-38's", "time of all its blocks'", "random gates",
+        "blocks with difficulty",
+    ]  # fmt: skip
+    return "CIFAR-10, 10,000 test images, one seed\n\n" + study.table(head, rows)
+
+
+def figure(result: dict[str, Any]) -> Any:
+    """Accuracy against the computation that is really done."""
+    drawing, axes = study.canvas(1, 1, 6.0, 4.2)
+    (axis,) = axes.flat
+    base = max((run["macs_of_all_blocks"] for run in result["runs"]), default=1)
+    for found in result["runs"]:
+        x = found["macs_of_all_blocks"] / base * found["hard"]["macs_fraction"]
+        axis.plot(100 * x, 100 * found["hard"]["accuracy"], "o")
+        axis.annotate(found["run"]["name"], (100 * x, 100 * found["hard"]["accuracy"]), fontsize=8)
+    axis.set(xlabel="% of ResNet-38's MACs", ylabel="test accuracy %", title="CIFAR-10: routing and its controls")
+    return drawing
+
+
+def report(home: Path, out: Path) -> str:
+    """Write the JSON, the table and the figure of what is done."""
+    result = results(home)
+    table = text(result)
+    write_json(out, {**result, "machine": machine()})
+    write_text(out.with_suffix(".md"), table)
+    study.save_figure(figure(result), out.with_suffix(".png"))
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [run.name for run in RUNS]
+    parser.add_argument("--runs", nargs="+", choices=names, default=names, help="which, in the order of the list")
+    parser.add_argument("--home", type=Path, default=HOME, help="folder of what finished runs leave")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder of states of runs that are not finished")
+    parser.add_argument("--out", type=Path, default=OUT, help="the JSON of all finished runs; table and figure beside")
+    parser.add_argument("--report", action="store_true", help="train nothing")
+    args = parser.parse_args(argv)
+    if not args.report:
+        try:
+            plan = Study(Settings(), args.home, args.work)
+        except NotInstalledError as error:
+            raise SystemExit(str(error)) from error
+        for run in tqdm([run for run in RUNS if run.name in args.runs], desc="runs"):
+            plan.run(run)
+    print(report(args.home, args.out))
+
+
+if __name__ == "__main__":
+    main()

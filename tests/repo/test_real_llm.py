@@ -1,0 +1,128 @@
+"""The study of a language model that others trained: its texts, its jobs on a tiny model, its tables."""
+
+import json
+
+import pytest
+import torch
+from helpers.llm_zoo import BY_NAME, VOCAB
+
+from demos.real import llm, llm_report, texts
+from demos.real.weights import NotInstalledError
+from skipguide.cli.llm_models import LanguageModel
+from skipguide.llm import AdaSkip, MeasuredSkip
+from skipguide.llm.cost import SublayerCosts
+
+FORM = llm.Form(
+    tokens=16, english=2, code=2, chat=2, calibration=2, samples=2, search=1, seeds=1, decoded=(2, 3), counts=(2, 4),
+    written=3, rounds=2, few=(2,), without=("late attention",),
+)  # fmt: skip
+
+
+class Letters:
+    """A tokenizer of letters."""
+
+    chat_template = None
+
+    def __call__(self, text, return_tensors=None, verbose=True):
+        return {"input_ids": torch.tensor([[3 + ord(letter) % (VOCAB - 3) for letter in text]])}
+
+    def decode(self, ids, skip_special_tokens=False):
+        return " ".join(map(str, ids.tolist()))
+
+
+@pytest.fixture(scope="module")
+def study():
+    torch.manual_seed(0)
+    model = BY_NAME["llama"].build().eval()
+    lm = LanguageModel("tiny", model, Letters(), "cpu", "float32")
+    g = torch.Generator().manual_seed(1)
+    rows = {kind: torch.randint(3, VOCAB, (2, 16), generator=g) for kind in llm_report.KINDS}
+    samples = [torch.randint(3, VOCAB, (2, 16), generator=g) for _ in range(2)]
+    stats = [AdaSkip.calibrate(model, list(sample)) for sample in samples]
+    order = MeasuredSkip.calibrate(model, [samples[0][:1]], most=4)
+    return llm.Study(FORM, lm, samples, rows, stats, order, SublayerCosts((1.0,) * 4, (2.0,) * 4, 1.0, 16))
+
+
+@pytest.fixture(scope="module")
+def data(study):
+    rows = []
+    for jobs in (llm.prefill, llm.decode, llm.times, llm.speculation, llm.other_samples):
+        made = list(jobs(study))
+        assert len({name for name, _ in made}) == len(made), "every job has a name of its own"
+        rows += [job() for _, job in made]
+    example = {"part": "example", "prompt": "<chat>Why?", "method": "AdaSkip", "share": 0.05, "text": "be\ncause"}
+    return json.loads(
+        json.dumps({
+            "form": "short",
+            "settings": {"counts": [2, 4]},
+            "model": {"name": "tiny", "layers": 4},
+            "tokens": dict.fromkeys(llm_report.KINDS, 32),
+            "calibration": {"tokens": 32, "cpu_seconds": [1.0, 2.0], "rankings": []},
+            "search": study.order.to_dict() | {"cpu_seconds": 5.0},
+            "rows": [*rows, example],
+        })
+    )  # fmt: skip
+
+
+def test_a_measurement_is_that_of_an_edited_copy(study, data):
+    """The loss of one method at one count, by hand: output projections that are zero, and no scale."""
+    (row,) = llm_report.rows_of(data, "prefill", text="code", method="measured search", count=2)
+    which = study.order.first(2)
+    edited = BY_NAME["llama"].zeroed(study.lm.model, which.attn, which.mlp)
+    losses = []
+    for ids in study.test["code"]:
+        with torch.no_grad():
+            logits = edited(input_ids=ids[None], use_cache=False).logits[0, :-1]
+        losses.append(torch.nn.functional.cross_entropy(logits, ids[1:]))
+    assert row["perplexity"] == pytest.approx(float(torch.stack(losses).mean().exp()), rel=1e-3)
+
+
+def test_what_is_compared(data):
+    english = llm_report.rows_of(data, "prefill", text="english")
+    methods = {row["method"] for row in english}
+    assert {"AdaSkip", "measured search", "measured damage", "late layers", "block influence", "whole model"} <= methods
+    assert "late attention" not in methods, "left to llm_quality by this form"
+    assert {row["count"] for row in english} == {0, 2, 4}
+    assert {row["compensate"] for row in english if row["method"] == "AdaSkip"} == {True, False}
+    assert {row["method"] for row in llm_report.rows_of(data, "prefill", text="chat")} == {"whole model", *llm.SHORTER}
+    whole = next(row for row in english if row["method"] == "whole model")
+    assert whole["agreement"] == 1 and whole["loss_rise"] == 0
+    assert all(0 <= row["acceptance"] <= 1 for row in llm_report.rows_of(data, "speculation"))
+
+
+def test_the_prompt_is_read_by_the_whole_model_in_decoding(study):
+    assert {plan.phase for plan in llm.decoding_plans(study, 2).values()} == {"decode"}
+
+
+def test_tables_and_figure(data, tmp_path):
+    path = tmp_path / "llm.json"
+    path.write_text(json.dumps(data))
+    text = llm_report.publish(path)
+    for words in ("MeasuredSkip (search)", "AdaSkip + scales", "| decoding;", "share that stays", "be cause", "4 of 8"):
+        assert words in text, words
+    assert path.with_suffix(".md").read_text() == text and path.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_a_study_that_was_stopped_early_has_tables_too(data):
+    few = data | {"rows": [row for row in data["rows"] if row["part"] == "prefill" and row["text"] == "english"][:4]}
+    text = llm_report.tables(few)
+    assert "English" in text and "Decoding" not in text
+
+
+def test_wikitext_is_made_readable():
+    given = " \n = Gold @-@ dust = \n \n ( It 's 1 @,@ 000 , or more . ) He said : \" Do n't ! \" \n"
+    assert texts.readable(given) == "= Gold-dust =\n\n(It's 1,000, or more.) He said: \"Don't!\""
+
+
+def test_windows_are_whole_and_evenly_taken(study):
+    pieces = texts.windows(study.lm, ["a" * 40, " ", "b" * 16], 16)
+    assert [len(piece) for piece in pieces] == [16, 16, 16]
+    numbered = [torch.tensor([n]) for n in range(9)]
+    assert texts.spaced(numbered, 3).flatten().tolist() == [0, 4, 8]
+    assert texts.spaced(numbered, 99).shape == (9, 1)
+
+
+def test_texts_that_are_not_there_say_so(monkeypatch, tmp_path):
+    monkeypatch.setattr("demos.real.pictures.DATA", tmp_path)
+    with pytest.raises(NotInstalledError, match=r"wikitext2/test\.txt"):
+        texts.english("test")

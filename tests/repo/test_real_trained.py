@@ -1,0 +1,122 @@
+"""The studies that train on their papers' own data, on a handful of made-up pictures in its place."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from demos.real import cifar, nuclei, pictures
+from demos.real.weights import NotInstalledError
+from demos.unetpp import study as unetpp
+from skipguide.vision.unetpp.nuclei import generate_nuclei
+
+
+def packed(files):
+    """Files as the data has them: all bytes in one array, and where each begins."""
+    return np.frombuffer(b"".join(files), np.uint8), np.cumsum([0, *map(len, files)])
+
+
+def encoded(values, kind):
+    out = io.BytesIO()
+    Image.fromarray(values).save(out, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    return out.getvalue()
+
+
+@pytest.fixture
+def data(monkeypatch, tmp_path):
+    """Ten classes of nearly plain colours, and nuclei of two sizes."""
+    g = np.random.default_rng(0)
+    for folder in ("cifar10", "nuclei"):
+        (tmp_path / folder).mkdir()
+    for part, count in (("train", 30), ("test", 20)):
+        labels = np.arange(count) % 10
+        images = np.clip(25 * labels[:, None, None, None] + g.integers(0, 9, (count, 32, 32, 3)), 0, 255)
+        jpeg, offsets = packed([encoded(image.astype(np.uint8), "JPEG") for image in images])
+        np.savez(tmp_path / "cifar10" / f"{part}.npz", jpeg=jpeg, offsets=offsets, labels=labels)
+    pairs = [generate_nuclei(seed, 48 if seed % 2 else 64) for seed in range(10)]
+    jpeg, offsets = packed([encoded((255 * i.permute(1, 2, 0).numpy()).astype(np.uint8), "JPEG") for i, _ in pairs])
+    mask, mask_offsets = packed([encoded((255 * m[0].numpy()).astype(np.uint8), "PNG") for _, m in pairs])
+    np.savez(
+        tmp_path / "nuclei" / "nuclei.npz", jpeg=jpeg, offsets=offsets, mask_png=mask, mask_offsets=mask_offsets
+    )  # fmt: skip
+    monkeypatch.setattr(pictures, "DATA", tmp_path)
+    return tmp_path
+
+
+SMALL = cifar.Settings(epochs=0.05, batch=4, widths=(2, 3, 4), train=30, test=20, timed=4, rounds=2)
+
+
+def test_cifar_is_read_as_it_was_written(data):
+    found = cifar.read("train", 12)
+    assert found.images.shape == (12, 3, 32, 32) and found.images.dtype == torch.uint8
+    assert found.labels.tolist() == [*range(10), 0, 1]
+    means = found.images.float().mean((1, 2, 3))
+    assert torch.allclose(means, 25.0 * found.labels + 4, atol=2)
+    assert abs(float(cifar.normalised(found.images).mean())) < 2
+
+
+def test_runs_start_from_each_other_and_are_done_once(data, tmp_path, monkeypatch, capsys):
+    home, out = tmp_path / "home", tmp_path / "cifar.json"
+    plan = cifar.Study(SMALL, home, tmp_path / "work")
+    assert len(plan.validation.labels) == 6 and len(plan.train.labels) == 24
+    with pytest.raises(SystemExit, match="plain-38 is needed first"):
+        plan.run(cifar.RUNS[3])
+    by_name = {run.name: run for run in cifar.RUNS}
+    for name in ("plain-38", "ff1", "ff1-fixed"):
+        plan.run(by_name[name])
+        assert plan.finished(name) and not (tmp_path / "work" / name).exists()
+    start = plan.build(by_name["ff1"]).backbone.state_dict()
+    assert all(torch.equal(start[k], v) for k, v in plan.model("plain-38").backbone.state_dict().items())
+    monkeypatch.setattr(cifar, "train", lambda *args, **kwargs: pytest.fail("it is done"))
+    plan.run(by_name["ff1"])
+    gated, fixed = (json.loads((home / name / "measures.json").read_text()) for name in ("ff1", "ff1-fixed"))
+    assert {"sampled", "random_gates", "blocks_with_difficulty", "rates"} <= set(gated)
+    assert fixed["hard"]["blocks"] >= gated["hard"]["blocks"] - 1e-9, "the control gets no less"
+    table = cifar.report(home, out)
+    assert "ff1-fixed" in table and [run["run"]["name"] for run in json.loads(out.read_text())["runs"]] == [
+        "plain-38", "ff1", "ff1-fixed",
+    ]  # fmt: skip
+    assert out.with_suffix(".png").stat().st_size > 5000
+
+
+def test_nuclei_are_brought_to_one_size(data):
+    found = nuclei.read(32)
+    assert len(found) == 10 and {tuple(i.shape) for i in found.images} == {(3, 32, 32)}
+    for seed, (image, mask) in enumerate(zip(found.images, found.masks, strict=True)):
+        wanted, inside = generate_nuclei(seed, 48 if seed % 2 else 64)
+        small = torch.nn.functional.interpolate(wanted[None], (32, 32), mode="bilinear", antialias=True)[0]
+        assert (image - small).abs().mean() < 0.03
+        assert set(mask.unique().tolist()) <= {0.0, 1.0}
+        assert float(mask.mean()) == pytest.approx(float(inside.mean()), abs=0.03)
+
+
+def test_the_study_of_nuclei_from_end_to_end(data, tmp_path, monkeypatch, capsys):
+    tiny = unetpp.Settings(
+        seeds=(0,), rates=(3e-3,), steps=2, tuning_steps=1, batch=2, size=16, train=6, validation=2, test=2, rounds=1,
+        widths=(2, 3, 4, 5, 6), wide=(2, 3, 4, 5, 7), tolerances=(0.05,),
+    )  # fmt: skip
+    monkeypatch.setattr(nuclei, "QUICK", tiny)
+    out = ["--quick", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "cells")]
+    monkeypatch.setattr(nuclei.study, "ROOT", tmp_path)
+    nuclei.main(out)
+    assert "Data Science Bowl" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "nuclei.json").read_text())
+    assert set(found["models"]) == set(unetpp.MODELS)
+    parts = nuclei.Study(tiny, tmp_path / "cells", tmp_path / "models").pictures()
+    assert [len(part) for part in parts] == [6, 2, 2]
+    assert len({name for part in parts for name in part.names}) == 10, "no picture is in two parts"
+    monkeypatch.setattr(nuclei.Study, "trained", lambda *args: pytest.fail("every cell is there"))
+    nuclei.main([*out, "--force"])
+
+
+def test_data_that_is_not_there_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(pictures, "DATA", tmp_path)
+    for study, name in ((cifar, "cifar10/train"), (nuclei, "nuclei/nuclei")):
+        with pytest.raises(SystemExit, match=name), monkeypatch.context() as patch:
+            patch.setattr(study, "HOME", tmp_path)
+            study.main(["--work", str(tmp_path), "--out", str(tmp_path / "out.json")])
+    with pytest.raises(NotInstalledError):
+        nuclei.read(32)
