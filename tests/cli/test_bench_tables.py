@@ -83,7 +83,9 @@ def test_finished_tables_are_not_measured_again(place, monkeypatch):
 
 
 def test_what_is_refused(place, capsys):
-    one_line(capsys, 2, "has results of other settings: counts.0 was 2", *LANGUAGE[:-3], "4", "-o", "lm")
+    one_line(
+        capsys, 2, "has results of other settings: counts was [2, 5] and is [2, 4]", *LANGUAGE[:-3], "4", "-o", "lm"
+    )
     Path("short.txt").write_text("one two three")
     one_line(capsys, 2, "expected at least 4, two to choose on", "bench", "tiny-lm", "--text", "short.txt", "-o", "x")
     one_line(capsys, 2, "cannot read nothing.txt as text", "bench", "tiny-lm", "--text", "nothing.txt", "-o", "y")
