@@ -47,7 +47,7 @@ class LastLatents:
         return {}
 
 
-class _Steps:
+class StepErrors:
     """A callback that measures each step, and sets the next one off from the noised clip."""
 
     def __init__(self, latents: Tensor, generator: torch.Generator) -> None:
@@ -109,7 +109,7 @@ def self_consistency(
             that are not finite.
     """
     generator = torch.Generator().manual_seed(seed + APART)
-    watch = _Steps(latents, generator)
+    watch = StepErrors(latents, generator)
     call = {**arguments, "num_inference_steps": steps, "output_type": "latent", CALLBACK: watch}
     if "guidance_scale" in inspect.signature(type(pipe).__call__).parameters:
         call["guidance_scale"] = 1.0
