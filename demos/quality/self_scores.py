@@ -70,7 +70,7 @@ def main() -> None:
     """Measure, print, write."""
     torch.set_num_threads(1)
     pipe = load(bundled())
-    call = {name: value for name, value in json.loads((bundled() / "generation.json").read_text()).items()}
+    call = json.loads((bundled() / "generation.json").read_text())
     call.pop("fps")
     study = json.loads((OUT.parent / "results.json").read_text())["rows"]
     distance = {row["name"]: round(row["frechet"]["mean"], 2) for row in study}

@@ -48,7 +48,15 @@ class LastLatents:
 
 
 class StepErrors:
-    """A callback that measures each step, and sets the next one off from the noised clip."""
+    """A callback that measures each step, and sets the next one off from the noised clip.
+
+    Args:
+        latents: of the finished clip.
+        generator: of the noise.
+
+    Attributes:
+        errors: of every step but the first, which begins at pure noise.
+    """
 
     def __init__(self, latents: Tensor, generator: torch.Generator) -> None:
         self.latents = latents
@@ -57,6 +65,7 @@ class StepErrors:
         self.errors: list[float] = []
 
     def __call__(self, pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Note how far off the step was, and give back where the next one begins."""
         came = kwargs["latents"]
         if came.shape != self.latents.shape:
             raise SkipError(f"expected latents {tuple(self.latents.shape)}; got {tuple(came.shape)}")
