@@ -24,6 +24,7 @@ from skipguide.cli.studio.setting import Setting
 from skipguide.cli.studio.shelf import Shelf
 from skipguide.errors import SkipError
 
+pytestmark = pytest.mark.filterwarnings("default")  # of gradio about pandas: as errors they would end its server
 PROMPT = "a large green star moving right"
 # model, prompt, layers, scale, part, start, stop, w, steps, seed
 ASKED = ["tiny-t2v", PROMPT, [9], 2.0, "attn_identity", 0.0, 1.0, 4.0, 2, 3]
@@ -54,9 +55,16 @@ def address(outside):
     torch.set_num_threads(before)
 
 
+def visitor(address):
+    """A visitor whose page has been loaded, which asks for the model's controls."""
+    client = gradio_client.Client(address, verbose=False)
+    client.predict("tiny-t2v", api_name="/choose")
+    return client
+
+
 @pytest.fixture
 def client(address):
-    return gradio_client.Client(address, verbose=False)
+    return visitor(address)
 
 
 def picture(path):
@@ -173,11 +181,11 @@ def test_the_exported_program_makes_the_same_clip(client):
 def test_two_at_once_do_not_mix(address):
     alone = {}
     for seed in (11, 12):
-        alone[seed] = compared(gradio_client.Client(address, verbose=False), seed)
+        alone[seed] = compared(visitor(address), seed)
     found = {}
 
     def visit(seed):
-        found[seed] = compared(gradio_client.Client(address, verbose=False), seed)
+        found[seed] = compared(visitor(address), seed)
 
     threads = [threading.Thread(target=visit, args=[seed]) for seed in alone]
     for thread in threads:
@@ -191,7 +199,7 @@ def test_two_at_once_do_not_mix(address):
 
 def test_stop_ends_a_run_and_the_next_one_works(client):
     job = client.submit(*ASKED[:8], 200, 0, api_name="/compare")
-    while not any("step" in str(said[0]) for said in job.outputs()):
+    while not job.done() and not any("step" in str(said[0]) for said in job.outputs()):
         time.sleep(0.05)
     assert client.predict(api_name="/stop") == "stopping ..."
     assert job.result()[0] == "stopped"
@@ -205,7 +213,7 @@ def test_favourites_are_kept(client):
     assert PROMPT in first["caption"] and "layers [9]" in first["caption"]
     assert len(client.predict(api_name="/keep")) == 2
     with pytest.raises(AppError, match="make a clip first"):
-        gradio_client.Client(client.src, verbose=False).predict(api_name="/keep")
+        visitor(client.src).predict(api_name="/keep")
 
 
 @pytest.mark.parametrize(

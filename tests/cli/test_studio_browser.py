@@ -19,6 +19,7 @@ SHOTS = os.environ.get("SKIPGUIDE_SCREENSHOTS")  # a folder to keep the screensh
 LONG = 120_000  # milliseconds: a busy machine
 
 pytestmark = [
+    pytest.mark.filterwarnings("default"),  # of gradio about pandas: as errors they would end its server
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH: apt-get install chromium"),
 ]

@@ -225,9 +225,9 @@ def build(tab: VideoTab, page: gradio.Blocks, model: str) -> None:
             python = gradio.Code(language="python", label="Python", elem_id="python", interactive=False)
             data = gradio.Code(language="json", label="JSON", elem_id="json", interactive=False)
     controls = [layers, scale, part, guidance_scale, steps, words]
-    page.load(tab.choose, name, controls, api_visibility="private")
+    page.load(tab.choose, name, controls, api_name="choose_first", api_visibility="private")
     name.submit(tab.choose, name, controls, api_name="choose")
-    name.blur(tab.choose, name, controls, api_visibility="private")
+    name.blur(tab.choose, name, controls, api_name="choose_again", api_visibility="private")
     settings = [name, prompt, layers, scale, part, start, stop, guidance_scale, steps, seed]
     outputs = [said, pair, left, right, left_cost, right_cost, frame, moving]
     go.click(tab.compare, settings, outputs, api_name="compare", concurrency_limit=4, show_progress="minimal")
