@@ -3,7 +3,7 @@
 `AttributeClassifier` reads a clip as a whole, and so cannot say whether the shape holds from frame to frame; this one
 sees one frame at a time. It is trained on all combinations, held-out ones too: it is a judge, not the model under test.
 
-    python -m demos.bundled_model.frame_classifier --steps 500
+    python -m demos.bundled_model.frame_classifier --steps 300
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def measure(model: FrameClassifier, clips: int, seed: int) -> dict[str, object]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=16, help="clips; eight frames of each")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--clips", type=int, default=512, help="for the measurement")

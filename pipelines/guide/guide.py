@@ -26,19 +26,20 @@ class Guide(JsonConfig):
     itself, solved for exactly. So the pipeline's own CFG scale has no effect beyond turning its unconditional pass on
     (set it above 1), and steps at which the guider needs no unconditional prediction skip that pass.
 
-    Passes that a guider weakens are made here. Skipped blocks and attention maps that are the identity start at the
-    first such block (exact, as `SpatiotemporalSkipGuidance` does it), on every described model, also where the hooks
-    of diffusers fail or exchange streams. What no plan of skipguide says (dropout below 1, attention or feed-forward
-    alone) runs with the guider's own hooks, as whole passes. The weakened unconditional pass of `AutoGuidance` is, in
-    a run without CFG, one on the conditional inputs, which is the paper's form (2406.02507).
+    Passes that a guider weakens are made here. Where it skips blocks, takes the identity for attention maps or blurs
+    their queries, the pass starts at the first such block (exact, as `SpatiotemporalSkipGuidance` does it), on every
+    model that has the part, also where the hooks of diffusers fail or exchange streams. What no plan of skipguide says
+    (dropout below 1, attention or feed-forward alone) runs with the guider's own hooks, as whole passes. The weakened
+    unconditional pass of `AutoGuidance` is, in a run without CFG, one on the conditional inputs, which is the paper's
+    form (2406.02507).
 
     Args:
         guider: a `BaseGuidance` object of diffusers: `ClassifierFreeGuidance`, `AdaptiveProjectedGuidance`
             (2410.02416), `ClassifierFreeZeroStarGuidance` (2503.18886), `TangentialClassifierFreeGuidance`
             (2503.18137), `FrequencyDecoupledGuidance` (2506.19713), `MagnitudeAwareGuidance` (2508.03442),
-            `AutoGuidance` (2406.02507), `PerturbedAttentionGuidance` (2403.17377), `SkipLayerGuidance`; or a class of
-            your own with the same passes. It is copied, and stays as it is. Or what `to_dict` wrote of one: its class
-            name and its config.
+            `AutoGuidance` (2406.02507), `PerturbedAttentionGuidance` (2403.17377), `SmoothedEnergyGuidance`
+            (2408.00760), `SkipLayerGuidance`; or a class of your own with the same passes. It is copied, and stays as
+            it is. Or what `to_dict` wrote of one: its class name and its config.
         prefix_reuse: start weakened passes at the first weakened block; exact at equal batch.
 
     Raises:

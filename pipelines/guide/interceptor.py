@@ -277,7 +277,9 @@ class GuideInterceptor(Interceptor):
                 f"can be changed any more: set the scale above 1, it has no other effect under {self.run.name}"
             )
         state.cond, self._found = first(out), found
-        self._cond_call = (call, args, kwargs) if self.hooked else None
+        # a mapping of further arguments may be filled anew for the unconditional call (IP-Adapters)
+        kept = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
+        self._cond_call = (call, args, kept) if self.hooked else None
         return out
 
     def _uncond(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

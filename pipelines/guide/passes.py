@@ -1,8 +1,9 @@
 """Passes: what a guider of diffusers asks for at a step, and what of a weakened pass can be said as a plan of ours.
 
-A guider weakens a pass with hooks that it puts on the denoiser. Where they skip whole blocks or take the identity for
-the attention map, a plan says the same: then the pass starts at the first such block, joint blocks keep their streams
-in order, and what the hooks of the installed diffusers do wrong is not done. Other hooks are used as they are.
+A guider weakens a pass with hooks that it puts on the denoiser. Where they skip whole blocks, take the identity for the
+attention map or blur its queries, a plan says the same: then the pass starts at the first such block, joint blocks keep
+their streams in order, and what the hooks of the installed diffusers do wrong is not done. Other hooks are used as they
+are.
 """
 
 from __future__ import annotations
@@ -55,12 +56,21 @@ def plans(guider: Any, blocks: BlockMap) -> dict[str, SkipPlan] | None:
         if len(parts) > 1 or None in parts:
             return None
         part = parts.pop()
-        found[name] = SkipPlan(sorted({layer for each in configs for layer in _layers(each, part, blocks)}), part=part)
+        layers = sorted({layer for each in configs for layer in _layers(each, part, blocks)})
+        found[name] = SkipPlan(layers, part=part, part_options=_options(guider) if part == "attn_blur" else {})
     return found
+
+
+def _options(guider: Any) -> dict[str, Any]:
+    """How far smoothed energy guidance blurs; from its threshold on to the mean of all queries, which None says."""
+    sigma = float(guider.seg_blur_sigma)
+    return {"sigma": None if sigma > guider.seg_blur_threshold_inf else sigma}
 
 
 def _part(config: Any) -> Any:
     """The part that a description weakens; None if it is none of ours."""
+    if type(config).__name__ == "SmoothedEnergyGuidanceConfig":
+        return "attn_blur"
     if not hasattr(config, "skip_ff"):
         return None
     if not math.isclose(config.dropout, 1.0):

@@ -83,7 +83,9 @@ class Driver:
             SkipError: for a cache that guidance does not go together with.
         """
         self._now, self._called, self.skipped = (threading.get_ident(), now), False, skipped
-        cache = admit_cache(None, "", self.model, self.settings, self.schedule)
+        cache = self.passes.cache
+        if not self._begun or now.kind in ("capture", "weak"):  # once a step: it looks through the whole model
+            cache = admit_cache(None, "", self.model, self.settings, self.schedule)
         if not self._begun or cache != self.passes.cache:
             self._begun = True
             self.passes.set_cache(cache)

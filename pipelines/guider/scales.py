@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers.guiders.guider_utils import BaseGuidance
+from torch import nn
 
 from skipguide.config import JsonConfig
 from skipguide.errors import SkipError
 from skipguide.pipelines.groups import Scale, check_scale, value_at, values_of
+from skipguide.pipelines.sampling.caches import refuse_caches
 from skipguide.pipelines.sampling.modalities import check_names
 from skipguide.pipelines.settings import GuidanceSettings
 from skipguide.schedule import Timetable
@@ -96,6 +98,16 @@ class ScaledGuider(BaseGuidance):
 
     def _has_cfg(self, fraction: float | None) -> bool:
         return bool(self._enabled) and any(w + self._offset != 1 for w in amounts(self.guidance_scale, fraction))
+
+    def _refuse_cache(self, model: nn.Module) -> None:
+        """Refuse a cache where some steps have no unconditional pass.
+
+        Raises:
+            SkipError: if there is one.
+        """
+        tables = [own for own in each_of(self.guidance_scale) if isinstance(own, Timetable)]
+        if any(value + self._offset == 1 for own in tables for value in own.values):
+            refuse_caches(model, "guidance", "guidance_scale is no CFG at some steps, which leaves passes out")
 
     def _isolates(self, fraction: float | None) -> bool:
         return bool(self._enabled) and any(scale != 1 for scale in amounts(self.modality_scale, fraction))

@@ -275,6 +275,7 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
     def _driver_of(self, denoiser: nn.Module) -> Driver:
         found = next((driver for driver in self._drivers if driver.model is denoiser), None)
         if found is None:
+            self._refuse_cache(denoiser)
             found = Driver(self.settings, self._live, denoiser, self.stats)
             found.schedule.refuse_idle(self._num_inference_steps)
         self._drivers = [*(driver for driver in self._drivers if driver is not found), found]

@@ -14,6 +14,7 @@ from skipguide.arguments import Arguments
 from skipguide.errors import SkipError
 from skipguide.hosts.wrappers import unwrap
 from skipguide.pipelines.conflicts import denoisers_of, refuse_conflicts
+from skipguide.pipelines.handle import PipelineHandle
 from skipguide.pipelines.nag.interceptor import NagInterceptor
 from skipguide.pipelines.nag.settings import NagSettings, NagStats
 from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
@@ -82,7 +83,9 @@ class NormalizedAttentionGuidance(NagSettings):
             negative = _encoded(pipe, str(negative_prompt), names[0])
         if not negative or not all(isinstance(value, Tensor) for value in negative.values()):
             raise SkipError(f"expected negative as tensors by the denoiser's argument names; got {negative!r}")
-        return AppliedNag(self, pipe, spec, names, negative)
+        applied = AppliedNag(self, pipe, spec, names, negative)
+        applied._install()
+        return applied
 
 
 def _encoded(pipe: Any, prompt: str, denoiser: str) -> dict[str, Tensor]:
@@ -104,7 +107,7 @@ def _encoded(pipe: Any, prompt: str, denoiser: str) -> dict[str, Tensor]:
     return out
 
 
-class AppliedNag:
+class AppliedNag(PipelineHandle):
     """Normalized attention guidance in force on a pipeline. Leave the `with` block or call `remove()` to end it.
 
     Attributes:
@@ -112,45 +115,15 @@ class AppliedNag:
         stats: what it did so far.
     """
 
+    _name = "this guidance"
+
     def __init__(
         self, settings: NagSettings, pipe: Any, spec: PipelineSpec, names: list[str], negative: Mapping[str, Tensor]
     ) -> None:
         self.settings = settings
         self.stats = NagStats()
-        self._pipe = pipe
         state = PipelineCall()
-        made = [NagInterceptor(settings, pipe, spec, name, negative, state, self.stats) for name in names]
-        self._installed: list[NagInterceptor] = []
-        try:
-            for interceptor in made:
-                interceptor.handle = self
-                self._installed.append(interceptor)  # first: what was not installed can be removed too
-                interceptor.install()
-        except BaseException:
-            self.remove()
-            raise
-
-    @property
-    def pipe(self) -> Any:
-        """The pipeline; None after `remove()`."""
-        return self._pipe
-
-    def remove(self) -> None:
-        """End it; nothing is left on the pipeline. A second call does nothing."""
-        while self._installed:
-            self._installed[-1].remove()
-            self._installed.pop()
-        self._pipe = None
-
-    def __enter__(self) -> AppliedNag:
-        """Return the handle.
-
-        Raises:
-            SkipError: if it was removed before: the block would silently run without it.
-        """
-        if not self._installed:
-            raise SkipError("this guidance was removed: call apply(pipe) again for a new handle")
-        return self
+        self._hold(pipe, [NagInterceptor(settings, pipe, spec, name, negative, state, self.stats) for name in names])
 
     def __exit__(self, *exc: object) -> None:
         """End it."""

@@ -45,11 +45,11 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         "between the blocks: not yet proven with skipped passes",
         """
         AnimateDiffControlNetPipeline AnimateDiffSparseControlNetPipeline
-        AnimateDiffVideoToVideoControlNetPipeline BlipDiffusionControlNetPipeline FluxControlNetImg2ImgPipeline
-        FluxControlNetInpaintPipeline FluxControlNetPipeline HunyuanDiTControlNetPipeline
+        AnimateDiffVideoToVideoControlNetPipeline BlipDiffusionControlNetPipeline
+            HunyuanDiTControlNetPipeline
         KandinskyV22ControlnetImg2ImgPipeline KandinskyV22ControlnetPipeline QwenImageControlNetInpaintPipeline
-        QwenImageControlNetPipeline SanaControlNetPipeline StableDiffusion3ControlNetInpaintingPipeline
-        StableDiffusion3ControlNetPipeline StableDiffusionAdapterPipeline
+          SanaControlNetPipeline
+          StableDiffusionAdapterPipeline
         StableDiffusionControlNetImg2ImgPipeline StableDiffusionControlNetInpaintPipeline
         StableDiffusionControlNetPipeline StableDiffusionXLAdapterPipeline
         StableDiffusionXLControlNetImg2ImgPipeline StableDiffusionXLControlNetInpaintPipeline
@@ -178,7 +178,7 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         """
         BriaFiboEditPipeline BriaFiboPipeline CogView4ControlPipeline Cosmos2_5_TransferPipeline DiTPipeline
         EasyAnimateControlPipeline HeliosPyramidPipeline LTXI2VLongMultiPromptPipeline LongCatImageEditPipeline
-        PRXPixelPipeline QwenImageEditInpaintPipeline QwenImageEditPipeline QwenImageEditPlusPipeline
+        PRXPixelPipeline QwenImageEditInpaintPipeline
         QwenImageLayeredPipeline SanaSprintImg2ImgPipeline VisualClozeGenerationPipeline VisualClozePipeline
         ZImageOmniPipeline
         """,

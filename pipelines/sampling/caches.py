@@ -73,8 +73,8 @@ def _of_the_cache(name: str, model: nn.Module, schedule: GuidanceSchedule) -> st
 def _of_the_settings(name: str, model: nn.Module, settings: GuidanceSettings, schedule: GuidanceSchedule) -> str:
     """Why the cache does not go together with these settings; empty if it does."""
     cache = KNOWN[name]
-    if settings.cfg_interval is not None:
-        return "cfg_interval leaves passes of the pipeline out, which the cache takes for its steps"
+    if left_out := schedule.times.leaves_uncond_out:
+        return f"{left_out} leaves passes of the pipeline out, which the cache takes for its steps"
     inside = settings.rule.in_place_of_uncond
     if inside and (settings.window.start, settings.window.stop) != (0.0, 1.0):
         return (

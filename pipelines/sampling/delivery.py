@@ -152,15 +152,15 @@ class Delivery:
             state.extra = moved[1] - widened(c) if self.spec.passive else None
             return moved
         state.extra = delta if self.spec.passive else None
-        moved = self.shifted(u, delta), self.shifted(c, delta)
+        moved = self.delivered(widened(u) + delta, c), self.shifted(c, delta)  # a scaled u is wide
         if w is not None and self.spec.half == "rounded":
             self._note_pair(moved, u, c, delta, w)
         return moved
 
     def uncond_shifted(self, u: Tensor, c: Tensor, delta: Tensor) -> Tensor:
         """The unconditional branch of two calls plus the delta; the conditional one was shifted before."""
-        moved = self.shifted(u, delta)
-        w = self.w() if self.outputs is None and u.element_size() < 4 else None
+        moved = self.delivered(widened(u) + delta, c)
+        w = self.w() if self.outputs is None and c.element_size() < 4 else None
         if w is not None and self.spec.half != "float32":
             self._note_pair((moved, self.shifted(c, delta)), u, c, delta, w)
         return moved

@@ -12,7 +12,7 @@ from skipguide.errors import SkipError
 from skipguide.parts import PART_SPECS
 from skipguide.perturbations.at_parts import AT_PARTS
 from skipguide.pipelines.formulas import Place
-from skipguide.pipelines.groups import SkipGroup, value_at
+from skipguide.pipelines.groups import SkipGroup, value_at, values_of
 from skipguide.pipelines.settings import GuidanceSettings
 from skipguide.plan import SkipPlan
 from skipguide.schedule import Schedule, Timetable
@@ -90,6 +90,13 @@ class StepTimes:
         """What changes with the step."""
         own = tuple(each for each in (self.rescale, self.w) if isinstance(each, Timetable))
         return (*own, *(table for group in self.groups for table in group.tables))
+
+    @property
+    def leaves_uncond_out(self) -> str:
+        """The setting for which some steps of a run with CFG have no unconditional pass; empty without one."""
+        if self.cfg is not None:
+            return "cfg_interval"
+        return "guidance_scale, which is 1 at some step," if 1 in values_of(self.w) else ""
 
     def at(self, step: int, steps: int, sigma: float | None = None, *, cfg: bool = True) -> StepOutline:
         """What holds at step `step` (from 0) of `steps`; `cfg` is whether the run has CFG at all."""

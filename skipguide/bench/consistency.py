@@ -13,6 +13,7 @@ are as in any other call.
 from __future__ import annotations
 
 import inspect
+import math
 import statistics
 from collections.abc import Mapping
 from typing import Any
@@ -104,7 +105,8 @@ def self_consistency(
         steps: of the short run.
 
     Raises:
-        SkipError: for a scheduler that cannot noise latents, or a run that has no step to measure.
+        SkipError: for a scheduler that cannot noise latents, a run that has no step to measure, or predictions
+            that are not finite.
     """
     generator = torch.Generator().manual_seed(seed + APART)
     watch = _Steps(latents, generator)
@@ -114,7 +116,9 @@ def self_consistency(
     pipe(**call, generator=torch.Generator().manual_seed(seed))
     if not watch.errors:
         raise SkipError(f"a run of {steps} steps has none to measure: the first one begins at pure noise")
-    return statistics.fmean(watch.errors)
+    if not math.isfinite(error := statistics.fmean(watch.errors)):
+        raise SkipError(f"the model's step from a noised clip is not finite: {watch.errors}")
+    return error
 
 
 def prompt_margin(error: float, pipe: Any, arguments: Mapping[str, Any], latents: Tensor, seed: int) -> float:

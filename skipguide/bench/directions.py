@@ -139,7 +139,7 @@ def effective_scale(arguments: Mapping[str, Any], pipe: Any, run: Callable[[Any]
     scale = watched.scale
     if isinstance(scale, Mapping):
         raise SkipError("it has a scale for each modality, so that no one CFG scale stands for it")
-    if isinstance(scale, Timetable):
+    if isinstance(scale, Timetable) or isinstance(watched.guidance_scale, Timetable):
         raise SkipError("its scale changes with the step, so that no one CFG scale stands for it")
     if watched.rule.direction is None:
         raise SkipError(f"formula={watched.formula!r} has no direction of its own: k takes the place of u")

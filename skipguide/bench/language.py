@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skipguide.bench.intervals import Interval
 from skipguide.errors import SkipError
-from skipguide.llm import SublayerPlan, SublayerStats
+from skipguide.llm import SkipOrder, SublayerPlan, SublayerStats
 from skipguide.llm.choose import Sublayers, late_layers, least_influential, most_similar, random_sublayers
 from skipguide.llm.unified import unified_layers
 
@@ -31,11 +31,11 @@ class Facts:
 
     Attributes:
         stats: similarities and scales, of `AdaSkip.calibrate`.
-        damage: rise of the loss with each of the 2L sublayers left out alone; empty where it was not measured.
+        order: what the search of `MeasuredSkip` found; None where it was not made.
     """
 
     stats: SublayerStats
-    damage: tuple[float, ...] = ()
+    order: SkipOrder | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Method:
         choose: facts, how many sublayers, and a seed to the set; None where it has no set of that size.
         scaled: the stream is scaled where a sublayer is left out.
         seeds: how many sets it draws.
+        searched: it needs the search of `MeasuredSkip`, which takes minutes.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Method:
     choose: Callable[[Facts, int, int], Sublayers | None]
     scaled: bool = False
     seeds: int = 1
+    searched: bool = False
 
 
 def _adaskip(facts: Facts, count: int, seed: int) -> Sublayers | None:
@@ -68,9 +70,16 @@ def _attention(facts: Facts, count: int, seed: int) -> Sublayers | None:
     return most_similar(stats.attn_similarity, stats.mlp_similarity, count, part="attn")
 
 
-def _damage(facts: Facts, count: int, seed: int) -> Sublayers | None:
-    order = sorted(range(len(facts.damage)), key=lambda number: facts.damage[number])
-    return Sublayers.numbered(order[:count], facts.stats.num_layers) if facts.damage else None
+def _search(facts: Facts, count: int, seed: int) -> Sublayers | None:
+    return facts.order.first(count) if facts.order is not None and count <= len(facts.order.order) else None
+
+
+def _alone(facts: Facts, count: int, seed: int) -> Sublayers | None:
+    if facts.order is None:
+        return None
+    known = [(loss, number) for number, loss in enumerate(facts.order.alone) if loss is not None]
+    chosen = [number for _, number in sorted(known)[:count]]
+    return Sublayers.numbered(chosen, facts.stats.num_layers) if len(chosen) == count else None
 
 
 def _influence(facts: Facts, count: int, seed: int) -> Sublayers | None:
@@ -109,7 +118,10 @@ METHODS: tuple[Method, ...] = (
     Method("AdaSkip, scaled", "the most similar sublayers, with AdaSkip's factors", _adaskip, scaled=True),
     Method("AdaSkip", "the most similar sublayers, without factors", _adaskip),
     Method("attention only, scaled", "the most similar attentions, with factors", _attention, scaled=True),
-    Method("measured damage", "those whose loss alone costs least, measured one by one", _damage),
+    Method(
+        "MeasuredSkip", "one after the other, always the one with which the loss rises least", _search, searched=True
+    ),
+    Method("damage alone", "those that each cost least when they alone are left out", _alone, searched=True),
     Method("block influence", "the whole layers of least block influence (ShortGPT)", _influence),
     Method("Unified, balanced", "whole layers evenly; meant for models that are fine-tuned so", _unified("balanced")),
     Method("Unified, reference", "the published rule of Unified Layer Skipping", _unified("reference")),
@@ -143,20 +155,6 @@ def judge(model: Any, pieces: Sequence[Tensor]) -> tuple[list[float], list[Tenso
     if not all(math.isfinite(loss) for loss in losses):
         raise SkipError("the loss is not finite: run the model in float32 or bfloat16")
     return losses, tops
-
-
-def measured_damage(model: Any, pieces: Sequence[Tensor], layers: int) -> tuple[float, ...]:
-    """Rise of the loss with each sublayer left out alone; infinite for one that the model cannot do without."""
-    base = statistics.fmean(judge(model, pieces)[0])
-    found = []
-    for number in range(2 * layers):
-        one = Sublayers.numbered([number], layers)
-        try:
-            with SublayerPlan(one.attn, one.mlp).apply(model, cached=False):
-                found.append(statistics.fmean(judge(model, pieces)[0]) - base)
-        except SkipError:
-            found.append(math.inf)
-    return tuple(found)
 
 
 def plans(method: Method, facts: Facts, count: int) -> Iterator[SublayerPlan]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -46,12 +46,14 @@ class Scorer:
         if (here := os.getcwd()) not in sys.path:
             sys.path.insert(0, here)
         try:
-            found: Any = importlib.import_module(module)
-        except ImportError as error:
+            found: Any = pkgutil.resolve_name(name)
+        except (ImportError, ValueError) as error:
             raise SkipError(f"cannot import the scorer's module {module!r}: {error}") from error
-        self.function: Function = getattr(found, attribute, None)  # type: ignore[assignment]
-        if not callable(self.function):
+        except AttributeError:
+            found = None
+        if not callable(found):
             raise SkipError(f"the module {module!r} has no function {attribute!r} to score with")
+        self.function: Function = found
         self.better: Better = getattr(self.function, "better", "higher")
         if self.better not in ("higher", "lower"):
             raise SkipError(f"{name}.better says which scores are better, 'higher' or 'lower'; got {self.better!r}")

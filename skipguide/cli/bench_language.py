@@ -20,7 +20,7 @@ from skipguide.cli.result_cells import Result, ResultCells, open_plan
 from skipguide.errors import SkipError
 
 PIECES, QUICK_PIECES, TOKENS, QUICK_TOKENS = 24, 8, 256, 128
-CALIBRATED_AT_MOST, DAMAGED_AT_MOST = 12, 4  # pieces: more hardly change a ranking
+CALIBRATED_AT_MOST, SEARCHED_AT_MOST = 12, 4  # pieces: more hardly change a ranking
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Subject:
 
 def run(args: argparse.Namespace, folder: Path, process: Process) -> None:
     """Measure what is missing, write the report."""
-    from skipguide.bench.language import METHODS, QUICK_SHARES, SHARES, Facts, counts_of, measure, measured_damage
-    from skipguide.llm import AdaSkip, SublayerStats
+    from skipguide.bench.language import METHODS, QUICK_SHARES, SHARES, Facts, counts_of, measure
+    from skipguide.llm import AdaSkip, MeasuredSkip, SkipOrder, SublayerStats
 
     texts = llm_models.texts(args.text)
     tokens = args.tokens or (QUICK_TOKENS if args.quick else TOKENS)
@@ -67,16 +67,23 @@ def run(args: argparse.Namespace, folder: Path, process: Process) -> None:
     stats = SublayerStats.from_dict(
         cells.once("statistics", depends, lambda: AdaSkip.calibrate(lm.model, chosen_on).to_dict())
     )
-    damage: Sequence[float] = ()
-    if not args.quick:
-        damaged_on = subject.chosen_on[:DAMAGED_AT_MOST]
-        found = cells.once("damage", depends, lambda: {"rise": measured_damage(lm.model, damaged_on, layers)})
-        damage = [float(value) for value in found["rise"]]
-    facts = Facts(stats, tuple(damage))
     counts = tuple(args.counts or counts_of(layers, QUICK_SHARES if args.quick else SHARES))
     if wrong := [count for count in counts if count >= 2 * layers]:
         raise SkipError(f"--counts {wrong[0]} leaves nothing of the {2 * layers} sublayers of {lm.name}")
-    methods = [method for method in METHODS if damage or method.name != "measured damage"]
+    order = None
+    if not args.quick:
+        searched_on, most = subject.chosen_on[:SEARCHED_AT_MOST], max(counts)
+
+        def search() -> Result:
+            try:
+                return MeasuredSkip.calibrate(lm.model, searched_on, most).to_dict()
+            except SkipError as error:  # of more than this model can run without
+                return {"refused": str(error)}
+
+        found = cells.once("search", {**depends, "most": most}, search)
+        order = None if "refused" in found else SkipOrder.from_dict(found)
+    facts = Facts(stats, order)
+    methods = [method for method in METHODS if not (args.quick and method.searched)]
     jobs = [(method, count) for method in methods for count in counts]
     results = cells.all(
         jobs,

@@ -196,14 +196,15 @@ class BenchMaker(ClipMaker):
         self.pipeline.set_progress_bar_config(disable=True)
         arguments = {"prompt": job.args.prompt, **pipeline_calls.without_native(self.pipeline), **call}
         seed = request.job.args.seed
+        found: dict[str, float] = {}
         try:
-            error = self_consistency(self.pipeline, arguments, latents, seed)
-            margin = prompt_margin(error, self.pipeline, arguments, latents, seed)
-            return {CONSISTENCY: round(error, 6), MARGIN: round(margin, 6)}
+            found[CONSISTENCY] = self_consistency(self.pipeline, arguments, latents, seed)
+            found[MARGIN] = prompt_margin(found[CONSISTENCY], self.pipeline, arguments, latents, seed)
         except (SkipError, ValueError, TypeError, RuntimeError) as error:
             if type(error).__name__ == "OutOfMemoryError":
                 raise
             if not self._warned:  # the table has no such columns then
-                logger.warning("%s cannot judge its own clips: %s", type(self.pipeline).__name__, error)
+                what = MARGIN if found else CONSISTENCY
+                logger.warning("%s cannot tell the %s of a clip: %s", type(self.pipeline).__name__, what, error)
             self._warned = True
-            return {}
+        return {name: round(value, 6) for name, value in found.items()}

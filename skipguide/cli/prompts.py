@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -102,6 +103,8 @@ def _arguments(line: str, parser: argparse.ArgumentParser, args: argparse.Namesp
             if not isinstance(value, bool):
                 raise SkipError(f"no_guidance is true or false; got {value!r}")
             words += [flag] if value else []
+        elif name == "part_options" and isinstance(value, dict):
+            words += [flag, *(f"{key}={json.dumps(each)}" for key, each in value.items())]
         else:
             _check_type(known[name], value)
             words += [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]

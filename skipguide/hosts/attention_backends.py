@@ -43,7 +43,7 @@ class TorchAttention:
 
     __slots__ = ("processors",)
 
-    def __init__(self, module: nn.Module, name: str, part: str) -> None:
+    def __init__(self, module: nn.Module, name: str, part: str = "attn_identity") -> None:
         found = [each for part in module.modules() if (each := getattr(part, "processor", None)) is not None]
         if any(getattr(processor, "_parallel_config", None) is not None for processor in found):
             raise SkipError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -41,7 +41,9 @@ def states_of(model: nn.Module, cache: str | None) -> BranchStates:
         return CacheDitStates(model)
     if apart == "attributes":
         return TeaCacheStates(model)
-    return HookStates(model, hooks_of(model, cache)) if apart == "hooks" and cache else ContextStates(model)
+    if apart == "hooks" and cache is not None:
+        return HookStates(hooks_of(model, cache))
+    return ContextStates(model, () if cache is None else _managers(model))
 
 
 class ContextStates:
@@ -51,8 +53,9 @@ class ContextStates:
     too. A guider's pipeline may open none, so there every pass has one by its name.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, managers: Sequence[Any] = ()) -> None:
         self.model = model
+        self.managers = tuple(managers)  # of the states of a known cache
 
     @contextmanager
     def branch(self, name: str) -> Iterator[None]:
@@ -61,7 +64,7 @@ class ContextStates:
         if enter is None or not name.startswith(("skip", "pred_")):
             yield
             return
-        before = [(manager, manager._context) for manager in _managers(self.model)]
+        before = [(manager, manager._context) for manager in self.managers]
         said: dict[str, Any] = next((vars(context) for _, context in before if context is not None), {})
         try:
             with enter(name, **{key: value for key, value in said.items() if key != "name"}):
@@ -72,13 +75,13 @@ class ContextStates:
 
     def forget(self) -> None:
         """Forget the states of skipped passes."""
-        for manager in _managers(self.model):
+        for manager in self.managers:
             for name in [name for name in manager._state_cache if name.startswith(("skip", "pred_"))]:
                 del manager._state_cache[name]
 
     def reset(self) -> None:
         """Forget the states of all passes; the context in force stays."""
-        for manager in _managers(self.model):
+        for manager in self.managers:
             manager._state_cache.clear()
 
 
@@ -89,8 +92,7 @@ class HookStates:
     model that needs no CFG.
     """
 
-    def __init__(self, model: nn.Module, hooks: list[Any]) -> None:
-        self.model = model
+    def __init__(self, hooks: list[Any]) -> None:
         self.hooks = hooks
         self.kept: dict[str, list[Any]] = {}
 

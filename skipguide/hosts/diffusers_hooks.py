@@ -29,7 +29,12 @@ def only_moves(names: Iterable[str]) -> bool:
 
     A cache that answers for all blocks at once leaves each as it is; whether it answers, its record says.
     """
-    passive: tuple[str, ...] = (*MOVING, "peft_autocast_disable", "layer_execution_tracker", "lazy_prefetch_group_offloading")
+    passive: tuple[str, ...] = (
+        *MOVING,
+        "peft_autocast_disable",
+        "layer_execution_tracker",
+        "lazy_prefetch_group_offloading",
+    )
     passive += diffusers_caches.FOR_ALL_BLOCKS
     return all(name.startswith(passive) for name in names)
 

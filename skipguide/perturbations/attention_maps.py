@@ -98,18 +98,19 @@ class Windows:
         device = attention.query.device
         before = torch.arange(0, image.start, device=device)
         after = torch.arange(image.stop, length, device=device)
-        windows = [window.to(device) + image.start for window in self.places(grid)]
         out: Tensor | None = None
-        count = torch.zeros(image.stop - image.start, dtype=torch.long)
-        for window in self.places(grid):
-            count[window] += 1
-        for window in windows:
-            made = attention.attend(window, keys=torch.cat([before, window, after]))
+        count = torch.zeros(image.stop - image.start, device=device)
+        places = self.places(grid)
+        for place in places:
+            window = place.to(device)
+            made = attention.attend(window + image.start, keys=torch.cat([before, window + image.start, after]))
             if out is None:
                 out = made.new_zeros((*made.shape[:-2], image.stop - image.start, made.shape[-1]))
-            out[..., window - image.start, :] += made
+            out[..., window, :] += made
+            count[window] += 1
         assert out is not None
-        return out if int(count.max()) == 1 else out / count.to(out)[:, None]
+        overlap = sum(map(len, places)) > len(count)
+        return out / count.to(out)[:, None] if overlap else out
 
     def places(self, grid: Grid) -> list[Tensor]:
         """For each window the numbers of its tokens.

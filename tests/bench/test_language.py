@@ -8,8 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from skipguide import SkipError
 from skipguide.bench import language
-from skipguide.bench.language import METHODS, Facts, counts_of, judge, measure, measured_damage, plans, rise
-from skipguide.llm import AdaSkip, SublayerStats
+from skipguide.bench.language import METHODS, Facts, counts_of, judge, measure, plans, rise
+from skipguide.llm import AdaSkip, MeasuredSkip, SkipOrder, SublayerStats
 
 LAYERS = 4
 
@@ -31,7 +31,8 @@ def stats(attn, mlp, block=()):
     return SublayerStats(tuple(attn), tuple(mlp), ones, ones, block_similarity=tuple(block))
 
 
-FACTS = Facts(stats([0.1, 0.9, 0.8, 0.2], [0.3, 0.7, 0.95, 0.0], [0.1, 0.4, 0.9, 0.2]), damage=(8, 3, 1, 5, 2, 7, 6, 4))
+ORDER = SkipOrder((2, 7), (1.0, 3.0), whole_loss=1.0, num_layers=4, alone=(8.0, 3.0, 1.0, 5.0, 2.0, 7.0, None, 4.0))
+FACTS = Facts(stats([0.1, 0.9, 0.8, 0.2], [0.3, 0.7, 0.95, 0.0], [0.1, 0.4, 0.9, 0.2]), ORDER)
 
 
 def chosen(name, count=2, facts=FACTS):
@@ -42,7 +43,8 @@ def chosen(name, count=2, facts=FACTS):
 def test_sets_by_hand():
     assert chosen("AdaSkip") == [((1,), (2,))]
     assert chosen("attention only, scaled") == [((1, 2), ())]
-    assert chosen("measured damage") == [((2,), (0,))]
+    assert chosen("MeasuredSkip") == [((2,), (3,))], "attention of layer 2, then the MLP of layer 3"
+    assert chosen("damage alone") == [((2,), (0,))]
     assert chosen("block influence") == [((2,), (2,))]
     assert chosen("late layers", 4) == [((2, 3), (2, 3))]
     assert chosen("Unified, balanced") == [((1,), (1,))]
@@ -56,7 +58,9 @@ def test_sets_by_hand():
 def test_sets_that_there_are_not():
     assert chosen("attention only, scaled", 4) == [], "some attention has to stay"
     assert chosen("late layers", 3) == [], "half a layer is none"
-    assert chosen("measured damage", 2, Facts(FACTS.stats)) == []
+    assert chosen("MeasuredSkip", 2, Facts(FACTS.stats)) == chosen("damage alone", 2, Facts(FACTS.stats)) == []
+    assert chosen("MeasuredSkip", 3) == [], "the search went as far as two"
+    assert chosen("damage alone", 8) == [], "one of them cannot go alone"
     assert chosen("block influence", 2, Facts(stats([0.1] * 4, [0.1] * 4))) == []
     assert chosen("random, ends kept", 6) == []
     assert counts_of(30) == (2, 4, 8, 14, 22)
@@ -92,17 +96,11 @@ def test_what_a_set_costs(model, pieces):
     assert change.mean == pytest.approx(sum(found["losses"]) / 3 - sum(whole[0]) / 3, rel=1e-5)
 
 
-def test_damage_is_of_one_at_a_time(model, pieces):
-    found = measured_damage(model, pieces[:1], LAYERS)
-    assert len(found) == 2 * LAYERS
-    (one,) = [number for number, value in enumerate(found) if value == min(found)]
-    facts = Facts(AdaSkip.calibrate(model, pieces), found)
-    method = next(method for method in METHODS if method.name == "measured damage")
-    (plan,) = plans(method, facts, 1)
-    assert [*plan.attn, *(LAYERS + layer for layer in plan.mlp)] == [one]
-    base = judge(model, pieces[:1])[0][0]
-    single = measure(model, pieces[:1], judge(model, pieces[:1]), method, facts, 1)
-    assert single["losses"][0] - base == pytest.approx(found[one], abs=1e-5)
+def test_a_search_is_judged_as_it_was_made(model, pieces):
+    facts = Facts(AdaSkip.calibrate(model, pieces), MeasuredSkip.calibrate(model, pieces[:1], most=2))
+    method = next(method for method in METHODS if method.name == "MeasuredSkip")
+    found = measure(model, pieces[:1], judge(model, pieces[:1]), method, facts, 2)
+    assert found["losses"] == pytest.approx([facts.order.losses[-1]], rel=1e-5)
 
 
 def test_what_cannot_be_had_is_said(model, pieces):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from helpers.cli_stub import one_line
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from skipguide.cli import bench_requests, main
 from skipguide.cli.bench_kinds import CLASSIFIER, CLIPS, LANGUAGE, kind_of
@@ -26,6 +28,13 @@ def redness(clips, prompts):
 """
 
 
+def end_every_text(path):
+    """As T5's tokenizer does: an empty text, which the prompt margin is about, has a token too."""
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.save(str(path))
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A folder with a model, prompts, a scorer, and a finished bench `done`."""
@@ -35,6 +44,7 @@ def finished(tmp_path_factory):
         patch.setenv("SKIPGUIDE_CACHE", str(folder / "cache"))
         patch.setattr(sys, "path", list(sys.path))
         save_tiny_latte(folder / "tiny")
+        end_every_text(folder / "tiny" / "tokenizer" / "tokenizer.json")
         Path("prompts.txt").write_text("a red circle\n")
         Path("bench_scores.py").write_text(SCORES)
         assert main([*COMMAND, "-o", "done", "--export", "imagereward"]) == 0

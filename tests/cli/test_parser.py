@@ -252,6 +252,22 @@ def test_no_scale_has_to_be_given_where_there_is_none(stub, monkeypatch):
     assert clip_job.in_words(idle) == "scale 0, start 0.5"
 
 
+def test_perturbations_and_their_options():
+    """From flags and from a line of a file of prompts; what is said goes into the words beside a clip."""
+    flags = "--layers 2 --part window_space --strength 0.5 --heads 0,2-3 --part-options window=[2,3]"
+    taken = build_parser().parse_args(["generate", "p", *flags.split()])
+    chosen = {name: getattr(taken, name) for name in ("layers", "part", "strength", "heads", "part_options")}
+    assert (taken.heads, taken.part_options) == ([0, 2, 3], {"window": [2, 3]})
+    settings = pipeline_calls.make_guidance(chosen)
+    assert settings.part_options == {"window": (2, 3)} and settings.heads == (0, 2, 3)
+    words = clip_job.in_words(chosen | {"scale": 1.0})
+    assert words == "layer 2, scale 1, window_space, strength 0.5, heads 0 2 3, window [2, 3]"
+    swap = build_parser().parse_args(
+        ["generate", "p", "--part", "self_swap", "--part-options", "over=space", "ratio=0.2"]
+    )
+    assert swap.part_options == {"over": "space", "ratio": 0.2}
+
+
 def test_a_scale_each_for_video_and_sound():
     taken = build_parser().parse_args(["generate", "p", "--scale", "video=1,audio=0.5"])
     assert taken.scale == {"video": 1.0, "audio": 0.5}

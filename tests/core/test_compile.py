@@ -28,6 +28,9 @@ PLANS = {
     "mlp": SkipPlan([1], "mlp"),
     "attn_identity": SkipPlan([1], "attn_identity"),
     "rows": SkipPlan([1], rows=[0]),
+    "scaled": SkipPlan([1], "mlp", strength=0.5),
+    "attn_blur": SkipPlan([1], "attn_blur", part_options={"sigma": 1.0}),
+    "token_shuffle": SkipPlan([1], "token_shuffle"),
 }
 
 
@@ -102,11 +105,12 @@ def close(got, expected):
     ("name", "how", "parts"),
     [
         ("ltx", "outer", ("block", "attn", "rows")),
-        ("ltx", "method", ("mlp",)),
+        ("ltx", "method", ("mlp", "scaled")),
         pytest.param("flux", "outer", ("attn_identity",), marks=pytest.mark.slow),
         pytest.param("ltx", "regional", tuple(PLANS), marks=pytest.mark.slow),
-        ("flux", "regional", ("block", "attn_identity")),
-        ("cogvideox", "each", ("block", "attn_identity")),
+        pytest.param("ltx", "outer", ("scaled", "attn_blur", "token_shuffle"), marks=pytest.mark.slow),
+        ("flux", "regional", ("block", "attn_identity", "attn_blur")),
+        ("cogvideox", "each", ("block", "attn_identity", "token_shuffle")),
     ],
 )
 def test_on_off_and_on_again(name, how, parts):

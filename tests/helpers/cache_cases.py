@@ -5,7 +5,7 @@ answers some steps and computes others.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import diffusers
 import torch
@@ -37,11 +37,13 @@ class CacheCase:
         make: (family, pipeline, `"never"` or `"hits"`, whether for a branch without unconditional rows) -> its config.
         absent: family -> why the two cannot be together; what diffusers or skipguide says begins with `raises`.
         blocks: whether it answers for whole blocks, so that the ledger shows it.
+        notes: family -> what is to be known where they are together.
     """
 
-    make: Callable[..., object]
+    make: Callable[..., object] | None
     absent: dict[str, str]
     blocks: bool = True
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def first_block(family, pipe, how, alone):
@@ -102,14 +104,38 @@ def text_kv(family, pipe, how, alone):
 # Where the two cannot be together, and why. What begins with "raises" is an error of skipguide, "cannot" of diffusers.
 UNREGISTERED = {"LTX-2": "cannot: diffusers has not registered its blocks"}
 SILENT = "never answers: the pipeline does not say at which noise level a pass is, which diffusers logs"
+DISTILLED = tuple(family for family in FAMILIES if family != "CogVideoX")
+DISTILLED_WORDS = "with `is_guidance_distilled=True`: diffusers makes up unconditional rows for a batch of frames only"
 CACHE_CASES = {
     "FirstBlockCache": CacheCase(first_block, UNREGISTERED),
     "MagCache": CacheCase(mag, UNREGISTERED),
     "SeaCache": CacheCase(sea, dict.fromkeys(("LTX", "Flux", "CogVideoX", "HunyuanVideo"), SILENT) | UNREGISTERED),
-    "TaylorSeerCache": CacheCase(taylor_seer, {}, blocks=False),
+    "TaylorSeerCache": CacheCase(
+        taylor_seer,
+        {},
+        blocks=False,
+        notes=dict.fromkeys(
+            ("LTX", "Wan", "CogVideoX"), "with `cache_identifiers`: its defaults match no module there"
+        ),
+    ),
     "PyramidAttentionBroadcast": CacheCase(broadcast, {}, blocks=False),
-    "FasterCache": CacheCase(faster, {}, blocks=False),
+    "FasterCache": CacheCase(faster, {}, blocks=False, notes=dict.fromkeys(DISTILLED, DISTILLED_WORDS)),
     "TextKVCache": CacheCase(text_kv, dict.fromkeys(FAMILIES, "raises: none of its hooks is on a block")),
+}
+# put there by other libraries: their laws have files of their own
+ELSEWHERE = {
+    "cache-dit": CacheCase(
+        None, {"LTX-2": "cannot: cache-dit 1.5.3's forward for it lacks an argument of diffusers 0.42"}
+    ),
+    "TeaCache": CacheCase(
+        None,
+        {
+            "Wan": "not published for it: the scripts are for Wan's own code, and keep two states by counting calls",
+            "HunyuanVideo": "not published for it: the script is for Hunyuan's own code",
+            "LTX-2": "not published for it",
+        },
+        notes=dict.fromkeys(("Flux", "CogVideoX"), "recognised by the same attributes; its laws are tested on LTX"),
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 `python tests/helpers/company_table.py` prints them. Every row of the table has a function that brings its error about.
 """
 
+import functools
 import pickle
 import types
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import diffusers
 import torch
+from helpers.cache_cases import CACHE_CASES, ELSEWHERE, FAMILIES
 from helpers.stateful_forward import keep_state
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -28,8 +30,12 @@ TOGETHER = {
     "`torch.compile`": "repeated blocks, the whole model in place, or wrapped; a second run compiles nothing again",
     "Attention backends": "tested with torch's own, its math kernel and flex; `attn_identity` of joint attention uses "
     "torch's own in the block that it changes, whatever is set",
-    "FirstBlockCache, MagCache, TaylorSeer": "enabled before or during; skipped passes have cached states of their "
-    "own. FirstBlockCache and MagCache answer for whole blocks, so there a skipped pass runs from the beginning",
+    "Caches": "FirstBlockCache, MagCache, SeaCache, TaylorSeer, Pyramid Attention Broadcast and FasterCache of "
+    "diffusers (enabled before or during), cache-dit 1.5 and TeaCache as published (before): every branch has a state "
+    "of its own, and the cache decides for each by itself. A skipped pass still begins where it differs, and one that "
+    "is answered costs nothing; only under FasterCache with CFG, DBPrune, and cache-dit on models with two lists of "
+    "blocks it runs from the beginning. The same under `SkipGuider`. Which goes with which model: "
+    "[below](#caches-and-models)",
     "Context parallelism": "Ulysses, tested with Wan and Flux on two processes: the result of one",
     "Callbacks and interrupts": "`callback_on_step_end` may change latents, embeddings and the guidance scale; a run "
     "that was interrupted leaves nothing for the next one",
@@ -79,6 +85,41 @@ def cached(name: str, **settings):
 def cache_dit(make, run):
     pipe = make("wan")
     pipe._is_cached = True
+    Stg([1]).apply(pipe)
+
+
+def late_cache_dit(make, run):
+    """What stands in front of guidance then: a forward that keeps the one before, and a manager of contexts."""
+    pipe = make("wan")
+    with Stg([1]).apply(pipe):
+        model = pipe.transformer
+        inner = model.forward
+        model.forward = functools.wraps(inner)(lambda *args, **kwargs: inner(*args, **kwargs))
+        manager = types.SimpleNamespace(_cached_context_manager={}, _current_context=None)
+        model._original_forward, model._context_manager, model._is_cached = inner, manager, True
+        run("wan", pipe)
+
+
+def faster_cache(make, run):
+    pipe = make("cogvideox")
+    pipe.transformer.enable_cache(faster_config())
+    Stg([1], formula="uncond").apply(pipe)
+
+
+def faster_config():
+    return diffusers.FasterCacheConfig(
+        spatial_attention_block_skip_range=2,
+        current_timestep_callback=lambda: 500,
+        attention_weight_callback=lambda _: 0.5,
+        tensor_format="BFCHW",
+    )
+
+
+def alternating_teacache(make, run):
+    """The attributes that its script for Wan 2.1 puts on the class."""
+    pipe = make("wan")
+    pipe.transformer.enable_teacache, pipe.transformer.previous_residual_even = True, None
+    pipe.transformer.forward = types.MethodType(lambda self, *args: self.enable_teacache, pipe.transformer)
     Stg([1]).apply(pipe)
 
 
@@ -139,9 +180,9 @@ def guider_step(model):
     return batches
 
 
-def guider_and_cache(make, run):
+def guider_and_faster_cache(make, run):
     model = make("wan").transformer
-    model.enable_cache(diffusers.FirstBlockCacheConfig())
+    model.enable_cache(faster_config())
     guider_step(model)
 
 
@@ -241,15 +282,42 @@ def folded_input(make, run):
 DISABLE = "`pipe.transformer.disable_cache()`"
 APART = (
     Apart(
-        "Pyramid Attention Broadcast",
-        "it keeps one state for all passes",
-        f"{DISABLE}; TaylorSeer on the attention layers",
-        cached("pyramid_attention_broadcast"),
+        "A cache that found no block and no attention layer (TaylorSeer's defaults on LTX, Wan and CogVideoX; "
+        "TextKVCache on all but NucleusMoE, which is not described)",
+        "none of its hooks is on a block or an attention layer",
+        "identifiers that match, as `cache_identifiers`",
+        cached("text_kv_cache_transformer"),
     ),
-    Apart("FasterCache", "it makes up the unconditional rows of a batch", DISABLE, cached("faster_cache_denoiser")),
-    Apart("SeaCache", "it follows the noise level that the pipeline announces", DISABLE, cached("sea_cache_root")),
-    Apart("TextKVCache", "it was never tried with skipped passes", DISABLE, cached("text_kv_cache_transformer")),
-    Apart("cache-dit", "it counts the denoiser's passes", "`cache_dit.disable_cache(pipe)`", cache_dit),
+    Apart(
+        'FasterCache with CFG, and `formula="uncond"`',
+        "leaves blocks out in these very rows",
+        "another formula",
+        faster_cache,
+    ),
+    Apart(
+        "FasterCache with CFG, and `SkipGuider`",
+        "a guider has a pass for each",
+        "`is_guidance_distilled=True`",
+        guider_and_faster_cache,
+    ),
+    Apart(
+        "cache-dit that is enabled after `apply`",
+        "enable it first, then apply",
+        "as it says",
+        late_cache_dit,
+    ),
+    Apart(
+        "cache-dit of another version than 1.5 that keeps its contexts elsewhere",
+        "its contexts are not where version 1.5 keeps them",
+        "`cache_dit.disable_cache(pipe)`",
+        cache_dit,
+    ),
+    Apart(
+        "TeaCache for Wan 2.1, Cosmos and Lumina 2, whose forwards keep several states",
+        "takes every second call for the unconditional one",
+        "cache-dit or FirstBlockCache",
+        alternating_teacache,
+    ),
     Apart(
         "FirstBlockCache, and block 0 skipped",
         "it decides by what block 0 adds to its input, and block 0 is to be skipped",
@@ -257,7 +325,7 @@ APART = (
         cached("fbc_leader_block_hook", layers=[0]),
     ),
     Apart(
-        "MagCache, and a skipped pass at some steps only",
+        "MagCache or TeaCache, and a skipped pass at some steps only",
         "it counts passes as steps",
         "`every=1`, no window, no timetable",
         cached("mag_cache_leader_block_hook", every=2),
@@ -312,12 +380,6 @@ APART = (
         guider,
     ),
     Apart(
-        "`SkipGuider`, and any cache",
-        "it would store the results of skipped passes",
-        f"{DISABLE}, or `SpatiotemporalSkipGuidance`",
-        guider_and_cache,
-    ),
-    Apart(
         "`SkipGuider`, and `SpatiotemporalSkipGuidance` on its denoiser",
         "is applied to this denoiser: remove() it, or the guider",
         "one of them",
@@ -344,7 +406,7 @@ APART = (
     Apart("`PrefixReuse` on the same pipeline", "PrefixReuse is applied to this denoiser", "one of them", reused),
     Apart("Two guidances on one pipeline", "guidance is already applied", "`groups`, or `remove()` first", twice),
     Apart(
-        "A forward that keeps state between calls (TeaCache, ParaAttention, WaveSpeed)",
+        "Another forward that keeps state between calls (ParaAttention, WaveSpeed)",
         "its forward keeps state between calls",
         "take it off; FirstBlockCache or MagCache",
         stateful,
@@ -388,7 +450,23 @@ def text() -> str:
     lines = [f"- **{what}**: {how}." for what, how in TOGETHER.items()]
     lines += ["", "| does not go together | the error says | do instead |", "|---|---|---|"]
     lines += [f"| {each.what} | … {each.error} … | {each.instead} |" for each in APART]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *caches_and_models()])
+
+
+def caches_and_models() -> list[str]:
+    """Which caches go with which models, from the table that the laws are tested on."""
+    lines = ["### Caches and models", "", f"| | {' | '.join(FAMILIES)} |", "|---|" + "---|" * len(FAMILIES)]
+    notes: list[str] = []
+    for cache, case in (CACHE_CASES | ELSEWHERE).items():
+        cells = []
+        for family in FAMILIES:
+            why = case.notes.get(family) or case.absent.get(family)
+            if why is not None and why not in notes:
+                notes.append(why)
+            mark = "" if why is None else f" ({notes.index(why) + 1})"
+            cells.append(("—" if family in case.absent else "yes") + mark)
+        lines.append(f"| {cache} | {' | '.join(cells)} |")
+    return [*lines, "", *(f"{number}. {why[:1].upper()}{why[1:]}." for number, why in enumerate(notes, 1))]
 
 
 if __name__ == "__main__":

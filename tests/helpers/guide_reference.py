@@ -7,11 +7,12 @@ second is solved for in float64.
 import diffusers.guiders as home
 import torch
 from diffusers import LayerSkipConfig
+from helpers.perturbation_table import PERTURBATIONS
 
 from zoo.pipes import BY_PIPE, MODELS, STEPS
 
 LAYER = 1
-W = {"ltx": 3.0, "wan": 5.0, "sd3": 7.0, "flux_true_cfg": 4.0}
+W = {"ltx": 3.0, "wan": 5.0, "sd35": 7.0, "flux_true_cfg": 4.0}
 WHOLE = {"start": 0.0, "stop": 1.0}
 
 
@@ -40,6 +41,9 @@ GUIDERS = {
     "autoguidance": lambda: home.AutoGuidance(guidance_scale=2.0, auto_guidance_config=LayerSkipConfig([LAYER])),
     "slg": lambda: skipping("SkipLayerGuidance", "skip_layer_config"),
     "pag": lambda: skipping("PerturbedAttentionGuidance", "perturbed_guidance_config"),
+    "seg": lambda: home.SmoothedEnergyGuidance(
+        guidance_scale=4.0, seg_guidance_scale=1.5, seg_blur_sigma=0.7, seg_guidance_layers=[LAYER]
+    ),
 }
 
 
@@ -52,6 +56,8 @@ def weak_models(name, case, pipe):
         return {"pred_cond_skip": family.identity_block(model, LAYER)}
     if name == "pag":
         return {"pred_cond_skip": family.value_identity(model, LAYER, family.inputs(1))}
+    if name == "seg":
+        return {"pred_cond_seg": PERTURBATIONS["blur"].by_hand(family, model, LAYER)}
     return {}
 
 

@@ -1,6 +1,7 @@
 """One check for caches, whatever guidance is applied by: cache-dit, told by its marks, and those of diffusers.
 
-cache-dit itself is not needed: what it leaves on a model and on a pipeline is written here as its version 1.5 does.
+What cache-dit leaves on a model and on a pipeline is written here as its version 1.5 does, but for the contexts: so it
+stands for a version that keeps them elsewhere, and is refused. That version itself is in test_cache_dit.py.
 """
 
 import functools
@@ -78,7 +79,7 @@ def test_cache_dit_on_the_model_is_refused(way):
 
 
 @ways
-def test_a_cache_of_diffusers_that_nothing_goes_together_with_is_refused(way):
+def test_a_cache_of_diffusers_that_hooked_nothing_is_refused(way):
     case = BY_PIPE["wan"]
     pipe = case.build()
     registry = diffusers.hooks.HookRegistry.check_if_exists_or_initialize(pipe.transformer)
@@ -119,5 +120,5 @@ def test_under_a_guider_a_cache_that_comes_between_steps_is_refused():
         step(guider, model, inputs, 1)
 
 
-def test_the_known_caches_are_those_of_diffusers_and_cache_dit():
-    assert set(KNOWN) == {*CACHES, "cache-dit"}
+def test_the_known_caches():
+    assert set(KNOWN) == {*CACHES, "cache-dit", "TeaCache"}

@@ -56,10 +56,10 @@ def test_a_cache_that_never_answers_changes_nothing(cache, family, way):
     case, pipe = FAMILIES[family], enabled(cache, family, "never")
     whole = makes_uncond(pipe.transformer, cache)
     with Stg([LAYER], **WAYS[way]).apply(pipe) as applied:
-        out = run(case, pipe)
+        out = case.run(pipe)
     plain = case.build()
     with Stg([LAYER], prefix_reuse=not whole, **WAYS[way]).apply(plain) as without:
-        assert torch.equal(run(case, plain), out)
+        assert torch.equal(case.run(plain), out)
     stats = applied.stats
     assert stats.blocks_cached == 0
     assert (stats.blocks_run, stats.blocks_skipped) == (without.stats.blocks_run, without.stats.blocks_skipped)

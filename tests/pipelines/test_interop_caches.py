@@ -172,53 +172,6 @@ def test_caches_and_compiled_blocks():
 # -- refused ----------------------------------------------------------------------------------------------------------
 
 
-def timestep():
-    return 500
-
-
-REFUSED = {
-    "PyramidAttentionBroadcast": diffusers.PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=2, current_timestep_callback=timestep
-    ),
-    "FasterCache": diffusers.FasterCacheConfig(
-        spatial_attention_block_skip_range=2,
-        current_timestep_callback=timestep,
-        attention_weight_callback=lambda _: 0.5,
-        tensor_format="BFCHW",
-        spatial_attention_block_identifiers=("transformer_blocks",),
-    ),
-}
-WORDS = {"PyramidAttentionBroadcast": "one state for all passes", "FasterCache": "unconditional rows"}
-
-
-def traces_of(model):
-    return [(name, sorted(module.__dict__)) for name, module in model.named_modules()]
-
-
-@pytest.mark.parametrize("cache", REFUSED)
-@pytest.mark.parametrize("first", ["cache", "guidance"])
-def test_refused_before_the_first_step(cache, first):
-    case = BY_PIPE["cogvideox"]
-    pipe = case.build()
-    ran = []
-    if first == "cache":
-        pipe.transformer.enable_cache(copy.copy(REFUSED[cache]))
-        before = traces_of(pipe.transformer)
-        with pytest.raises(SkipError, match=rf"{cache} enabled.*{WORDS[cache]}.*disable_cache"):
-            Stg([1]).apply(pipe)
-        assert traces_of(pipe.transformer) == before
-        return
-    with Stg([1]).apply(pipe):
-        case.run(pipe)
-        pipe.transformer.enable_cache(copy.copy(REFUSED[cache]))
-        pipe.transformer.proj_out.register_forward_hook(lambda *_: ran.append(1))
-        with pytest.raises(SkipError, match=rf"{cache} enabled.*{WORDS[cache]}.*disable_cache"):
-            case.run(pipe)
-        assert not ran
-        pipe.transformer.disable_cache()
-        assert torch.isfinite(case.run(pipe)).all()
-
-
 @pytest.mark.parametrize(
     ("cache", "settings", "words"),
     [
@@ -248,13 +201,6 @@ def test_a_cache_that_was_put_there_without_enable_cache_is_seen():
     assert cache_on(pipe.transformer) == "FirstBlockCache"
     with pytest.raises(SkipError, match="FirstBlockCache"):
         Stg([0]).apply(pipe)
-
-
-def test_cache_dit_is_refused():
-    pipe = BY_PIPE["wan"].build()
-    pipe._is_cached = True
-    with pytest.raises(SkipError, match="cache-dit"):
-        Stg([1]).apply(pipe)
 
 
 def test_every_cache_of_diffusers_is_listed():

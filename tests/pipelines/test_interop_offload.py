@@ -107,6 +107,20 @@ def test_group_offloading(case, kind, when, tmp_path, monkeypatch):
     assert loads.all_released()
 
 
+@pytest.mark.parametrize("part", ["token_shuffle", "attn_blur", "self_swap"])
+def test_perturbed_passes_of_an_offloaded_model_are_the_same(part, tmp_path, monkeypatch):
+    """What is drawn, and where the tokens lie, does not hang on what is loaded."""
+    case = BY_PIPE["wan"]
+    pipes = [case.build() for _ in range(2)]
+    loads = Loads(pipes[1].transformer, monkeypatch)
+    offloaded(pipes[1], tmp_path, "block_level", 1)
+    outs = []
+    for pipe in pipes:
+        with Stg([LAYER], part=part).apply(pipe):
+            outs.append(case.run(pipe))
+    assert torch.equal(*outs) and loads.all_released()
+
+
 @pytest.mark.parametrize("layers", [[0], [1], [1, 2], [0, 3]])
 @pytest.mark.parametrize("reuse", [True, False])
 def test_groups_of_which_only_some_blocks_run(layers, reuse, tmp_path, monkeypatch):

@@ -6,9 +6,10 @@ from helpers.residue import no_gates
 from helpers.stg_reference import SCALES, close
 
 from skipguide import SkipError, Timetable, find_blocks
-from skipguide.pipelines import SkipGroup, presets
+from skipguide.pipelines import SkipGroup, SkipGuider, presets
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from skipguide.pipelines.presets import PRESETS, KnownModel, Preset
+from zoo import modular
 from zoo.pipes import BY_PIPE, MODELS
 
 pytestmark = pytest.mark.numerics
@@ -174,6 +175,18 @@ def test_a_run_that_meets_empty_lists_only_is_refused():
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
+def test_a_guiders_cfg_scale_by_the_step_is_that_of_apply():
+    case = BY_PIPE["wan"]
+    table = by_step(6.0, 3.0, 1.0, 4.0)
+    pipe = case.build()
+    with Stg([1], 1.5, guidance_scale=table).apply(pipe) as applied:
+        expected = case.run(pipe, 2, True, num_inference_steps=STEPS, latents=modular.latents(2))
+    guided = modular.build("wan")
+    guider = SkipGuider([1], 1.5, guidance_scale=table).attach(guided)
+    close(modular.run(guided, 2, num_inference_steps=STEPS), expected)
+    assert guider.stats.blocks_run == applied.stats.blocks_run
+
+
 def test_without_cfg_a_cfg_scale_is_refused():
     for name in ("ltx", "wan"):
         case = BY_PIPE[name]
@@ -191,6 +204,22 @@ def test_a_second_scale_of_1_has_no_branch_to_deliver_it_through():
     pipe = case.build()
     with pytest.raises(SkipError, match="no weight"), Stg([1], guidance_scale=3.0).apply(pipe):
         run(case, pipe, guidance_scale_2=1.0)
+
+
+def test_a_cache_would_take_left_out_passes_for_its_steps():
+    from diffusers import TaylorSeerCacheConfig
+
+    table = Timetable([(0.0, 4.0), (0.5, 1.0)])
+    pipe = BY_PIPE["wan"].build()
+    pipe.transformer.enable_cache(TaylorSeerCacheConfig(cache_identifiers=[r"blocks\.\d+\.attn1"]))
+    with pytest.raises(SkipError, match="guidance_scale, which is 1 at some step, leaves passes"):
+        Stg([1], guidance_scale=table).apply(pipe)
+    Stg([1], guidance_scale=4.0).apply(pipe).remove()
+    guided = modular.build("wan")
+    guided.transformer.enable_cache(TaylorSeerCacheConfig(cache_identifiers=[r"blocks\.\d+\.attn1"]))
+    SkipGuider([1], guidance_scale=table).attach(guided)
+    with pytest.raises(SkipError, match="no CFG at some steps, which leaves passes out"):
+        modular.run(guided)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ stg_table = importlib.import_module("demos.benchmarks.stg_cost_table")
 stg_models = importlib.import_module("demos.benchmarks.stg_models")
 
 native = importlib.import_module("demos.benchmarks.native")
+caches = importlib.import_module("demos.benchmarks.caches")
 
 NATIVE = ROOT / "demos" / "benchmarks" / "native.json"
 RESULT = ROOT / "demos" / "benchmarks" / "stg_cost.json"
@@ -259,3 +260,23 @@ def test_native_can_be_run_quickly(tmp_path, capsys):
     rows = json.loads(out.read_text(encoding="utf-8"))["pipelines"]
     assert [row["passes_per_step"]["reused"] for row in rows] == [round(PASSES[row["name"]][1], 4) for row in rows]
     assert "Sana 1.6B, PAG" in capsys.readouterr().out
+
+
+# guidance together with caches
+
+
+def test_caches_can_be_run_quickly(tmp_path, capsys):
+    """Half of the steps are answered: guidance costs 8 of 56 blocks at the others, and nothing where it is answered."""
+    out = tmp_path / "caches.json"
+    caches.main(["--quick", "--models", "ltx", "--caches", "none", "MagCache", "--out", str(out)])
+    model = json.loads(out.read_text(encoding="utf-8"))["models"][0]
+    rows = {(row["cache"], row["mode"]): row for row in model["rows"]}
+    assert not model["absent"] and len(rows) == 8
+    half, blocks, layer = caches.STEPS // 2, 28, 19
+    plain, guided = rows["MagCache", "plain"], rows["MagCache", "guided"]
+    assert (plain["blocks_run"], plain["blocks_cached"]) == (half * 2 * blocks, half * 2 * blocks)
+    assert guided["blocks_run"] == half * (2 * blocks + blocks - 1 - layer)
+    assert guided["blocks_ratio"] == round(64 / 56, 4) < caches.BAR
+    assert rows["MagCache", "native"]["blocks_run"] == half * (3 * blocks - 1)
+    assert rows["MagCache", "reused"]["blocks_run"] < rows["MagCache", "native"]["blocks_run"]
+    assert "block 19 skipped" in capsys.readouterr().out

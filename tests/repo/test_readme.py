@@ -32,6 +32,7 @@ PRINTED: dict[str, tuple[str, ...]] = {
     "demos/bundled_model/README.md": (),
     "demos/gpu/README.md": (),
     "demos/quality/README.md": (),
+    "demos/real/README.md": (),
     "pipelines/README.md": ("blocks run", "x STG from where it differs", "all checks passed", "transformer_blocks.27"),
     "skipguide/assets/tiny-lm/README.md": (),
     "skipguide/llm/README.md": ("% left out",),

@@ -1,5 +1,6 @@
 """The recipe of the next bundled video model: its shortcuts compute what the stock classes do, and its runs go on."""
 
+import copy
 import json
 import random
 
@@ -106,6 +107,16 @@ def test_the_past_stays_out_of_a_trained_autoencoder(tmp_path):
         for values in (trained.config.latents_mean, trained.config.latents_std)
     )
     torch.testing.assert_close(encode_clips(trained, clips), (stock - mean) / std, rtol=1e-3, atol=1e-4)
+
+
+def test_the_decoder_alone_becomes_better_and_the_latents_stay(vae, tmp_path):
+    words = f"--out {tmp_path} --steps 2 --clips 2 --batch 4 --start {tmp_path} --decoder-only"
+    mine, before = copy.deepcopy(vae).requires_grad_(True), copy.deepcopy(vae.state_dict())
+    train_vae.run(train_vae.parse(words.split()), mine, copy.deepcopy(vae))
+    after = mine.state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    assert mine.config.latents_std == vae.config.latents_std
 
 
 # -- the transformer ------------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """How to make every tested pipeline, so that a described one without a test is noticed."""
 
 from zoo.pipes import PIPES
+from zoo.pipes_control import CONTROL_PIPES
 from zoo.pipes_image import IMAGE_PIPES
 from zoo.pipes_unet import UNET_PIPES
 from zoo.pipes_video import VIDEO_PIPES
 
-MAKERS = [case.build for case in (*PIPES, *IMAGE_PIPES, *VIDEO_PIPES)] + [case.make for case in UNET_PIPES]
+MAKERS = [case.build for case in (*PIPES, *IMAGE_PIPES, *VIDEO_PIPES, *CONTROL_PIPES)] + [
+    case.make for case in UNET_PIPES
+]

@@ -208,12 +208,24 @@ def moved(family: Family, model: nn.Module, i: int, move: Callable[[Tensor], Ten
     return edited
 
 
+def mixed(number: int) -> int:
+    """SplitMix64's finaliser, on whole numbers below 2 ** 64."""
+    number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) % 2**64
+    return number ^ (number >> 31)
+
+
+def signed(number: int) -> int:
+    return number - 2**64 if number >= 2**63 else number
+
+
 def shuffle(seed: int, layer: int) -> Callable[[Tensor], Tensor]:
-    """One order for all rows, of a generator of its own."""
+    """One order for all rows: of the numbers that a generator begun by seed and layer gives."""
+    start = mixed((mixed(seed) + layer) % 2**64)
 
     def move(x):
-        order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(seed * 1_000_003 + layer))
-        return x[:, order]
+        numbers = [signed(mixed((start + n * 0x9E3779B97F4A7C15) % 2**64)) for n in range(1, x.shape[1] + 1)]
+        return x[:, sorted(range(x.shape[1]), key=numbers.__getitem__)]
 
     return move
 

@@ -1,14 +1,16 @@
 """Train the next bundled model's autoencoder on pairs of neighbouring frames, and on frames alone.
 
-Three quarters of the steps see 32x32 crops around the shape's outline, which cost a quarter of a frame; the rest see
+Most steps see 32x32 crops around the shape's outline, which cost a quarter of a frame; the rest see
 whole frames, as the attention in the middle sees other numbers of pixels there. One step in four shows frames alone,
 as the first of a clip. It resumes from its own state when started again.
 
     python -m demos.bundled_model.wan.train_vae --out runs/vae --steps 1800
 
-Once a transformer is trained on its latents the encoder must stay as it is; the decoder may still become better:
+A trained one may become better: all of it as long as a transformer has seen little of its latents (it follows within
+minutes), later the decoder only, because the latents must stay what they are:
 
-    python -m demos.bundled_model.wan.train_vae --out runs/decoder --start demos/bundled_model/wan/vae --steps 4000
+    python -m demos.bundled_model.wan.train_vae --out runs/vae2 --start demos/bundled_model/wan/vae --steps 3000
+    python -m demos.bundled_model.wan.train_vae --out runs/vae3 --start demos/bundled_model/wan/vae --decoder-only
 """
 
 from __future__ import annotations
@@ -115,7 +117,7 @@ def run(args: argparse.Namespace, vae: AutoencoderKLWan, averaged: AutoencoderKL
     test = pair_pool([spec for spec in all_specs() if held_out(spec)], min(args.clips, 32), args.seed + 1, 1)
     points = outline_points(pool[:, 0])
     ema, state_path, step, spent = Ema(vae, 0.998), args.out / "state.pt", 0, 0.0
-    if args.start is not None:
+    if args.decoder_only:
         for module in (vae.encoder, vae.quant_conv):
             module.requires_grad_(False)
     opts = optimizers(vae, args.lr, outer=OUTER)
@@ -166,10 +168,10 @@ def run(args: argparse.Namespace, vae: AutoencoderKLWan, averaged: AutoencoderKL
         if clock.spent - saved_at > 120:
             saved_at = clock.spent
             save()
-            export(ema, averaged, pool, args.out / "model", args.start is not None)
+            export(ema, averaged, pool, args.out / "model", args.decoder_only)
     bar.close()
     save()
-    export(ema, averaged, pool, args.out / "model", args.start is not None)
+    export(ema, averaged, pool, args.out / "model", args.decoder_only)
     rounded = AutoencoderKLWan.from_pretrained(args.out / "model", torch_dtype=torch.float32)
     pairs, singles = psnr(rounded, test)
     print(
@@ -180,16 +182,20 @@ def run(args: argparse.Namespace, vae: AutoencoderKLWan, averaged: AutoencoderKL
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="folder of a trained one, whose encoder stays as it is")
-    parser.add_argument("--steps", type=int, default=1800)
-    parser.add_argument("--crop-share", type=float, default=0.75, help="share of the steps spent on crops")
+    parser.add_argument("--start", type=Path, help="folder of a trained one to go on from")
+    parser.add_argument("--decoder-only", action="store_true", help="the encoder and the latents' statistics stay")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--crop-share", type=float, default=0.85, help="share of the steps spent on crops")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--kl", type=float, default=2e-5)
     parser.add_argument("--noise", type=float, default=0.15, help="largest latent noise, in deviations")
     parser.add_argument("--batch", type=int, default=16, help="pairs of crops; a quarter as many of whole frames")
     parser.add_argument("--clips", type=int, default=3000, help="clips behind the pool of frames")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.decoder_only and args.start is None:
+        parser.error("--decoder-only needs --start FOLDER: the encoder that stays")
+    return args
 
 
 def main() -> None:
