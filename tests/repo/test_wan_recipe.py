@@ -88,6 +88,16 @@ def test_frames_as_images_are_decoded_as_the_stock_class_does(vae):
     torch.testing.assert_close(mine, stock[0].transpose(0, 1), rtol=1e-4, atol=1e-5)
 
 
+def test_two_equal_frames_have_nearly_the_latent_of_one():
+    torch.manual_seed(0)
+    vae = build_vae().eval()
+    still = render(specs(1), 5, 1).expand(-1, 3, -1, -1, -1)
+    first, pair = (
+        vae.encode(still.transpose(1, 2).repeat(1, 1, 2, 1, 1)[:, :, :5] * 2 - 1).latent_dist.mean[0, :, :2].unbind(1)
+    )
+    assert (first - pair).norm() < 0.3 * first.norm()
+
+
 def test_the_past_stays_out_of_a_trained_autoencoder(tmp_path):
     args = train_vae.parse(["--out", str(tmp_path), "--steps", "4", "--clips", "2", "--batch", "4"])
     torch.manual_seed(0)

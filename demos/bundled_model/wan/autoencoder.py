@@ -63,7 +63,28 @@ def build_vae(
         weight.zero_()
         used.copy_(fresh)
         nn.init.zeros_(module.bias)
+    join_alike(vae)
     return vae
+
+
+@torch.no_grad()
+def join_alike(vae: AutoencoderKLWan, noise: float = 0.05) -> None:
+    """Let the latent of two equal frames be that of one frame alone, nearly.
+
+    The first frame of a clip passes by the convolutions over time. Started at random they gave it a code of its own, in
+    which black was what white is in the other latents, and a transformer with relative positions had to tell it apart.
+    """
+    for name, module in vae.named_modules():
+        if name.endswith("time_conv"):
+            weight = module.weight.zero_()[..., 0, 0]  # [out, in, taps]
+            same = torch.eye(weight.shape[1])
+            if "encoder" in name:
+                weight[..., 1:] = 0.5 * same[..., None]
+            else:
+                weight[..., -1] = same.repeat(2, 1)
+            used = weight[..., 1:] if "encoder" in name else weight[..., -1:]
+            used.add_(noise * torch.randn_like(used) * weight.shape[1] ** -0.5)
+            nn.init.zeros_(module.bias)
 
 
 @contextmanager
