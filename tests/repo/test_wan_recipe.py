@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import signal
 
 import pytest
 import torch
@@ -236,6 +237,22 @@ def test_a_training_goes_on_here_and_elsewhere_and_becomes_a_stock_pipeline(vae_
         stock("a red circle", output_type="pt", **call)
     assert applied.stats.to_dict()["blocks_run"] < applied.stats.to_dict()["blocks_naive"]
     assert type(pipeline(elsewhere.file, vae_folder)) is type(stock)
+
+
+def test_a_signal_ends_a_training_after_its_step(vae_folder, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    words = ["--vae", str(vae_folder), *FLAGS.split(), "--steps", "3", "--fresh-start", "--out", str(tmp_path)]
+    run = Run(parse(words))
+    step = run.step
+
+    def stopped(rate):
+        signal.raise_signal(signal.SIGTERM)
+        return step(rate)
+
+    monkeypatch.setattr(run, "step", stopped)
+    train(run)
+    assert run.progress.steps == 1 == read_progress(run.file).steps
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(
