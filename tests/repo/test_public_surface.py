@@ -36,7 +36,8 @@ FURTHER = {
 }
 # what a handle or map is made with, and how it is annotated, may change; what a user calls on it may not
 HANDLES = (
-    *("AppliedGuidance", "AppliedMask", "AppliedReuse", "AppliedSublayers"),
+    *("AppliedGuidance", "AppliedGuide", "AppliedMask", "AppliedNag", "AppliedReuse", "AppliedSublayers"),
+    "AppliedTangential",
     *("SublayerMap", "SublayerSite", "Watch"),
 )
 # old keyword -> new one: the old one is an alias that warns
