@@ -47,7 +47,7 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         AnimateDiffControlNetPipeline AnimateDiffSparseControlNetPipeline
         AnimateDiffVideoToVideoControlNetPipeline BlipDiffusionControlNetPipeline
             HunyuanDiTControlNetPipeline
-        KandinskyV22ControlnetImg2ImgPipeline KandinskyV22ControlnetPipeline QwenImageControlNetInpaintPipeline
+        KandinskyV22ControlnetImg2ImgPipeline KandinskyV22ControlnetPipeline QwenImageControlNetInpaintPipeline QwenImageControlNetPipeline
           SanaControlNetPipeline
           StableDiffusionAdapterPipeline
         StableDiffusionControlNetImg2ImgPipeline StableDiffusionControlNetInpaintPipeline
