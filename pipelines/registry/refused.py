@@ -47,7 +47,8 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         AnimateDiffControlNetPipeline AnimateDiffSparseControlNetPipeline
         AnimateDiffVideoToVideoControlNetPipeline BlipDiffusionControlNetPipeline
             HunyuanDiTControlNetPipeline
-        KandinskyV22ControlnetImg2ImgPipeline KandinskyV22ControlnetPipeline QwenImageControlNetInpaintPipeline QwenImageControlNetPipeline
+        KandinskyV22ControlnetImg2ImgPipeline KandinskyV22ControlnetPipeline QwenImageControlNetInpaintPipeline
+        QwenImageControlNetPipeline
           SanaControlNetPipeline
           StableDiffusionAdapterPipeline
         StableDiffusionControlNetImg2ImgPipeline StableDiffusionControlNetInpaintPipeline
