@@ -168,10 +168,13 @@ def prepare(form: Form, work: Path, cells: Cells) -> Study:
 def chosen(study: Study, stats: SublayerStats) -> Iterator[tuple[str, Sublayers, int | None]]:
     """Every method's sets."""
     alone = [float("inf") if loss is None else loss for loss in study.order.alone]
-    for found in quality.sets(stats, study.costs, alone, study.form.counts, study.form.seeds):
+    seen = set()
+    for method, which, seed in quality.sets(stats, study.costs, alone, study.form.counts, study.form.seeds):
+        key = method, which.count, seed  # the reference rule leaves as many out for two of the counts
         # cost-aware is by share of the time there: here all are compared at the same count
-        if found[0] not in ("AdaSkip, cost-aware", *study.form.without):
-            yield found
+        if method not in ("AdaSkip, cost-aware", *study.form.without) and key not in seen:
+            seen.add(key)
+            yield method, which, seed
     for count in study.form.counts:
         yield "AdaSkip, cost-aware", AdaSkip(count=count, cost_aware=True).choose(stats, study.costs), None
         yield "measured search", study.order.first(count), None
@@ -179,24 +182,24 @@ def chosen(study: Study, stats: SublayerStats) -> Iterator[tuple[str, Sublayers,
 
 def prefill(study: Study) -> Iterator[Job]:
     """Every method at every count on English, and the shorter list on code and chat."""
-    full = {kind: quality.judge(study.lm.model, list(rows.split(1)), None) for kind, rows in study.test.items()}
+    full: dict[str, Any] = {}
+
+    def whole(kind: str) -> Any:
+        if kind not in full:
+            full[kind] = quality.judge(study.lm.model, list(study.test[kind].split(1)), None)
+        return full[kind]
 
     def measure(kind: str, chosen: Sublayers, compensate: bool, about: dict[str, Any]) -> dict[str, Any]:
         plan = quality.Variant("", chosen, compensate).plan(study.stats[0])
         with plan.apply(study.lm.model, cached=False):
             found = quality.judge(study.lm.model, list(study.test[kind].split(1)), None)
-        return quality.row(*found, full[kind], **about)
+        return quality.row(*found, whole(kind), **about)
 
     for kind in study.test:
         about = {
-            "part": "prefill",
-            "text": kind,
-            "method": "whole model",
-            "count": 0,
-            "compensate": False,
-            "seed": None,
-        }
-        yield f"prefill {kind} whole", lambda kind=kind, about=about: quality.row(*full[kind], full[kind], **about)
+            "part": "prefill", "text": kind, "method": "whole model", "count": 0, "compensate": False, "seed": None,
+        }  # fmt: skip
+        yield f"prefill {kind} whole", lambda kind=kind, about=about: quality.row(*whole(kind), whole(kind), **about)
         for method, which, seed in sorted(chosen(study, study.stats[0]), key=lambda found: found[1].count):
             if kind != "english" and (method not in SHORTER or seed or which.count not in study.form.few):
                 continue

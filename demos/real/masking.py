@@ -256,6 +256,8 @@ def study(form: Form, work: Path, minutes: float) -> dict[str, Any]:
             return {"photo": photo.name, "label": photo.label} | measure(form, image, number, fills)
 
         found[part].append(cells(name, compute))
+    if not found["removal"]:
+        raise SystemExit(f"no photo was done in {minutes:g} minutes: give it more")
     return {
         "settings": asdict(form) | {"patches": PATCHES, "superpixels": SUPERPIXELS, "parts": PARTS, "horses": HORSES},
         "model": {"name": net.name, "parameters": sum(p.numel() for p in net.model.parameters())},

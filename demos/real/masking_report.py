@@ -15,6 +15,7 @@ from demos.real.intervals import interval
 from demos.study import canvas, save_figure, table
 
 Rows = list[dict[str, Any]]
+ENOUGH = 5  # photos whose maps are worth a table
 COLOURS = {
     "neighbours": "#d1495b",
     "black": "#222222",
@@ -153,7 +154,11 @@ def tables(data: dict[str, Any]) -> str:
             )
         )
     lines += ["## A hole in the shape of a horse\n", outline_table(data["outline"], whole["no_animals"])]
-    for method in ("lime", "rise"):
+    if data["photos"]["attribution"] < ENOUGH:
+        lines.append(
+            f"LIME and RISE: {data['photos']['attribution']} photos are done (in the JSON), too few to say anything.\n"
+        )
+    for method in ("lime", "rise") if data["photos"]["attribution"] >= ENOUGH else ():
         masks, rows = about[method], [row for row in data["attribution"] if row["method"] == method]
         if rows:
             lines += [
@@ -219,8 +224,9 @@ def attribution_table(rows: Rows) -> str:
 
 def figure(data: dict[str, Any]) -> Any:
     """Kept against the share that is hidden; what a horse's outline does; maps against judges."""
-    plots, axes = canvas(2, 3, width=4.4, height=3.5)
-    for axis, (what, name) in zip(axes[0], KINDS.items(), strict=True):
+    with_maps = data["photos"]["attribution"] >= ENOUGH
+    plots, axes = canvas(2 if with_maps else 1, 3 if with_maps else 4, width=4.4, height=3.5)
+    for axis, (what, name) in zip(axes[0], KINDS.items(), strict=False):
         for fill in FILLS:
             rows = [row for row in data["removal"] if row["what"] == what and row["fill"] == fill]
             x = [100 * row["share"] for row in rows]
@@ -235,12 +241,13 @@ def figure(data: dict[str, Any]) -> Any:
     plots.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, fontsize=8
     )
-    _bars(axes[1, 0], data["outline"])
-    for axis, method in zip(axes[1, 1:], ("lime", "rise"), strict=True):
+    _bars(axes[1, 0] if with_maps else axes[0, 3], data["outline"])
+    for axis, method in zip(axes[1, 1:], ("lime", "rise"), strict=True) if with_maps else ():
         _matrix(axis, [row for row in data["attribution"] if row["method"] == method], method.upper())
     plots.suptitle(
-        f"{data['model']['name']} (ImageNet): {data['photos']['removal']} photos; "
-        f"maps: {data['photos']['attribution']} photos; bands and whiskers: 95 % over photos",
+        f"{data['model']['name']} (ImageNet): {data['photos']['removal']} photos"
+        + (f"; maps: {data['photos']['attribution']} photos" if with_maps else "")
+        + "; bands and whiskers: 95 % over photos",
         fontsize=11,
     )
     return plots

@@ -5,6 +5,7 @@ A page says what it shows in a fenced block, so that nothing is written twice:
     ```{readme} vision/layer_masking/README.md
     intro                               what stands before the second heading
     ## Try                              a section, as on the README
+    ## Refused*                         the one that begins so, where the rest is a number that changes
     ## Measurements <- Does it help?    a section under another heading
     - Does it help?                     a section without its heading
     *                                   all of it
@@ -171,6 +172,9 @@ def _wanted(page: str, file: str, lines: str) -> Iterator[Use]:
             continue
         title, _, original = (part.strip() for part in rest.partition("<-"))
         name = INTRO if line == INTRO else original or title
+        if name.endswith("*"):
+            name = next((each for each in found if each.startswith(name[:-1])), name)
+            title = name if title.endswith("*") else title
         if name not in found:
             raise SiteError(f"{page}: {file} has no section {name!r}; it has {', '.join(found)}")
         yield Use(page, file, found[name], "" if mark in (INTRO, "-") else title, len(mark))

@@ -47,8 +47,16 @@ class LastLatents:
         return {}
 
 
-class _Steps:
-    """A callback that measures each step, and sets the next one off from the noised clip."""
+class StepErrors:
+    """A callback that measures each step, and sets the next one off from the noised clip.
+
+    Args:
+        latents: of the finished clip.
+        generator: of the noise.
+
+    Attributes:
+        errors: of every step but the first, which begins at pure noise.
+    """
 
     def __init__(self, latents: Tensor, generator: torch.Generator) -> None:
         self.latents = latents
@@ -57,6 +65,7 @@ class _Steps:
         self.errors: list[float] = []
 
     def __call__(self, pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Note how far off the step was, and give back where the next one begins."""
         came = kwargs["latents"]
         if came.shape != self.latents.shape:
             raise SkipError(f"expected latents {tuple(self.latents.shape)}; got {tuple(came.shape)}")
@@ -109,7 +118,7 @@ def self_consistency(
             that are not finite.
     """
     generator = torch.Generator().manual_seed(seed + APART)
-    watch = _Steps(latents, generator)
+    watch = StepErrors(latents, generator)
     call = {**arguments, "num_inference_steps": steps, "output_type": "latent", CALLBACK: watch}
     if "guidance_scale" in inspect.signature(type(pipe).__call__).parameters:
         call["guidance_scale"] = 1.0

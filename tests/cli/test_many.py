@@ -50,6 +50,8 @@ def test_a_line_is_a_prompt_or_settings_of_its_own(tmp_path):
     assert (without.no_guidance, without.layers, without.scale, without.negative_prompt) == (True, None, None, "-blur")
     (guided,) = read(tmp_path, '{"prompt": "p", "layers": 2}', "--no-guidance")
     assert (guided.no_guidance, guided.layers) == (False, [2])
+    (swap,) = read(tmp_path, '{"prompt": "p", "heads": [1], "part_options": {"over": "space", "ratio": 0.2}}')
+    assert (swap.heads, swap.part_options) == ([1], {"over": "space", "ratio": 0.2})
 
 
 def test_lines_end_where_editors_end_them(tmp_path):

@@ -262,9 +262,7 @@ def test_perturbations_and_their_options():
     assert settings.part_options == {"window": (2, 3)} and settings.heads == (0, 2, 3)
     words = clip_job.in_words(chosen | {"scale": 1.0})
     assert words == "layer 2, scale 1, window_space, strength 0.5, heads 0 2 3, window [2, 3]"
-    swap = build_parser().parse_args(
-        ["generate", "p", "--part", "self_swap", "--part-options", "over=space", "ratio=0.2"]
-    )
+    swap = build_parser().parse_args(["generate", "p", "--part-options", "over=space", "ratio=0.2"])
     assert swap.part_options == {"over": "space", "ratio": 0.2}
 
 

@@ -98,6 +98,34 @@ def test_every_branch_has_a_cache_of_its_own(cache, family, way):
     assert stats.blocks_naive == 2 * without.stats.blocks_naive
 
 
+@pytest.mark.parametrize("cache", ["FirstBlockCache", "MagCache", "TaylorSeerCache", "PyramidAttentionBroadcast"])
+def test_rows_that_skip_in_one_batch(cache):
+    """`formula="uncond"` with CFG in one call: the reference is a pipeline whose block runs for half of the rows."""
+    case = FAMILIES["LTX"]
+    reference = case.build()
+    block = reference.transformer.transformer_blocks[LAYER]
+    own = block.forward
+
+    def second_half_only(hidden_states, **kwargs):
+        half = len(hidden_states) // 2
+        kwargs = {name: each[half:] if hasattr(each, "shape") else each for name, each in kwargs.items()}
+        rotary = kwargs["image_rotary_emb"]
+        kwargs["image_rotary_emb"] = tuple(each[half:] for each in rotary)
+        return torch.cat([hidden_states[:half], own(hidden_states[half:], **kwargs)])
+
+    def by_position(*args, **kwargs):
+        names = ("hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb", "encoder_attention_mask")
+        return second_half_only(**dict(zip(names, args, strict=False)), **kwargs)
+
+    block.forward = by_position
+    reference.transformer.enable_cache(CACHE_CASES[cache].make("LTX", reference, "hits", False))
+    expected = run(case, reference)
+    pipe = enabled(cache, "LTX", "hits")
+    with Stg([LAYER], formula="uncond").apply(pipe) as applied:
+        close(run(case, pipe), expected)
+    assert bool(applied.stats.blocks_cached) == CACHE_CASES[cache].blocks
+
+
 def states(model):
     """Every state that a cache of diffusers keeps in a model, by context where it has them."""
     found = []

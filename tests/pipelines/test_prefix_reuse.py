@@ -16,6 +16,7 @@ from zoo import modular
 from zoo.family import randomise
 from zoo.pipes import BY_PIPE, STEPS
 from zoo.pipes_video import BY_VIDEO
+from zoo.pipes_video_av import refine_pipe, run_refine
 from zoo.video_av import ltx2_gated, ltx2_inputs
 
 BLOCKS = 3  # of the zoo's LTX-2
@@ -109,6 +110,17 @@ def test_a_distilled_pipeline_makes_no_further_pass():
     plain, out, stats = compared(case, case.build())
     assert torch.equal(out, plain)
     assert stats.passes == STEPS and not stats.reused and not stats.not_reused
+
+
+@pytest.mark.skipif(not hasattr(diffusers, "LTX2DFRTemporalRefinePipeline"), reason="an older diffusers")
+def test_nor_does_the_one_that_refines_piece_by_piece():
+    pipe = refine_pipe()
+    plain = run_refine(pipe)
+    with PrefixReuse().apply(pipe) as applied:
+        assert torch.equal(run_refine(pipe), plain)
+    assert applied.stats.passes == 2 * 2 and applied.stats.blocks_run == 4 * BLOCKS
+    with pytest.raises(SkipError, match="a table of steps for every piece"):
+        SpatiotemporalSkipGuidance([1]).apply(pipe)
 
 
 def test_the_handle_is_found_and_removed():

@@ -108,12 +108,17 @@ def test_sentences_of_one_meaning_are_near():
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_a_try_of_the_study(tmp_path):
     installed(weights.classifier)
     installed(pictures.photos)
-    out = tmp_path / "masking.json"
-    masking.main(["--form", "try", "--out", str(out), "--work", str(tmp_path / "work"), "--minutes", "0"])
-    assert json.loads(out.read_text())["photos"] == {"removal": 0, "attribution": 0}, "no time, and no photo"
+    out, work = tmp_path / "masking.json", ["--work", str(tmp_path / "work")]
+    with pytest.raises(SystemExit, match="no photo was done"):
+        masking.main(["--form", "try", "--out", str(out), *work, "--minutes", "0"])
+    masking.main(["--form", "try", "--out", str(out), *work])
+    assert json.loads(out.read_text())["photos"] == {"removal": 2, "attribution": 1}
+    masking.main(["--form", "try", "--out", str(tmp_path / "again.json"), *work, "--minutes", "0"])
+    assert json.loads((tmp_path / "again.json").read_text())["removal"] == json.loads(out.read_text())["removal"]
 
 
 def installed(load):

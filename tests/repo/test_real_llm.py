@@ -1,12 +1,13 @@
 """The study of a language model that others trained: its texts, its jobs on a tiny model, its tables."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.llm_zoo import BY_NAME, VOCAB
 
-from demos.real import llm, llm_report, texts
+from demos.real import llm, llm_report, masking_report, texts
 from demos.real.weights import NotInstalledError
 from skipguide.cli.llm_models import LanguageModel
 from skipguide.llm import AdaSkip, MeasuredSkip
@@ -126,3 +127,12 @@ def test_texts_that_are_not_there_say_so(monkeypatch, tmp_path):
     monkeypatch.setattr("demos.real.pictures.DATA", tmp_path)
     with pytest.raises(NotInstalledError, match=r"wikitext2/test\.txt"):
         texts.english("test")
+
+
+@pytest.mark.parametrize(("report", "name"), [(llm_report, "llm"), (masking_report, "masking")])
+def test_committed_tables_follow_from_the_json(report, name):
+    path = Path(report.__file__).with_name(f"{name}.json")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert data["form"] in ("short", "full")
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == report.tables(data)
+    assert path.with_suffix(".png").is_file()

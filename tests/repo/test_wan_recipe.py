@@ -18,6 +18,7 @@ from demos.bundled_model.optim import Muon
 from demos.bundled_model.wan import train_vae
 from demos.bundled_model.wan.autoencoder import FRAMES, alone, as_images, build_vae, encode_clips, load_vae
 from demos.bundled_model.wan.export import export, pipeline
+from demos.bundled_model.wan.export import main as export_command
 from demos.bundled_model.wan.model import (
     DEFAULT,
     SHORT,
@@ -235,6 +236,22 @@ def test_a_training_goes_on_here_and_elsewhere_and_becomes_a_stock_pipeline(vae_
         stock("a red circle", output_type="pt", **call)
     assert applied.stats.to_dict()["blocks_run"] < applied.stats.to_dict()["blocks_naive"]
     assert type(pipeline(elsewhere.file, vae_folder)) is type(stock)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--prompts 5", "--prompts is no option of an export"),
+        ("--weights nowhere", "there are no weights at nowhere"),
+        ("", "is there already: choose another folder"),
+    ],
+)
+def test_what_an_export_refuses(tmp_path, capsys, words, said):
+    write_progress(tmp_path / "p.safetensors", Ema(torch.nn.Linear(1, 1)), Progress(TINY))
+    named = [] if "--weights" in words else ["--weights", str(tmp_path / "p.safetensors")]
+    with pytest.raises(SystemExit):
+        export_command(["--out", str(tmp_path), *named, *words.split()])
+    assert said in capsys.readouterr().err
 
 
 def test_the_committed_weights_are_refused_by_another_shape(tmp_path):

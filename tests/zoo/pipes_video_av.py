@@ -6,8 +6,9 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from zoo.family import TEXT, rows
+from zoo.family import TEXT, randomise, rows
 from zoo.pipes import embeds, size
+from zoo.video_av import ltx2
 from zoo.video_case import StandIn, VideoCase, picture
 
 
@@ -85,6 +86,40 @@ def ltx2_dfr_call(clips: int, cfg: bool):
     """Distilled: one pass a step. The keyframes' slots need what LTX-2.5 has."""
     call = embeds(clips, cfg=False, mask="prompt_attention_mask") | size(96, 9)
     return {**call, "frame_rate": 24.0, "generate_slots": False, "sigmas": [1.0, 0.7, 0.3], "num_inference_steps": ...}
+
+
+class TwiceTheFrames(nn.Module):
+    """In place of LTX-2's temporal upsampler."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def forward(self, latents: Tensor):
+        return latents.repeat_interleave(2, dim=2)[:, :, :-1]
+
+
+def refine_pipe():
+    """LTX2DFRTemporalRefinePipeline: distilled, and every piece of the video goes through its own table of steps."""
+    from diffusers.schedulers import LTXEulerAncestralRFScheduler
+
+    gates = {"gated_attn": True, "audio_gated_attn": True, "cross_attn_mod": True, "audio_cross_attn_mod": True}
+    model = randomise(ltx2(**gates, use_keyframes_abs_pos_embedding=True), 1)
+    parts = {"text_encoder": None, "tokenizer": None, "temporal_latent_upsampler": TwiceTheFrames(), **ltx2_parts()}
+    scheduler = LTXEulerAncestralRFScheduler(eta=0.5)
+    pipe = diffusers.LTX2DFRTemporalRefinePipeline(transformer=model, scheduler=scheduler, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def run_refine(pipe: object, sigmas: tuple[float, ...] = (0.7, 0.3)) -> Tensor:
+    """Two pieces of 17 frames."""
+    own = {
+        "latents": rows(1, 5, 8, 3, 3, 3),
+        "keyframes_latents": rows(1, 6, 8, 2, 3, 3),
+        "keyframe_positions": [8, 16],
+    }
+    call = {**embeds(1, cfg=False, mask="prompt_attention_mask"), **size(96, 17), "frame_rate": 24.0, **own}
+    noise = {"audio_latents": rows(1, 7, 8, 6, 1), "generator": torch.Generator().manual_seed(1)}
+    return pipe(**call, **noise, sigmas=list(sigmas), output_type="latent", return_dict=False)[0]
 
 
 AUDIO_PIPES = (

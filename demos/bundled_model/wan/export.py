@@ -53,18 +53,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=FILE)
     parser.add_argument("--vae", type=Path, default=HERE / "vae")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline; replaced if it is there")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
+    parser.add_argument("--force", action="store_true", help="replace the folder if it is there")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--evaluate", action="store_true", help="then measure it: results.json and samples.png here")
-    parser.add_argument("--prompts", type=int, default=256, help="of the measurement")
+    parser.add_argument(
+        "--evaluate", action="store_true", help="then measure it, with further options of demos.bundled_model.evaluate"
+    )
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
-    args = parser.parse_args(arguments)
+    args, more = parser.parse_known_args(arguments)
+    if more and not args.evaluate:
+        parser.error(f"{more[0]} is no option of an export (with --evaluate, it is one of the measurement)")
+    if not args.weights.exists():
+        parser.error(f"there are no weights at {args.weights}: name a run's progress.safetensors with --weights")
+    if args.out.exists() and not args.force:
+        parser.error(f"{args.out} is there already: choose another folder, or replace it with --force")
     size = export(args.weights, args.vae, args.out, args.steps, args.guidance)
     print(f"{args.out}: {size / 1e6:.2f} MB, {read_progress(args.weights)}")
     if args.evaluate:
-        words = ["--model", str(args.out), "--prompts", str(args.prompts), "--out", str(args.results)]
-        evaluate.main(words)
+        evaluate.main(["--model", str(args.out), "--out", str(args.results), *more])
 
 
 if __name__ == "__main__":

@@ -131,12 +131,14 @@ def _clips(args: argparse.Namespace, folder: Path, process: Process) -> None:
     from skipguide.bench.scorer import Scorer
     from skipguide.cli.bench_clips import ClipBench, grid_of, steps_of
     from skipguide.cli.bench_report import clips_report, verdict
-    from skipguide.cli.clip_requests import ClipModel
+    from skipguide.cli.clip_requests import ClipModel, described
     from skipguide.cli.result_cells import open_plan
 
     scorer = Scorer(args.scorer) if args.scorer is not None else None
     model = ClipModel.of(args.model, process.device, args.dtype)
     lines = _lines(args, model.source.bundled)
+    for line in lines:
+        described(model, line, None)  # arguments that the pipeline does not take are refused before anything is written
     plan = {
         "bench": "diffusion pipeline",
         **model.made_with,

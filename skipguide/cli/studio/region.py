@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from skipguide.vision.layer_masking.classifiers import Classifier
 
+SAFE = ["download", "fullscreen"]  # not "share", which is to another server
 LARGEST = 1024  # pixels: the longer side of a picture on the page
 Answers = list[list[str]]
 
@@ -164,6 +165,7 @@ def build(tab: RegionTab) -> None:
                 label="paint the region with the brush",
                 elem_id="canvas",
                 height=420,
+                buttons=SAFE,
             )
             with gradio.Row():
                 out = gradio.Button("Leave it out", variant="primary", elem_id="leave-out")
@@ -179,7 +181,9 @@ def build(tab: RegionTab) -> None:
                 label="answers",
                 elem_id="answers",
             )
-            sheet = gradio.Image(label="what the answer rests on", interactive=False, elem_id="sheet", format="png")
+            sheet = gradio.Image(
+                label="what the answer rests on", interactive=False, elem_id="sheet", format="png", buttons=SAFE
+            )
     given.upload(tab.upload, given, canvas, api_name="upload")
     out.click(tab.leave_out, [model, canvas], [said, table], api_name="leave_out")
     why.click(tab.explain, [model, canvas, method, segments], sheet, api_name="explain")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MOST_FAVOURITES = 24
+SAFE = ["download", "fullscreen"]  # not "share", which is to another server
 
 
 @dataclass
@@ -209,18 +210,24 @@ def build(tab: VideoTab, page: gradio.Blocks, model: str) -> None:
         with gradio.Column(scale=2):
             with gradio.Row():
                 with gradio.Column():
-                    left = gradio.Image(label="without skip guidance", elem_id="plain", interactive=False, format="png")
+                    left = gradio.Image(
+                        label="without skip guidance", elem_id="plain", interactive=False, format="png", buttons=SAFE
+                    )
                     left_cost = gradio.Markdown("", elem_id="plain-cost")
                 with gradio.Column():
-                    right = gradio.Image(label="with skip guidance", elem_id="guided", interactive=False, format="png")
+                    right = gradio.Image(
+                        label="with skip guidance", elem_id="guided", interactive=False, format="png", buttons=SAFE
+                    )
                     right_cost = gradio.Markdown("", elem_id="guided-cost")
             frame = gradio.Slider(0, 1, 0, step=1, label="frame", visible=False, elem_id="frame")
-            moving = gradio.Image(type="filepath", label="both, moving", interactive=False, elem_id="moving")
+            moving = gradio.Image(
+                type="filepath", label="both, moving", interactive=False, elem_id="moving", buttons=SAFE
+            )
             with gradio.Row():
                 star = gradio.Button("Keep as a favourite", elem_id="keep")
                 give = gradio.Button("Show as Python and JSON", elem_id="export")
             favourites = gradio.Gallery(
-                label="favourites", columns=6, height="auto", elem_id="favourites", format="png"
+                label="favourites", columns=6, height=220, elem_id="favourites", format="png", buttons=SAFE
             )
             python = gradio.Code(language="python", label="Python", elem_id="python", interactive=False)
             data = gradio.Code(language="json", label="JSON", elem_id="json", interactive=False)
