@@ -60,7 +60,6 @@ IMAGE_PIPELINES: dict[str, PipelineSpec] = {
     "FluxControlNetInpaintPipeline": _DISTILLED,
     "StableDiffusion3ControlNetPipeline": _BATCHED,
     "StableDiffusion3ControlNetInpaintingPipeline": _BATCHED,
-    "QwenImageControlNetPipeline": _QWEN,
     "QwenImageEditPipeline": _QWEN,
     "QwenImageEditPlusPipeline": _QWEN,
     "SanaPipeline": replace(_KEPT, half="float32"),

@@ -45,11 +45,9 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         "between the blocks: not yet proven with skipped passes",
         """
         AnimateDiffControlNetPipeline AnimateDiffSparseControlNetPipeline
-        AnimateDiffVideoToVideoControlNetPipeline BlipDiffusionControlNetPipeline
-            HunyuanDiTControlNetPipeline
+        AnimateDiffVideoToVideoControlNetPipeline BlipDiffusionControlNetPipeline HunyuanDiTControlNetPipeline
         KandinskyV22ControlnetImg2ImgPipeline KandinskyV22ControlnetPipeline QwenImageControlNetInpaintPipeline
-          SanaControlNetPipeline
-          StableDiffusionAdapterPipeline
+        QwenImageControlNetPipeline SanaControlNetPipeline StableDiffusionAdapterPipeline
         StableDiffusionControlNetImg2ImgPipeline StableDiffusionControlNetInpaintPipeline
         StableDiffusionControlNetPipeline StableDiffusionXLAdapterPipeline
         StableDiffusionXLControlNetImg2ImgPipeline StableDiffusionXLControlNetInpaintPipeline

@@ -105,9 +105,10 @@ def test_a_run_is_stopped(page):
 
 def test_a_region_is_painted_and_left_out(page):
     page.get_by_role("tab", name="Region").click()
+    page.click("#example")
     canvas = page.locator("#canvas canvas").first
     canvas.wait_for()
-    page.wait_for_timeout(1500)  # the editor draws the picture in steps of its own
+    page.wait_for_timeout(8000)  # the editor draws the picture in steps of its own
     box = canvas.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.35, box["y"] + box["height"] * 0.4)
     page.mouse.down()
@@ -115,7 +116,7 @@ def test_a_region_is_painted_and_left_out(page):
         page.mouse.move(box["x"] + box["width"] * part, box["y"] + box["height"] * 0.45, steps=5)
     page.mouse.up()
     page.click("#leave-out")
-    page.wait_for_selector("#answers :text('absent in every layer')")
+    page.wait_for_selector("#answers :text('absent in every layer')", state="attached")
     assert "is painted" in page.inner_text("#region-said")
     page.click("#explain")
     page.wait_for_selector("#sheet img")
@@ -125,6 +126,6 @@ def test_a_region_is_painted_and_left_out(page):
 def test_sublayers_are_ranked(page):
     page.get_by_role("tab", name="Language model").click()
     page.click("#rank")
-    page.wait_for_selector("#ranking :text('left out')")
+    page.wait_for_selector("#ranking :text('left out')", state="attached")
     page.wait_for_function("() => document.querySelector('#other-text textarea').value.length > 20")
     shot(page, "studio-language")

@@ -7,6 +7,7 @@ import torch
 
 from skipguide.pipelines import SkipGuider
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
+from skipguide.pipelines.guider.combination import Combination
 from skipguide.pipelines.registry.spec import PipelineSpec
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
 from zoo.pipes import BY_PIPE
@@ -58,6 +59,6 @@ def test_a_run_that_begins_at_the_step_of_the_last_keeps_nothing_of_it():
     """One step, then one step again: the second run is a new one."""
     guider = SkipGuider([1], every=2)
     guider.set_state(0, 1, torch.tensor(1.0))
-    guider._directions, guider._checked = [torch.ones(1)], {"x"}
+    guider._combinations[""] = Combination(guider.settings, guider.stats, "")
     guider.set_state(0, 1, torch.tensor(1.0))
-    assert guider._directions is None and not guider._checked
+    assert not guider._combinations

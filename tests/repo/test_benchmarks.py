@@ -278,5 +278,7 @@ def test_caches_can_be_run_quickly(tmp_path, capsys):
     assert guided["blocks_run"] == half * (2 * blocks + blocks - 1 - layer)
     assert guided["blocks_ratio"] == round(64 / 56, 4) < caches.BAR
     assert rows["MagCache", "native"]["blocks_run"] == half * (3 * blocks - 1)
-    assert rows["MagCache", "reused"]["blocks_run"] < rows["MagCache", "native"]["blocks_run"]
+    # the guider begins at the second step, so the cache computes its pass where it answers the plain ones
+    assert rows["MagCache", "reused"]["blocks_run"] <= rows["MagCache", "native"]["blocks_run"]
+    assert rows["none", "native"]["blocks_run"] - rows["none", "reused"]["blocks_run"] == (caches.STEPS - 1) * layer
     assert "block 19 skipped" in capsys.readouterr().out

@@ -45,18 +45,12 @@ def sd3_inpaint_net(model):
     )
 
 
-def qwen_net(model):
-    return diffusers.QwenImageControlNetModel.from_transformer(
-        model, num_layers=2, load_weights_from_transformer=False, extra_condition_channels=0
-    )
-
-
-def small_edits(cls: str, module: str):
+def small_edits(cls: str, module: str, sides: tuple[int | None, ...]):
     """An editing pipeline whose pictures have 64 pixels a side, not the area of a million that it scales them to."""
 
     def make(seed: int) -> diffusers.DiffusionPipeline:
         home = importlib.import_module(f"diffusers.pipelines.qwenimage.{module}")
-        home.calculate_dimensions = lambda area, ratio: (64, 64, None)
+        home.calculate_dimensions = lambda area, ratio: sides
         return around(cls, "qwen_image", flow, "processor", vae=qwen_vae)(seed)
 
     return make
@@ -129,23 +123,16 @@ CONTROL_PIPES = (
         BATCHED,
     ),
     PipeCase(
-        "qwen_controlnet",
-        "qwen_image",
-        controlled("QwenImageControlNetPipeline", "qwen_image", qwen_net, vae=qwen_vae),
-        with_control(qwen_call),
-        TWO_CALLS,
-    ),
-    PipeCase(
         "qwen_edit",
         "qwen_image",
-        small_edits("QwenImageEditPipeline", "pipeline_qwenimage_edit"),
+        small_edits("QwenImageEditPipeline", "pipeline_qwenimage_edit", (64, 64, None)),
         edit_call,
         TWO_CALLS,
     ),
     PipeCase(
         "qwen_edit_plus",
         "qwen_image",
-        small_edits("QwenImageEditPlusPipeline", "pipeline_qwenimage_edit_plus"),
+        small_edits("QwenImageEditPlusPipeline", "pipeline_qwenimage_edit_plus", (64, 64)),
         edit_call,
         TWO_CALLS,
     ),

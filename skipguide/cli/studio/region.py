@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from skipguide.vision.layer_masking.classifiers import Classifier
 
 SAFE = ["download", "fullscreen"]  # not "share", which is to another server
-LARGEST = 1024  # pixels: the longer side of a picture on the page
+SMALLEST, LARGEST = 512, 1024  # pixels: the longer side of a picture on the page
 Answers = list[list[str]]
 
 
@@ -64,6 +64,11 @@ class RegionTab:
         return editor(picture)
 
     @told
+    def example(self) -> dict[str, Any]:
+        """The picture that the bundled classifier knows."""
+        return editor(example())
+
+    @told
     def leave_out(self, model: str, painted: dict[str, Any] | None) -> tuple[str, Answers]:
         """What the classifier says without the painted region, and on it alone, for every way to hide it."""
         import torch
@@ -102,7 +107,12 @@ class RegionTab:
 
 
 def editor(picture: Image) -> dict[str, Any]:
-    """The value of the page's editor: a picture with nothing painted on it."""
+    """The value of the page's editor: a picture with nothing painted on it, large enough to paint on."""
+    from PIL.Image import Resampling
+
+    zoom = -(-SMALLEST // max(picture.size))
+    if zoom > 1:
+        picture = picture.resize((picture.width * zoom, picture.height * zoom), Resampling.NEAREST)
     return {"background": picture, "layers": [], "composite": picture}
 
 
@@ -155,13 +165,13 @@ def build(tab: RegionTab) -> None:
                 "tiny-cnn", label="model: tiny-cnn, or a name of timm or torchvision", elem_id="classifier"
             )
             given = gradio.UploadButton("Upload a picture", file_types=["image"], type="filepath", elem_id="upload")
+            scene = gradio.Button("Take the example", elem_id="example")
             canvas = gradio.ImageEditor(
-                editor(example()),
                 type="pil",
                 sources=(),
                 transforms=(),
                 layers=False,
-                brush=gradio.Brush(default_size=12, colors=["#e11d48"], color_mode="fixed"),
+                brush=gradio.Brush(default_size=60, colors=["#e11d48"], color_mode="fixed"),
                 label="paint the region with the brush",
                 elem_id="canvas",
                 height=420,
@@ -184,6 +194,7 @@ def build(tab: RegionTab) -> None:
             sheet = gradio.Image(
                 label="what the answer rests on", interactive=False, elem_id="sheet", format="png", buttons=SAFE
             )
+    scene.click(tab.example, None, canvas, api_name="example")
     given.upload(tab.upload, given, canvas, api_name="upload")
     out.click(tab.leave_out, [model, canvas], [said, table], api_name="leave_out")
     why.click(tab.explain, [model, canvas, method, segments], sheet, api_name="explain")
