@@ -22,6 +22,8 @@ from zoo.pipes_video import BY_VIDEO
 
 # What every README says is run here, with tiny random models in place of the downloads.
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' scheduler under numpy 2
+
 ROOT = Path(__file__).parents[2]
 LONGEST = 200  # lines of the README at the root: a stranger reads it in ten minutes
 # Every README by its path, so that they are tested side by side; what its code prints and writes at least.
@@ -150,7 +152,6 @@ def tiny_download(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' scheduler, numpy 2
 @EVERY
 def test_python_of_the_readme_runs(name, tiny_download, capsys):
     if name == "vision/README.md" and is_older("torch", "2.14"):
