@@ -52,7 +52,7 @@ _LTX2_HDR = replace(
     noisy=("call.latents",),
 )
 # distilled: one pass a step without CFG, which video and sound have in common
-_LTX2_DFR = PipelineSpec("single", layout="tokens", modalities=("video", "audio"))
+_LTX2_DFR = PipelineSpec("single", layout="tokens", modalities=("video", "audio"), half="float32")
 
 VIDEO_PIPELINES: dict[str, PipelineSpec] = {
     "LTXPipeline": _LTX,

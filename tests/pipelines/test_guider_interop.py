@@ -174,18 +174,6 @@ def test_under_accelerate_hooks(wan):
     assert len(seen) == fresh.stats.blocks_run + fresh.stats.passes
 
 
-def test_a_cache_of_diffusers_is_refused(wan):
-    import diffusers
-
-    model = wan[0].transformer
-    model.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
-    try:
-        with pytest.raises(SkipError, match="disable_cache"):
-            by_guider(wan[0], SkipGuider([LAYER]))
-    finally:
-        model.disable_cache()
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_cuda_in_bfloat16():
