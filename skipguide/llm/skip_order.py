@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from skipguide.config import JsonConfig, as_numbers, normalize_fields
 from skipguide.errors import SkipError
@@ -59,10 +61,13 @@ class SkipOrder(JsonConfig):
                 f"{self.order} and {len(self.losses)} losses"
             )
         object.__setattr__(self, "order", chosen)
-        if self.alone and len(self.alone) != 2 * self.num_layers:
-            raise SkipError(f"expected the loss of {2 * self.num_layers} sublayers alone; got {len(self.alone)}")
-        as_numbers("alone", [loss for loss in self.alone if loss is not None], 0)
-        object.__setattr__(self, "alone", tuple(self.alone))
+        alone: Any = self.alone
+        if not isinstance(alone, Sequence) or isinstance(alone, str) or len(alone) not in (0, 2 * self.num_layers):
+            raise SkipError(
+                f"expected the loss of each of {2 * self.num_layers} sublayers alone, or of none; got {alone!r}"
+            )
+        as_numbers("alone", [loss for loss in alone if loss is not None], 0)
+        object.__setattr__(self, "alone", tuple(alone))
 
     def first(self, count: int) -> Sublayers:
         """The first `count` sublayers of the order.

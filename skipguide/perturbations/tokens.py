@@ -78,17 +78,28 @@ class Shuffle:
 def shuffled(count: int, seed: int, layer: int, device: torch.device | None = None) -> Tensor:
     """The order of a shuffle: that of numbers which the mixing of SplitMix64 makes, without two alike.
 
+    Of a few tokens an order may happen to leave each where it is, which would be no shuffle: then the next is taken.
+
     Example:
         >>> shuffled(5, seed=0, layer=3).tolist()
         [4, 0, 3, 2, 1]
     """
     start = _mixed((_mixed(seed) + layer) % _WORD)
+    while 1 < count <= _FEW and _stays(count, start):
+        start = _mixed((start + _STEP) % _WORD)
     numbers = torch.arange(1, count + 1, device=device) * _signed(_STEP) + _signed(start)
     for shift, factor in _ROUNDS:  # whole numbers of torch wrap around, and shift their sign in
         numbers = (numbers ^ ((numbers >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
     return (numbers ^ ((numbers >> 31) & ((1 << 33) - 1))).argsort()
 
 
+def _stays(count: int, start: int) -> bool:
+    """Whether the order that begins there leaves every token in its place."""
+    numbers = [_signed(_mixed((start + k * _STEP) % _WORD)) for k in range(1, count + 1)]
+    return numbers == sorted(numbers)
+
+
+_FEW = 8  # tokens: of more, one order in 300,000 at most stays
 _WORD = 1 << 64
 _STEP = 0x9E3779B97F4A7C15
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))

@@ -237,7 +237,9 @@ class TinyResidualNet(nn.Module):
     os.environ.get("ATEN_CPU_CAPABILITY") == "default", reason="inductor's own code does not compile then"
 )
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-def test_through_inductor():
+def test_through_inductor(tmp_path, monkeypatch):
+    # a cache of its own: in one that runs of other versions share, a graph was found whose results were others
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
     counters.clear()
     register_blocks(TinyResidualNet, BlockSpec("blocks", mlp=(Sublayer("mlp", outputs=("input",)),)))

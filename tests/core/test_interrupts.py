@@ -109,7 +109,7 @@ class Rows(Plain):
 
 
 class JointIdentity(Plain):
-    files = (*CORE, "attention.py", "hosts/attention_backends.py")
+    files = (*CORE, "perturbations/attention.py", "hosts/attention_backends.py")
     plan = SkipPlan([1], "attn_identity")
 
     def build(self):

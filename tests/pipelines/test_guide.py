@@ -67,7 +67,8 @@ def test_a_classic_pipeline_gives_what_the_modular_one_does(name, case_name):
     call = {} if case_name == "wan" else modular.ltx_inputs(2)
     expected = modular.run(pipe, 2, latents=latents, **call)
     out, _ = guided(name, case_name, latents=latents)
-    close(out, expected if case_name == "wan" else expected.flatten(2).transpose(1, 2))
+    packed = case_name == "wan" or expected.ndim == 3  # of LTX before diffusers 0.42 as the denoiser has them
+    close(out, expected if packed else expected.flatten(2).transpose(1, 2))
 
 
 @pytest.mark.parametrize("case_name", list(W))

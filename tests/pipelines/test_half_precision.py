@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import diffusers
 import pytest
 import torch
 from helpers.half_precision import cases, lowered, relative, takes_float32
@@ -46,7 +47,8 @@ def test_the_field_says_what_every_loop_takes(name):
 
 def test_every_pipeline_has_a_case_that_finds_it():
     tested = {type(build()).__name__ for name, (build, _) in cases().items() if name not in ALONE}
-    assert set(PIPELINES) - tested <= {"LongCatImagePipeline", "StableVideoDiffusionPipeline"}
+    there = {name for name in PIPELINES if hasattr(diffusers, name)}  # an older diffusers lacks some
+    assert there - tested <= {"LongCatImagePipeline", "StableVideoDiffusionPipeline"}
     assert PIPELINES["LongCatImagePipeline"].half == "rounded", "not proven to be more"
 
 

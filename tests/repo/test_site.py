@@ -209,6 +209,7 @@ def test_the_configuration_is_importable():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")  # Sphinx, of its plugins
 def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path, monkeypatch):
     pytest.importorskip("sphinx", reason='the site needs `pip install -e ".[docs]"`')
     from demos.site.__main__ import main
