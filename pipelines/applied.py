@@ -58,8 +58,7 @@ class AppliedGuidance(Shown, PipelineHandle):
         return self.stats.delivery
 
     def _heading(self) -> str:
-        where = f"on {type(self._pipe).__name__}" if self._installed else "removed"
-        return f"Skip guidance ({where}): {self.stats}"
+        return f"Skip guidance ({self._where}): {self.stats}"
 
     def _rows(self) -> list[Row]:
         same = self.settings

@@ -38,6 +38,11 @@ class PipelineHandle:
         """The pipeline; None after `remove()`."""
         return self._pipe
 
+    @property
+    def _where(self) -> str:
+        """Where it is in force, in words."""
+        return f"on {type(self._pipe).__name__}" if self._installed else "removed"
+
     def _install(self) -> None:
         try:
             for part in self._parts:

@@ -41,8 +41,7 @@ class AppliedGuide(AppliedGuidance):
         self._hold(pipe, made)
 
     def _heading(self) -> str:
-        where = f"on {type(self._pipe).__name__}" if self._installed else "removed"
-        return f"Guide ({where}): {self.stats}"
+        return f"Guide ({self._where}): {self.stats}"
 
     def _rows(self) -> list[Row]:
         name = type(self.settings.guider).__name__

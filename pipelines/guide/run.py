@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from skipguide.errors import SkipError
 from skipguide.pipelines.registry.described import PipelineSpec
-from skipguide.pipelines.sampling.grid import grid_of
+from skipguide.pipelines.sampling.grid import from_grid, grid_of
 from skipguide.pipelines.sampling.modalities import Modalities
 
 Images = Callable[..., Tensor]
@@ -105,21 +105,13 @@ class GuiderRun:
                 f"be told: take another guider"
             )
         frames, height, width = grid(like).shape[2:]
-        undo: dict[str, Images] = {
-            "bcfhw": lambda x: x,
-            "bfchw": lambda x: x.transpose(1, 2),
-            "bfhwc": lambda x: x.movedim(1, -1),
-            "bchw": lambda x: x[:, :, 0],
-            "tokens": lambda x: x.flatten(2).transpose(1, 2),
-        }
+        undo = from_grid(self.spec)
 
         def there(x: Tensor) -> Tensor:
             return grid(x).transpose(1, 2).flatten(0, 1)
 
-        def back(
-            x: Tensor,
-        ) -> Tensor:  # a pyramid of images is one of the next powers of two, with what was added below
-            x = x[..., :height, :width]
-            return undo[self.spec.layout](x.reshape(-1, frames, *x.shape[1:]).transpose(1, 2))
+        def back(x: Tensor) -> Tensor:
+            x = x[..., :height, :width]  # of a pyramid's image, whose sides are powers of two
+            return undo(x.reshape(-1, frames, *x.shape[1:]).transpose(1, 2))
 
         return there, back

@@ -52,6 +52,7 @@ class NagInterceptor:
         self.window = Schedule(settings.start, settings.stop)
         self.arguments = Arguments(unwrap(self.model))
         self.arguments.expect(self.model, f"pipe.{denoiser}", tuple(self.negative))
+        self._met: Any = None  # timesteps of the pipeline call whose cache was checked
         self.handle: Any = None  # what the user was given: it can be had back from here
         self.map = find_blocks(self.model)
         self.placed: list[tuple[nn.Module, Any]] = []
@@ -105,7 +106,9 @@ class NagInterceptor:
         if self.spec.is_passive(kwargs):
             return call(*args, **kwargs)
         branch = self.state.enter(self.pipe, self.spec, ContextNames.name(self.model))
-        refuse_caches(self.model, "normalized attention guidance", "it answers in place of attention", self.pipe)
+        if self.state.timesteps is not self._met:  # once a run: it looks through the whole model
+            refuse_caches(self.model, "normalized attention guidance", "it answers in place of attention", self.pipe)
+            self._met = self.state.timesteps
         if branch == "uncond" or not self.window.active(self.state.step, self.state.steps):
             return call(*args, **kwargs)
         batch = batch_size(args, kwargs)

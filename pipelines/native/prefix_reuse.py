@@ -106,8 +106,7 @@ class AppliedReuse(Shown, PipelineHandle):
         self._hold(pipe, [ReuseListener(pipe, name, KINDS, self.stats) for name in denoisers])
 
     def _heading(self) -> str:
-        where = f"on {type(self._pipe).__name__}" if self._installed else "removed"
-        return f"Prefix reuse ({where}): {self.stats._heading()}"
+        return f"Prefix reuse ({self._where}): {self.stats._heading()}"
 
     def _rows(self) -> list[Row]:
         return self.stats._rows()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ class ConcatenatedOutputs:
         self.device = predictions[0].device
         self.sizes = tuple(shape.numel() for shape in self._shapes)
         return (torch.cat([each.flatten(1) for each in predictions], dim=1),)
+
+    def spread(self, scales: Iterable[float]) -> Tensor:
+        """A scale of each prediction, for every number of a row; there may be fewer predictions than scales."""
+        parts = zip(scales, self.sizes, strict=False)
+        return torch.cat([torch.full((size,), scale, device=self.device) for scale, size in parts])
 
     def apart(self, out: tuple[Tensor]) -> Any:
         """The predictions in the form in which the denoiser returns them."""

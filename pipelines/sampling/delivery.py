@@ -113,8 +113,7 @@ class Delivery:
                 f"{type(self.pipe).__name__} rescales or the formula needs its CFG scales, of which one is 1 "
                 f"({', '.join(self.spec.joined)}): set all of them above 1, or none and no rescale"
             )
-        parts = zip(scales, self.outputs.sizes, strict=False)
-        return torch.cat([torch.full((size,), scale, device=self.outputs.device) for scale, size in parts])
+        return self.outputs.spread(scales)
 
     def cfg_scale(self) -> float | Tensor:
         """The CFG scale that holds: that of the settings, or the pipeline's."""

@@ -1,4 +1,4 @@
-"""Grid: a denoiser's prediction as [B, C, F, H, W], where the pipeline's way of laying it out is known."""
+"""Grid: a denoiser's prediction as [B, C, F, H, W] and back, where the pipeline's way of laying it out is known."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ from torch import Tensor
 
 from skipguide.pipelines.registry.described import PipelineSpec
 
+Change = Callable[[Tensor], Tensor]
+# layout -> how many dimensions it has, how it becomes [B, C, F, H, W], and how that becomes it
+_LAYOUTS: dict[str, tuple[int, Change, Change]] = {
+    "bcfhw": (5, lambda x: x, lambda x: x),
+    "bfchw": (5, lambda x: x.transpose(1, 2), lambda x: x.transpose(1, 2)),
+    "bfhwc": (5, lambda x: x.movedim(-1, 1), lambda x: x.movedim(1, -1)),
+    "bchw": (4, lambda x: x[:, :, None], lambda x: x[:, :, 0]),
+}
 
-def grid_of(spec: PipelineSpec, kwargs: Mapping[str, Any], prediction: Tensor) -> Callable[[Tensor], Tensor] | None:
+
+def grid_of(spec: PipelineSpec, kwargs: Mapping[str, Any], prediction: Tensor) -> Change | None:
     """How to bring a prediction into [B, C, F, H, W]; None if its grid cannot be told.
 
     Args:
@@ -18,18 +27,18 @@ def grid_of(spec: PipelineSpec, kwargs: Mapping[str, Any], prediction: Tensor) -
         kwargs: of the denoiser's call; packed tokens have their sizes there.
         prediction: one prediction, for its shape.
     """
-    if spec.layout == "bcfhw" and prediction.dim() == 5:
-        return lambda x: x
-    if spec.layout == "bfchw" and prediction.dim() == 5:
-        return lambda x: x.transpose(1, 2)
-    if spec.layout == "bfhwc" and prediction.dim() == 5:
-        return lambda x: x.movedim(-1, 1)
-    if spec.layout == "bchw" and prediction.dim() == 4:
-        return lambda x: x[:, :, None]
+    if spec.layout in _LAYOUTS:
+        dims, there, _ = _LAYOUTS[spec.layout]
+        return there if prediction.dim() == dims else None
     sizes = _sizes(kwargs) if spec.layout == "tokens" and prediction.dim() == 3 else None
     if sizes is None or sizes[0] * sizes[1] * sizes[2] != prediction.shape[1]:
         return None
     return lambda x: x.transpose(1, 2).unflatten(2, sizes)
+
+
+def from_grid(spec: PipelineSpec) -> Change:
+    """How to bring what `grid_of` made back into the pipeline's own layout."""
+    return _LAYOUTS[spec.layout][2] if spec.layout in _LAYOUTS else lambda x: x.flatten(2).transpose(1, 2)
 
 
 def _sizes(kwargs: Mapping[str, Any]) -> tuple[int, int, int] | None:

@@ -44,8 +44,7 @@ class Modalities:
         if not isinstance(scale, Mapping):
             return scale
         assert self.outputs is not None  # `check_modalities` refuses the others
-        own = zip(self.spec.modalities, self.outputs.sizes, strict=False)  # sound may be switched off
-        return torch.cat([torch.full((size,), scale[name], device=self.outputs.device) for name, size in own])
+        return self.outputs.spread(scale[name] for name in self.spec.modalities)  # sound may be switched off
 
     def rescaled(self, y: Tensor, c: Tensor, amount: float, over: Over) -> Tensor:
         """Each prediction with its deviation brought towards that of c."""

@@ -233,14 +233,15 @@ class ClipBench:
 
         every = {setting.name: self.clips.requests(setting) for setting in settings}
 
-        def depends(setting: Setting) -> dict[str, Any]:
-            made = [request.notes().get("sha256") for request in every[setting.name]]
-            return {"clips": made, "scorer": self.scorer.name if self.scorer is not None else None}
-
+        scorer = self.scorer.name if self.scorer is not None else None
+        depends = {
+            name: {"clips": [request.notes().get("sha256") for request in requests], "scorer": scorer}
+            for name, requests in every.items()
+        }
         results = self.cells.all(
             settings,
             name=lambda setting: f"scores-{setting.name}",
-            depends=depends,
+            depends=lambda setting: depends[setting.name],
             make=lambda setting: score_setting(every[setting.name], self.scorer),
             what="scores",
         )

@@ -28,12 +28,13 @@ def run(args: argparse.Namespace, folder: Path, process: Process) -> None:
         raise SkipError(f"--dtype {args.dtype} does nothing for a classifier, which runs in float32: leave it out")
     paths = pictures_of(args.images)
     paths = paths[:QUICK_PICTURES] if args.quick else paths
+    digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     seeds, shares = (QUICK_SEEDS, QUICK_SHARES) if args.quick else (args.seeds, SHARES)
     plan = {
         "bench": "classifier",
         "model": args.model,
         "checkpoint": args.checkpoint,
-        "pictures": {str(path.relative_to(args.images)): _digest(path) for path in paths},
+        "pictures": {str(path.relative_to(args.images)): digests[path] for path in paths},
         "shares": shares,
         "masks": seeds,
         "versions": versions(),
@@ -54,8 +55,8 @@ def run(args: argparse.Namespace, folder: Path, process: Process) -> None:
 
     results = cells.all(
         paths,
-        name=lambda path: f"{path.relative_to(args.images)} {_digest(path)[:8]}",
-        depends=lambda path: {**depends, "picture": _digest(path)},
+        name=lambda path: f"{path.relative_to(args.images)} {digests[path][:8]}",
+        depends=lambda path: {**depends, "picture": digests[path]},
         make=measure,
         what="pictures",
     )
@@ -145,7 +146,3 @@ def _conclusion(protocol: str, series: dict[str, list[tuple[float, float]]]) -> 
         f"{protocol.capitalize()}: layer masking keeps {ours:.0f} % of the classes on average, {word} the best paint "
         f"({best.removeprefix('painted: ')}, {means[best]:.0f} %)."
     )
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -29,13 +29,10 @@ def only_moves(names: Iterable[str]) -> bool:
 
     A cache that answers for all blocks at once leaves each as it is; whether it answers, its record says.
     """
-    passive: tuple[str, ...] = (
-        *MOVING,
-        "peft_autocast_disable",
-        "layer_execution_tracker",
-        "lazy_prefetch_group_offloading",
+    passive = (
+        *(*MOVING, "peft_autocast_disable", "layer_execution_tracker", "lazy_prefetch_group_offloading"),
+        *diffusers_caches.FOR_ALL_BLOCKS,
     )
-    passive += diffusers_caches.FOR_ALL_BLOCKS
     return all(name.startswith(passive) for name in names)
 
 
