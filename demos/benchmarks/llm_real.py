@@ -24,9 +24,11 @@ from tqdm import tqdm
 
 from demos.benchmarks.measure import keep_existing, machine, write_json
 from demos.real.weights import NotInstalledError, smollm2_file
+from skipguide.bench.language import judge
 from skipguide.cli.llm_models import LanguageModel, load
 from skipguide.llm import AdaSkip, UnifiedSkip
 
+Judged = tuple[list[float], list[Tensor]]  # losses of the windows, and their most probable tokens
 OUT = Path(__file__).with_suffix(".json")
 TOKENS = 256
 POLICIES: tuple[AdaSkip | UnifiedSkip, ...] = (
@@ -47,24 +49,14 @@ def windows(lm: LanguageModel, count: int) -> tuple[list[Tensor], list[Tensor]]:
     )
 
 
-@torch.no_grad()
-def judge(model: Any, rows: list[Tensor]) -> tuple[list[float], Tensor]:
-    """Loss of every window in nats per token, and the most probable tokens."""
-    losses, tops = [], []
-    for ids in rows:
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        losses.append(torch.nn.functional.cross_entropy(logits, ids[0, 1:]).item())
-        tops.append(logits.argmax(-1))
-    return losses, torch.cat(tops)
-
-
-def row(found: tuple[list[float], Tensor], full: tuple[list[float], Tensor], **about: Any) -> dict[str, Any]:
+def row(found: Judged, full: Judged, **about: Any) -> dict[str, Any]:
     rise = [a - b for a, b in zip(found[0], full[0], strict=True)]
+    same = torch.cat([a == b for a, b in zip(found[1], full[1], strict=True)])
     return about | {
         "perplexity": round(math.exp(statistics.mean(found[0])), 3),
         "times_the_whole_models": round(math.exp(statistics.mean(rise)), 3),
         "loss_rise_se": round(statistics.stdev(rise) / len(rise) ** 0.5, 4),
-        "agreement": round((found[1] == full[1]).float().mean().item(), 4),
+        "agreement": round(same.float().mean().item(), 4),
     }
 
 

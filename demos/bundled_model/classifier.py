@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demos.bundled_model.clips import ATTRIBUTES, FRAMES
-from demos.bundled_model.common import atomically
+from demos.bundled_model.common import save_half
 
 WEIGHTS = Path(__file__).with_name("classifier.safetensors")
 
@@ -77,11 +77,7 @@ class AttributeClassifier(nn.Module):
 
     def save(self, path: Path = WEIGHTS) -> None:
         """Write the weights as fp16."""
-        state = {
-            name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-            for name, tensor in self.state_dict().items()
-        }
-        atomically(path, lambda partial: save_file(state, partial))
+        save_half(self, path)
 
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> AttributeClassifier:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from skipguide.files import replacing
@@ -61,6 +62,15 @@ def atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour of `path`, then rename it into place."""
     with replacing(path) as (partial,):
         write(partial)
+
+
+def save_half(model: nn.Module, path: Path) -> None:
+    """Write a model's weights as fp16."""
+    state = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    atomically(path, lambda partial: save_file(state, partial))
 
 
 def log_row(path: Path, row: dict[str, float | int | str]) -> None:

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from demos.bundled_model.clips import ATTRIBUTES, FRAMES, all_specs, held_out, labels, render
-from demos.bundled_model.common import atomically
+from demos.bundled_model.common import atomically, save_half
 from demos.bundled_model.optim import optimizers
 
 WEIGHTS = Path(__file__).with_name("frame_classifier.safetensors")
@@ -60,11 +60,7 @@ class FrameClassifier(nn.Module):
 
     def save(self, path: Path = WEIGHTS) -> None:
         """Write the weights as fp16."""
-        state = {
-            name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-            for name, tensor in self.state_dict().items()
-        }
-        atomically(path, lambda partial: save_file(state, partial))
+        save_half(self, path)
 
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> FrameClassifier:

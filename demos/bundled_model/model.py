@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, LattePipeline, LatteTransformer3DModel
@@ -34,27 +35,30 @@ def build_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=special + words, extra_ids=0, model_max_length=PADDED)
 
 
+def text_settings(tokenizer: T5Tokenizer) -> dict[str, Any]:
+    """The arguments of a T5 config for two layers of the small text width."""
+    return {
+        "vocab_size": len(tokenizer),
+        "d_model": TEXT_WIDTH,
+        "d_kv": 24,
+        "num_heads": 4,
+        "d_ff": 256,
+        "num_layers": 2,
+        "feed_forward_proj": "gated-gelu",
+        "dropout_rate": 0.0,
+        "relative_attention_num_buckets": 16,
+        "relative_attention_max_distance": 32,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+        "is_encoder_decoder": False,
+        "use_cache": False,
+        "tie_word_embeddings": False,
+    }
+
+
 def build_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=TEXT_WIDTH,
-            d_kv=24,
-            num_heads=4,
-            d_ff=256,
-            num_layers=2,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            relative_attention_num_buckets=16,
-            relative_attention_max_distance=32,
-            pad_token_id=0,
-            eos_token_id=1,
-            decoder_start_token_id=0,
-            is_encoder_decoder=False,
-            use_cache=False,
-            tie_word_embeddings=False,
-        )
-    )
+    return T5EncoderModel(T5Config(**text_settings(tokenizer)))
 
 
 def build_transformer(layers: int, heads: int, head_dim: int) -> LatteTransformer3DModel:

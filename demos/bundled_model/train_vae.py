@@ -14,6 +14,7 @@ import argparse
 import logging
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -80,12 +81,17 @@ def outline_points(pool: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def crops(pool: Tensor, points: Tensor, size: int) -> Tensor:
-    """Random crops, four in five around an outline, on the latent's grid of four pixels."""
-    rows = torch.randint(len(pool), (size,))
+def crop_places(points: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Rows and corners of random crops, four in five around an outline, on the latent's grid of four pixels."""
+    rows = torch.randint(len(points), (size,))
     corner = points[rows, torch.randint(POINTS, (size,))] - CROP // 2 + torch.randint(-10, 11, (size, 2))
     corner = torch.where(torch.rand(size, 1) < 0.2, torch.randint(0, SIDE - CROP + 1, (size, 2)), corner)
-    corner = (corner.clamp(0, SIDE - CROP) / 4).round().long() * 4
+    return rows, (corner.clamp(0, SIDE - CROP) / 4).round().long() * 4
+
+
+def crops(pool: Tensor, points: Tensor, size: int) -> Tensor:
+    """The crops at such places."""
+    rows, corner = crop_places(points, size)
     offsets = torch.arange(CROP)
     y, x = corner[:, :1] + offsets, corner[:, 1:] + offsets
     channels = torch.arange(3)[None, :, None, None]
@@ -96,16 +102,28 @@ def to_input(frames: Tensor) -> Tensor:
     return (frames.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def loss_of(vae: AutoencoderKL, frames: Tensor, kl_weight: float, noise: float) -> tuple[Tensor, float]:
+def autoencoder_loss(
+    mean: Tensor,
+    logvar: Tensor,
+    decode: Callable[[Tensor], Tensor],
+    frames: Tensor,
+    kl_weight: float,
+    noise: float,
+) -> tuple[Tensor, float]:
     """Squared error, a little absolute error and KL; returns the loss and the squared error alone."""
-    mean, logvar = vae.encoder(frames).chunk(2, dim=1)
     logvar = logvar.clamp(-12, 4)
     spread = noise * mean.detach().std() * torch.rand(len(mean), 1, 1, 1)
     latent = mean + torch.randn_like(mean) * torch.hypot((0.5 * logvar).exp(), spread)
-    error = vae.decoder(latent) - frames
+    error = decode(latent) - frames
     squared = error.square().mean()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     return squared + 0.05 * error.abs().mean() + kl_weight * kl, squared.item()
+
+
+def loss_of(vae: AutoencoderKL, frames: Tensor, kl_weight: float, noise: float) -> tuple[Tensor, float]:
+    """The loss of the stock autoencoder of single frames."""
+    mean, logvar = vae.encoder(frames).chunk(2, dim=1)
+    return autoencoder_loss(mean, logvar, vae.decoder, frames, kl_weight, noise)
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ reports what is there.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -27,10 +26,10 @@ from tqdm import tqdm
 
 from demos.benchmarks import llm_quality as quality
 from demos.benchmarks.llm_self_speculative import accepted
-from demos.benchmarks.measure import Ratio, interleaved, keep_existing, machine, now, write_json
+from demos.benchmarks.measure import Ratio, interleaved, now
+from demos.real import command, texts
 from demos.real import llm_report as report
-from demos.real import texts
-from demos.real.weights import NotInstalledError, language_model
+from demos.real.weights import language_model
 from demos.study import ROOT, Cells
 from skipguide.cli.llm_models import LanguageModel
 from skipguide.hosts.kv_cache import as_argument, cache_of
@@ -381,22 +380,7 @@ def study_of(form: Form, work: Path, minutes: float) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--form", choices=FORMS, default="full", help="how much is measured (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="of processor time, then report")
-    parser.add_argument("--out", type=Path, default=OUT, help="the JSON; tables and figure beside it")
-    parser.add_argument("--work", type=Path, help="folder of finished measurements (default: runs/real-llm/FORM)")
-    parser.add_argument("--force", action="store_true", help="replace existing results")
-    parser.add_argument("--report", action="store_true", help="only the figure and the tables, from the JSON")
-    args = parser.parse_args(argv)
-    if not args.report:
-        keep_existing(args.out, args.force)
-        try:
-            result = study_of(FORMS[args.form], args.work or WORK / args.form, args.minutes)
-        except NotInstalledError as error:
-            raise SystemExit(str(error)) from error
-        write_json(args.out, {"form": args.form, **result, "machine": machine()})
-    print(report.publish(args.out))
+    command.run(argv, __doc__, forms=FORMS, out=OUT, work=WORK, study=study_of, publish=report.publish)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ minutes of processor time and reports the photos that are done.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -30,12 +29,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from demos.benchmarks.measure import keep_existing, machine, write_json
+from demos.real import command
 from demos.real import masking_report as report
 from demos.real.fills import FILLS, Remembered, answerers
 from demos.real.mcal import fit
 from demos.real.pictures import ANIMALS, HOOFED, Photo, horse, photos
-from demos.real.weights import NotInstalledError, classifier
+from demos.real.weights import classifier
 from demos.study import ROOT, Cells
 from skipguide.files import replacing
 from skipguide.vision.layer_masking import grid_segments, lime, many_masks, masked_forward, rise, segment_masks
@@ -230,6 +229,7 @@ def mcal_head(form: Form, net: Classifier, fitted_on: list[Photo], work: Path) -
 # -- the study
 
 
+@torch.no_grad()
 def study(form: Form, work: Path, minutes: float) -> dict[str, Any]:
     """Everything that fits into the time, as plain data."""
     began = time.process_time()
@@ -269,23 +269,7 @@ def study(form: Form, work: Path, minutes: float) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--form", choices=FORMS, default="full", help="how much is measured (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="of processor time, then report")
-    parser.add_argument("--out", type=Path, default=OUT, help="the JSON; tables and figure beside it")
-    parser.add_argument("--work", type=Path, help="folder of finished photos (default: runs/real-masking/FORM)")
-    parser.add_argument("--force", action="store_true", help="replace existing results")
-    parser.add_argument("--report", action="store_true", help="only the figure and the tables, from the JSON")
-    args = parser.parse_args(argv)
-    if not args.report:
-        keep_existing(args.out, args.force)
-        try:
-            with torch.no_grad():
-                result = study(FORMS[args.form], args.work or WORK / args.form, args.minutes)
-        except NotInstalledError as error:
-            raise SystemExit(str(error)) from error
-        write_json(args.out, {"form": args.form, **result, "machine": machine()})
-    print(report.publish(args.out))
+    command.run(argv, __doc__, forms=FORMS, out=OUT, work=WORK, study=study, publish=report.publish)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
-from demos.bundled_model.model import HIDDEN, TEXT_WIDTH
+from demos.bundled_model.model import HIDDEN, TEXT_WIDTH, text_settings
 from demos.bundled_model.wan.autoencoder import FRAMES, LATENT_CHANNELS, LATENT_FRAMES
 
 SHORT, DEFAULT = 24, 512  # tokens: what our own calls pad to, and what WanPipeline pads to when nothing is said
@@ -43,26 +43,7 @@ class Shape:
 
 
 def build_text_encoder(tokenizer: T5Tokenizer) -> UMT5EncoderModel:
-    return UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=len(tokenizer),
-            d_model=TEXT_WIDTH,
-            d_kv=24,
-            num_heads=4,
-            d_ff=256,
-            num_layers=2,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            relative_attention_num_buckets=16,
-            relative_attention_max_distance=32,
-            pad_token_id=0,
-            eos_token_id=1,
-            decoder_start_token_id=0,
-            is_encoder_decoder=False,
-            use_cache=False,
-            tie_word_embeddings=False,
-        )
-    )
+    return UMT5EncoderModel(UMT5Config(**text_settings(tokenizer)))
 
 
 def build_transformer(shape: Shape) -> WanTransformer3DModel:

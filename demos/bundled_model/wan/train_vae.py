@@ -28,14 +28,13 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from demos.bundled_model.clips import SIDE, ClipSpec, all_specs, held_out, render, training_specs
+from demos.bundled_model.clips import ClipSpec, all_specs, held_out, render, training_specs
 from demos.bundled_model.common import Clock, Ema, atomically, log_row
 from demos.bundled_model.optim import optimizers
-from demos.bundled_model.train_vae import POINTS, outline_points
+from demos.bundled_model.train_vae import CROP, autoencoder_loss, crop_places, outline_points
 from demos.bundled_model.wan.autoencoder import FRAMES, alone, as_images, build_vae, encode_frames, load_vae, to_input
 
 logger = logging.getLogger(__name__)
-CROP = 32
 OUTER = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out", "quant_conv")
 WARMUP_STEPS, DECAY_FROM = 50, 0.4
 
@@ -54,24 +53,18 @@ def pair_pool(specs: list[ClipSpec], clips: int, seed: int, per_clip: int = 3) -
 
 def crops(pool: Tensor, points: Tensor, size: int) -> Tensor:
     """Random crops `[size, 2, 3, 32, 32]`, four in five around an outline, on the latent's grid of four pixels."""
-    rows = torch.randint(len(pool), (size,))
-    corner = points[rows, torch.randint(POINTS, (size,))] - CROP // 2 + torch.randint(-10, 11, (size, 2))
-    corner = torch.where(torch.rand(size, 1) < 0.2, torch.randint(0, SIDE - CROP + 1, (size, 2)), corner)
-    corner = (corner.clamp(0, SIDE - CROP) / 4).round().long() * 4
+    rows, corner = crop_places(points, size)
     cut = [pool[row, :, :, y : y + CROP, x : x + CROP] for row, (y, x) in zip(rows, corner.tolist(), strict=True)]
     return torch.stack(cut)
 
 
 def loss_of(vae: AutoencoderKLWan, frames: Tensor, kl_weight: float, noise: float) -> tuple[Tensor, float]:
-    """Squared error, a little absolute error and KL; returns the loss and the squared error alone."""
-    mean, logvar = encode_frames(vae, frames)
-    logvar = logvar.clamp(-12, 4)
-    spread = noise * mean.detach().std() * torch.rand(len(mean), 1, 1, 1)
-    latent = mean + torch.randn_like(mean) * torch.hypot((0.5 * logvar).exp(), spread)
-    error = vae.decoder(vae.post_quant_conv(latent)) - frames
-    squared = error.square().mean()
-    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return squared + 0.05 * error.abs().mean() + kl_weight * kl, squared.item()
+    """The loss of the video autoencoder on frames, with the squared error alone."""
+
+    def decode(latent: Tensor) -> Tensor:
+        return vae.decoder(vae.post_quant_conv(latent))  # type: ignore[no-any-return]
+
+    return autoencoder_loss(*encode_frames(vae, frames), decode, frames, kl_weight, noise)
 
 
 @torch.no_grad()
