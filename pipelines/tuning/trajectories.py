@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from skipguide.blocks import find_blocks
 from skipguide.config import as_whole
-from skipguide.errors import SkipError
+from skipguide.errors import NoEffectError, SkipError
 from skipguide.pipelines.calibration import own_call
 from skipguide.pipelines.pass_schedule import PassSchedule
 from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
@@ -63,12 +64,18 @@ class Trajectories:
         return out.float()
 
     def damage(self, schedule: PassSchedule) -> float:
-        """Squared distance of the final latents from those of the full runs, relative to these, averaged."""
+        """Squared distance of the final latents from those of the full runs, relative to these, averaged.
+
+        It is infinite where the skipped pass has no effect any more, as its layers stand still in every pass.
+        """
         guidance, found = self.guidance.scheduled(schedule), 0.0
         for call, whole in zip(self.calls, self.whole, strict=True):
-            apart = (self._run(guidance, call) - whole).square().sum() / whole.square().sum().clamp_min(1e-30)
+            try:
+                apart = (self._run(guidance, call) - whole).square().sum() / whole.square().sum().clamp_min(1e-30)
+            except NoEffectError:
+                return math.inf
             found += float(apart) / len(self.calls)
-        return found if found == found else float("inf")
+        return math.inf if math.isnan(found) else found
 
     def blocks(self, schedule: PassSchedule) -> float:
         """The blocks that a run with a schedule takes."""

@@ -195,6 +195,9 @@ def _search(
             continue
         if when < made:
             ratio = (runs.damage(changed) - damage) / saved
+            if math.isinf(ratio):
+                waiting.append(move)
+                continue
             if heap and ratio > heap[0][0]:
                 heapq.heappush(heap, (ratio, next(ties), made, move))
                 continue

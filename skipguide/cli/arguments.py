@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from skipguide.errors import SkipError
 from skipguide.parts import PARTS
 from skipguide.pipelines.formulas import FORMULAS
 from skipguide.pipelines.pass_schedule import PassSchedule
@@ -255,7 +256,10 @@ def schedule_file(text: str) -> dict[str, Any]:
     """A type for argparse: the `PassSchedule` in a file, as plain data."""
     if not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"there is no file {text!r}")
-    return PassSchedule.load_json(text).to_dict()
+    try:
+        return PassSchedule.load_json(text).to_dict()
+    except SkipError as error:  # which argparse would take for a word of its own
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def name_and_value(text: str) -> tuple[str, Any]:
