@@ -27,7 +27,7 @@ from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.modalities import check_modalities
 from skipguide.pipelines.sampling.predictions import widened
-from skipguide.pipelines.sampling.schedule import StepPlan, StepTimes
+from skipguide.pipelines.sampling.schedule import StepOutline, StepPlan, StepTimes
 from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
 from skipguide.schedule import Timetable
 
@@ -208,19 +208,20 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
         self._check_cfg(self.settings)
         keys, combinations = tuple(each.key for each in self._step_plan().skipped), self._combinations.values()
         held = [each.holds(keys) for each in combinations]
-        outline = self._times.at(step, steps, cfg=self._most_conditions == 2)
-        if not self._enabled:
-            outline = replace(outline, groups=())
+        outline = self._outline() if self._enabled else replace(self._outline(), groups=())
         apart = (StepBatch("pred_cond_modality"),) if self._isolates(self._fraction) else ()
         again = [each.difference is not None for each in combinations]
         batches = step_batches(outline, held=bool(held) and all(held), difference=bool(again) and all(again))
         return (*batches, *apart)
 
+    def _outline(self) -> StepOutline:
+        return self._times.at(self._step, self._num_inference_steps, cfg=self._most_conditions == 2)
+
     def _step_plan(self, driver: Driver | None = None) -> StepPlan:
         """What holds at this step on a model (the last one that was called); nothing where guidance is switched off."""
         driver = driver or next(reversed(self._drivers), None)
         if driver is None or not self._enabled:
-            return StepPlan()
+            return StepPlan(cfg=self._enabled and self._outline().cfg)
         return driver.schedule.at(self._step, self._num_inference_steps, cfg=self._most_conditions == 2)
 
     # -- the protocol of diffusers ------------------------------------------------------------------------------

@@ -145,7 +145,11 @@ def test_another_denoiser_begins_with_a_pass_of_its_own():
     assert applied.stats.blocks_run == (STEPS + 2) * n and applied.stats.cfg_renewals == 0
 
 
-@pytest.mark.parametrize("skip", [{"scale": 0.0}, {}, {"rescale": 0.5}], ids=["cfg alone", "stg", "rescale"])
+@pytest.mark.parametrize(
+    "skip",
+    [{"scale": 0.0}, {"scale": 0.0, "cfg_interval": (0.0, 0.5)}, {}, {"rescale": 0.5}],
+    ids=["cfg alone", "cfg alone in an interval", "stg", "rescale"],
+)
 def test_the_guider_does_the_same(wan, skip):
     settings = {"layers": [1], "cfg_every": 2} | skip
     guider = SkipGuider(**settings, guidance_scale=5.0)
