@@ -18,8 +18,8 @@ def text(result: dict[str, Any]) -> str:
             table(head, rows),
             f"{plan['prompts']} captions, a clip each, other captions and noise than those of the search "
             f"({plan['calls']} runs). Blocks: those that ran, relative to plain CFG of 12 steps. Difference: to "
-            "`frugal` with as many steps as fit into these blocks, the same captions and noise, bootstrap over clips; "
-            "below 0 is better.",
+            "`frugal` with as many steps as come nearest to these blocks, the same captions and noise, bootstrap over "
+            "clips; below 0 is better.",
             "",
             *searches,
             "",

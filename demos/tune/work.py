@@ -175,7 +175,7 @@ def _one(
 
 
 def _judged(rows: list[dict[str, Any]], kept: Path) -> list[dict[str, Any]]:
-    """The rows with their distance, and with the difference to `frugal` of as many blocks, clip by clip."""
+    """The rows with their distance, and with the difference to `frugal` of about as many blocks, clip by clip."""
     real = features(kept, "real")
     offered = [row for row in rows if "cost" in row]
     seen = {row["name"]: features(kept, row["name"]) for row in offered}
@@ -185,10 +185,8 @@ def _judged(rows: list[dict[str, Any]], kept: Path) -> list[dict[str, Any]]:
     picks += [torch.randint(len(picks[0]), picks[0].shape, generator=draws) for _ in range(DRAWS - 1)]
     for row in offered:
         row["frechet"] = frechet(seen[row["name"]], real)
-        # of the same blocks or fewer, but for rounding
-        able = [rival for rival in rivals if rival["cost"] <= row["cost"] + 0.005]
-        if able and row not in rivals:
-            other = max(able, key=lambda rival: rival["cost"])
+        if rivals and row not in rivals:
+            other = min(rivals, key=lambda rival: abs(rival["cost"] - row["cost"]))
             mine, theirs = seen[row["name"]], seen[other["name"]]
             apart = torch.tensor([frechet(mine[pick], real) - frechet(theirs[pick], real) for pick in picks])
             row["against"] = other["name"]
