@@ -1,4 +1,4 @@
-"""Random inputs for the UNets with temporal layers, from a model's config."""
+"""Random inputs for the UNets, from a model's config."""
 
 from __future__ import annotations
 
@@ -32,13 +32,37 @@ def _animatediff(c: Any) -> dict[str, Any]:
         "timestep": time(),
         "encoder_hidden_states": noise(FRAMES, TEXT, _width(c.cross_attention_dim)),
     }
-    if c.addition_embed_type == "text_time":  # the XL form
+    return inputs | _added(c)
+
+
+def _added(c: Any) -> dict[str, Any]:
+    """What is embedded beside the text: a pooled text and sizes (XL), or the picture that a prior has predicted."""
+    kind = c.addition_embed_type
+    if kind == "text_time":
         pooled = c.projection_class_embeddings_input_dim - 6 * c.addition_time_embed_dim
-        inputs["added_cond_kwargs"] = {"text_embeds": noise(1, pooled), "time_ids": noise(1, 6).abs()}
-    return inputs
+        return {"added_cond_kwargs": {"text_embeds": noise(1, pooled), "time_ids": noise(1, 6).abs()}}
+    if kind in ("image", "image_hint", "text_image"):
+        added = {"image_embeds": noise(1, c.encoder_hid_dim if kind == "image" else _width(c.cross_attention_dim))}
+        return {"added_cond_kwargs": added}
+    return {}
+
+
+def _picture(c: Any) -> dict[str, Any]:
+    width = c.encoder_hid_dim if c.encoder_hid_dim_type == "text_proj" else _width(c.cross_attention_dim)
+    inputs: dict[str, Any] = {
+        "sample": noise(1, c.in_channels, SIDE, SIDE),
+        "timestep": time(),
+        "encoder_hidden_states": noise(1, TEXT, width),
+    }
+    if c.class_embed_type == "projection":
+        inputs["class_labels"] = noise(1, c.projection_class_embeddings_input_dim)
+    elif c.class_embed_type == "timestep" or c.num_class_embeds:
+        inputs["class_labels"] = time(3).long()
+    return inputs | _added(c)
 
 
 UNET_SAMPLES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "UNetSpatioTemporalConditionModel": _svd,
     "UNetMotionModel": _animatediff,
+    "UNet2DConditionModel": _picture,
 }
