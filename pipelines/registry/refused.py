@@ -116,14 +116,14 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         IFInpaintingPipeline IFInpaintingSuperResolutionPipeline IFPipeline IFSuperResolutionPipeline
         Kandinsky3Img2ImgPipeline Kandinsky3Pipeline KandinskyImg2ImgPipeline KandinskyInpaintPipeline
         KandinskyPipeline KandinskyV22Img2ImgPipeline KandinskyV22InpaintPipeline KandinskyV22Pipeline
-        KolorsImg2ImgPipeline KolorsPipeline LDMSuperResolutionPipeline LDMTextToImagePipeline
-        LEditsPPPipelineStableDiffusion LEditsPPPipelineStableDiffusionXL LatentConsistencyModelImg2ImgPipeline
-        LatentConsistencyModelPipeline StableCascadeDecoderPipeline StableDiffusionDepth2ImgPipeline
-        StableDiffusionImageVariationPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
-        StableDiffusionInstructPix2PixPipeline StableDiffusionPipeline StableDiffusionUpscalePipeline
-        StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline
-        StableDiffusionXLInstructPix2PixPipeline StableDiffusionXLPipeline StableUnCLIPImg2ImgPipeline
-        StableUnCLIPPipeline
+        LDMSuperResolutionPipeline LDMTextToImagePipeline
+        LEditsPPPipelineStableDiffusion LEditsPPPipelineStableDiffusionXL 
+        StableCascadeDecoderPipeline 
+        
+        StableDiffusionInstructPix2PixPipeline 
+        
+        StableDiffusionXLInstructPix2PixPipeline 
+        
         """,
     ),
     (

@@ -24,6 +24,7 @@ from skipguide.pipelines.sampling.caches import admit_cache
 from skipguide.pipelines.sampling.call_stack import is_called_by, is_running
 from skipguide.pipelines.sampling.delivery import Delivery
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
+from skipguide.pipelines.sampling.kept_variances import KeptVariances
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.lost_root import RootNotice
 from skipguide.pipelines.sampling.native_pass import NativePass
@@ -75,6 +76,7 @@ class Interceptor:
         self._untraced = untraced(Interceptor._handle)  # of a denoiser that is wrapped by torch.compile from now on
         self.notice = RootNotice(self.model, self.passes.bare.map[0].module)
         self.delivery = Delivery(settings, pipe, spec, denoiser, state, stats)
+        self.outputs = KeptVariances() if spec.variances else self.delivery.outputs
         self.watch = FiniteWatch() if watch is None else watch
         self.step_plan = StepPlan()
         self.handle: Any = None  # what the user was given: it can be had back from here
@@ -113,7 +115,7 @@ class Interceptor:
         self.state.refuse_other_threads(self.pipe)
         if self.schedule.groups:
             self.native.meet(kwargs)
-        outputs = self.delivery.outputs if self.works else None
+        outputs = self.outputs if self.works else None
         guide = self._passive if self.spec.is_passive(kwargs) else self._guided
         if outputs is None:
             return guide(call, args, kwargs)
