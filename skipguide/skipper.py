@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from skipguide.active import LOCK, ActivePlan, Entry
-from skipguide.arguments import batch_size
+from skipguide.arguments import Arguments, batch_size
 from skipguide.blocks import Block, BlockMap, find_blocks
 from skipguide.errors import LostGateError, SkipError
 from skipguide.gate import Gate, Installation, gate_of
@@ -24,7 +24,7 @@ from skipguide.model_pass import ModelPass
 from skipguide.perturbations.grid import GridReader
 from skipguide.plan import SkipPlan
 from skipguide.planned import PlannedInterventions
-from skipguide.prefix import Prefix
+from skipguide.prefix import WRITTEN, Prefix
 from skipguide.shown import Row, Shown, ledger_rows, passes
 from skipguide.stats import Stats
 
@@ -248,10 +248,11 @@ class SkipperPass(ModelPass):
         lists: the lists of blocks by name -> how many modules are in each.
         blocks: the gates of blocks at which something happens -> name.
         grid: reads where the tokens lie, for plans that go by that.
+        consumed: the model's arguments that it empties, which `arguments` reads.
         steady: whether the driver moves the gates in front itself, once per call of its pipeline, and not every pass.
     """
 
-    __slots__ = ("blocks", "gates", "grid", "lists", "model", "modules", "skipper", "steady")
+    __slots__ = ("arguments", "blocks", "consumed", "gates", "grid", "lists", "model", "modules", "skipper", "steady")
 
     def __init__(self, skipper: Skipper, model: nn.Module, modules: dict[str, nn.Module]) -> None:
         self.skipper = ref(skipper)
@@ -262,6 +263,8 @@ class SkipperPass(ModelPass):
         self.blocks: dict[int, str] = {}
         self.grid: GridReader | None = None
         self.steady = False
+        self.consumed = skipper.map.spec.consumed
+        self.arguments = Arguments(model)
 
     @property
     def handle(self) -> Skipper | None:
@@ -273,12 +276,18 @@ class SkipperPass(ModelPass):
         plan.batch = batch_size(args, kwargs)
         if self.grid is not None:
             plan.grid = self.grid.read(args, kwargs)
+        if self.consumed:
+            plan.holds[WRITTEN] = any(self.arguments.get(name, args, kwargs) is not None for name in self.consumed)
         if torch.compiler.is_compiling():
             return
         plan.stats.passes += 1
         if not self.steady:
             self.move_in_front()
         plan.groups = SharedGroups.among(self.modules.values())
+
+    def own(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """With own copies of the lists that the model empties."""
+        return self.arguments.own(self.consumed, args, kwargs) if self.consumed else (args, kwargs)
 
     def move_in_front(self) -> None:
         """Put every gate in front of what came while it stood."""

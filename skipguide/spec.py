@@ -219,6 +219,8 @@ class ModelSpec:
             up), as in `BlockSpec.stack`; each child of the last star is one. A pass that resumes does not run those
             before it.
         turns: lists in a stage whose members run by turns: the first of each, then the second of each.
+        consumed: the model's arguments that are lists which it empties, adding what it takes to what a stage gave: every
+            pass gets a list of its own, and the stages' results are not shared between passes.
     """
 
     stacks: tuple[BlockSpec, ...]
@@ -231,6 +233,7 @@ class ModelSpec:
     grid: TokenGrid | None = None
     stages: str = ""
     turns: tuple[str, ...] = ()
+    consumed: tuple[str, ...] = ()
 
     def lacks(self, stack: BlockSpec, part: str) -> str:
         """Why blocks of one of its stacks cannot have a part; empty if they can."""

@@ -44,6 +44,7 @@ class WholePasses(DenoiserPasses):
         planned: int,
         branch: str = "",
     ) -> Any:
+        args, kwargs = self._arguments.own(self.bare.map.spec.consumed, args, kwargs)
         out = call(*args, **kwargs)
         self.enter(counted, planned)
         return out

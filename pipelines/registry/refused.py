@@ -44,15 +44,15 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         "a side network (ControlNet, T2I-Adapter) runs before the denoiser, and what it gives is added "
         "between the blocks: not yet proven with skipped passes",
         """
-        AnimateDiffControlNetPipeline AnimateDiffSparseControlNetPipeline
-        AnimateDiffVideoToVideoControlNetPipeline BlipDiffusionControlNetPipeline HunyuanDiTControlNetPipeline
-        KandinskyV22ControlnetImg2ImgPipeline KandinskyV22ControlnetPipeline QwenImageControlNetInpaintPipeline
-        QwenImageControlNetPipeline SanaControlNetPipeline StableDiffusionAdapterPipeline
-        StableDiffusionControlNetImg2ImgPipeline StableDiffusionControlNetInpaintPipeline
-        StableDiffusionControlNetPipeline StableDiffusionXLAdapterPipeline
-        StableDiffusionXLControlNetImg2ImgPipeline StableDiffusionXLControlNetInpaintPipeline
-        StableDiffusionXLControlNetPipeline StableDiffusionXLControlNetUnionImg2ImgPipeline
-        StableDiffusionXLControlNetUnionInpaintPipeline StableDiffusionXLControlNetUnionPipeline
+        
+        BlipDiffusionControlNetPipeline HunyuanDiTControlNetPipeline
+        QwenImageControlNetInpaintPipeline
+        QwenImageControlNetPipeline SanaControlNetPipeline 
+        
+        
+        
+        
+        
         ZImageControlNetInpaintPipeline ZImageControlNetPipeline
         """,
     ),
@@ -112,10 +112,10 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
     (
         "its denoiser is a UNet2DConditionModel or another UNet that is not described",
         """
-        DreamLiteMobilePipeline DreamLitePipeline IFImg2ImgPipeline IFImg2ImgSuperResolutionPipeline
-        IFInpaintingPipeline IFInpaintingSuperResolutionPipeline IFPipeline IFSuperResolutionPipeline
-        Kandinsky3Img2ImgPipeline Kandinsky3Pipeline KandinskyImg2ImgPipeline KandinskyInpaintPipeline
-        KandinskyPipeline KandinskyV22Img2ImgPipeline KandinskyV22InpaintPipeline KandinskyV22Pipeline
+        DreamLiteMobilePipeline DreamLitePipeline 
+        
+        Kandinsky3Img2ImgPipeline Kandinsky3Pipeline 
+        
         LDMSuperResolutionPipeline LDMTextToImagePipeline
         LEditsPPPipelineStableDiffusion LEditsPPPipelineStableDiffusionXL 
         StableCascadeDecoderPipeline 

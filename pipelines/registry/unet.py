@@ -16,6 +16,14 @@ _RESCALED = replace(_SD, rescale="_guidance_rescale")
 _SDXL = replace(_RESCALED, timesteps="call.timesteps")
 _LCM = PipelineSpec("single", denoisers=_UNET, scales=((),), layout="bchw", half="once")
 _OWN_SCALE = replace(_SD, switch="", scales=(("call.guidance_scale",),), timesteps="call.timesteps")
+# what stands beside the UNet runs before it, and what it gives comes as arguments of the call that it is for
+_CONTROL = replace(_SD, kept=("w",))
+_XL_CONTROL = replace(_CONTROL, timesteps="call.timesteps")
+_XL_CONTROL_RESCALED = replace(_XL_CONTROL, rescale="call.guidance_rescale")
+_ANIMATED = replace(_CONTROL, layout="bcfhw")
+_VARIANCES = replace(_OWN_SCALE, variances=True)
+_KANDINSKY = replace(_VARIANCES, timesteps="call.timesteps_tensor")
+_KANDINSKY22 = replace(_SD, variances=True)
 
 UNET_PIPELINES: dict[str, PipelineSpec] = {
     "StableDiffusionPipeline": _RESCALED,
@@ -33,4 +41,32 @@ UNET_PIPELINES: dict[str, PipelineSpec] = {
     "KolorsImg2ImgPipeline": replace(_SDXL, rescale=""),
     "LatentConsistencyModelPipeline": _LCM,
     "LatentConsistencyModelImg2ImgPipeline": _LCM,
+    "StableDiffusionControlNetPipeline": _SD,
+    "StableDiffusionControlNetImg2ImgPipeline": _CONTROL,
+    "StableDiffusionControlNetInpaintPipeline": _CONTROL,
+    "StableDiffusionXLControlNetPipeline": _XL_CONTROL,
+    "StableDiffusionXLControlNetImg2ImgPipeline": _XL_CONTROL,
+    "StableDiffusionXLControlNetInpaintPipeline": _XL_CONTROL_RESCALED,
+    "StableDiffusionXLControlNetUnionPipeline": _XL_CONTROL,
+    "StableDiffusionXLControlNetUnionImg2ImgPipeline": _XL_CONTROL,
+    "StableDiffusionXLControlNetUnionInpaintPipeline": _XL_CONTROL_RESCALED,
+    "StableDiffusionAdapterPipeline": replace(_CONTROL, timesteps="call.timesteps"),
+    "StableDiffusionXLAdapterPipeline": _XL_CONTROL_RESCALED,
+    "AnimateDiffControlNetPipeline": _ANIMATED,
+    "AnimateDiffVideoToVideoControlNetPipeline": _ANIMATED,
+    "AnimateDiffSparseControlNetPipeline": _ANIMATED,
+    "KandinskyPipeline": _KANDINSKY,
+    "KandinskyImg2ImgPipeline": _KANDINSKY,
+    "KandinskyInpaintPipeline": _KANDINSKY,
+    "KandinskyV22Pipeline": _KANDINSKY22,
+    "KandinskyV22Img2ImgPipeline": _KANDINSKY22,
+    "KandinskyV22InpaintPipeline": _KANDINSKY22,
+    "KandinskyV22ControlnetPipeline": _KANDINSKY,
+    "KandinskyV22ControlnetImg2ImgPipeline": _VARIANCES,
+    "IFPipeline": _VARIANCES,
+    "IFImg2ImgPipeline": _VARIANCES,
+    "IFInpaintingPipeline": _VARIANCES,
+    "IFSuperResolutionPipeline": _VARIANCES,
+    "IFImg2ImgSuperResolutionPipeline": _VARIANCES,
+    "IFInpaintingSuperResolutionPipeline": _VARIANCES,
 }

@@ -72,7 +72,7 @@ UNET_FAMILIES: dict[str, ModelSpec] = {
     "UNetMotionModel": ModelSpec(
         (_SPATIAL, _MOTION),
         nested=True,
-        folded=("encoder_hidden_states",),
+        folded=("encoder_hidden_states", "down_block_additional_residuals", "mid_block_additional_residual"),
         grid=TokenGrid("bcfhw", "sample", (), halved=True),
         stages=_STAGES,
         turns=_TURNS,
@@ -83,5 +83,6 @@ UNET_FAMILIES: dict[str, ModelSpec] = {
         grid=TokenGrid("bchw", "sample", (), frames=False, halved=True),
         stages=_STAGES,
         turns=_TURNS,
+        consumed=("down_intrablock_additional_residuals",),
     ),
 }

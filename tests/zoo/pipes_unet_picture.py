@@ -25,12 +25,12 @@ W = 7.5
 PIXELS = 64
 
 
-def around(cls, unet, *absent: str, scheduler=ddim, vae=image_vae, **config):
+def around(cls, unet, *absent: str, scheduler=ddim, vae=image_vae, text=True, **config):
     """A pipeline whose components are a UNet, a scheduler and perhaps a VAE."""
 
     def make(seed: int) -> diffusers.DiffusionPipeline:
         torch.manual_seed(seed)
-        nothing = dict.fromkeys((*absent, "text_encoder", "tokenizer"))
+        nothing = dict.fromkeys((*absent, "text_encoder", "tokenizer") if text else absent)
         made = {} if vae is None else {"vae": vae()}
         parts = {name: value() if callable(value) else value for name, value in config.items()}
         made_by = getattr(diffusers, cls) if isinstance(cls, str) else cls
@@ -148,7 +148,7 @@ def upscaling_vae():
 
 def upscale_call(num_prompts: int, cfg: bool):
     """Its own noise is drawn for every picture of the batch."""
-    image = rows(num_prompts, 7, 3, 8, 8)
+    image = rows(num_prompts, 7, 3, 8, 8).sigmoid()
     call = without(text_call(), *SIZE)(num_prompts, cfg)
     return {**call, "image": image, "noise_level": 20}
 

@@ -8,6 +8,7 @@ from typing import Any
 from skipguide.families.samples.video import TEXT, noise, time
 
 FRAMES, SIDE = 3, 8
+HINT, HINT_CHANNELS = 8, 4  # how much larger than latents it is, and what it becomes
 
 
 def _width(dimension: Any) -> int:
@@ -42,15 +43,22 @@ def _added(c: Any) -> dict[str, Any]:
         pooled = c.projection_class_embeddings_input_dim - 6 * c.addition_time_embed_dim
         return {"added_cond_kwargs": {"text_embeds": noise(1, pooled), "time_ids": noise(1, 6).abs()}}
     if kind in ("image", "image_hint", "text_image"):
-        added = {"image_embeds": noise(1, c.encoder_hid_dim if kind == "image" else _width(c.cross_attention_dim))}
+        width = _width(c.cross_attention_dim) if kind == "text_image" else c.encoder_hid_dim
+        added = {"image_embeds": noise(1, width)}
+        if kind == "text_image":
+            added["text_embeds"] = noise(1, width)
+        if kind == "image_hint":
+            added["hint"] = noise(1, 3, HINT * SIDE, HINT * SIDE)
         return {"added_cond_kwargs": added}
     return {}
 
 
 def _picture(c: Any) -> dict[str, Any]:
-    width = c.encoder_hid_dim if c.encoder_hid_dim_type == "text_proj" else _width(c.cross_attention_dim)
+    own_text = c.encoder_hid_dim_type in ("text_proj", "text_image_proj")
+    width = c.encoder_hid_dim if own_text else _width(c.cross_attention_dim)
+    hint = HINT_CHANNELS if c.addition_embed_type == "image_hint" else 0
     inputs: dict[str, Any] = {
-        "sample": noise(1, c.in_channels, SIDE, SIDE),
+        "sample": noise(1, c.in_channels - hint, SIDE, SIDE),
         "timestep": time(),
         "encoder_hidden_states": noise(1, TEXT, width),
     }
