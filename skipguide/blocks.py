@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -154,6 +155,39 @@ class BlockMap(Shown):
                     f"{pool[layer].lacks(part)}. It has {', '.join(pool[layer].parts)}"
                 )
         return [pool[layer] for layer in layers]
+
+    def named(self, *names: str) -> tuple[int, ...]:
+        """The numbers of the blocks that names stand for, such as diffusers' `pag_applied_layers`.
+
+        Args:
+            *names: parts of module paths, or regular expressions that are searched in them: `"mid"`,
+                `"up_blocks.1"`, `"down_blocks.(1|2).attentions.0"`. A number ends where its digits do.
+
+        Returns:
+            Layers, in execution order, each once.
+
+        Raises:
+            SkipError: for a name that stands for no block, with the paths there are.
+
+        Example:
+            >>> from diffusers import LTXVideoTransformer3DModel
+            >>> model = LTXVideoTransformer3DModel(in_channels=4, out_channels=4, num_layers=12, num_attention_heads=2,
+            ...     attention_head_dim=8, cross_attention_dim=16, caption_channels=8)
+            >>> find_blocks(model).named("blocks.1", "blocks.10")
+            (1, 10)
+        """
+        found: set[int] = set()
+        for name in names:
+            try:
+                pattern = re.compile(rf"(?:{name})(?![0-9])")
+            except (re.error, TypeError):
+                raise SkipError(f"expected the path of a module, or a regular expression; got {name!r}") from None
+            layers = {block.index for block in self.blocks if pattern.search(block.name)}
+            if not layers:
+                paths = ", ".join(block.name for block in self.blocks)
+                raise SkipError(f"{type(self.model).__name__} has no block named {name!r}; its blocks are {paths}")
+            found |= layers
+        return tuple(sorted(found))
 
     def describe(self) -> str:
         """A table of the blocks: number, name, class, parts."""

@@ -8,13 +8,11 @@ from skipguide.pipelines.registry.spec import PipelineSpec
 
 _UNET = ("unet",)
 # no CFG where the scale is embedded in the denoiser (a latent consistency model)
-_SD = PipelineSpec(
-    "batched", denoisers=_UNET, switch="do_classifier_free_guidance", layout="bchw", half="once"
-)
+_SD = PipelineSpec("batched", denoisers=_UNET, switch="do_classifier_free_guidance", layout="bchw", half="once")
 _RESCALED = replace(_SD, rescale="_guidance_rescale")
 # the last steps may be left to a refiner
 _SDXL = replace(_RESCALED, timesteps="call.timesteps")
-_LCM = PipelineSpec("single", denoisers=_UNET, scales=((),), layout="bchw", half="once")
+_LCM = PipelineSpec("single", denoisers=_UNET, scales=((),), layout="bchw", half="float32")
 _OWN_SCALE = replace(_SD, switch="", scales=(("call.guidance_scale",),), timesteps="call.timesteps")
 # what stands beside the UNet runs before it, and what it gives comes as arguments of the call that it is for
 _CONTROL = replace(_SD, kept=("w",))

@@ -10,6 +10,9 @@ from skipguide import find_blocks
 from skipguide.guidance import rescale
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from zoo import BY_NAME
+from zoo.all_pipes import UNET_CASES
+
+BY_CASE = {case.name: case for case in UNET_CASES}
 
 
 class UnetReference:

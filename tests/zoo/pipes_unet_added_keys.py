@@ -88,7 +88,7 @@ def image_call(output: str = "latent", w: float = 4.0, **more):
 
 
 def hints(number: int):
-    return rows(number, 6, 3, PIXELS, PIXELS)
+    return rows(number, 6, 3, PIXELS, PIXELS) / 1000
 
 
 def hinted():
@@ -106,7 +106,7 @@ def tensors(number: int):
 
 
 def triangles(number: int):
-    return torch.ones(PIXELS, PIXELS).tril().expand(number, 1, -1, -1)
+    return torch.ones(PIXELS, PIXELS).tril().repeat(number, 1, 1, 1)
 
 
 MASK = {"image": tensors, "mask_image": triangles}
@@ -191,7 +191,13 @@ IF_PIPES = (
     deepfloyd_case("if_inpaint", "IFInpaintingPipeline", image=small, mask_image=small_masks, **PART),
     deepfloyd_case("if_super", "IFSuperResolutionPipeline", above, image=small, **size(SMALL), **LEVEL),
     deepfloyd_case(
-        "if_super_img2img", "IFImg2ImgSuperResolutionPipeline", above, image=small, original_image=small, **PART, **LEVEL
+        "if_super_img2img",
+        "IFImg2ImgSuperResolutionPipeline",
+        above,
+        image=small,
+        original_image=small,
+        **PART,
+        **LEVEL,
     ),
     deepfloyd_case(
         "if_super_inpaint",

@@ -7,11 +7,10 @@ import diffusers
 from zoo.family import randomise
 from zoo.image_calls import picture
 from zoo.pipes import BATCHED, PipeCase, embeds, size
-from zoo.pipes_unet_picture import INPAINT, PIXELS, SAFETY, SIZE, SOME, around, pictures, text_call, without, xl_vae
+from zoo.pipes_unet_picture import CHECKER, INPAINT, PIXELS, SIZE, SOME, around, pictures, text_call, without, xl_vae
 from zoo.unet import FRAMES, motion
 from zoo.unet_picture import sd, sdxl
 
-CHECKER = {"requires_safety_checker": False} | dict.fromkeys(SAFETY)
 XL = ("text_encoder_2", "tokenizer_2")
 
 
@@ -73,9 +72,7 @@ PICTURE_CONTROL_PIPES = (
     sdxl_case("sdxl_control", "StableDiffusionXLControlNetPipeline", text(image=pictures)),
     sdxl_case("sdxl_control_img2img", "StableDiffusionXLControlNetImg2ImgPipeline", some),
     sdxl_case("sdxl_control_inpaint", "StableDiffusionXLControlNetInpaintPipeline", part),
-    sdxl_case(
-        "sdxl_union", "StableDiffusionXLControlNetUnionPipeline", with_mode(text(**CONTROL)), union_net
-    ),
+    sdxl_case("sdxl_union", "StableDiffusionXLControlNetUnionPipeline", with_mode(text(**CONTROL)), union_net),
     sdxl_case(
         "sdxl_union_img2img",
         "StableDiffusionXLControlNetUnionImg2ImgPipeline",

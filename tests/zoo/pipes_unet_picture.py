@@ -21,6 +21,7 @@ ddim = functools.partial(
 )
 lcm = functools.partial(diffusers.LCMScheduler, beta_schedule="scaled_linear", clip_sample=False)
 SAFETY = ("safety_checker", "feature_extractor")
+CHECKER = {"requires_safety_checker": False} | dict.fromkeys(SAFETY)
 W = 7.5
 PIXELS = 64
 
@@ -34,9 +35,7 @@ def around(cls, unet, *absent: str, scheduler=ddim, vae=image_vae, text=True, **
         made = {} if vae is None else {"vae": vae()}
         parts = {name: value() if callable(value) else value for name, value in config.items()}
         made_by = getattr(diffusers, cls) if isinstance(cls, str) else cls
-        return made_by(
-            **nothing, **made, **parts, unet=randomise(unet(), seed + 1), scheduler=scheduler()
-        )
+        return made_by(**nothing, **made, **parts, unet=randomise(unet(), seed + 1), scheduler=scheduler())
 
     return make
 
@@ -75,13 +74,14 @@ SIZE = ("height", "width")
 
 
 def sd_case(name, cls, call, unet=sd, *absent, modes=BATCHED, **config):
-    checker = {"requires_safety_checker": False} | dict.fromkeys(SAFETY)
-    return PipeCase(name, "sd", around(cls, unet, *absent, **checker, **config), call, modes)
+    return PipeCase(name, "sd", around(cls, unet, *absent, **CHECKER, **config), call, modes)
 
 
 def sdxl_case(name, cls, call, unet=sdxl, *absent, **config):
     absent = ("text_encoder_2", "tokenizer_2", *absent)
-    return PipeCase(name, "sdxl", around(cls, unet, *absent, add_watermarker=False, vae=xl_vae, **config), call, BATCHED)
+    return PipeCase(
+        name, "sdxl", around(cls, unet, *absent, add_watermarker=False, vae=xl_vae, **config), call, BATCHED
+    )
 
 
 def kolors_case(name, cls, call):
