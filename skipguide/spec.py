@@ -219,8 +219,8 @@ class ModelSpec:
             up), as in `BlockSpec.stack`; each child of the last star is one. A pass that resumes does not run those
             before it.
         turns: lists in a stage whose members run by turns: the first of each, then the second of each.
-        consumed: the model's arguments that are lists which it empties, adding what it takes to what a stage gave: every
-            pass gets a list of its own, and the stages' results are not shared between passes.
+        consumed: the model's arguments that are lists which it empties, adding what it takes to what a stage gave:
+            every pass gets a list of its own, and the stages' results are not shared between passes.
     """
 
     stacks: tuple[BlockSpec, ...]

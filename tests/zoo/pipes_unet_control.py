@@ -4,14 +4,25 @@ import functools
 
 import diffusers
 
-from zoo.family import randomise
+from zoo.family import randomise, rows
 from zoo.image_calls import picture
 from zoo.pipes import BATCHED, PipeCase, embeds, size
-from zoo.pipes_unet_picture import CHECKER, INPAINT, PIXELS, SIZE, SOME, around, pictures, text_call, without, xl_vae
+from zoo.pipes_unet_picture import (
+    BY_PICTURE,
+    CHECKER,
+    INPAINT,
+    PIXELS,
+    SIZE,
+    SOME,
+    XL,
+    around,
+    pictures,
+    text_call,
+    without,
+    xl_vae,
+)
 from zoo.unet import FRAMES, motion
-from zoo.unet_picture import sd, sdxl
-
-XL = ("text_encoder_2", "tokenizer_2")
+from zoo.unet_picture import TEXT_WIDTH, sd, sdxl
 
 
 def net(kind: str, unet=sd):
@@ -102,6 +113,43 @@ PICTURE_CONTROL_PIPES = (
 )
 
 
+# -- IP-Adapter: further keys and values of the attention to the text -------------------------------------------------
+
+PICTURE_WIDTH, PICTURE_TOKENS = 24, 4
+
+
+def ip_weights(unet):
+    """Random weights of an IP-Adapter, by the names in which they are published."""
+    from diffusers.models.embeddings import ImageProjection
+
+    projection = randomise(ImageProjection(PICTURE_WIDTH, TEXT_WIDTH, PICTURE_TOKENS), 6).state_dict()
+    names = {"proj.weight": "image_embeds.weight", "proj.bias": "image_embeds.bias"}
+    names |= {name: name for name in ("norm.weight", "norm.bias")}
+    attentions = [m for name, m in unet.named_modules() if name.endswith("attn2")]
+    keys = {
+        f"{2 * number + 1}.to_{kind}_ip.weight": 0.15 * rows(attention.inner_dim, 20 + number, TEXT_WIDTH)
+        for number, attention in enumerate(attentions)
+        for kind in "kv"
+    }
+    return {"image_proj": {new: projection[old] for new, old in names.items()}, "ip_adapter": keys}
+
+
+def with_picture(case):
+    def make(seed: int):
+        pipe = case.make(seed)
+        pipe.unet._load_ip_adapter_weights([ip_weights(pipe.unet)])
+        return pipe
+
+    def call(num_prompts: int, cfg: bool):
+        embeddings = [rows(1 + cfg, 9, 1, PICTURE_WIDTH)]  # it repeats them for every prompt
+        return {**case.call(num_prompts, cfg), "ip_adapter_image_embeds": embeddings}
+
+    return PipeCase(f"{case.name}_ip", case.family, make, call, case.cfg_modes)
+
+
+IP_PIPES = tuple(with_picture(BY_PICTURE[name]) for name in ("sd", "sdxl", "sdxl_inpaint"))
+
+
 # -- AnimateDiff: what the side network gives is for every frame -------------------------------------------------------
 
 
@@ -172,4 +220,4 @@ ANIMATED_PIPES = (
         BATCHED,
     ),
 )
-UNET_CONTROL_PIPES = (*PICTURE_CONTROL_PIPES, *ANIMATED_PIPES)
+UNET_CONTROL_PIPES = (*PICTURE_CONTROL_PIPES, *IP_PIPES, *ANIMATED_PIPES)

@@ -22,6 +22,7 @@ ddim = functools.partial(
 lcm = functools.partial(diffusers.LCMScheduler, beta_schedule="scaled_linear", clip_sample=False)
 SAFETY = ("safety_checker", "feature_extractor")
 CHECKER = {"requires_safety_checker": False} | dict.fromkeys(SAFETY)
+XL = ("text_encoder_2", "tokenizer_2")
 W = 7.5
 PIXELS = 64
 
