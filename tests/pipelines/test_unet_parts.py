@@ -1,11 +1,13 @@
 """What guidance on a UNet does beside skipping a block: parts, formulas, perturbed attention, only the suffix."""
 
+import dataclasses
+
 import diffusers
 import pytest
 import torch
 from helpers.unet_reference import BY_CASE, LAYER, by_hand, close, guided, run, weak
 
-from skipguide import Prefix, SkipError, Skipper, SkipPlan, UnknownBlockError, capture, find_blocks, resume
+from skipguide import Prefix, SkipError, Skipper, SkipPlan, UnknownBlockError, capture, check, find_blocks, resume
 from skipguide.pipelines import PrefixReuse, SkipGroup
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from skipguide.schedule import Timetable
@@ -170,6 +172,28 @@ def test_steps_that_are_left_to_a_refiner():
     with Stg([1], scale=early).apply(pipe) as applied:
         run(SDXL, pipe, num_inference_steps=10, denoising_end=0.5)
     assert applied.stats.passes == 5 + 5
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' Euler and Heun under numpy 2
+@pytest.mark.parametrize("name", ["PNDMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"])
+def test_schedulers_that_the_released_models_have(name):
+    """PNDM and Heun call the denoiser more often than there are steps; Euler scales its input."""
+    config = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
+    made = getattr(diffusers, name)(beta_schedule="scaled_linear", steps_offset=1, **config)
+    case = dataclasses.replace(SD, make=lambda seed: with_scheduler(SD.make(seed), made))
+    out, stats = guided(case, Stg([LAYER], scale=1.5))
+    close(out, by_hand(case))
+    assert stats.passes == 2 * {"PNDMScheduler": 4, "HeunDiscreteScheduler": 5}.get(name, 3)
+
+
+def with_scheduler(pipe, made):
+    pipe.scheduler = type(made).from_config(made.config)
+    return pipe
+
+
+@pytest.mark.parametrize("name", ["sd_upscale", "sd_unclip", "kandinsky21", "kandinsky22_control", "if", "if_super"])
+def test_the_self_test_makes_inputs_of_every_kind(name):
+    assert check(BY_CASE[name].build().unet).blocks == 4
 
 
 # -- only the suffix runs ----------------------------------------------------------------------------------------------
