@@ -17,6 +17,7 @@ TITLES = {
     "demos/benchmarks/stg_tail.md": "One batch or separate passes",
     "demos/benchmarks/stg_every.md": "Using a direction again",
     "demos/benchmarks/native.md": "What the pipelines' own guidance costs",
+    "demos/benchmarks/caches.md": "What guidance costs with a cache",
     "demos/benchmarks/llm_prefill.md": "Prefill time",
     "demos/benchmarks/llm_quality.md": "Quality of a thinned language model",
     "demos/benchmarks/skipnet_time.md": "SkipNet: the time",
