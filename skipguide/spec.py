@@ -150,6 +150,7 @@ class BlockSpec:
             shorter than the one it resumes from.
         name: what the stack is called, where its path is no good name.
         folded: the block's arguments that fold more into the batch than its first one does.
+        followed: the block's arguments that have one row more than the batch, the last, which goes with any rows.
         image: whether the tokens of the first stream are the image's (or video's) alone, `[B, tokens, channels]`.
         axes: along what the tokens of one row lie: time, height and width, or some of them (the others are folded into
             the batch).
@@ -175,6 +176,7 @@ class BlockSpec:
     padded: bool = False
     name: str = ""
     folded: tuple[str, ...] = ()
+    followed: tuple[str, ...] = ()
     image: bool = True
     axes: Axes = "thw"
     why: str = ""
@@ -212,6 +214,8 @@ class ModelSpec:
         listed: the model's arguments that are lists with one entry per row of the batch; its prediction is one too.
         folded: the model's arguments that fold more into the batch (a text per frame).
         layered: the model's arguments whose second dimension is the batch (a text per layer).
+        cache: the model's argument with keys and values of its first call (`kv_cache_mode` says whether they are kept
+            or read), of which each pass has its own.
         grid: how a call says where the tokens of the first stream lie; None where that is not known.
     """
 
@@ -222,6 +226,7 @@ class ModelSpec:
     nested: bool = False
     folded: tuple[str, ...] = ()
     layered: tuple[str, ...] = ()
+    cache: str = ""
     grid: TokenGrid | None = None
 
     def lacks(self, stack: BlockSpec, part: str) -> str:

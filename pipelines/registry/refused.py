@@ -29,8 +29,8 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
-        "a fork for perturbed-attention guidance, whose batch has a perturbed third part of its own: guide "
-        "the pipeline it was forked from; PrefixReuse makes the fork's own guidance cheaper",
+        "a fork for perturbed-attention guidance, whose batch has a perturbed third part of its own: guide the "
+        "pipeline it was forked from; PrefixReuse makes the fork's own guidance cheaper",
         """
         AnimateDiffPAGPipeline HunyuanDiTPAGPipeline KolorsPAGPipeline PixArtSigmaPAGPipeline SanaPAGPipeline
         StableDiffusion3PAGImg2ImgPipeline StableDiffusion3PAGPipeline
@@ -41,19 +41,17 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
-        "a side network (ControlNet, T2I-Adapter) runs before the denoiser, and what it gives is added "
-        "between the blocks: not yet proven with skipped passes",
+        "a side network (ControlNet, T2I-Adapter) runs before the denoiser, and what it gives is added between the "
+        "blocks: not yet proven with skipped passes",
         """
         AnimateDiffControlNetPipeline AnimateDiffSparseControlNetPipeline
-        AnimateDiffVideoToVideoControlNetPipeline BlipDiffusionControlNetPipeline HunyuanDiTControlNetPipeline
-        KandinskyV22ControlnetImg2ImgPipeline KandinskyV22ControlnetPipeline QwenImageControlNetInpaintPipeline
-        QwenImageControlNetPipeline SanaControlNetPipeline StableDiffusionAdapterPipeline
+        AnimateDiffVideoToVideoControlNetPipeline BlipDiffusionControlNetPipeline
+        KandinskyV22ControlnetImg2ImgPipeline KandinskyV22ControlnetPipeline StableDiffusionAdapterPipeline
         StableDiffusionControlNetImg2ImgPipeline StableDiffusionControlNetInpaintPipeline
         StableDiffusionControlNetPipeline StableDiffusionXLAdapterPipeline
         StableDiffusionXLControlNetImg2ImgPipeline StableDiffusionXLControlNetInpaintPipeline
         StableDiffusionXLControlNetPipeline StableDiffusionXLControlNetUnionImg2ImgPipeline
         StableDiffusionXLControlNetUnionInpaintPipeline StableDiffusionXLControlNetUnionPipeline
-        ZImageControlNetInpaintPipeline ZImageControlNetPipeline
         """,
     ),
     (
@@ -135,9 +133,8 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
     (
         "its transformer is not described; its own entry says why",
         """
-        AnyFlowFARPipeline BriaFibo2Pipeline Cosmos3OmniPipeline ErnieImagePipeline Ideogram4Pipeline
-        JoyImageEditPipeline JoyImageEditPlusPipeline Kandinsky6SRPipeline LuminaPipeline
-        NucleusMoEImagePipeline QwenImage21Pipeline
+        AnyFlowFARPipeline Cosmos3OmniPipeline ErnieImagePipeline Ideogram4Pipeline JoyImageEditPipeline
+        JoyImageEditPlusPipeline Kandinsky6SRPipeline
         """,
     ),
     (
@@ -155,7 +152,7 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
     (
         "its first calls fill a cache of keys and values that a skipped pass would overwrite",
         """
-        Flux2KleinKVPipeline GlmImagePipeline
+        GlmImagePipeline
         """,
     ),
     (
@@ -165,8 +162,8 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
-        "not yet described: it goes through a table of steps for every piece of the video, distilled, with one pass a "
-        "step",
+        "not yet described: it goes through a table of steps for every piece of the video, distilled, with one pass "
+        "a step",
         """
         LTX2DFRTemporalRefinePipeline
         """,
@@ -174,11 +171,21 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
     (
         "not yet described: its transformer is, but how the pipeline calls it is not proven",
         """
-        BriaFiboEditPipeline BriaFiboPipeline CogView4ControlPipeline Cosmos2_5_TransferPipeline DiTPipeline
-        EasyAnimateControlPipeline HeliosPyramidPipeline LTXI2VLongMultiPromptPipeline LongCatImageEditPipeline
-        PRXPixelPipeline QwenImageEditInpaintPipeline
-        QwenImageLayeredPipeline SanaSprintImg2ImgPipeline VisualClozeGenerationPipeline VisualClozePipeline
-        ZImageOmniPipeline
+        Cosmos2_5_TransferPipeline EasyAnimateControlPipeline HeliosPyramidPipeline
+        LTXI2VLongMultiPromptPipeline ZImageOmniPipeline
+        """,
+    ),
+    (
+        "what its ControlNet adds between the blocks is padded to the longer prompt of the batch, and a skipped "
+        "pass for the other one is shorter",
+        """
+        ZImageControlNetInpaintPipeline ZImageControlNetPipeline
+        """,
+    ),
+    (
+        "runs a pipeline and another for a larger picture: guide its generation_pipe, which it calls",
+        """
+        VisualClozePipeline
         """,
     ),
 )

@@ -79,7 +79,7 @@ class Interceptor:
         self.step_plan = StepPlan()
         self.handle: Any = None  # what the user was given: it can be had back from here
         self._met: Any = None  # timesteps of the pipeline call whose cache and number of steps were checked
-        self._shape: tuple[int, ...] = ()  # of the video in this call: some pipelines work on a part of its frames
+        self._shape: tuple[Any, ...] = ()  # of the video in this call: some pipelines work on a part of its frames
 
     # -- installation -------------------------------------------------------------------------------------------
 
@@ -136,7 +136,8 @@ class Interceptor:
                 return call(*args, **kwargs)
             state = self.state
             self.watch.begin(state.timesteps)
-            self._shape = tuple(getattr(kwargs.get("hidden_states"), "shape", ())[1:])
+            shape = tuple(getattr(kwargs.get("hidden_states"), "shape", ())[1:])
+            self._shape = (*shape, self.passes.prefixes.mode(args, kwargs))
             if state.timesteps is not self._met:  # a cache can come and go between calls
                 self._met = state.timesteps
                 self.schedule.refuse_idle(state.steps)

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipguide.active import Call, active_plans
-from skipguide.arguments import Arguments, batch_size
+from skipguide.arguments import Arguments, batch_size, with_own_lists
+from skipguide.errors import SkipError
 from skipguide.gate import Installation, gate_of
 from skipguide.hosts.branch_states import BranchStates, states_of
 from skipguide.hosts.diffusers_caches import reach_of
@@ -20,6 +21,7 @@ from skipguide.hosts.wrappers import unwrap
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.missing_blocks import BlockCount
 from skipguide.pipelines.sampling.predictions import first
+from skipguide.pipelines.sampling.prefix_caches import PrefixCaches
 from skipguide.pipelines.sampling.row_inputs import foreign_inputs, refuse_foreign
 from skipguide.pipelines.sampling.step_passes import NO_REACH, Skipped, StepPasses
 from skipguide.pipelines.sampling.tail import Tail, fits, in_rows, index_of, part_of, sources
@@ -58,6 +60,7 @@ class DenoiserPasses:
         self.states: BranchStates = states_of(model, None)
         self.branch = "only"  # of the pipeline's call that is running
         self._arguments = Arguments(unwrap(model))
+        self.prefixes = PrefixCaches(self._arguments, self.bare.map.spec.cache)
         self._prepared: OrderedDict[tuple[SkipPlan, ...], StepPasses] = OrderedDict()
         self._in_rows: dict[tuple[SkipPlan, int], Skipper] = {}
         self._wide: dict[tuple[StepPasses, int, int, int], Skipper] = {}
@@ -68,6 +71,7 @@ class DenoiserPasses:
     def set_cache(self, cache: str | None) -> None:
         """Say which cache is on the model, or None, when a run begins: what it keeps of the last one is forgotten."""
         self.cache = cache
+        self.prefixes.forget()
         self.states.forget()
         self.states = states_of(self.model, cache)
         if cache is not None:
@@ -91,6 +95,7 @@ class DenoiserPasses:
     def remove(self) -> None:
         """Take everything away again."""
         self.clear()
+        self.prefixes.forget()
         self.states.forget()
         while self._installed:
             self._installed[-1].remove()
@@ -146,6 +151,7 @@ class DenoiserPasses:
     def fail(self) -> None:
         """Let go of everything that the run has left: it is over."""
         self.clear()
+        self.prefixes.forget()
         self.states.reset()
 
     def prepared(self, plans: Sequence[SkipPlan]) -> StepPasses:
@@ -201,6 +207,7 @@ class DenoiserPasses:
             ran: how many of them it really computes; 0 is all.
         """
         planned = (ran or counted) * self.blocks
+        self.prefixes.meet(self.branch, None, args, kwargs)
         if step is not None and rows is not None and self._together(step, args, kwargs, rows):
             return self._with_tails(step, call, args, kwargs, clips, rows, counted, planned)
         skipper = self.bare if step is None else step.plain
@@ -208,6 +215,13 @@ class DenoiserPasses:
 
     def _together(self, step: StepPasses, args: Any, kwargs: Any, rows: slice) -> bool:
         if self.tail == "separate":
+            return False
+        if self.prefixes.mode(args, kwargs) is not None:
+            if self.tail == "batched":
+                raise SkipError(
+                    "tail='batched' and a denoiser that keeps keys and values of the first step: each pass "
+                    "has its own; leave tail at 'auto'"
+                )
             return False
         batch = batch_size(args, kwargs)
         foreign = foreign_inputs(self._arguments, self.bare.map.spec, args, kwargs, batch)
@@ -245,6 +259,7 @@ class DenoiserPasses:
         self, plan: SkipPlan, half: int, call: Call, args: Any, kwargs: Any, clips: int, counted: int = 2
     ) -> Any:
         """A pass in which the first `half` rows of the batch skip; 0 is all rows."""
+        self.prefixes.meet(self.branch, plan, args, kwargs)
         if (plan, half) not in self._in_rows:
             rows = replace(plan, rows=tuple(range(half)) if half else None)
             self._in_rows[plan, half] = Skipper(self.model, rows)
@@ -284,7 +299,9 @@ class DenoiserPasses:
         """One skipped pass of a step, whose plain pass and earlier skipped ones have run; arguments as in `skipped`."""
         clips, branch = rows.stop - rows.start, f"skip_{number}" if number else "skip"
         skipper, own, planned = step.take_up(number, rows, batch, clips)
+        args, kwargs = self.prefixes.own(self.branch, step.plans[number], args, kwargs)
         out = self._pass(skipper, call, args, kwargs, clips, 0, planned, branch)
+        self.prefixes.take(self.branch, step.plans[number], args, kwargs, out)
         if own is not None:
             own.clear()
         self.stats.blocks_naive += self.blocks
@@ -303,6 +320,7 @@ class DenoiserPasses:
     ) -> Any:
         rows, what = skipper.stats.rows, "a pass of the pipeline" if counted else "a skipped pass"
         before, alone = sum(map(rows.get, self._names, _ZEROS)), self.cache is None and not active_plans()
+        args, kwargs = with_own_lists(args, kwargs)  # Hunyuan-DiT takes a ControlNet's residuals out of theirs
         try:
             with self.states.branch(branch or self.branch), skipper.running():
                 out = call(*args, **kwargs)

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from zoo.pipes import PIPES
 from zoo.pipes_control import CONTROL_PIPES
+from zoo.pipes_edits import EDIT_PIPES
 from zoo.pipes_image import IMAGE_PIPES
+from zoo.pipes_packed import PACKED_PIPES
 from zoo.pipes_unet import UNET_PIPES
 from zoo.pipes_video import VIDEO_PIPES
 
@@ -16,7 +18,8 @@ DENOISERS = ("transformer", "transformer_2", "unet")
 
 def cases():
     """name -> (how to build a pipeline, how to run it, whether the denoiser has CFG in one call)."""
-    found = {case.name: (case.build, case.run) for case in (*PIPES, *IMAGE_PIPES, *VIDEO_PIPES, *CONTROL_PIPES)}
+    classic = (*PIPES, *IMAGE_PIPES, *VIDEO_PIPES, *CONTROL_PIPES, *EDIT_PIPES, *PACKED_PIPES)
+    found = {case.name: (case.build, case.run) for case in classic}
     return found | {case.name: (case.make, functools.partial(run_unet, case)) for case in UNET_PIPES}
 
 

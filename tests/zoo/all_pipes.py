@@ -2,10 +2,12 @@
 
 from zoo.pipes import PIPES
 from zoo.pipes_control import CONTROL_PIPES
+from zoo.pipes_edits import EDIT_PIPES
 from zoo.pipes_image import IMAGE_PIPES
+from zoo.pipes_packed import PACKED_PIPES
 from zoo.pipes_unet import UNET_PIPES
 from zoo.pipes_video import VIDEO_PIPES
 
-MAKERS = [case.build for case in (*PIPES, *IMAGE_PIPES, *VIDEO_PIPES, *CONTROL_PIPES)] + [
+MAKERS = [case.build for case in (*PIPES, *IMAGE_PIPES, *VIDEO_PIPES, *CONTROL_PIPES, *EDIT_PIPES, *PACKED_PIPES)] + [
     case.make for case in UNET_PIPES
 ]
