@@ -108,5 +108,7 @@ IMAGE_PIPELINES: dict[str, PipelineSpec] = {
         _TOKENS, scales=(("call.guidance_scale",),), switch="call.do_cfg", rescale="always"
     ),
     "Flux2KleinKVPipeline": _DISTILLED,
+    # the other branch is that of a second model, which sees no text
+    "Ideogram4Pipeline": PipelineSpec("single", scales=((),), layout="tokens", weight="call.gw", half="float32"),
     "Krea2Pipeline": replace(_TOKENS, offset=1.0, kept=("w",)),
 }

@@ -133,8 +133,8 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
     (
         "its transformer is not described; its own entry says why",
         """
-        AnyFlowFARPipeline Cosmos3OmniPipeline ErnieImagePipeline Ideogram4Pipeline JoyImageEditPipeline
-        JoyImageEditPlusPipeline Kandinsky6SRPipeline
+        AnyFlowFARPipeline Cosmos3OmniPipeline ErnieImagePipeline JoyImageEditPipeline JoyImageEditPlusPipeline
+        Kandinsky6SRPipeline
         """,
     ),
     (
@@ -147,12 +147,6 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         "cannot run in diffusers 0.42.1: it reads guidance_embeds, which Chroma's config does not have",
         """
         ChromaInpaintPipeline
-        """,
-    ),
-    (
-        "its first calls fill a cache of keys and values that a skipped pass would overwrite",
-        """
-        GlmImagePipeline
         """,
     ),
     (
@@ -169,13 +163,6 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
-        "not yet described: its transformer is, but how the pipeline calls it is not proven",
-        """
-        Cosmos2_5_TransferPipeline EasyAnimateControlPipeline HeliosPyramidPipeline
-        LTXI2VLongMultiPromptPipeline ZImageOmniPipeline
-        """,
-    ),
-    (
         "what its ControlNet adds between the blocks is padded to the longer prompt of the batch, and a skipped "
         "pass for the other one is shorter",
         """
@@ -186,6 +173,43 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         "runs a pipeline and another for a larger picture: guide its generation_pipe, which it calls",
         """
         VisualClozePipeline
+        """,
+    ),
+    (
+        "cannot run in diffusers 0.42.1: it gives its encode_prompt a text_encoder_index, which that does not take",
+        """
+        EasyAnimateControlPipeline
+        """,
+    ),
+    (
+        "goes through its steps once for each stage of a pyramid, with timesteps of that stage's own: not yet proven",
+        """
+        HeliosPyramidPipeline
+        """,
+    ),
+    (
+        "goes through a table of steps for every window of the video, and may leave steps of it out: not yet proven",
+        """
+        LTXI2VLongMultiPromptPipeline
+        """,
+    ),
+    (
+        "goes through its steps once for each chunk of the video, with a ControlNet between them: not yet proven",
+        """
+        Cosmos2_5_TransferPipeline
+        """,
+    ),
+    (
+        "its batch is a list of lists of pictures, of which rows cannot be taken yet",
+        """
+        ZImageOmniPipeline
+        """,
+    ),
+    (
+        "calls its transformer for the input pictures before the first step, to fill a cache of keys and values; "
+        "which of these calls is a step is not said",
+        """
+        GlmImagePipeline
         """,
     ),
 )

@@ -44,6 +44,7 @@ _FIBO2 = replace(
     shared=("freqs_cis", "image_rotary_emb"),
     padded=False,
 )
+_IDEOGRAM4 = replace(_ZIMAGE, streams=("hidden_states",), padded=False)
 # text and pictures in one sequence, each picture after what it may see
 _QWEN21 = BlockSpec(
     "transformer_blocks",
@@ -99,6 +100,7 @@ IMAGE_SINGLE_FAMILIES: dict[str, ModelSpec] = {
         listed=("x", "cap_feats"),
     ),
     "QwenImage21Transformer2DModel": ModelSpec((_QWEN21,), cache="kv_cache"),
+    "Ideogram4Transformer2DModel": ModelSpec((_IDEOGRAM4,)),
     "NucleusMoEImageTransformer2DModel": ModelSpec((_NUCLEUS,)),
     "LuminaNextDiT2DModel": ModelSpec((_LUMINA_NEXT,), shared=ROPE, grid=PICTURE),
     "BriaFibo2Transformer2DModel": ModelSpec(

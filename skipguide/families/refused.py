@@ -26,7 +26,6 @@ UNSUPPORTED_MODELS: dict[str, str] = {
     "ErnieImageTransformer2DModel": (
         "its blocks take [tokens, batch, channels]; blocks are described with the batch as first dimension"
     ),
-    "Ideogram4Transformer2DModel": "not yet described: a packed stream, guided by a second transformer without text",
     "Flux3Transformer2DModel": "not yet described: a stream per modality, in a dictionary",
     "JoyImageEditTransformer3DModel": "not yet described: dual streams over a sequence of several images",
     "JoyImageEditPlusTransformer3DModel": "not yet described: dual streams over a sequence of several images",

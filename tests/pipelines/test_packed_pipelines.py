@@ -1,5 +1,6 @@
 """Skip guidance where text and pictures share a sequence, and what a denoiser keeps of its first step."""
 
+import diffusers
 import pytest
 import torch
 from helpers.image_reference import reference
@@ -7,6 +8,7 @@ from helpers.residue import no_gates
 from helpers.stg_reference import LAYER, close
 
 from skipguide import SkipError, find_blocks
+from skipguide.pipelines import Guide
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from zoo.pipes_packed import PACKED_PIPES
 
@@ -22,6 +24,9 @@ def by_hand(case, cfg=True, prompts=1, **how):
     """Without Qwen-Image 2.1's cache; Flux 2 Klein's cannot be turned off: there each model has its own."""
     pipe = case.build()
     guide = reference(pipe, case, W.get(case.name), cfg and case.name in W, **how)
+    if case.name == "ideogram4":  # the other model's prediction has the rest
+        weights, plain_delta = [7.0, 5.0, 3.0], guide.delta
+        guide.delta = lambda plain, weak: plain_delta(plain, weak) / weights[guide.steps - 1]
     if case.name == "klein_kv":
         weak, own = guide.weak, {}
 
@@ -77,6 +82,16 @@ def test_what_needs_the_scale_is_refused_where_it_is_not_that_of_all_channels():
     case = BY_NAME["lumina_next"]
     with pytest.raises(SkipError, match="scale"), Stg([LAYER], rescale=0.7).apply(pipe := case.build()):
         case.run(pipe)
+
+
+def test_what_looks_at_a_result_that_two_models_make_is_refused():
+    case = BY_NAME["ideogram4"]
+    with pytest.raises(SkipError, match="two models"), Stg([LAYER], rescale=0.7).apply(pipe := case.build()):
+        case.run(pipe)
+    with pytest.raises(SkipError, match="weight 0 at step 1"), Stg([LAYER]).apply(pipe):
+        case.run(pipe, guidance_schedule=[7.0, 0.0, 3.0])
+    with pytest.raises(SkipError, match="second model"):
+        Guide(diffusers.ClassifierFreeGuidance()).apply(pipe)
 
 
 @pytest.mark.parametrize("name", CACHED)

@@ -138,6 +138,45 @@ NUCLEUS_EXPERTS = BlockKind(
 )
 
 
+# Ideogram 4: text and image in one sequence, which token is which is said beside
+
+
+def ideogram4(**config):
+    return diffusers.Ideogram4Transformer2DModel(
+        in_channels=16,
+        num_layers=4,
+        attention_head_dim=HEAD_DIM,
+        num_attention_heads=HEADS,
+        intermediate_size=48,
+        adaln_dim=16,
+        llm_features_dim=24,
+        mrope_section=(4, 2, 2),
+        **config,
+    )
+
+
+def ideogram4_places(batch, side=4):
+    """(position_ids, segment_ids, indicator) of the text, then of a square; one row has less text."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    image = torch.stack([torch.zeros_like(x), y, x], dim=-1).flatten(0, 1) + 65536
+    places = torch.cat([torch.arange(TEXT)[:, None].expand(-1, 3), image])
+    segments = torch.cat([prefix_mask(batch, TEXT) - 1, torch.zeros(batch, side * side, dtype=torch.long)], dim=1)
+    kinds = torch.tensor([3] * TEXT + [2] * side * side).expand(batch, -1)
+    return places.expand(batch, -1, -1), segments, kinds
+
+
+def ideogram4_inputs(batch=2, seed=0):
+    places, segments, kinds = ideogram4_places(batch)
+    return {
+        "hidden_states": rows(batch, seed, TEXT + 16, 16),
+        "timestep": timesteps(batch) / 1000,
+        "encoder_hidden_states": rows(batch, seed + 1, TEXT + 16, 24),
+        "position_ids": places,
+        "segment_ids": segments,
+        "indicator": kinds,
+    }
+
+
 class InPlace(Family):
     """Its model reads the modules of a block that is left out, or calls it in a way of its own."""
 
@@ -163,6 +202,7 @@ class NucleusFamily(Family):
 
 
 _FAMILIES = (
+    Family("ideogram4", ideogram4, ideogram4_inputs, numbered({"layers": (4, FIBO2_BLOCK)})),
     Family("lumina_next", lumina_next, lumina_next_inputs, numbered({"layers": (4, LUMINA_NEXT_BLOCK)})),
     InPlace(
         "fibo2",

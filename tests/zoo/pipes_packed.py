@@ -1,10 +1,12 @@
 """Tiny stock pipelines of the transformers whose text and pictures share a sequence."""
 
 import diffusers
+import torch
 
 from zoo.family import TEXT, prefix_mask, rows
 from zoo.image_calls import MASK, picture, qwen_call, text_call
 from zoo.image_joint import klein
+from zoo.image_packed import ideogram4_places
 from zoo.pipes import BATCHED, SINGLE, TWO_CALLS, PipeCase, embeds, flow
 from zoo.pipes_image import around, dynamic, flux2_vae
 
@@ -66,7 +68,27 @@ def klein_kv_call(num_prompts: int, cfg: bool):
     return {"prompt_embeds": rows(num_prompts, 1, TEXT, 24), "height": 64, "width": 64, "image": picture()}
 
 
+def ideogram4(seed: int):
+    """A model with text and one without, whose weights differ."""
+    models = {"transformer": model("ideogram4", seed), "unconditional_transformer": model("ideogram4", seed + 50)}
+    pipe = diffusers.Ideogram4Pipeline(flow(), vae=None, text_encoder=None, tokenizer=None, **models)
+
+    def encode(prompt, grid_h, **_):
+        text = torch.nn.functional.pad(rows(len(prompt), 1, TEXT, 24), (0, 0, 0, grid_h * grid_h))
+        return text, *ideogram4_places(len(prompt), grid_h)
+
+    pipe.encode_prompt = encode
+    return pipe
+
+
+def ideogram4_call(num_prompts: int, cfg: bool):
+    """A scale for each step."""
+    call = {"prompt": ["a", "b"][:num_prompts], "height": 64, "width": 64, "max_sequence_length": TEXT}
+    return {**call, "guidance_schedule": [7.0, 5.0, 3.0]}
+
+
 PACKED_PIPES = (
+    PipeCase("ideogram4", "ideogram4", ideogram4, ideogram4_call, SINGLE),
     PipeCase(
         "lumina_next",
         "lumina_next",

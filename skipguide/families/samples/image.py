@@ -210,6 +210,19 @@ def _nucleus(c: Any) -> dict[str, Any]:
     return _packed(c) | {"img_shapes": [(1, SIDE, SIDE)], "encoder_hidden_states_mask": _mask()}
 
 
+def _ideogram4(c: Any) -> dict[str, Any]:
+    length = TEXT + SIDE * SIDE
+    places = torch.cat([torch.arange(float(TEXT))[:, None].expand(-1, 3), 65536 + _places()]).long()
+    return {
+        "hidden_states": noise(1, length, c.in_channels),
+        "timestep": time(0.7),
+        "encoder_hidden_states": noise(1, length, c.llm_features_dim),
+        "position_ids": places[None],
+        "segment_ids": torch.zeros(1, length, dtype=torch.long),
+        "indicator": torch.tensor([[3] * TEXT + [2] * (SIDE * SIDE)]),
+    }
+
+
 IMAGE_SAMPLES: dict[str, Sample] = {
     "SD3Transformer2DModel": _sd3,
     "FluxTransformer2DModel": _flux,
@@ -235,6 +248,7 @@ IMAGE_SAMPLES: dict[str, Sample] = {
     "OmniGenTransformer2DModel": _omnigen,
     "PRXTransformer2DModel": _prx,
     "Krea2Transformer2DModel": _krea2,
+    "Ideogram4Transformer2DModel": _ideogram4,
     "LuminaNextDiT2DModel": _lumina_next,
     "BriaFibo2Transformer2DModel": _fibo2,
     "QwenImage21Transformer2DModel": _qwen21,
