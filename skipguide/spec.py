@@ -176,10 +176,10 @@ class BlockSpec:
     padded: bool = False
     name: str = ""
     folded: tuple[str, ...] = ()
-    followed: tuple[str, ...] = ()
     image: bool = True
     axes: Axes = "thw"
     why: str = ""
+    followed: tuple[str, ...] = ()
 
     def sublayers(self, part: str) -> tuple[Sublayer, ...]:
         """The sublayers that a part consists of; none for `"block"`, and for something that is no part."""
@@ -226,8 +226,8 @@ class ModelSpec:
     nested: bool = False
     folded: tuple[str, ...] = ()
     layered: tuple[str, ...] = ()
-    cache: str = ""
     grid: TokenGrid | None = None
+    cache: str = ""
 
     def lacks(self, stack: BlockSpec, part: str) -> str:
         """Why blocks of one of its stacks cannot have a part; empty if they can."""

@@ -81,8 +81,8 @@ class PipelineSpec:
     native_needs: str = ""
     modalities: tuple[str, ...] = ()
     noisy: tuple[str, ...] = ()
-    weight: str = ""
     half: Half = "rounded"
+    weight: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what would be taken for something else when the pipeline runs."""
