@@ -80,12 +80,14 @@ class Arguments:
         folded: tuple[str, ...] = (),
         batch: int = 0,
         layered: tuple[str, ...] = (),
+        followed: tuple[str, ...] = (),
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The same call for some batch rows.
 
         Arguments named in `shared` have no batch dimension; those in `listed` are lists with an entry per row; those
         in `folded` fold something else into the model's `batch` (0 is `size`) than the first argument does; those in
-        `layered` have the batch as their second dimension.
+        `layered` have the batch as their second dimension; those in `followed` have a row more, the last, that goes
+        with any rows.
         """
 
         def some(name: str, value: Any) -> Any:
@@ -97,6 +99,8 @@ class Arguments:
                 return _refold(value, index, size, batch or size)
             if name in layered and isinstance(value, Tensor):
                 return value[:, index]
+            if name in followed and isinstance(value, Tensor):
+                return torch.cat([value[:size][index], value[size:]])
             return take_rows(value, index, size)
 
         names = (*self.names, *[""] * len(args))
@@ -158,6 +162,12 @@ def cloned(value: Any, made: dict[int, Tensor] | None = None) -> Any:
 def sequence_like(old: tuple[Any, ...] | list[Any], items: Iterable[Any]) -> Any:
     """A tuple, named tuple or list of the same type."""
     return type(old)(*items) if hasattr(old, "_fields") else type(old)(items)
+
+
+def with_own_lists(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call with copies of the lists in it, for a model that empties one and is called again with it."""
+    copied = tuple(list(value) if type(value) is list else value for value in args)
+    return copied, {name: list(value) if type(value) is list else value for name, value in kwargs.items()}
 
 
 def take_rows(value: Any, index: Tensor | slice, size: int) -> Any:

@@ -144,14 +144,14 @@ class ReturnInput:
 class OnRows:
     """Another intervention for some batch rows; the module really runs on the other rows only."""
 
-    __slots__ = ("arguments", "folded", "intervention", "rows", "shared")
+    __slots__ = ("arguments", "folded", "followed", "intervention", "rows", "shared")
 
     def __init__(self, intervention: Intervention, rows: Sequence[int], block: Block, module: nn.Module) -> None:
         self.intervention = intervention
         self.arguments = Arguments(module)
         self.rows = tuple(rows)
         self.shared = block.spec.shared
-        self.folded = block.spec.folded if module is block.module else ()
+        self.folded, self.followed = (block.spec.folded, block.spec.followed) if module is block.module else ((), ())
 
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Split the batch, run each part as it should, and put the rows back in order."""
@@ -169,10 +169,8 @@ class OnRows:
         first = first_tensor(args, kwargs)
         keep = row_index([present.index(row) for row in kept], len(present), first)
         skip = row_index([present.index(row) for row in left], len(present), first)
-        mine = [
-            self.arguments.rows(args, kwargs, index, first.shape[0], self.shared, (), self.folded, len(present))
-            for index in (keep, skip)
-        ]
+        kinds = (self.shared, (), self.folded, len(present), (), self.followed)
+        mine = [self.arguments.rows(args, kwargs, index, first.shape[0], *kinds) for index in (keep, skip)]
         others = [other for other in active_plans() if other.rows == plan.rows]
         before = plan.rows
         try:
@@ -191,7 +189,7 @@ class OnRows:
 class ShareRows:
     """Runs a block for some batch rows; every other row gets what one of them got."""
 
-    __slots__ = ("arguments", "folded", "own", "places", "shared")
+    __slots__ = ("arguments", "folded", "followed", "own", "places", "shared")
 
     def __init__(self, block: Block, sources: Sequence[int]) -> None:
         """Read the rows.
@@ -204,7 +202,7 @@ class ShareRows:
         self.own = tuple(row for row, source in enumerate(sources) if row == source)
         self.places = tuple(self.own.index(source) for source in sources)
         self.shared = block.spec.shared
-        self.folded = block.spec.folded
+        self.folded, self.followed = block.spec.folded, block.spec.followed
 
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Take the rows out, run the block, and hand out its results."""
@@ -220,7 +218,8 @@ class ShareRows:
         try:
             for other in others:
                 other.rows = self.own
-            args, kwargs = self.arguments.rows(args, kwargs, index, size, self.shared, (), self.folded, plan.batch)
+            kinds = (self.shared, (), self.folded, plan.batch, (), self.followed)
+            args, kwargs = self.arguments.rows(args, kwargs, index, size, *kinds)
             out = call(*args, **kwargs)
         finally:
             for other in others:

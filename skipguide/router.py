@@ -219,7 +219,8 @@ class _RunRows:
                 run_rows(partial(_on_rows, plan, numbers, call), x, numbers, self.shortcut, own)
             )
         index = torch.tensor(numbers).to(x.device, non_blocking=True)
-        moved, named = self.arguments.rows(args, kwargs, index, rows, self.block.spec.shared)
+        spec = self.block.spec
+        moved, named = self.arguments.rows(args, kwargs, index, rows, spec.shared, followed=spec.followed)
 
         def run(part: Tensor) -> Tensor:
             some, others = self.arguments.put({self.stream: part}, moved, named)

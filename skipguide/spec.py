@@ -150,6 +150,7 @@ class BlockSpec:
             shorter than the one it resumes from.
         name: what the stack is called, where its path is no good name.
         folded: the block's arguments that fold more into the batch than its first one does.
+        followed: the block's arguments that have one row more than the batch, the last, which goes with any rows.
         image: whether the tokens of the first stream are the image's (or video's) alone, `[B, tokens, channels]`.
         axes: along what the tokens of one row lie: time, height and width, or some of them (the others are folded into
             the batch).
@@ -180,6 +181,7 @@ class BlockSpec:
     axes: Axes = "thw"
     why: str = ""
     optional: bool = False
+    followed: tuple[str, ...] = ()
 
     def sublayers(self, part: str) -> tuple[Sublayer, ...]:
         """The sublayers that a part consists of; none for `"block"`, and for something that is no part."""
@@ -214,6 +216,8 @@ class ModelSpec:
         listed: the model's arguments that are lists with one entry per row of the batch; its prediction is one too.
         folded: the model's arguments that fold more into the batch (a text per frame).
         layered: the model's arguments whose second dimension is the batch (a text per layer).
+        cache: the model's argument with keys and values of its first call (`kv_cache_mode` says whether they are kept
+            or read), of which each pass has its own.
         grid: how a call says where the tokens of the first stream lie; None where that is not known.
         stages: paths of the modules in which blocks and what runs between them lie (a UNet's way down, middle and way
             up), as in `BlockSpec.stack`; each child of the last star is one. A pass that resumes does not run those
@@ -234,6 +238,7 @@ class ModelSpec:
     stages: str = ""
     turns: tuple[str, ...] = ()
     consumed: tuple[str, ...] = ()
+    cache: str = ""
 
     def lacks(self, stack: BlockSpec, part: str) -> str:
         """Why blocks of one of its stacks cannot have a part; empty if they can."""

@@ -115,6 +115,11 @@ class Guide(JsonConfig):
         spec = pipeline_spec(pipe)
         names = denoisers_of(pipe, spec)
         refuse_conflicts(pipe, spec, names, "Guide")
+        if spec.weight:
+            raise SkipError(
+                f"{type(pipe).__name__} guides by a second model's prediction, which a guider of diffusers does not "
+                f"get: use SpatiotemporalSkipGuidance, which adds to what it does"
+            )
         if weak_model is not None and not isinstance(weak_model, nn.Module):
             raise SkipError(f"expected weak_model as a denoiser, a torch module; got {type(weak_model).__name__}")
         applied = AppliedGuide(self, pipe, spec, names, weak_model)

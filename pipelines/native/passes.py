@@ -15,6 +15,7 @@ from skipguide.hosts.diffusers_caches import Reach
 from skipguide.pipelines.native.stats import ReuseStats, enter_pass
 from skipguide.pipelines.native.variants import Place
 from skipguide.pipelines.sampling.missing_blocks import BlockCount
+from skipguide.pipelines.sampling.standing import Standing
 from skipguide.plan import SkipPlan
 from skipguide.prefix import Prefix
 from skipguide.skipper import Skipper
@@ -38,7 +39,7 @@ class ReusePasses:
         self.bare = Skipper(model, SkipPlan())
         self.reach = Reach()  # of the cache on the model
         self._ready: OrderedDict[Any, tuple[Skipper, tuple[Prefix, ...]]] = OrderedDict()
-        self._installed: list[Skipper] = []
+        self._standing = Standing()
         self._over = False  # taken away, maybe by another thread in the middle of a pass
 
     # -- installation -------------------------------------------------------------------------------------------
@@ -46,18 +47,12 @@ class ReusePasses:
     def install(self) -> None:
         """Put the gates in place."""
         self._over = False
-        self._install(self.bare)
-
-    def _install(self, skipper: Skipper) -> None:
-        self._installed.append(skipper)  # first: what was not installed can be removed too
-        skipper.install()
+        self._standing.install(self.bare)
 
     def remove(self) -> None:
         """Take everything away again; a pass that is running in another thread takes away its own at its end."""
         self._over = True
-        while self._installed:
-            self._installed[-1].remove()
-            self._installed.pop()
+        self._standing.remove()
         self._ready.clear()
 
     def move_in_front(self, model: nn.Module) -> None:
@@ -72,12 +67,11 @@ class ReusePasses:
     def _kept_ready(self, key: Any, make: Any) -> tuple[Skipper, tuple[Prefix, ...]]:
         if key not in self._ready:
             made = make()
-            self._install(made[0])
+            self._standing.install(made[0])
             self._ready[key] = made
             if len(self._ready) > KEPT:
                 _, (old, _) = self._ready.popitem(last=False)
-                self._installed.remove(old)
-                old.remove()
+                self._standing.remove(old)
         self._ready.move_to_end(key)
         return self._ready[key]
 

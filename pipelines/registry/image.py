@@ -62,6 +62,20 @@ IMAGE_PIPELINES: dict[str, PipelineSpec] = {
     "StableDiffusion3ControlNetInpaintingPipeline": _BATCHED,
     "QwenImageEditPipeline": _QWEN,
     "QwenImageEditPlusPipeline": _QWEN,
+    "QwenImageEditInpaintPipeline": _QWEN,
+    "QwenImageLayeredPipeline": replace(_QWEN, rescale="call.cfg_normalize"),
+    "QwenImageControlNetPipeline": _QWEN,
+    "QwenImageControlNetInpaintPipeline": _QWEN,
+    "HunyuanDiTControlNetPipeline": replace(_KEPT, rescale="_guidance_rescale", variances=True),
+    "SanaControlNetPipeline": replace(_KEPT, half="float32"),
+    "CogView4ControlPipeline": _TWO_CALLS,
+    "LongCatImageEditPipeline": _TOKENS,
+    "BriaFiboPipeline": replace(_BATCHED, kept=("cfg",), layout="tokens"),
+    "BriaFiboEditPipeline": replace(_BATCHED, kept=("cfg",), layout="tokens"),
+    "SanaSprintImg2ImgPipeline": replace(_DISTILLED, layout="bchw", half="float32"),
+    "VisualClozeGenerationPipeline": _DISTILLED,
+    "DiTPipeline": replace(_PIXART, cond_first=True),
+    "PRXPixelPipeline": _KEPT,
     "SanaPipeline": replace(_KEPT, half="float32"),
     "SanaSprintPipeline": replace(_DISTILLED, layout="bchw", half="float32"),
     "PixArtAlphaPipeline": _PIXART,
@@ -84,5 +98,17 @@ IMAGE_PIPELINES: dict[str, PipelineSpec] = {
     "LongCatImagePipeline": replace(_TOKENS, rescale="call.enable_cfg_renorm"),
     "OvisImagePipeline": replace(_TOKENS, kept=("w", "cfg")),
     "PRXPipeline": _KEPT,
+    # its CFG is about three of its four channels, and the rest is c's: only what is added to both branches reaches all
+    "LuminaPipeline": replace(
+        _BATCHED, scales=((),), switch="call.do_classifier_free_guidance", cond_first=True, variances=True
+    ),
+    "BriaFibo2Pipeline": replace(_TWO_CALLS, half="float32"),
+    "QwenImage21Pipeline": _TRUE_CFG,
+    "NucleusMoEImagePipeline": replace(
+        _TOKENS, scales=(("call.guidance_scale",),), switch="call.do_cfg", rescale="always"
+    ),
+    "Flux2KleinKVPipeline": _DISTILLED,
+    # the other branch is that of a second model, which sees no text
+    "Ideogram4Pipeline": PipelineSpec("single", scales=((),), layout="tokens", weight="call.gw", half="float32"),
     "Krea2Pipeline": replace(_TOKENS, offset=1.0, kept=("w",)),
 }

@@ -30,8 +30,8 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
-        "a fork for perturbed-attention guidance, whose batch has a perturbed third part of its own: guide "
-        "the pipeline it was forked from; PrefixReuse makes the fork's own guidance cheaper",
+        "a fork for perturbed-attention guidance, whose batch has a perturbed third part of its own: guide the "
+        "pipeline it was forked from; PrefixReuse makes the fork's own guidance cheaper",
         """
         AnimateDiffPAGPipeline HunyuanDiTPAGPipeline KolorsPAGPipeline PixArtSigmaPAGPipeline SanaPAGPipeline
         StableDiffusion3PAGImg2ImgPipeline StableDiffusion3PAGPipeline
@@ -42,11 +42,10 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
-        "a side network (ControlNet, T2I-Adapter) runs before the denoiser, and what it gives is added "
-        "between the blocks: not yet proven with skipped passes",
+        "a side network (ControlNet, T2I-Adapter) runs before the denoiser, and what it gives is added between the "
+        "blocks: not yet proven with skipped passes",
         """
-        HunyuanDiTControlNetPipeline QwenImageControlNetInpaintPipeline QwenImageControlNetPipeline
-        SanaControlNetPipeline ZImageControlNetInpaintPipeline ZImageControlNetPipeline
+        ZImageControlNetInpaintPipeline ZImageControlNetPipeline
         """,
     ),
     (
@@ -128,9 +127,8 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
     (
         "its transformer is not described; its own entry says why",
         """
-        AnyFlowFARPipeline BriaFibo2Pipeline Cosmos3OmniPipeline ErnieImagePipeline Ideogram4Pipeline
-        JoyImageEditPipeline JoyImageEditPlusPipeline Kandinsky6SRPipeline LuminaPipeline
-        NucleusMoEImagePipeline QwenImage21Pipeline
+        AnyFlowFARPipeline Cosmos3OmniPipeline ErnieImagePipeline JoyImageEditPipeline JoyImageEditPlusPipeline
+        Kandinsky6SRPipeline
         """,
     ),
     (
@@ -146,32 +144,66 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
-        "its first calls fill a cache of keys and values that a skipped pass would overwrite",
-        """
-        Flux2KleinKVPipeline GlmImagePipeline
-        """,
-    ),
-    (
         "not yet described: its CFG has three branches where there are input images",
         """
         OmniGenPipeline
         """,
     ),
     (
-        "not yet described: it goes through a table of steps for every piece of the video, distilled, with one pass a "
-        "step",
+        "not yet described: it goes through a table of steps for every piece of the video, distilled, with one pass "
+        "a step",
         """
         LTX2DFRTemporalRefinePipeline
         """,
     ),
     (
-        "not yet described: its transformer is, but how the pipeline calls it is not proven",
+        "what its ControlNet adds between the blocks is padded to the longer prompt of the batch, and a skipped "
+        "pass for the other one is shorter",
         """
-        BriaFiboEditPipeline BriaFiboPipeline CogView4ControlPipeline Cosmos2_5_TransferPipeline DiTPipeline
-        EasyAnimateControlPipeline HeliosPyramidPipeline LTXI2VLongMultiPromptPipeline LongCatImageEditPipeline
-        PRXPixelPipeline QwenImageEditInpaintPipeline
-        QwenImageLayeredPipeline SanaSprintImg2ImgPipeline VisualClozeGenerationPipeline VisualClozePipeline
+        ZImageControlNetInpaintPipeline ZImageControlNetPipeline
+        """,
+    ),
+    (
+        "runs a pipeline and another for a larger picture: guide its generation_pipe, which it calls",
+        """
+        VisualClozePipeline
+        """,
+    ),
+    (
+        "cannot run in diffusers 0.42.1: it gives its encode_prompt a text_encoder_index, which that does not take",
+        """
+        EasyAnimateControlPipeline
+        """,
+    ),
+    (
+        "goes through its steps once for each stage of a pyramid, with timesteps of that stage's own: not yet proven",
+        """
+        HeliosPyramidPipeline
+        """,
+    ),
+    (
+        "goes through a table of steps for every window of the video, and may leave steps of it out: not yet proven",
+        """
+        LTXI2VLongMultiPromptPipeline
+        """,
+    ),
+    (
+        "goes through its steps once for each chunk of the video, with a ControlNet between them: not yet proven",
+        """
+        Cosmos2_5_TransferPipeline
+        """,
+    ),
+    (
+        "its batch is a list of lists of pictures, of which rows cannot be taken yet",
+        """
         ZImageOmniPipeline
+        """,
+    ),
+    (
+        "calls its transformer for the input pictures before the first step, to fill a cache of keys and values; "
+        "which of these calls is a step is not said",
+        """
+        GlmImagePipeline
         """,
     ),
 )

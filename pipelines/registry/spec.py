@@ -53,6 +53,8 @@ class PipelineSpec:
         modalities: of a denoiser that predicts several things, what each is called.
         noisy: where the pipeline computes its guidance on denoised samples x0 = sample - sigma v, the attribute or
             variable with the sample of each prediction; what looks at whole predictions looks at x0 there.
+        weight: the variable with the weight, of each step, that the pipeline gives the prediction; another model's has
+            the rest, and what guidance adds is divided by it.
         half: what it gets where its denoiser computes in bfloat16 or float16. `"float32"`: branches in float32, as its
             loop widens predictions, or keeps latents in float32 and casts them for the denoiser; exact. `"once"`: the
             result in place of every branch (or of the one there is), so that it is rounded once, to the denoiser's
@@ -84,6 +86,7 @@ class PipelineSpec:
     modalities: tuple[str, ...] = ()
     noisy: tuple[str, ...] = ()
     half: Half = "rounded"
+    weight: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what would be taken for something else when the pipeline runs."""

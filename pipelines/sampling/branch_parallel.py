@@ -151,7 +151,7 @@ class BranchParallelPasses(DenoiserPasses):
         """A whole pass without the layers: its beginning is computed while another rank computes the same."""
         if plan not in self._whole_skippers:
             self._whole_skippers[plan] = Skipper(self.model, plan)
-            self._install(self._whole_skippers[plan])
+            self._standing.install(self._whole_skippers[plan])
         removed = sum(len(term.layers) for term in plan.terms if term.perturbation.removes)
         mine = self.rows(args, kwargs, rows, batch)
         return self._pass(self._whole_skippers[plan], call, *mine, clips, 0, self.blocks - removed)

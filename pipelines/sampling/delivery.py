@@ -135,10 +135,27 @@ class Delivery:
 
     def without_cfg(self, c: Tensor, delta: Tensor) -> Tensor:
         """The final prediction of a step without CFG."""
-        y = self.rescaled(widened(c) + delta, widened(c))
+        y = self.rescaled(widened(c) + (delta / self._weight() if self.spec.weight else delta), widened(c))
         out = self.delivered(y, c)
         self.rounding.note(out, y, delta)
         return out
+
+    def _weight(self) -> float:
+        """What the pipeline multiplies the prediction by, where another model's has the rest.
+
+        Raises:
+            SkipError: if that is 0, or the settings look at the result, which is made of both.
+        """
+        weight = float(look_up(self.pipe, self.spec.weight)[self.state.step])
+        if weight and not self.now.rescale:
+            return weight
+        raise SkipError(
+            f"{type(self.pipe).__name__} makes its result of the predictions of two models, so rescale, which looks "
+            "at it, cannot be delivered: use rescale=0"
+            if weight
+            else f"{type(self.pipe).__name__} gives its prediction the weight 0 at step {self.state.step}: leave "
+            "guidance out there (start, stop), or change its guidance_schedule"
+        )
 
     def both_shifted(self, u: Tensor, c: Tensor, delta: Tensor, state: PipelineCall) -> tuple[Tensor, Tensor]:
         """Both branches of one call plus the delta; where each would be rounded, the result in place of both.

@@ -141,7 +141,8 @@ class Interceptor:
                 return call(*args, **kwargs)
             state = self.state
             self.watch.begin(state.timesteps)
-            state.shape = tuple(getattr(kwargs.get("hidden_states"), "shape", ())[1:])
+            shape = tuple(getattr(kwargs.get("hidden_states"), "shape", ())[1:])
+            state.shape = (*shape, self.passes.prefixes.mode(args, kwargs))
             if state.timesteps is not self._met:  # a cache can come and go between calls
                 self._met = state.timesteps
                 self.schedule.refuse_idle(state.steps)

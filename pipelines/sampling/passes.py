@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipguide.active import Call, active_plans
-from skipguide.arguments import Arguments, batch_size
+from skipguide.arguments import Arguments, batch_size, with_own_lists
+from skipguide.errors import SkipError
 from skipguide.gate import Installation, gate_of
 from skipguide.hosts.branch_states import BranchStates, states_of
 from skipguide.hosts.diffusers_caches import reach_of
@@ -22,7 +23,9 @@ from skipguide.pipelines.sampling.block_choices import choices_of
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.missing_blocks import BlockCount
 from skipguide.pipelines.sampling.predictions import first
+from skipguide.pipelines.sampling.prefix_caches import PrefixCaches
 from skipguide.pipelines.sampling.row_inputs import foreign_inputs, refuse_foreign
+from skipguide.pipelines.sampling.standing import Standing
 from skipguide.pipelines.sampling.step_passes import NO_REACH, Skipped, StepPasses
 from skipguide.pipelines.sampling.tail import Tail, fits, in_rows, index_of, part_of, sources
 from skipguide.plan import SkipPlan
@@ -68,12 +71,12 @@ class DenoiserPasses:
         self.branch = "only"  # of the pipeline's call that is running
         self.choices = choices_of(model, schedule)
         self._arguments = Arguments(unwrap(model))
+        self.prefixes = PrefixCaches(self._arguments, self.bare.map.spec.cache)
         self._prepared: OrderedDict[tuple[SkipPlan, ...], StepPasses] = OrderedDict()
         self._in_rows: dict[tuple[SkipPlan, int], Skipper] = {}
         self._wide: dict[tuple[StepPasses, int, int, int], Skipper] = {}
         self._listening = Installation([gate_of(model)])
-        self._installed: list[Skipper] = []
-        self._paused: list[Skipper] = []
+        self._standing = Standing()
 
     def set_cache(self, cache: str | None) -> None:
         """Say which cache is on the model, or None, when a run begins: what it keeps of the last one is forgotten."""
@@ -95,7 +98,7 @@ class DenoiserPasses:
     def install(self) -> None:
         """Put the gates in place."""
         if self.touch:
-            self._install(self.bare, *self.choices.installed)
+            self._standing.install(self.bare, *self.choices.installed)
         else:
             self._listening.install()
 
@@ -103,9 +106,7 @@ class DenoiserPasses:
         """Take everything away again."""
         self.clear()
         self.forget()
-        while self._installed:
-            self._installed[-1].remove()
-            self._installed.pop()
+        self._standing.remove()
         self._listening.remove()
         self._prepared.clear()
         self._in_rows.clear()
@@ -117,27 +118,16 @@ class DenoiserPasses:
         `reinstall` puts the same gates back, so that graphs that were compiled with them are used again.
         """
         self.clear()
-        while self._installed:
-            skipper = self._installed[-1]
-            skipper.remove()
-            if skipper not in self._paused:
-                self._paused.append(skipper)
-            self._installed.pop()
+        self._standing.pause()
 
     def reinstall(self) -> None:
         """Put back what `pause` took away; the first time, install."""
         self.count.renew()
         try:
-            waiting, self._paused = self._paused[::-1] or [self.bare, *self.choices.installed], []
-            self._install(*waiting)
+            self._standing.reinstall([self.bare, *self.choices.installed])
         except BaseException:
             self.remove()
             raise
-
-    def _install(self, *skippers: Skipper) -> None:
-        for skipper in skippers:
-            self._installed.append(skipper)  # first: what was not installed can be removed too
-            skipper.install()
 
     def move_in_front(self, model: nn.Module) -> None:
         """Put the gates in front of what came since they were installed, once per call of the pipeline.
@@ -146,8 +136,7 @@ class DenoiserPasses:
             model: the pipeline's denoiser as it is now: the same one, maybe wrapped since.
         """
         self.count.renew(model)
-        for skipper in self._installed:
-            skipper.move_in_front()
+        self._standing.move_in_front()
 
     def clear(self) -> None:
         """Let go of the activations that are held."""
@@ -158,6 +147,7 @@ class DenoiserPasses:
         """Let go of what was kept for later steps."""
         self.states.forget()
         self.choices.forget()
+        self.prefixes.forget()
 
     def fail(self) -> None:
         """Let go of everything that the run has left: it is over."""
@@ -170,7 +160,7 @@ class DenoiserPasses:
         key = tuple(dict.fromkeys(plans))
         if key not in self._prepared:
             step = StepPasses(self.model, key, self.blocks, self.reuse, self.reach)
-            self._install(*step.installed)
+            self._standing.install(*step.installed)
             self._prepared[key] = step
             if len(self._prepared) > KEPT:
                 self._forget()
@@ -182,8 +172,7 @@ class DenoiserPasses:
         _, old = self._prepared.popitem(last=False)
         wide = [self._wide.pop(key) for key in tuple(self._wide) if key[0] is old]
         for skipper in (*old.installed, *wide):
-            self._installed.remove(skipper)
-            skipper.remove()
+            self._standing.remove(skipper)
 
     # -- passes -------------------------------------------------------------------------------------------------
 
@@ -218,6 +207,7 @@ class DenoiserPasses:
             ran: how many of them it really computes; 0 is all.
         """
         planned = (ran or counted) * self.blocks
+        self.prefixes.meet(self.branch, None, args, kwargs)
         if step is not None and rows is not None and self._together(step, args, kwargs, rows):
             return self._with_tails(step, call, args, kwargs, clips, rows, counted, planned)
         skipper = self.bare if step is None else step.plain
@@ -225,6 +215,13 @@ class DenoiserPasses:
 
     def _together(self, step: StepPasses, args: Any, kwargs: Any, rows: slice) -> bool:
         if self.tail == "separate":
+            return False
+        if self.prefixes.mode(args, kwargs) is not None:
+            if self.tail == "batched":
+                raise SkipError(
+                    "tail='batched' and a denoiser that keeps keys and values of the first step: each pass "
+                    "has its own; leave tail at 'auto'"
+                )
             return False
         batch = batch_size(args, kwargs)
         foreign = foreign_inputs(self._arguments, self.bare.map.spec, args, kwargs, batch)
@@ -245,7 +242,7 @@ class DenoiserPasses:
         if key not in self._wide:
             share = sources(step.shared, rows, batch, self.blocks)
             self._wide[key] = Skipper(self.model, in_rows(step.shared, batch, own), share=share)
-            self._install(self._wide[key])
+            self._standing.install(self._wide[key])
         index = index_of(rows, batch, copies)
         args, kwargs = self.rows(args, kwargs, index, batch)
         planned += sum(each.blocks for each in step.shared)
@@ -262,10 +259,11 @@ class DenoiserPasses:
         self, plan: SkipPlan, half: int, call: Call, args: Any, kwargs: Any, clips: int, counted: int = 2
     ) -> Any:
         """A pass in which the first `half` rows of the batch skip; 0 is all rows."""
+        self.prefixes.meet(self.branch, plan, args, kwargs)
         if (plan, half) not in self._in_rows:
             rows = replace(plan, rows=tuple(range(half)) if half else None)
             self._in_rows[plan, half] = Skipper(self.model, rows)
-            self._install(self._in_rows[plan, half])
+            self._standing.install(self._in_rows[plan, half])
         removed = len(plan.layers) if plan.perturbation.removes else 0
         skipper = self._in_rows[plan, half]
         return self._pass(skipper, call, args, kwargs, clips, counted, counted * self.blocks - removed)
@@ -301,7 +299,9 @@ class DenoiserPasses:
         """One skipped pass of a step, whose plain pass and earlier skipped ones have run; arguments as in `skipped`."""
         clips, branch = rows.stop - rows.start, f"skip_{number}" if number else "skip"
         skipper, own, planned = step.take_up(number, rows, batch, clips)
+        args, kwargs = self.prefixes.own(self.branch, step.plans[number], args, kwargs)
         out = self._pass(skipper, call, args, kwargs, clips, 0, planned, branch)
+        self.prefixes.take(self.branch, step.plans[number], args, kwargs, out)
         if own is not None:
             own.clear()
         self.stats.blocks_naive += self.blocks
@@ -320,6 +320,7 @@ class DenoiserPasses:
     ) -> Any:
         rows, what = skipper.stats.rows, "a pass of the pipeline" if counted else "a skipped pass"
         before, alone = sum(map(rows.get, self._names, _ZEROS)), self.cache is None and not active_plans()
+        args, kwargs = with_own_lists(args, kwargs)  # Hunyuan-DiT takes a ControlNet's residuals out of theirs
         # the branches whose rows these are: where the pipeline asks for both, the second alone can be computed
         both = not branch and self.branch == "both"
         mine = ("uncond", "cond")[-(planned // self.blocks) :] if both else (branch or self.branch,)

@@ -62,7 +62,7 @@ class PipelineCall:
     keys: tuple[str, ...] = ()
     difference: Tensor | None = None
     difference_of: str = ""
-    shape: tuple[int, ...] = ()
+    shape: tuple[Any, ...] = ()
     checked: set[str] = field(default_factory=set)
     extra: Tensor | None = None
     thread: int = field(default_factory=get_ident)

@@ -96,7 +96,7 @@ IMAGE_JOINT_FAMILIES: dict[str, ModelSpec] = {
     "OvisImageTransformer2DModel": _FLUX,
     "ChromaTransformer2DModel": ModelSpec((_FLUX_DUAL, _PACKED_SINGLE), shared=PLACES, grid=IMG_IDS),
     "BriaFiboTransformer2DModel": ModelSpec((_FLUX_DUAL, _PACKED_SINGLE), shared=PLACES, grid=IMG_IDS),
-    "Flux2Transformer2DModel": ModelSpec((_FLUX2, _FLUX2_SINGLE), shared=PLACES, grid=IMG_IDS),
+    "Flux2Transformer2DModel": ModelSpec((_FLUX2, _FLUX2_SINGLE), shared=PLACES, grid=IMG_IDS, cache="kv_cache"),
     "QwenImageTransformer2DModel": ModelSpec((_QWEN,), grid=TokenGrid("shapes", "img_shapes", frames=False)),
     "HunyuanImageTransformer2DModel": ModelSpec((_HUNYUAN_IMAGE, _HUNYUAN_IMAGE_SINGLE), grid=PICTURE),
     "AuraFlowTransformer2DModel": ModelSpec((_AURAFLOW, _AURAFLOW_SINGLE), grid=PICTURE),

@@ -38,6 +38,33 @@ _ZIMAGE = BlockSpec(
     image=False,
     why=PACKED,
 )
+_FIBO2 = replace(
+    _ZIMAGE,
+    cross_attn=(Sublayer("cross_attention", scaled_at=("cross_attn_norm2",)),),
+    shared=("freqs_cis", "image_rotary_emb"),
+    padded=False,
+)
+_IDEOGRAM4 = replace(_ZIMAGE, streams=("hidden_states",), padded=False)
+# text and pictures in one sequence, each picture after what it may see
+_QWEN21 = BlockSpec(
+    "transformer_blocks",
+    attn=paths("attn"),
+    mlp=(Sublayer("img_mlp", outputs=("",)),),
+    shared=("rotary_emb", "target_token_mask"),
+    followed=("modulation",),
+    identity=False,
+    image=False,
+    why=PACKED,
+)
+_NUCLEUS = replace(
+    _QWEN21,
+    mlp=paths("img_mlp"),  # dense, or experts that pick their tokens, row by row
+    shared=ROPE,
+    followed=(),
+    why="keys and values of the text stand beside the image's in its attention",
+)
+# Both attentions are summed, head by head, before one projection and a norm: neither is a branch of its own.
+_LUMINA_NEXT = BlockSpec("layers", shared=ROPE, identity=False, why="its two attentions share one projection")
 _PRX = BlockSpec(
     "blocks",
     attn=paths("attention"),
@@ -71,6 +98,13 @@ IMAGE_SINGLE_FAMILIES: dict[str, ModelSpec] = {
             _ZIMAGE,
         ),
         listed=("x", "cap_feats"),
+    ),
+    "QwenImage21Transformer2DModel": ModelSpec((_QWEN21,), cache="kv_cache"),
+    "Ideogram4Transformer2DModel": ModelSpec((_IDEOGRAM4,)),
+    "NucleusMoEImageTransformer2DModel": ModelSpec((_NUCLEUS,)),
+    "LuminaNextDiT2DModel": ModelSpec((_LUMINA_NEXT,), shared=ROPE, grid=PICTURE),
+    "BriaFibo2Transformer2DModel": ModelSpec(
+        (replace(_FIBO2, stack="noise_refiner", cross_attn=()), _FIBO2),
     ),
     "OmniGenTransformer2DModel": ModelSpec((_PACKED,)),
     "PRXTransformer2DModel": ModelSpec((_PRX,), grid=PICTURE),

@@ -22,21 +22,14 @@ UNSUPPORTED_MODELS: dict[str, str] = {
         "overwrite"
     ),
     "WanAnimate2Transformer3DModel": _CACHE,
-    "QwenImage21Transformer2DModel": _CACHE,
     "Cosmos3OmniTransformer": "the rows of a batch are packed into one sequence, so its blocks have no batch dimension",
-    "NucleusMoEImageTransformer2DModel": (
-        "not yet described: its mixture of experts picks tokens per expert, so what is left out changes the routing"
-    ),
     "ErnieImageTransformer2DModel": (
         "its blocks take [tokens, batch, channels]; blocks are described with the batch as first dimension"
     ),
-    "BriaFibo2Transformer2DModel": "not yet described: a packed stream with an optional image attention",
-    "Ideogram4Transformer2DModel": "not yet described: a packed stream, guided by a second transformer without text",
     "Flux3Transformer2DModel": "not yet described: a stream per modality, in a dictionary",
     "JoyImageEditTransformer3DModel": "not yet described: dual streams over a sequence of several images",
     "JoyImageEditPlusTransformer3DModel": "not yet described: dual streams over a sequence of several images",
     "Kandinsky6SRTransformer3DModel": "a super-resolution stage: sparse attention in blocks, for flex attention only",
-    "LuminaNextDiT2DModel": "not yet described: the predecessor of Lumina2Transformer2DModel",
     "SanaWMTransformer3DModel": "not yet described: a world model, with a camera beside the text",
     "SanaWMLTX2RefinerTransformer3DModel": _CACHE,
     "DreamLiteTransformer2DModel": "a part of DreamLiteUNetModel, not a denoiser of its own",

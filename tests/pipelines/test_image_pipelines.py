@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from helpers.stg_reference import LAYER, Reference, close
+from helpers.image_reference import reference
+from helpers.stg_reference import LAYER, close
 
 from skipguide import SkipError, find_blocks
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
@@ -14,7 +15,8 @@ W = {
     "flux2_klein": 4.0, "qwen_image": 4.0, "qwen_img2img": 4.0, "sana": 4.5, "pixart_alpha": 4.5,
     "pixart_sigma": 4.5, "hunyuan_dit": 5.0, "lumina2": 4.0, "auraflow": 3.5, "hidream": 5.0, "chroma": 5.0,
     "chroma_img2img": 5.0, "zimage": 4.0, "zimage_img2img": 4.0, "cogview3": 5.0, "cogview4": 5.0,
-    "hunyuan_image": 3.5, "bria": 5.0, "longcat": 4.5, "ovis": 5.0, "prx": 4.0, "krea2": 4.0,
+    "hunyuan_image": 3.5, "bria": 5.0, "longcat": 4.5, "ovis": 5.0, "prx": 4.0, "krea2": 4.0, "dit": 4.0,
+    "prx_pixel": 4.0,
     "flux_kontext_inpaint": 4.0, "zimage_inpaint": 4.0, "qwen_inpaint": 4.0, "flux2_klein_inpaint": 4.0,
 }  # fmt: skip
 WITH_CFG = [case for case in IMAGE_PIPES if case.name in W]
@@ -24,40 +26,12 @@ RESCALED = {
     "sd3_img2img", "flux_kontext", "qwen_image", "pixart_sigma", "hunyuan_dit", "lumina2", "auraflow", "hidream",
     "chroma", "zimage", "hunyuan_image", "ovis", "krea2",
 }  # fmt: skip
-VARIANCES = {"pixart_alpha", "pixart_sigma", "hunyuan_dit"}
-ONE_PROMPT = {"prx"}  # diffusers 0.42.1 gives its denoiser two timesteps, whatever the batch
-
-
-class ImageReference(Reference):
-    """Also for predictions that are lists in the order [cond, uncond], and for variances that nobody uses."""
-
-    def __call__(self, *args, **kwargs):
-        if self.mode != "batched" or not isinstance(args[0] if args else None, list):
-            return super().__call__(*args, **kwargs) if not self.listed(args) else self.alone(*args, **kwargs)
-        out, weak = self.plain(*args, **kwargs)[0], self.weak(*args, **kwargs)[0]
-        (c, u), (weak_c, weak_u) = (torch.stack(each).double().chunk(2) for each in (out, weak))
-        u, c = self.branches(u, c, weak_u, weak_c)
-        return (list(torch.cat([c, u]).float()),)
-
-    @staticmethod
-    def listed(args):
-        return bool(args) and isinstance(args[0], list)
-
-    def alone(self, *args, **kwargs):
-        out, weak = (torch.stack(model(*args, **kwargs)[0]).double() for model in (self.plain, self.weak))
-        return (list(self.finish(out + self.delta(out, weak), out).float()),)
-
-    def finish(self, y, c):
-        if not self.how.get("variances"):
-            return super().finish(y, c)
-        (y, rest), c = y.chunk(2, dim=1), c.chunk(2, dim=1)[0]
-        return torch.cat([super().finish(y, c), rest], dim=1)
+ONE_PROMPT = {"prx", "prx_pixel"}  # diffusers 0.42.1 gives its denoiser two timesteps, whatever the batch
 
 
 def expected(case, cfg=True, prompts=1, call=None, **how):
     pipe = case.build()
-    how["variances"] = case.name in VARIANCES
-    ImageReference(pipe, case, w=W.get(case.name), cfg=cfg, **how)
+    reference(pipe, case, W.get(case.name), cfg, **how)
     return case.run(pipe, prompts, cfg, **(call or {}))
 
 

@@ -2,6 +2,7 @@
 
 from zoo.family import BlockKind, Family, randomise, rows
 from zoo.image_joint import IMAGE_JOINT
+from zoo.image_packed import IMAGE_PACKED
 from zoo.image_single import IMAGE_SINGLE
 from zoo.joint import JOINT
 from zoo.one_stream import ONE_STREAM
@@ -13,7 +14,7 @@ from zoo.video_joint import VIDEO_JOINT
 from zoo.video_wan import VIDEO_WAN
 
 VIDEOS = VIDEO_WAN + VIDEO_CROSS + VIDEO_JOINT + VIDEO_AUDIO
-IMAGES = IMAGE_JOINT + IMAGE_SINGLE
+IMAGES = IMAGE_JOINT + IMAGE_SINGLE + IMAGE_PACKED
 FAMILIES = ONE_STREAM + JOINT + VIDEOS + IMAGES + UNETS + UNET_PICTURES
 BY_NAME = {family.name: family for family in FAMILIES}
 

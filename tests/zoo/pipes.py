@@ -13,11 +13,14 @@ from torch import Tensor
 
 from zoo.family import TEXT, Family, prefix_mask, randomise, rows
 from zoo.image_joint import IMAGE_JOINT
+from zoo.image_packed import IMAGE_PACKED
 from zoo.image_single import IMAGE_SINGLE
 from zoo.joint import JOINT
 from zoo.one_stream import ONE_STREAM
 
-MODELS: dict[str, Family] = {family.name: family for family in ONE_STREAM + JOINT + IMAGE_JOINT + IMAGE_SINGLE}
+MODELS: dict[str, Family] = {
+    family.name: family for family in ONE_STREAM + JOINT + IMAGE_JOINT + IMAGE_SINGLE + IMAGE_PACKED
+}
 STEPS = 3
 
 
@@ -63,8 +66,8 @@ def placed(value: object, pipe: diffusers.DiffusionPipeline) -> object:
     """The tensors of a call as the pipeline's text encoder would have made them: on its device, in its precision."""
     if isinstance(value, dict):
         return {key: placed(each, pipe) for key, each in value.items()}
-    if isinstance(value, list):
-        return [placed(each, pipe) for each in value]
+    if isinstance(value, (list, tuple)):
+        return type(value)(placed(each, pipe) for each in value)
     if not isinstance(value, Tensor):
         return value
     denoiser = next(pipe.components[name] for name in ("transformer", "unet") if pipe.components.get(name) is not None)

@@ -1,18 +1,25 @@
-"""Tiny stock image pipelines with a ControlNet, and those that edit a picture."""
+"""Tiny stock image pipelines with a ControlNet, or with a picture beside the latents that they keep to."""
 
-import importlib
 import warnings
 
 import diffusers
 import torch
 
 from zoo.family import randomise
-from zoo.image_calls import flux_call, picture, qwen_call, sd3_inpaint_call
+from zoo.image_calls import (
+    MASK,
+    flux_call,
+    hunyuan_dit_call,
+    picture,
+    qwen_call,
+    sd3_inpaint_call,
+    text_call,
+)
 from zoo.pipes import BATCHED, MODELS, SD3_TEXT, SINGLE, TWO_CALLS, PipeCase, flow, sd3_call
-from zoo.pipes_image import FLUX_TEXT, around, image_vae, qwen_vae, shifted
+from zoo.pipes_image import BINNING, FLUX_TEXT, around, ddim, deep_vae, image_vae, qwen_vae, shifted, wider
 
 
-def controlled(cls: str, family: str, net, *absent: str, scheduler=flow, vae=image_vae):
+def controlled(cls: str, family: str, net, *absent: str, scheduler=flow, vae=image_vae, **config):
     """A pipeline whose ControlNet is a random one of the denoiser's shape, made from its config."""
 
     def make(seed: int) -> diffusers.DiffusionPipeline:
@@ -20,7 +27,7 @@ def controlled(cls: str, family: str, net, *absent: str, scheduler=flow, vae=ima
         with warnings.catch_warnings():  # diffusers' own use of a class that it deprecates
             warnings.simplefilter("ignore", FutureWarning)
             side = randomise(net(MODELS[family].build(seed)), seed + 5)
-        return around(cls, family, scheduler, *absent, vae=vae, controlnet=side)(seed)
+        return around(cls, family, scheduler, *absent, vae=vae, controlnet=side, **config)(seed)
 
     return make
 
@@ -45,15 +52,28 @@ def sd3_inpaint_net(model):
     )
 
 
-def small_edits(cls: str, module: str, sides: tuple[int | None, ...]):
-    """An editing pipeline whose pictures have 64 pixels a side, not the area of a million that it scales them to."""
+def qwen_net(extra=0):
+    def net(model):
+        sizes = {"attention_head_dim": 16, "num_attention_heads": 2}
+        return diffusers.QwenImageControlNetModel.from_transformer(
+            model, num_layers=2, load_weights_from_transformer=False, extra_condition_channels=extra, **sizes
+        )
 
-    def make(seed: int) -> diffusers.DiffusionPipeline:
-        home = importlib.import_module(f"diffusers.pipelines.qwenimage.{module}")
-        home.calculate_dimensions = lambda area, ratio: sides
-        return around(cls, "qwen_image", flow, "processor", vae=qwen_vae)(seed)
+    return net
 
-    return make
+
+def hunyuan_dit_net(model):
+    """It gives one residual for each long skip of the transformer."""
+    return diffusers.HunyuanDiT2DControlNetModel.from_transformer(
+        model, transformer_num_layers=6, load_weights_from_transformer=False
+    )
+
+
+def sana_net(model):
+    same = ("in_channels", "out_channels", "num_attention_heads", "attention_head_dim", "num_cross_attention_heads")
+    same += ("cross_attention_head_dim", "cross_attention_dim", "caption_channels", "sample_size")
+    config = {name: getattr(model.config, name) for name in same}
+    return diffusers.SanaControlNetModel(num_layers=2, patch_size=1, **config)
 
 
 def with_control(call, name="control_image", **more):
@@ -61,10 +81,6 @@ def with_control(call, name="control_image", **more):
         return {**call(num_prompts, cfg), name: picture(), **more}
 
     return made
-
-
-def edit_call(num_prompts: int, cfg: bool):
-    return {**qwen_call(num_prompts, cfg), "image": picture()}
 
 
 def flux_distilled(num_prompts: int, cfg: bool):
@@ -123,17 +139,47 @@ CONTROL_PIPES = (
         BATCHED,
     ),
     PipeCase(
-        "qwen_edit",
+        "qwen_controlnet",
         "qwen_image",
-        small_edits("QwenImageEditPipeline", "pipeline_qwenimage_edit", (64, 64, None)),
-        edit_call,
+        controlled("QwenImageControlNetPipeline", "qwen_image", qwen_net(), vae=qwen_vae),
+        with_control(qwen_call),
         TWO_CALLS,
     ),
     PipeCase(
-        "qwen_edit_plus",
+        "qwen_controlnet_inpaint",
         "qwen_image",
-        small_edits("QwenImageEditPlusPipeline", "pipeline_qwenimage_edit_plus", (64, 64)),
-        edit_call,
+        controlled("QwenImageControlNetInpaintPipeline", "qwen_image", qwen_net(4), vae=qwen_vae),
+        with_control(qwen_call, control_mask=picture().convert("L")),
+        TWO_CALLS,
+    ),
+    PipeCase(
+        "hunyuan_dit_controlnet",
+        "hunyuan_dit",
+        controlled(
+            "HunyuanDiTControlNetPipeline",
+            "hunyuan_dit",
+            hunyuan_dit_net,
+            *FLUX_TEXT,
+            "safety_checker",
+            "feature_extractor",
+            scheduler=ddim,
+            requires_safety_checker=False,
+        ),
+        with_control(hunyuan_dit_call),
+        BATCHED,
+    ),
+    PipeCase(
+        "sana_controlnet",
+        "sana",
+        controlled("SanaControlNetPipeline", "sana", sana_net, scheduler=shifted, vae=deep_vae),
+        with_control(text_call(64, 4.5, mask=MASK, negative_prompt=None, **BINNING)),
+        BATCHED,
+    ),
+    PipeCase(
+        "cogview4_control",
+        "cogview4",
+        around("CogView4ControlPipeline", "cogview4", vae=image_vae, model=wider("cogview4", 8, 4)),
+        with_control(text_call(64, 5.0)),
         TWO_CALLS,
     ),
 )

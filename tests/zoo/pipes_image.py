@@ -101,6 +101,28 @@ def qwen_vae():
     ).eval()
 
 
+def deep_vae():
+    """Sana's: eight pixels of a picture are one of its latents."""
+    return diffusers.AutoencoderDC(
+        in_channels=3,
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock",) * 4,
+        decoder_block_types=("ResBlock",) * 4,
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        encoder_qkv_multiscales=((),) * 4,
+        decoder_qkv_multiscales=((),) * 4,
+        encoder_layers_per_block=(1,) * 4,
+        decoder_layers_per_block=(1,) * 4,
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        scaling_factor=0.5,
+    ).eval()
+
+
 def hunyuan_image(seed: int, guidance_scale: float = 3.5):
     """The guider is a component, so CFG is not an argument of the call."""
     guider = diffusers.ClassifierFreeGuidance(guidance_scale=guidance_scale)
@@ -127,6 +149,27 @@ def prx(seed: int):
     with warnings.catch_warnings():  # diffusers' own use of a class that it deprecates
         warnings.simplefilter("ignore", FutureWarning)
         return around("PRXPipeline", "prx")(seed)
+
+
+def prx_pixel(seed: int):
+    """It makes pixels, no latents."""
+    with warnings.catch_warnings():  # diffusers' own use of a class that it deprecates
+        warnings.simplefilter("ignore", FutureWarning)
+        config = dict(MODELS["prx"].make().config) | {"in_channels": 3}
+        model = randomise(diffusers.PRXTransformer2DModel(**config), seed + 1)
+        return diffusers.PRXPixelPipeline(model, flow(), text_encoder=None, tokenizer=None)
+
+
+def dit(seed: int):
+    """It knows a thousand classes, and none; what it gives is decoded, always."""
+    config = dict(MODELS["dit"].make().config) | {"num_embeds_ada_norm": 1000}
+    model = functools.partial(diffusers.DiTTransformer2DModel, **config)
+    torch.manual_seed(seed)
+    return diffusers.DiTPipeline(transformer=randomise(model(), seed + 1), vae=image_vae(), scheduler=ddim())
+
+
+def dit_call(num_prompts: int, cfg: bool):
+    return {"class_labels": [3, 5][:num_prompts], "guidance_scale": 4.0 if cfg else 1.0, "output_type": "pt"}
 
 
 BINNING = {"use_resolution_binning": False}
@@ -289,6 +332,14 @@ IMAGE_PIPES = (
     ),
     PipeCase("ovis", "ovis", around("OvisImagePipeline", "ovis"), text_call(64, 5.0, negative_prompt=None), TWO_CALLS),
     PipeCase("prx", "prx", prx, text_call(64, 4.0, mask=MASK, **BINNING), BATCHED),
+    PipeCase("dit", "dit", dit, dit_call, BATCHED),
+    PipeCase(
+        "prx_pixel",
+        "prx",
+        prx_pixel,
+        text_call(16, 4.0, mask=MASK, **BINNING),
+        BATCHED,
+    ),
     PipeCase("krea2", "krea2", around("Krea2Pipeline", "krea2"), krea2_call, TWO_CALLS),
     PipeCase(
         "flux_kontext_inpaint",

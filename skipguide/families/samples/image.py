@@ -181,6 +181,48 @@ def _krea2(c: Any) -> dict[str, Any]:
     }
 
 
+def _lumina_next(c: Any) -> dict[str, Any]:
+    angles = noise(384, 384, c.hidden_size // c.num_attention_heads // 2)
+    return _plane(c, c.cross_attention_dim, 0.7) | {
+        "encoder_mask": _mask(),
+        "image_rotary_emb": torch.polar(torch.ones_like(angles), angles),
+        "cross_attention_kwargs": {},
+    }
+
+
+def _fibo2(c: Any) -> dict[str, Any]:
+    text = noise(1, 1 + len(c.injection_layer_ids), TEXT, c.cap_feat_dim)
+    return _plane(c, None, 0.7) | {"encoder_hidden_states": text, "encoder_attention_mask": _mask()}
+
+
+def _qwen21(c: Any) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(1, SIDE * SIDE, c.in_channels),
+        "encoder_hidden_states": noise(1, TEXT, c.context_in_dim),
+        "timestep": time(0.7),
+        "img_shapes": [[(1, SIDE, SIDE)]],
+        "img_mask": torch.tensor([[False] * TEXT + [True] * (SIDE * SIDE // 4)]),
+        "encoder_hidden_states_mask": _mask(),
+    }
+
+
+def _nucleus(c: Any) -> dict[str, Any]:
+    return _packed(c) | {"img_shapes": [(1, SIDE, SIDE)], "encoder_hidden_states_mask": _mask()}
+
+
+def _ideogram4(c: Any) -> dict[str, Any]:
+    length = TEXT + SIDE * SIDE
+    places = torch.cat([torch.arange(float(TEXT))[:, None].expand(-1, 3), 65536 + _places()]).long()
+    return {
+        "hidden_states": noise(1, length, c.in_channels),
+        "timestep": time(0.7),
+        "encoder_hidden_states": noise(1, length, c.llm_features_dim),
+        "position_ids": places[None],
+        "segment_ids": torch.zeros(1, length, dtype=torch.long),
+        "indicator": torch.tensor([[3] * TEXT + [2] * (SIDE * SIDE)]),
+    }
+
+
 IMAGE_SAMPLES: dict[str, Sample] = {
     "SD3Transformer2DModel": _sd3,
     "FluxTransformer2DModel": _flux,
@@ -206,4 +248,9 @@ IMAGE_SAMPLES: dict[str, Sample] = {
     "OmniGenTransformer2DModel": _omnigen,
     "PRXTransformer2DModel": _prx,
     "Krea2Transformer2DModel": _krea2,
+    "Ideogram4Transformer2DModel": _ideogram4,
+    "LuminaNextDiT2DModel": _lumina_next,
+    "BriaFibo2Transformer2DModel": _fibo2,
+    "QwenImage21Transformer2DModel": _qwen21,
+    "NucleusMoEImageTransformer2DModel": _nucleus,
 }
