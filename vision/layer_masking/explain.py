@@ -10,6 +10,7 @@ from torch import Tensor
 
 from skipguide.errors import SkipError
 from skipguide.hosts.accelerate import execution_device
+from skipguide.shown import Row, Shown
 from skipguide.vision.layer_masking.answers import logits_of, one_image, probabilities
 from skipguide.vision.layer_masking.attribution import METHODS, lime, occlusion, rise, spread
 from skipguide.vision.layer_masking.baselines import BASELINES, painted
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 COMPARED = ("neighbours", *BASELINES)
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(Shown):
     """An attribution and what it was tested with.
 
     Attributes:
@@ -44,6 +45,13 @@ class Explanation:
     weights: Tensor
     shown: Tensor
     numbers: dict[str, Any] = field(default_factory=dict)
+
+    def _heading(self) -> str:
+        return f"Explanation of class {self.target}: {len(self.weights)} segments, the heaviest first"
+
+    def _rows(self) -> list[Row]:
+        best = self.weights.argsort(descending=True).tolist()
+        return [("segment", "weight"), *((number, f"{float(self.weights[number]):+.3f}") for number in best)]
 
     @property
     def heat(self) -> Tensor:
