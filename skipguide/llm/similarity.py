@@ -92,18 +92,22 @@ class SublayerStats(JsonConfig, Shown):
         """All 2L sublayers, most similar (least important) first; 0 to L-1 are attentions, L to 2L-1 MLPs."""
         return rank(self.attn_similarity, self.mlp_similarity)
 
+    def ranked(self) -> list[tuple[int, str, float, float]]:
+        """Layer, part, similarity and scale of all sublayers, most similar first."""
+        found = []
+        for number in self.ranking():
+            layer, part = sublayer_at(number, self.num_layers)
+            found.append((layer, part, *(getattr(self, f"{part}_{name}")[layer] for name in ("similarity", "scale"))))
+        return found
+
     def _heading(self) -> str:
         of = f" of {self.model}" if self.model else ""
         over = f"{counted(self.requests, 'request')} of {self.tokens:.0f} tokens"
         return f"SublayerStats{of}: {self.num_layers} layers over {over}"
 
     def _rows(self) -> list[Row]:
-        found: list[Row] = [("rank", "layer", "part", "similarity", "scale")]
-        for place, number in enumerate(self.ranking()):
-            layer, part = sublayer_at(number, self.num_layers)
-            similarity, scale = getattr(self, f"{part}_similarity")[layer], getattr(self, f"{part}_scale")[layer]
-            found.append((place + 1, layer, part, f"{similarity:.4f}", f"{scale:.3f}"))
-        return found
+        found = [(layer, part, f"{cosine:.4f}", f"{scale:.3f}") for layer, part, cosine, scale in self.ranked()]
+        return [("rank", "layer", "part", "similarity", "scale"), *((at, *row) for at, row in enumerate(found, 1))]
 
 
 class RequestMeter:
