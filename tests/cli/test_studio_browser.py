@@ -18,7 +18,7 @@ from skipguide.cli.studio import app
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHOTS = os.environ.get("SKIPGUIDE_SCREENSHOTS")  # a folder to keep the screenshots of the docs in
-LONG = 120_000  # milliseconds: a busy machine
+LONG = 600_000  # milliseconds: a busy machine
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # of gradio about pandas: as errors they would end its server
