@@ -1,4 +1,13 @@
-"""Guidance inside stock diffusers pipelines."""
+"""Guidance inside stock diffusers pipelines.
+
+- `SpatiotemporalSkipGuidance`: guide a model with its own skipped layers (`SkipGroup`: several ways at once).
+- `SkipGuider`, `Guide`: the same as a guider of diffusers, and diffusers' guiders on classic pipelines.
+- `PrefixReuse`: the pipeline's own STG, SLG or PAG, with the same result from fewer blocks.
+- `TangentialAmplifyingGuidance`, `NormalizedAttentionGuidance`: guidance without a further pass, and without CFG.
+- `bundled_pipeline`: a toy model to try all this on. `find_preset`, `calibrate`: which layers to take.
+
+`help(skipguide.pipelines.SpatiotemporalSkipGuidance)` and the like have the arguments, errors and an example.
+"""
 
 from typing import TYPE_CHECKING, Any
 

@@ -13,10 +13,11 @@ from skipguide.errors import LostGateError, SkipError
 from skipguide.guidance import tangential_update
 from skipguide.pipelines.registry.described import refuse_no_pipeline
 from skipguide.schedule import Schedule
+from skipguide.shown import Shown
 
 
-@dataclass
-class TangentialStats:
+@dataclass(repr=False)
+class TangentialStats(Shown):
     """What tangential amplifying guidance did.
 
     Attributes:
@@ -24,6 +25,12 @@ class TangentialStats:
     """
 
     steps: int = 0
+
+    def _heading(self) -> str:
+        return f"TangentialStats: {self}"
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps changed" if self.steps else "no step changed yet"
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ class _AmplifiedStep:
         return Schedule(settings.start, settings.stop).active(found[0], steps)
 
 
-class AppliedTangential:
+class AppliedTangential(Shown):
     """Tangential amplifying guidance in force on a pipeline. Leave the `with` block or call `remove()` to end it.
 
     Attributes:
@@ -147,6 +154,10 @@ class AppliedTangential:
         self._scheduler = pipe.scheduler
         self._step: _AmplifiedStep | None = _AmplifiedStep(pipe.scheduler, settings, [self.stats])
         self._scheduler.step = self._step
+
+    def _heading(self) -> str:
+        where = f"on {type(self._scheduler).__name__}" if self._step is not None else "removed"
+        return f"Tangential amplifying guidance ({where}): {self.stats}"
 
     def remove(self) -> None:
         """End it; nothing is left on the scheduler. A second call does nothing.

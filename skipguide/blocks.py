@@ -21,8 +21,8 @@ from skipguide.shown import Row, Shown
 from skipguide.spec import BlockSpec, ModelSpec, Sublayer, renamed_reader
 
 
-@dataclass(frozen=True, eq=False)
-class Block:
+@dataclass(frozen=True, eq=False, repr=False)
+class Block(Shown):
     """One residual block of a model: where it is, what it is, and how to talk to it."""
 
     index: int
@@ -67,6 +67,9 @@ class Block:
         return [(name, module) for name, module in found if module is not None]
 
     servants = renamed_reader("servants", "helper_modules")
+
+    def _heading(self) -> str:
+        return f"Block {self.index}: {self.name} ({type(self.module).__name__}), parts {' '.join(self.parts)}"
 
     def submodule(self, path: str) -> nn.Module | None:
         """The module at a path from the block, or None."""

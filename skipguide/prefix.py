@@ -13,13 +13,14 @@ from skipguide.active import ActivePlan, Call
 from skipguide.arguments import Arguments, cloned, sequence_like
 from skipguide.blocks import Block
 from skipguide.errors import SkipError
+from skipguide.shown import Row, Shown
 
 # a condition of a running pass: the model writes into what its modules return
 WRITTEN = "written"
 
 
-@dataclass
-class Prefix:
+@dataclass(repr=False)
+class Prefix(Shown):
     """The streams that enter one block: references to the tensors of the pass that captured them.
 
     Attributes:
@@ -41,6 +42,16 @@ class Prefix:
     source: ref[nn.Module] | None = field(default=None, repr=False, compare=False)
     sublayers: tuple[str, ...] = ()
     heard: tuple[int, ...] = ()
+
+    def _heading(self) -> str:
+        held = "" if self.streams or self.goes_on else ", nothing captured yet"
+        return f"Prefix of block {self.layer}{held}"
+
+    def _rows(self) -> list[Row]:
+        if not self.streams:
+            return []
+        held = self.streams.items()
+        return [("stream", "shape", "dtype"), *((name, "x".join(map(str, t.shape)), t.dtype) for name, t in held)]
 
     def __getstate__(self) -> dict[str, Any]:
         """Which model it was is true of this process only."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from skipguide.config import VERSION, JsonConfig, check_keys, is_one_of, normalize_fields
 from skipguide.errors import SkipError
+from skipguide.shown import Row, Shown
 
 # A skip that changes a prediction by more than this share leaves no weaker model but a broken one. Of the bundled
 # model's twelve layers 6 and 11 are above it (0.36): 6 is the worst of all to skip, 11 the worst of the last six but 6.
@@ -190,8 +191,8 @@ def measure_skip(
     return out
 
 
-@dataclass(frozen=True)
-class LayerScores(JsonConfig):
+@dataclass(frozen=True, repr=False)
+class LayerScores(JsonConfig, Shown):
     """The scores of a model's layers and parts.
 
     Attributes:
@@ -233,6 +234,14 @@ class LayerScores(JsonConfig):
         if rows is None or not fit:
             raise SkipError(f"expected the rows of layer scores as mappings with {', '.join(known)}; got {rows!r}")
         return cls(rows=tuple(LayerScore(**row) for row in rows), **rest)
+
+    def _heading(self) -> str:
+        of = f" of {self.model}" if self.model else ""
+        return f"LayerScores{of}: {len(self.rows)} entries, best by {DEFAULT_SCORE} first; table() has them all"
+
+    def _rows(self) -> list[Row]:
+        best = [(row.layer, row.part, row.name, row.effect, row.cost) for row in self.rank()]
+        return [("layer", "part", "block", "effect", "cost"), *best]
 
     def select(self, part: str | None = None, stack: str | None = None) -> list[LayerScore]:
         """The entries of one part and one stack."""

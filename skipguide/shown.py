@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from html import escape
+from typing import Any
 
 Row = Sequence[object]
 _LONGEST = 12  # rows; a model has hundreds of sublayers, and a person reads a screen
@@ -67,6 +69,30 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
 
 
+def settings(config: Any) -> str:
+    """The settings that were set, of a dataclass: those without a default and those that differ from it, rounded.
+
+    Example:
+        >>> from skipguide import SkipPlan
+        >>> settings(SkipPlan([1, 2], "attn"))
+        "SkipPlan(layers=(1, 2), part='attn')"
+    """
+    found = []
+    for each in fields(config):
+        usual = each.default if each.default_factory is MISSING else each.default_factory()
+        if (value := getattr(config, each.name)) is not usual and value != usual:
+            found.append(f"{each.name}={_rounded(value)}")
+    return f"{type(config).__name__}({', '.join(found)})"
+
+
+def _rounded(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_rounded(item)}' for key, item in value.items())}}}"
+    return repr(value)
+
+
 def ledger_rows(calls: dict[str, int], skips: dict[str, int]) -> list[Row]:
     """Rows for a ledger: what was left out at some time, and how often it ran."""
     if not skips:
@@ -74,6 +100,16 @@ def ledger_rows(calls: dict[str, int], skips: dict[str, int]) -> list[Row]:
     return [("layer", "left out", "ran"), *((name, count, calls.get(name, 0)) for name, count in skips.items())]
 
 
+def counted(count: int, name: str, plural: str = "") -> str:
+    """A number of things in words.
+
+    Example:
+        >>> counted(1, "request"), counted(2, "pass", "passes")
+        ('1 request', '2 passes')
+    """
+    return f"{count} {name if count == 1 else plural or f'{name}s'}"
+
+
 def passes(count: int) -> str:
     """A number of passes in words."""
-    return f"{count} pass" if count == 1 else f"{count} passes"
+    return counted(count, "pass", "passes")

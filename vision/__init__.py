@@ -1,4 +1,14 @@
-"""Skipping in vision models: gates, masks, tuning, nested and implicit networks."""
+"""Skipping in vision models: gates, masks, tuning, nested and implicit networks.
+
+- `skipnet`, `SkipNet`: each image decides which blocks run.
+- `LayerMask`, `masked_forward`: a region that is absent from every layer, not painted over.
+- `SkipTuner`, `TuneConfig`, `ClassSkip`: CLIP adapted to a few images, without its first layers in the gradient.
+- `UNetPlusPlus`: a segmentation network whose depth is chosen when it runs.
+- `FloorPlanNet`, `LayoutGraph`, `GraphConv`: rooms from walls and a layout graph.
+- `SkipDEQ`: an equilibrium, solved for from a learned guess.
+
+`help(skipguide.vision.LayerMask)` and the like have the arguments, errors and an example.
+"""
 
 from typing import TYPE_CHECKING, Any
 

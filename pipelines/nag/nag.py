@@ -19,6 +19,7 @@ from skipguide.pipelines.nag.interceptor import NagInterceptor
 from skipguide.pipelines.nag.settings import NagSettings, NagStats
 from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
+from skipguide.shown import Row, Shown
 
 _TEXT = "encoder_hidden_states"
 _MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask")
@@ -107,7 +108,7 @@ def _encoded(pipe: Any, prompt: str, denoiser: str) -> dict[str, Tensor]:
     return out
 
 
-class AppliedNag(PipelineHandle):
+class AppliedNag(Shown, PipelineHandle):
     """Normalized attention guidance in force on a pipeline. Leave the `with` block or call `remove()` to end it.
 
     Attributes:
@@ -124,6 +125,17 @@ class AppliedNag(PipelineHandle):
         self.stats = NagStats()
         state = PipelineCall()
         self._hold(pipe, [NagInterceptor(settings, pipe, spec, name, negative, state, self.stats) for name in names])
+
+    def _heading(self) -> str:
+        return f"Normalized attention guidance ({self._where}): {self.stats}"
+
+    def _rows(self) -> list[Row]:
+        same = self.settings
+        layers = "all" if same.layers is None else tuple(same.layers)
+        return [
+            ("layers", "scale", "tau", "alpha", "start", "stop"),
+            (layers, same.scale, same.tau, same.alpha, same.start, same.stop),
+        ]
 
     def __exit__(self, *exc: object) -> None:
         """End it."""

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from skipguide.config import JsonConfig, layer_tuple, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.schedule import Schedule
+from skipguide.shown import Shown, passes
 
 
-@dataclass
-class NagStats:
+@dataclass(repr=False)
+class NagStats(Shown):
     """What normalized attention guidance did.
 
     Attributes:
@@ -21,6 +22,14 @@ class NagStats:
 
     passes: int = 0
     attentions: int = 0
+
+    def _heading(self) -> str:
+        return f"NagStats: {self}"
+
+    def __str__(self) -> str:
+        if not self.passes:
+            return "guidance has not run yet"
+        return f"{passes(self.passes)} guided, {self.attentions} attentions in them ran for two texts"
 
 
 @dataclass(frozen=True)

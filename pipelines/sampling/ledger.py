@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from skipguide.shown import Shown
 
-@dataclass
-class GuidanceStats:
+
+@dataclass(repr=False)
+class GuidanceStats(Shown):
     """What ran while guidance was applied.
 
     Attributes:
@@ -71,6 +73,9 @@ class GuidanceStats:
         """Plain data."""
         return asdict(self) | {"blocks_skipped": self.blocks_skipped}
 
+    def _heading(self) -> str:
+        return f"GuidanceStats: {self}"
+
     def __str__(self) -> str:
         if not self.blocks_plain:
             return "guidance has not run yet"
@@ -96,8 +101,8 @@ def _mean(before: float | None, count: int, value: float) -> float:
     return ((before or 0.0) * count + value) / (count + 1)
 
 
-@dataclass(frozen=True)
-class GuidanceCost:
+@dataclass(frozen=True, repr=False)
+class GuidanceCost(Shown):
     """What guidance will cost, in blocks per clip and step.
 
     Attributes:
@@ -121,6 +126,13 @@ class GuidanceCost:
     def ratio_to_naive(self) -> float:
         """Blocks per step, relative to a full third pass."""
         return self.blocks_per_step / self.blocks_naive
+
+    def _heading(self) -> str:
+        return (
+            f"GuidanceCost: {self.passes_per_step:.3f} passes and {self.blocks_per_step:.1f} blocks a step "
+            f"({self.ratio_to_plain:.2f}x the plain pipeline; a full third pass: "
+            f"{self.blocks_naive / self.blocks_plain:.2f}x)"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

@@ -1,4 +1,13 @@
-"""Layer skipping in language models."""
+"""Layer skipping in language models.
+
+- `AdaSkip`: leave out what a model hardly uses, measured on the first prompt or beforehand.
+- `MeasuredSkip`: the same by a search for what raises the loss least.
+- `UnifiedSkip`: whole layers by a target speed-up.
+- `SelfSpeculative`: the skipped model drafts, the whole one verifies: the same tokens, sooner.
+- `SublayerPlan`, `sublayer_map`, `watch`: choose sublayers by hand, list them, look at the stream between them.
+
+`help(skipguide.llm.AdaSkip)` and the like have the arguments, errors and an example.
+"""
 
 from skipguide.llm.adaskip import AdaSkip
 from skipguide.llm.applied import AppliedSublayers

@@ -22,7 +22,7 @@ from skipguide.llm.passes import PassReader, Said, said
 from skipguide.llm.plan_checks import check_plan, check_scale
 from skipguide.llm.plan_data import SublayerPlanData, check_scales, sublayer_layers
 from skipguide.llm.sublayers import SublayerMap
-from skipguide.shown import Row, Shown, ledger_rows, passes
+from skipguide.shown import Row, Shown, ledger_rows, passes, settings
 from skipguide.stats import Stats
 
 
@@ -100,7 +100,7 @@ class AppliedSublayers(Shown):
 
     def _heading(self) -> str:
         where = f"on {type(self.map.model).__name__}" if self._active is not None else "removed"
-        return f"Sublayer plan ({where}), {passes(self.stats.passes)}: {self.plan}"
+        return f"Sublayer plan ({where}), {passes(self.stats.passes)}: {settings(self.plan)}"
 
     def _rows(self) -> list[Row]:
         return ledger_rows(self.stats.calls, self.stats.skips)

@@ -52,6 +52,16 @@ class Sublayers:
         return SkipPlan(self.attn, part="attn") | SkipPlan(self.mlp, part="mlp")
 
 
+def sublayer_at(number: int, num_layers: int) -> tuple[int, str]:
+    """Layer and part of a sublayer by its number.
+
+    Example:
+        >>> sublayer_at(3, num_layers=8), sublayer_at(12, num_layers=8)
+        ((3, 'attn'), (4, 'mlp'))
+    """
+    return (number, "attn") if number < num_layers else (number - num_layers, "mlp")
+
+
 def rank(attn_similarity: Sequence[float], mlp_similarity: Sequence[float]) -> list[int]:
     """All sublayers, most similar first; equals stay in order, attention before MLP.
 

@@ -19,14 +19,15 @@ from torch import Tensor
 
 from skipguide.config import JsonConfig, as_numbers, normalize_fields
 from skipguide.errors import SkipError
-from skipguide.llm.choose import rank
+from skipguide.llm.choose import rank, sublayer_at
+from skipguide.shown import Row, Shown, counted
 
 Part = Literal["attn", "mlp"]
 COSINE = 1.001  # a mean of cosines in single precision may be above 1 by its rounding
 
 
-@dataclass(frozen=True)
-class SublayerStats(JsonConfig):
+@dataclass(frozen=True, repr=False)
+class SublayerStats(JsonConfig, Shown):
     """Similarity and scale of every sublayer, averaged over requests.
 
     Attributes:
@@ -90,6 +91,23 @@ class SublayerStats(JsonConfig):
     def ranking(self) -> list[int]:
         """All 2L sublayers, most similar (least important) first; 0 to L-1 are attentions, L to 2L-1 MLPs."""
         return rank(self.attn_similarity, self.mlp_similarity)
+
+    def ranked(self) -> list[tuple[int, str, float, float]]:
+        """Layer, part, similarity and scale of all sublayers, most similar first."""
+        found = []
+        for number in self.ranking():
+            layer, part = sublayer_at(number, self.num_layers)
+            found.append((layer, part, *(getattr(self, f"{part}_{name}")[layer] for name in ("similarity", "scale"))))
+        return found
+
+    def _heading(self) -> str:
+        of = f" of {self.model}" if self.model else ""
+        over = f"{counted(self.requests, 'request')} of {self.tokens:.0f} tokens"
+        return f"SublayerStats{of}: {self.num_layers} layers over {over}"
+
+    def _rows(self) -> list[Row]:
+        found = [(layer, part, f"{cosine:.4f}", f"{scale:.3f}") for layer, part, cosine, scale in self.ranked()]
+        return [("rank", "layer", "part", "similarity", "scale"), *((at, *row) for at, row in enumerate(found, 1))]
 
 
 class RequestMeter:

@@ -9,11 +9,12 @@ from typing import Any
 
 from skipguide.config import JsonConfig, as_numbers, normalize_fields
 from skipguide.errors import SkipError
-from skipguide.llm.choose import Sublayers, check_count
+from skipguide.llm.choose import Sublayers, check_count, sublayer_at
+from skipguide.shown import Row, Shown
 
 
-@dataclass(frozen=True)
-class SkipOrder(JsonConfig):
+@dataclass(frozen=True, repr=False)
+class SkipOrder(JsonConfig, Shown):
     """The sublayers in the order in which `MeasuredSkip.calibrate` left them out, with the loss after each.
 
     Attributes:
@@ -69,6 +70,16 @@ class SkipOrder(JsonConfig):
         as_numbers("alone", [loss for loss in alone if loss is not None], 0)
         object.__setattr__(self, "alone", tuple(alone))
 
+    def _heading(self) -> str:
+        of = f" of {self.model}" if self.model else ""
+        return f"SkipOrder{of}: {len(self.order)} of {2 * self.num_layers} sublayers, {self.tokens:,} tokens"
+
+    def _rows(self) -> list[Row]:
+        found: list[Row] = [("left out", "layer", "part", "perplexity"), (0, "", "", _perplexity(self.whole_loss))]
+        for place, (number, loss) in enumerate(zip(self.order, self.losses, strict=True)):
+            found.append((place + 1, *sublayer_at(number, self.num_layers), _perplexity(loss)))
+        return found
+
     def first(self, count: int) -> Sublayers:
         """The first `count` sublayers of the order.
 
@@ -98,3 +109,7 @@ class SkipOrder(JsonConfig):
                 f"{perplexity_ratio:g} times the whole model's: calibrate with a larger most"
             )
         return Sublayers.numbered(self.order[:count], self.num_layers)
+
+
+def _perplexity(loss: float) -> str:
+    return f"{math.exp(loss):.4g}" if loss < 700 else "above 1e304"

@@ -18,8 +18,8 @@ PARTS: tuple[Part, Part] = ("attn", "mlp")
 
 
 @renamed(serves="helper_modules")
-@dataclass(frozen=True, eq=False)
-class SublayerSite:
+@dataclass(frozen=True, eq=False, repr=False)
+class SublayerSite(Shown):
     """One sublayer of one layer.
 
     Attributes:
@@ -39,6 +39,9 @@ class SublayerSite:
     spec: Sublayer
     helper_modules: tuple[nn.Module, ...]
     cache_index: int
+
+    def _heading(self) -> str:
+        return f"SublayerSite: {self.part} of layer {self.layer}, {self.name} ({type(self.module).__name__})"
 
 
 class SublayerMap(Shown):

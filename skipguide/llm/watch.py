@@ -17,12 +17,13 @@ from skipguide.llm.find import sublayer_map
 from skipguide.llm.passes import Pass, PassReader, decodes
 from skipguide.llm.sublayers import Part
 from skipguide.model_pass import ModelPass
+from skipguide.shown import Shown
 from skipguide.stats import Stats
 
 OnSublayer = Callable[[int, Part, Tensor, Tensor], None]
 
 
-class Watch:
+class Watch(Shown):
     """Calls back with the residual stream around every sublayer; a context manager.
 
     In serial layers x -> a = x + attn(norm(x)) -> m = a + mlp(norm(a)). In parallel layers, where both sublayers read
@@ -60,6 +61,10 @@ class Watch:
                 self._add(middle, _BetweenSublayers(ends))
             else:
                 self._add(self.map.attn(i), _AfterAttention(ends))
+
+    def _heading(self) -> str:
+        state = "watching" if self._installation in self._root.users else "not entered"
+        return f"Watch on {type(self.map.model).__name__} ({state}), {self.map.num_layers} layers"
 
     def _add(self, module: nn.Module, intervention: Intervention) -> None:
         gate = gate_of(module)

@@ -120,17 +120,44 @@ def _as_bytes(frames: Any) -> Any:
 
 def difference(left: Sequence[Image], right: Sequence[Image]) -> float:
     """Mean absolute difference between two clips of the same shape: 0 is equal, 1 is black against white."""
+    apart = _apart(left, right)
+    return sum(float(each.mean()) for each in apart) / (255 * len(apart))
+
+
+def in_levels(change: float) -> str:
+    """A difference in words: its share of 255 grey levels.
+
+    Example:
+        >>> in_levels(0.0044)
+        '1.1 of 255 levels a pixel'
+    """
+    return f"{255 * change:.1f} of 255 levels a pixel"
+
+
+def amplified_difference(left: Sequence[Image], right: Sequence[Image]) -> tuple[list[Image], int]:
+    """Where two clips of the same shape differ, bright enough to be seen.
+
+    Returns:
+        The absolute difference of every frame, and by how much it was multiplied: the power of two, up to 64, at which
+        at most one value in a hundred of any frame is cut off.
+    """
+    import numpy as np
+    from PIL import Image
+
+    apart = _apart(left, right)
+    high, factor = max(float(np.quantile(each, 0.99)) for each in apart), 1
+    while factor < 64 and 0 < 2 * factor * high <= 255:
+        factor *= 2
+    return [Image.fromarray((each * factor).clip(0, 255).astype(np.uint8)) for each in apart], factor
+
+
+def _apart(left: Sequence[Image], right: Sequence[Image]) -> list[Any]:
     import numpy as np
 
     if len(left) != len(right) or {i.size for i in left} != {i.size for i in right}:
-        raise SkipError(
-            f"expected two clips of the same shape; got {_shape(left)} and {_shape(right)}",
-        )
-    total = sum(
-        float(np.abs(np.asarray(a, dtype=np.float32) - np.asarray(b, dtype=np.float32)).mean())
-        for a, b in zip(left, right, strict=True)
-    )
-    return total / (255 * len(left))
+        raise SkipError(f"expected two clips of the same shape; got {_shape(left)} and {_shape(right)}")
+    arrays = ([np.asarray(image, dtype=np.float32) for image in clip] for clip in (left, right))
+    return [np.abs(a - b) for a, b in zip(*arrays, strict=True)]
 
 
 def _shape(images: Sequence[Image]) -> str:

@@ -4,7 +4,16 @@ Everything takes and gives lists of Pillow images; `as_images` makes such a list
 returned. Pillow is imported when a function runs, so that importing this module costs nothing.
 """
 
-from skipguide.media.frames import as_images, as_rgb, comfortable_zoom, difference, pick, resized
+from skipguide.media.frames import (
+    amplified_difference,
+    as_images,
+    as_rgb,
+    comfortable_zoom,
+    difference,
+    in_levels,
+    pick,
+    resized,
+)
 from skipguide.media.movies import open_webp, require_video, save_frames, save_gif, save_video, save_webp
 from skipguide.media.sheets import (
     FAINT,
@@ -25,6 +34,7 @@ __all__ = [
     "INK",
     "PAPER",
     "TEXT_SIZE",
+    "amplified_difference",
     "as_images",
     "as_rgb",
     "banner",
@@ -32,6 +42,7 @@ __all__ = [
     "contact_sheet",
     "difference",
     "in_a_row",
+    "in_levels",
     "label",
     "open_webp",
     "pick",

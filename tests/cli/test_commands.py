@@ -124,21 +124,24 @@ def test_compare_puts_the_same_seed_side_by_side(stub, capsys):
     assert main(["compare", "p", "--layers", "1", "--scale", "9", "--frames", "4", "--seed", "5"]) == 0
     with Image.open("p-compare.gif") as gif:
         assert gif.n_frames == 4
-        assert gif.width == 2 * 256 + 8
+        assert gif.width == 3 * 256 + 2 * 8
         assert gif.height > 256 + 20, "title and labels above the clips"
         frame = np.asarray(gif.convert("RGB")).astype(int)[-256:]
-    left, right = frame[:, :256], frame[:, 264:]
+    left, right, apart = frame[:, :256], frame[:, 264:520], frame[:, 528:]
     assert abs(left[:, 128:] - right[:, 128:]).mean() < 8, "same seed, same ground"
     assert (right[:, :56, 0] - left[:, :56, 0]).mean() > 20, "the guidance shows on the right"
+    where = abs(left - right).mean(-1) > 16
+    assert apart[where].mean() > 2 * apart[~where].mean(), "the third picture is bright where the two differ"
     notes = json.loads((stub.folder / "p-compare.gif.json").read_text())
     assert set(notes["seconds"]) == {"plain", "guided"}
     assert 0 < notes["difference"] < 0.1
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 2 and f"({255 * notes['difference']:.1f} of 255 levels a pixel)" in said
 
 
 def test_compare_png_has_a_row_each(stub):
     assert main(["compare", "p", "--layers", "1", "-o", "c.png"]) == 0
-    assert Image.open("c.png").height > 2 * 128
+    assert Image.open("c.png").height > 3 * 128
     assert Image.open("c.png").width > 6 * 128
 
 

@@ -113,6 +113,18 @@ def test_difference():
         pictures.difference(clip(4), clip(3))
 
 
+def test_an_amplified_difference_shows_where_two_clips_differ():
+    plain, other = clip(2, grey=100), clip(2, grey=100)
+    other[1].paste((103, 100, 100), (0, 0, 10, 12))
+    frames, factor = pictures.amplified_difference(plain, other)
+    assert factor == 64 and len(frames) == 2 and frames[0].getextrema() == ((0, 0),) * 3
+    assert frames[1].getpixel((0, 0)) == (192, 0, 0) and frames[1].getpixel((19, 11)) == (0, 0, 0)
+    assert pictures.amplified_difference(clip(grey=0), clip(grey=255))[1] == 1
+    with pytest.raises(SkipError, match="4 frames of 20x12 and 3 frames of 20x12"):
+        pictures.amplified_difference(clip(4), clip(3))
+    assert pictures.in_levels(1 / 255) == "1.0 of 255 levels a pixel"
+
+
 def test_pick_keeps_both_ends():
     assert pictures.pick(range(16), 4) == [0, 5, 10, 15]
     assert pictures.pick(range(3), 5) == [0, 1, 2]

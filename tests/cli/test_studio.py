@@ -1,7 +1,9 @@
 """The studio without a browser: its settings, its runs, and its page through gradio's own client."""
 
 import json
+import os
 import socket
+import sys
 import threading
 import time
 import urllib.error
@@ -13,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # gradio's client would tell that it is used
 pytest.importorskip("gradio", reason='the studio needs `pip install -e ".[studio]"`')
 
 import gradio_client
@@ -32,8 +35,8 @@ ASKED = ["tiny-t2v", PROMPT, [9], 2.0, "attn_identity", 0.0, 1.0, 4.0, 2, 3]
 
 @pytest.fixture(scope="module")
 def outside():
-    """Addresses off this machine that somebody tried to reach; every try fails."""
-    tried, connect = [], socket.socket.connect
+    """Addresses off this machine that somebody tried to reach, and names that were looked up; every try fails."""
+    tried, connect, look_up = [], socket.socket.connect, socket.getaddrinfo
 
     def guarded(self, address):
         if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
@@ -41,8 +44,15 @@ def outside():
             raise OSError(f"no way to {address}")
         return connect(self, address)
 
+    def local(host, *args, **kwargs):
+        if host not in ("127.0.0.1", "::1", "localhost", None):
+            tried.append(host)
+            raise OSError(f"no way to {host}")
+        return look_up(host, *args, **kwargs)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", guarded)
+        patch.setattr(socket, "getaddrinfo", local)
         yield tried
 
 
@@ -55,10 +65,11 @@ def address(outside):
     torch.set_num_threads(before)
 
 
-def visitor(address):
+def visitor(address, choose=True):
     """A visitor whose page has been loaded, which asks for the model's controls."""
     client = gradio_client.Client(address, verbose=False)
-    client.predict("tiny-t2v", api_name="/choose")
+    if choose:
+        client.predict("tiny-t2v", api_name="/choose")
     return client
 
 
@@ -263,14 +274,66 @@ def test_an_upload_that_is_no_picture_is_refused(client, tmp_path):
         client.predict(gradio_client.handle_file(tmp_path / "a.png"), api_name="/upload")
 
 
-def test_files_of_the_machine_are_not_given_away(client, address):
-    given = {"path": "/etc/hostname", "meta": {"_type": "gradio.FileData"}}
-    with pytest.raises(Exception, match=r"(?i)path|allowed|error"):
-        client.predict(given, api_name="/upload")
-    for path in ("/gradio_api/file=/etc/hostname", f"/gradio_api/file={Path(__file__).resolve()}"):
+def asked(address, name, *data):
+    """What the server answers to somebody who speaks to it without the page."""
+    where = f"{address.rstrip('/')}/gradio_api/call/{name}"
+    body = json.dumps({"data": data}).encode()
+    request = urllib.request.Request(where, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        event = json.load(answer)["event_id"]
+    with urllib.request.urlopen(f"{where}/{event}") as answer:
+        return answer.read().decode()
+
+
+def test_files_of_the_machine_are_not_given_away(address, tmp_path):
+    region.example().save(tmp_path / "a.png")
+    for path in ("/etc/hostname", str(tmp_path / "a.png"), str(Path(__file__).resolve())):
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        assert "not uploaded by a user" in asked(address, "upload", file)
+        assert "not uploaded by a user" in asked(
+            address, "leave_out", "tiny-cnn", {"background": file, "layers": [], "composite": None}
+        )
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(address.rstrip("/") + path)
+            urllib.request.urlopen(f"{address.rstrip('/')}/gradio_api/file={path}")
         assert refused.value.code in (403, 404)
+
+
+@pytest.mark.parametrize("path", ["https://example.com/a.png", "HTTP://127.0.0.1/a.png"])
+def test_no_file_is_fetched_from_an_address(address, path):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        asked(address, "upload", {"path": path, "meta": {"_type": "gradio.FileData"}})
+    assert refused.value.code == 400 and b"fetches none from an address" in refused.value.read()
+    assert "event: error" in asked(address, "compare", "", "see https://example.com")  # words may name one
+
+
+def test_an_upload_that_is_too_large_is_refused(client, tmp_path):
+    (tmp_path / "a.png").write_bytes(bytes(app.LARGEST_UPLOAD + 1))
+    with pytest.raises(Exception, match=r"(?i)413|large|size"):
+        client.predict(gradio_client.handle_file(tmp_path / "a.png"), api_name="/upload")
+
+
+def test_nothing_is_written_outside_its_folder(address):
+    folder, written = os.environ["GRADIO_TEMP_DIR"], []
+    client = gradio_client.Client(address, verbose=False, download_files=False)
+
+    def watch(event, args):
+        if event == "open" and isinstance(args[0], str) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            watching.append(args[0])
+        if event in ("os.mkdir", "os.rename", "os.remove", "os.symlink", "os.truncate"):
+            watching.extend(str(each) for each in args if isinstance(each, (str, os.PathLike)))
+
+    watching = written
+    sys.addaudithook(watch)  # cannot be taken off again: afterwards it fills a list that nobody reads
+    try:
+        client.predict("tiny-t2v", api_name="/choose")
+        client.predict(*ASKED, api_name="/compare")
+        client.predict(api_name="/keep")
+        client.predict("tiny-lm", "def main(", 2, 4, api_name="/rank")
+    finally:
+        watching = []
+    own = (folder, "/dev/", "/proc/")
+    assert any(path.startswith(folder) for path in written)
+    assert not [path for path in written if not path.startswith(own) and "__pycache__" not in path]
 
 
 def test_sublayers_are_ranked_and_left_out(client):
@@ -314,9 +377,12 @@ def test_its_folder_is_gone_afterwards(monkeypatch):
 
 
 def test_the_controls_are_the_models(client):
+    client = visitor(client.src, choose=False)
     layers, scale, part, w, steps, words = client.predict("tiny-t2v", api_name="/choose")
     assert len(layers["choices"]) == 12 and layers["value"] == [9] and scale == 2 and part["value"] == "attn_identity"
     assert (w, steps) == (4, 20) and "12 blocks" in words
+    again = client.predict("tiny-t2v", api_name="/choose")  # who only looked at the name keeps what was set
+    assert not any(each.get("value") for each in again if isinstance(each, dict))
 
 
 def test_a_pipeline_without_a_callback_is_sampled_too():

@@ -1,11 +1,13 @@
 """The studio in headless Chromium: a click makes a clip, the picture is on the page, no request leaves the machine."""
 
+import io
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("gradio", reason='the studio needs `pip install -e ".[studio]"`')
 pytest.importorskip("playwright", reason='the browser test needs `pip install -e ".[studio-test]"`')
@@ -16,7 +18,7 @@ from skipguide.cli.studio import app
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHOTS = os.environ.get("SKIPGUIDE_SCREENSHOTS")  # a folder to keep the screenshots of the docs in
-LONG = 120_000  # milliseconds: a busy machine
+LONG = 600_000  # milliseconds: a busy machine
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # of gradio about pandas: as errors they would end its server
@@ -39,7 +41,7 @@ def page(address):
     """A page, and under `asked` the addresses that it asked for off this machine."""
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 1400, "height": 1500})
+        opened = browser.new_page(viewport={"width": 1300, "height": 900})
         opened.asked = []
         opened.on("request", lambda request: opened.asked.append(request.url) if away(request.url) else None)
         opened.set_default_timeout(LONG)
@@ -54,8 +56,12 @@ def away(url):
 
 
 def shot(page, name):
+    """The page as a picture for the docs, of few colours: their files stay small."""
     if SHOTS:
-        page.screenshot(path=str(Path(SHOTS, f"{name}.png")), full_page=True)
+        picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+        picture.resize((900, 900 * picture.height // picture.width), Image.Resampling.LANCZOS).quantize(
+            64, dither=Image.Dither.NONE
+        ).save(Path(SHOTS, f"{name}.png"), optimize=True)
 
 
 def natural_width(page, where):

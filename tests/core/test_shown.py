@@ -2,13 +2,21 @@
 
 import pytest
 import torch
+from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from skipguide import Schedule, Skipper, SkipPlan, Timetable, find_blocks
-from skipguide.llm import AdaSkip, SelfSpeculative, SublayerPlan, sublayer_map
-from skipguide.pipelines import PrefixReuse, SpatiotemporalSkipGuidance
+from skipguide import Prefix, Schedule, Skipper, SkipPlan, Timetable, capture, find_blocks
+from skipguide.llm import AdaSkip, SelfSpeculative, SkipOrder, SublayerPlan, sublayer_map, watch
+from skipguide.pipelines import (
+    NormalizedAttentionGuidance,
+    PrefixReuse,
+    SpatiotemporalSkipGuidance,
+    TangentialAmplifyingGuidance,
+)
 from skipguide.shown import Shown, ranges
-from skipguide.vision import LayerMask
+from skipguide.vision import LayerMask, SkipDEQ, masked_forward, skipnet
+from skipguide.vision.layer_masking.classifiers import load_classifier
+from skipguide.vision.layer_masking.explain import explain
 from zoo import BY_NAME
 from zoo.pipes import BY_PIPE
 
@@ -23,7 +31,14 @@ def shown():
     """Each object while it is in force, after a pass, with what a person must be able to read in it."""
     family = BY_NAME["flux"]
     model = family.build()
-    yield find_blocks(model), ["FluxTransformer2DModel: ", " blocks", "single_transformer_blocks", "attn_identity"]
+    blocks = find_blocks(model)
+    yield blocks, ["FluxTransformer2DModel: ", " blocks", "single_transformer_blocks", "attn_identity"]
+    yield blocks[1], ["Block 1: transformer_blocks.1 (FluxTransformerBlock), parts block attn mlp"]
+    prefix = Prefix(1)
+    yield prefix, ["Prefix of block 1, nothing captured yet"]
+    with capture(model, prefix):
+        family.run(model, family.inputs(1))
+    yield prefix, ["Prefix of block 1\n", "hidden_states", "torch.float32"]
     with Skipper(model, SkipPlan([1], "attn")) as skipper:
         family.run(model, family.inputs(1))
         yield skipper, ["FluxTransformer2DModel (installed), 1 pass", "transformer_blocks.1.attn  1"]
@@ -31,6 +46,15 @@ def shown():
     yield skipper, ["not entered"]
     lm = language_model()
     yield sublayer_map(lm), ["LlamaForCausalLM: 3 x LlamaDecoderLayer, serial", "0-2", "LlamaMLP"]
+    yield sublayer_map(lm).site(1, "mlp"), ["mlp of layer 1, model.layers.1.mlp (LlamaMLP)"]
+    with watch(lm, lambda *stream: None) as watching:
+        yield watching, ["Watch on LlamaForCausalLM (watching), 3 layers"]
+    yield watching, ["not entered"]
+    yield (
+        AdaSkip.calibrate(lm, [torch.arange(4)[None]]),
+        ["3 layers over 1 request of 4 tokens", "1     ", "similarity"],
+    )
+    yield SkipOrder((1, 3), (2.0, 2.1), 2.0, 2), ["2 of 4 sublayers", "1         1      attn  7.389"]
     with SublayerPlan(attn=[1]).apply(lm) as applied:
         lm(torch.arange(4)[None])
         yield applied, ["LlamaForCausalLM", "1 pass", "model.layers.1.self_attn  1"]
@@ -52,7 +76,15 @@ def shown():
     pipe = case.build()
     with SpatiotemporalSkipGuidance(layers=[1]).apply(pipe) as guided:
         yield guided, ["LTXPipeline", "has not run yet", "transformer", "block"]
+        yield guided.stats, ["GuidanceStats: guidance has not run yet"]
     yield guided, ["removed"]
+    yield SpatiotemporalSkipGuidance(layers=[1]).cost(pipe), ["passes and", "blocks a step", "x the plain pipeline"]
+    with TangentialAmplifyingGuidance().apply(pipe) as tangential:
+        yield tangential, ["on FlowMatchEulerDiscreteScheduler", "no step changed yet"]
+    yield tangential, ["removed"]
+    with NormalizedAttentionGuidance().apply(pipe, negative={"encoder_hidden_states": torch.zeros(1, 4, 16)}) as nag:
+        yield nag, ["on LTXPipeline", "guidance has not run yet", "all", "2.5"]
+        yield nag.stats, ["NagStats: guidance has not run yet"]
     with PrefixReuse().apply(pipe) as reuse:
         yield reuse, ["Prefix reuse (on LTXPipeline)", "has not run yet"]
         yield reuse.stats, ["has not run yet"]
@@ -63,6 +95,17 @@ def shown():
     with LayerMask(keep).apply(network) as mask:
         yield mask, ["Sequential", "50% of the pixels kept"]
     yield mask, ["removed"]
+    yield mask.mask, ["LayerMask(1 x 8 x 8, 50% of the pixels kept"]
+    yield masked_forward(network), ["MaskedForward of Sequential, fill 'neighbours'", "visible"]
+    classifier = load_classifier("tiny-cnn")
+    yield classifier, ["Classifier tiny-cnn (ResNet), 10 classes: disc, ring"]
+    picture = classifier.prepare(Image.new("RGB", (64, 64)))
+    yield explain(classifier, picture, method="occlusion", segments="grid:2"), ["4 segments", "segment  weight"]
+    net = skipnet("resnet38", gate="rnn", num_classes=4).eval()
+    routing = net(torch.randn(2, 3, 32, 32), return_routing=True)
+    yield routing, ["Routing of 2 images: ", " of 18 blocks run on average", "image  blocks"]
+    deq = SkipDEQ(lambda z, x: 0.5 * z + x, init=torch.nn.Linear(2, 2), tol=1e-3)
+    yield deq(torch.ones(1, 2))[1], ["DEQInfo: converged after", "worst residual"]
 
 
 def test_what_people_print_says_what_it_is():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from skipguide.errors import SkipError
 from skipguide.files import read_settings
+from skipguide.shown import Shown
 from skipguide.vision.layer_masking.baselines import IMAGENET, PixelScale
 from skipguide.vision.state_dicts import read_state_dict
 from skipguide.vision.weights import check_file
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 BUNDLED = "tiny-cnn"
 
 
-@dataclass(frozen=True)
-class Classifier:
+@dataclass(frozen=True, repr=False)
+class Classifier(Shown):
     """A model with its preprocessing.
 
     Attributes:
@@ -38,6 +39,11 @@ class Classifier:
     prepare: Callable[[Image], Tensor]
     scale: PixelScale
     labels: tuple[str, ...] = ()
+
+    def _heading(self) -> str:
+        more = ", ..." if len(self.labels) > 8 else ""
+        named = f", {len(self.labels)} classes: {', '.join(self.labels[:8])}{more}" if self.labels else ""
+        return f"Classifier {self.name} ({type(self.model).__name__}){named}"
 
     def label(self, number: int) -> str:
         """What a class is called."""

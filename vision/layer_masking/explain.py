@@ -10,6 +10,7 @@ from torch import Tensor
 
 from skipguide.errors import SkipError
 from skipguide.hosts.accelerate import execution_device
+from skipguide.shown import Row, Shown
 from skipguide.vision.layer_masking.answers import logits_of, one_image, probabilities
 from skipguide.vision.layer_masking.attribution import METHODS, lime, occlusion, rise, spread
 from skipguide.vision.layer_masking.baselines import BASELINES, painted
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 COMPARED = ("neighbours", *BASELINES)
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(Shown):
     """An attribution and what it was tested with.
 
     Attributes:
@@ -44,6 +45,13 @@ class Explanation:
     weights: Tensor
     shown: Tensor
     numbers: dict[str, Any] = field(default_factory=dict)
+
+    def _heading(self) -> str:
+        return f"Explanation of class {self.target}: {len(self.weights)} segments, the heaviest first"
+
+    def _rows(self) -> list[Row]:
+        best = self.weights.argsort(descending=True).tolist()
+        return [("segment", "weight"), *((number, f"{float(self.weights[number]):+.3f}") for number in best)]
 
     @property
     def heat(self) -> Tensor:
@@ -199,15 +207,6 @@ def draw(explanation: Explanation, classifier: Classifier, height: int = 224, *,
     overlay = 0.35 * grey + 0.65 * heat_colours(explanation.heat.cpu())
     heat = Image.fromarray((overlay.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy())
 
-    def variant(name: str, mask: Tensor) -> Image.Image:
-        if name in BASELINES:
-            return classifier.picture(painted(x[None], mask, name, classifier.scale)[0])
-        # an absent region has no colour, so it is drawn as stripes
-        stripes = (torch.arange(x.shape[-2])[:, None] + torch.arange(x.shape[-1])) // max(2, x.shape[-2] // 32) % 2
-        pixels = torch.from_numpy(np.array(seen))
-        ground = (205 + 25 * stripes).to(torch.uint8)[..., None].expand_as(pixels)
-        return Image.fromarray(torch.where(mask[0, 0, ..., None], pixels, ground).contiguous().numpy())
-
     names = list(numbers["tests"])
     target = numbers["target"]
     top = numbers["top_segments"]
@@ -217,7 +216,7 @@ def draw(explanation: Explanation, classifier: Classifier, height: int = 224, *,
     first = f"segments, the reddest: {', '.join(map(str, top[:10]))}{', ...' if len(top) > 10 else ''}"
     captions = [[f"{target['label']} {target['probability']:.2f}", method, first, *([""] * (len(names) - 3))]]
     for key, mask in (("without_top", ~keep), ("only_top", keep)):
-        rows.append([enlarged(variant(name, mask)) for name in names])
+        rows.append([enlarged(without(classifier, x, mask, name)) for name in names])
         captions.append([_caption(name, numbers["tests"][name][key], target) for name in names])
     return contact_sheet(
         rows,
@@ -227,6 +226,27 @@ def draw(explanation: Explanation, classifier: Classifier, height: int = 224, *,
         row_labels=["image", "reddest hidden", "reddest alone"],
         captions=captions,
     )
+
+
+def without(classifier: Classifier, image: Tensor, keep: Tensor, fill: str) -> Image:
+    """A picture in which a region is hidden, as it is shown: painted, or striped where it is absent and has no colour.
+
+    Args:
+        classifier: of `load_classifier`.
+        image: `[3, H, W]`, of its `prepare`.
+        keep: bool `[1, 1, H, W]`, True = visible.
+        fill: of `FILLS`.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if fill in BASELINES:
+        return classifier.picture(painted(image[None], keep, fill, classifier.scale)[0])
+    height, width = image.shape[-2:]
+    stripes = (torch.arange(height)[:, None] + torch.arange(width)) // max(2, height // 32) % 2
+    pixels = torch.from_numpy(np.array(classifier.picture(image)))
+    ground = (205 + 25 * stripes).to(torch.uint8)[..., None].expand_as(pixels)
+    return Image.fromarray(torch.where(keep[0, 0, ..., None], pixels, ground).contiguous().numpy())
 
 
 def _caption(name: str, answer: dict[str, Any], target: dict[str, Any]) -> str:

@@ -22,8 +22,8 @@ from skipguide.vision.layer_masking.checks import FILLS, check_fill, check_keep,
 from skipguide.vision.layer_masking.masker import Masker, MaskStats
 
 
-@dataclass(frozen=True, eq=False)
-class LayerMask:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerMask(Shown):
     """Hides a region of the images from every layer of a convolutional network or vision transformer.
 
     Activations behind the hidden pixels are never read: a convolution sees the mean of known neighbours in their
@@ -62,6 +62,15 @@ class LayerMask:
         object.__setattr__(self, "keep", check_keep(self.keep))
         check_fill(self.fill)
         object.__setattr__(self, "crop", as_flag("crop", self.crop))
+
+    def _heading(self) -> str:
+        count, _, height, width = self.keep.shape
+        crop = "" if self.crop else ", crop=False"
+        return f"LayerMask({count} x {height} x {width}, {self._kept} of the pixels kept, fill={self.fill!r}{crop})"
+
+    @property
+    def _kept(self) -> str:
+        return f"{self.keep.float().mean():.0%}"
 
     def apply(self, model: nn.Module) -> AppliedMask:
         """Put the mask on a model, until the `with` block ends or `remove()`.
@@ -149,10 +158,10 @@ class AppliedMask(Shown):
 
     def _heading(self) -> str:
         where = f"on {type(self.model).__name__}" if self.gate is not None else "removed"
-        return f"Layer mask ({where}), {self.mask.keep.float().mean():.0%} of the pixels kept, fill {self.mask.fill!r}"
+        return f"Layer mask ({where}), {self.mask._kept} of the pixels kept, fill {self.mask.fill!r}"
 
     def _rows(self) -> list[Row]:
-        return [tuple(self.stats.to_dict()), tuple(self.stats.to_dict().values())]
+        return self.stats._rows()
 
     @property
     def stats(self) -> MaskStats:
@@ -197,7 +206,7 @@ class AppliedMask(Shown):
         self.gate = None  # last: until here it can be repeated
 
 
-class MaskedForward:
+class MaskedForward(Shown):
     """`f(keep, images) -> logits`: the model as a function of the mask, the form that captum attributes.
 
     Attributes:
@@ -211,6 +220,12 @@ class MaskedForward:
         check_model(model, None, fill)
         self.model = model
         self.masker = Masker(model, fill, as_flag("crop", crop), scale)
+
+    def _heading(self) -> str:
+        return f"MaskedForward of {type(self.model).__name__}, fill {self.masker.fill!r}"
+
+    def _rows(self) -> list[Row]:
+        return self.stats._rows()
 
     @property
     def stats(self) -> MaskStats:

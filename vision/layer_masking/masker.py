@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from skipguide.active import Call, active_plans
 from skipguide.errors import SkipError
 from skipguide.hosts.torch_modes import call_in
+from skipguide.shown import Row, Shown
 from skipguide.vision.layer_masking.baselines import BASELINES, PixelScale, painted, pixel_scale
 from skipguide.vision.layer_masking.masked_pass import ChangedError, MaskedPass
 from skipguide.vision.layer_masking.masking_mode import MaskingMode
@@ -35,8 +36,8 @@ def _compiles(module: nn.Module) -> bool:
     return any(_compiles(child) for child in module._modules.values() if child is not None)
 
 
-@dataclass
-class MaskStats:
+@dataclass(repr=False)
+class MaskStats(Shown):
     """What the passes of an applied mask ran.
 
     Attributes:
@@ -60,6 +61,9 @@ class MaskStats:
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return dict(vars(self))
+
+    def _rows(self) -> list[Row]:
+        return [tuple(self.to_dict()), tuple(self.to_dict().values())]
 
 
 class Masker:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from skipguide.shown import Shown
+
 
 class ConvergenceWarning(RuntimeWarning):
     """A solve ended before its tolerance was reached."""
 
 
-@dataclass
-class DEQInfo:
+@dataclass(repr=False)
+class DEQInfo(Shown):
     """How a solve went.
 
     Attributes:
@@ -37,6 +39,14 @@ class DEQInfo:
     backward_evaluations: int = 0
     backward_residual: float = float("nan")
     backward_converged: bool | None = None
+
+    def _heading(self) -> str:
+        how = "converged" if self.converged else "not converged"
+        said = f"DEQInfo: {how} after {self.evaluations} evaluations, worst residual {self.residual:.2g}"
+        if self.backward_converged is None:
+            return said
+        how = "converged" if self.backward_converged else "not converged"
+        return f"{said}; backward {how} after {self.backward_evaluations}, residual {self.backward_residual:.2g}"
 
     @property
     def residual(self) -> float:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.shown import Row, Shown
 from skipguide.vision.skipnet.net import SkipNet
 from skipguide.vision.skipnet.objectives import check_labels
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """A network on a data set.
 
     Attributes:
@@ -31,6 +32,12 @@ class Evaluation:
     macs: Tensor
     macs_fraction: float
     block_rows: int
+
+    def _heading(self) -> str:
+        return f"Evaluation on {len(self.correct)} images"
+
+    def _rows(self) -> list[Row]:
+        return [tuple(self.to_dict()), tuple(self.to_dict().values())]
 
     @property
     def accuracy(self) -> float:

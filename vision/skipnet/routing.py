@@ -10,6 +10,7 @@ from torch import Tensor
 
 from skipguide.config import is_one_of
 from skipguide.errors import SkipError
+from skipguide.shown import Row, Shown
 from skipguide.stats import Stats
 from skipguide.vision.recording import is_exported, is_recorded, is_traced
 from skipguide.vision.skipnet.gates import Gates
@@ -42,8 +43,8 @@ class Costs:
         return sum(self.blocks) + self.rest
 
 
-@dataclass(frozen=True)
-class Routing:
+@dataclass(frozen=True, repr=False)
+class Routing(Shown):
     """One pass of a gated network.
 
     Attributes:
@@ -61,6 +62,17 @@ class Routing:
     gate_logits: Tensor
     stats: Stats
     costs: Costs
+
+    def _heading(self) -> str:
+        rows, gated = self.gates.shape
+        return (
+            f"Routing of {rows} images: {float(self.blocks.double().mean()):.1f} of {gated + 1} blocks run on average, "
+            f"{self.macs_fraction:.1%} of the MACs"
+        )
+
+    def _rows(self) -> list[Row]:
+        blocks, macs = self.blocks.tolist(), (self.macs / self.costs.dense).tolist()
+        return [("image", "blocks", "MACs"), *((i, ran, f"{macs[i]:.1%}") for i, ran in enumerate(blocks))]
 
     @property
     def blocks(self) -> Tensor:

@@ -22,7 +22,7 @@ def register(subparsers: Any) -> None:
         epilog=examples(
             'skipguide compare "a red circle moving right"',
             'skipguide compare "a red circle moving right" --layers 5,7 --scale 2 -o compare.mp4',
-            'skipguide compare "a red circle moving right" -o compare.png    (two rows of frames)',
+            'skipguide compare "a red circle moving right" -o compare.png    (rows of frames)',
         ),
     )
     add_sampling(parser)
@@ -44,9 +44,10 @@ def run(args: argparse.Namespace) -> None:
     fps = pipeline_calls.frames_per_second(args, job.pipeline_class, job.defaults, len(plain.images))
     labels = ["without skip guidance", f"with skip guidance: {clip_job.in_words(settings)}"]
     title = f"{args.prompt} (seed {args.seed})"
-    clips = [clip_job.enlarged(sample.images, args.zoom) for sample in (plain, guided)]
-    shown = pictures.side_by_side(clips, labels, title)
     change = pictures.difference(plain.images, guided.images)
+    apart, factor = pictures.amplified_difference(plain.images, guided.images)
+    clips = [clip_job.enlarged(images, args.zoom) for images in (plain.images, guided.images, apart)]
+    shown = pictures.side_by_side(clips, [*labels, f"where they differ, x {factor}"], title)
     notes = job.record(
         pipeline,
         guidance=settings,
@@ -62,18 +63,19 @@ def run(args: argparse.Namespace) -> None:
     def sheet() -> Image:
         if not job.video:
             return shown[0]
-        rows = [pictures.resized(pictures.pick(s.images, 6), clip_job.SHEET_FRAME) for s in (plain, guided)]
+        clips = (plain.images, guided.images, apart)
+        rows = [pictures.resized(pictures.pick(clip, 6), clip_job.SHEET_FRAME) for clip in clips]
         numbers = pictures.pick(list(range(len(plain.images))), 6)
         return pictures.contact_sheet(
             rows,
             title=f"{title}\nskip guidance: {clip_job.in_words(settings)}",
-            row_labels=["without", "with"],
+            row_labels=["without", "with", f"apart, x {factor}"],
             column_labels=[f"frame {n}" for n in numbers],
         )
 
     clip_job.save_clip(job.output, shown, fps, sheet, notes)
     print(
         f"{job.output}: without and with skip guidance, seed {args.seed}, {plain.seconds:.1f} s and "
-        f"{guided.seconds:.1f} s, mean difference {change:.4f}"
+        f"{guided.seconds:.1f} s, mean difference {change:.4f} ({pictures.in_levels(change)})"
     )
     print(f"skip guidance: {clip_job.in_words(settings)}; {guided.summary}")

@@ -5,64 +5,26 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 # Before gradio is imported: it reads them then, and its libraries as well.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio
+import huggingface_hub.constants
 
 from skipguide.cli.studio import clips, language, region, video
+from skipguide.cli.studio.guarded import HOST, Guarded
 from skipguide.cli.studio.run import Runs
 from skipguide.cli.studio.shelf import Shelf
 
-HOST = "127.0.0.1"
+huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # where another library imported it before
 LARGEST_UPLOAD = 20_000_000  # bytes
-# Whatever a library's page would load from elsewhere, the browser refuses.
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
-    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-)
 FONTS = ("system-ui", "sans-serif")
 MONO = ("ui-monospace", "monospace")
-
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
-
-
-class Guarded:
-    """A layer around the server: pages may load from here only, and other names for this machine are not answered.
-
-    A page of somebody else's that resolves its own name to this machine would otherwise be of the same origin.
-    """
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
-        """Answer a request."""
-        if scope["type"] == "http" and _host(scope) not in (HOST, "localhost"):
-            await send({"type": "http.response.start", "status": 421, "headers": []})
-            await send({"type": "http.response.body", "body": b"the studio answers to 127.0.0.1 only"})
-            return
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                added = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
-                message = {**message, "headers": [*message.get("headers", []), *added]}
-            await send(message)
-
-        await self.app(scope, receive, guarded)
-
-
-def _host(scope: Message) -> str:
-    named = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-    return named.rsplit(":", 1)[0]
 
 
 def build(files: Path, model: str = "tiny-t2v") -> gradio.Blocks:

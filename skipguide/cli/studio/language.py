@@ -76,21 +76,10 @@ def _scalable(lm: LanguageModel) -> bool:
 
 def rows(stats: Any, left_out: Any) -> list[list[Any]]:
     """The ranking: rank, layer, part, similarity, scale, whether it is left out."""
-    layers, found = stats.num_layers, []
-    for place, number in enumerate(stats.ranking()):
-        part, layer = ("attn", "mlp")[number >= layers], number % layers
-        similarity, scale = getattr(stats, f"{part}_similarity")[layer], getattr(stats, f"{part}_scale")[layer]
-        found.append(
-            [
-                place + 1,
-                layer,
-                part,
-                round(similarity, 4),
-                round(scale, 3),
-                "left out" if (layer, part) in left_out else "",
-            ]
-        )
-    return found
+    return [
+        [place, layer, part, round(similarity, 4), round(scale, 3), "left out" if (layer, part) in left_out else ""]
+        for place, (layer, part, similarity, scale) in enumerate(stats.ranked(), 1)
+    ]
 
 
 def build(tab: LanguageTab) -> None:

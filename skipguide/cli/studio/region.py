@@ -166,20 +166,21 @@ def build(tab: RegionTab) -> None:
             )
             given = gradio.UploadButton("Upload a picture", file_types=["image"], type="filepath", elem_id="upload")
             scene = gradio.Button("Take the example", elem_id="example")
+            gradio.Markdown("Paint the region with the brush:")
             canvas = gradio.ImageEditor(
                 type="pil",
                 sources=(),
                 transforms=(),
                 layers=False,
                 brush=gradio.Brush(default_size=60, colors=["#e11d48"], color_mode="fixed"),
-                label="paint the region with the brush",
+                show_label=False,
                 elem_id="canvas",
                 height=420,
                 buttons=SAFE,
             )
             with gradio.Row():
                 out = gradio.Button("Leave it out", variant="primary", elem_id="leave-out")
-                why = gradio.Button("Explain the picture", elem_id="explain")
+                why = gradio.Button("Explain it", elem_id="explain")
             with gradio.Row():
                 method = gradio.Dropdown(["lime", "occlusion", "rise"], value="lime", label="method")
                 segments = gradio.Textbox("grid:8", label="segments: grid:N or slic:N")
@@ -191,9 +192,8 @@ def build(tab: RegionTab) -> None:
                 label="answers",
                 elem_id="answers",
             )
-            sheet = gradio.Image(
-                label="what the answer rests on", interactive=False, elem_id="sheet", format="png", buttons=SAFE
-            )
+    # as wide as the page: it has eighteen small pictures with words under them
+    sheet = gradio.Image(show_label=False, interactive=False, elem_id="sheet", format="png", buttons=SAFE)
     scene.click(tab.example, None, canvas, api_name="example")
     given.upload(tab.upload, given, canvas, api_name="upload")
     out.click(tab.leave_out, [model, canvas], [said, table], api_name="leave_out")

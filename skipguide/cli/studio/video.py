@@ -54,8 +54,10 @@ class VideoTab:
         self.shelf, self.runs, self.files = shelf, runs, files
 
     @told
-    def choose(self, model: str) -> tuple[Any, ...]:
-        """A model was named: what its controls may be set to."""
+    def choose(self, model: str, chosen: str) -> tuple[Any, ...]:
+        """A model was named: what its controls may be set to, unless it is the one that they are already of."""
+        if model.strip() == chosen:
+            return (gradio.skip(),) * 7
         with self.shelf.using(model.strip()) as loaded:
             found = clips.controls(loaded)
         preset = found.preset or {
@@ -70,6 +72,7 @@ class VideoTab:
             found.guidance_scale,
             found.steps,
             found.words,
+            model.strip(),
         )
 
     @told
@@ -127,7 +130,7 @@ class VideoTab:
             (picture, words) for picture, words in zip(pair.frame(middle), (plain_cost, guided_cost), strict=True)
         ]
         yield (
-            f"done: the two differ by {change:.4f} in the mean",
+            f"done: the two differ by {pictures.in_levels(change)} on average",
             pair,
             gradio.update(value=images[0][0], label="without skip guidance"),
             gradio.update(value=images[1][0], label="with skip guidance"),
@@ -170,11 +173,13 @@ class VideoTab:
         return kept, kept
 
     def _moving(self, pair: Pair) -> str | None:
-        """Both clips side by side as a gif; None for single pictures."""
+        """Both clips side by side as a gif, and where they differ; None for single pictures."""
         if len(pair.plain) < 2:
             return None
         path = self.files(".gif")
-        frames = pictures.side_by_side([pair.plain, pair.guided], ["without skip guidance", "with skip guidance"])
+        apart, factor = pictures.amplified_difference(pair.plain, pair.guided)
+        labels = ["without skip guidance", "with skip guidance", f"where they differ, x {factor}"]
+        frames = pictures.side_by_side([pair.plain, pair.guided, apart], labels)
         pictures.save_gif(frames, path, fps=8)
         return path
 
@@ -187,7 +192,7 @@ def build(tab: VideoTab, page: gradio.Blocks, model: str) -> None:
         page: what it is a part of.
         model: that is chosen at first.
     """
-    pair, kept = gradio.State(Pair()), gradio.State([])
+    pair, kept, chosen = gradio.State(Pair()), gradio.State([]), gradio.State("")
     with gradio.Row():
         with gradio.Column(scale=1, min_width=320):
             name = gradio.Textbox(model, label="model: a bundled name, a folder, or a hub id", elem_id="model")
@@ -196,13 +201,12 @@ def build(tab: VideoTab, page: gradio.Blocks, model: str) -> None:
             layers = gradio.Dropdown([], multiselect=True, label="layers to leave out", elem_id="layers")
             part = gradio.Dropdown(list(PARTS), value="block", label="part of them")
             scale = gradio.Slider(0, 8, 1, step=0.25, label="scale of skip guidance, s")
-            with gradio.Row():
-                start = gradio.Slider(0, 1, 0, step=0.05, label="window: from")
-                stop = gradio.Slider(0, 1, 1, step=0.05, label="to")
+            start = gradio.Slider(0, 1, 0, step=0.05, label="guide from this share of the steps")
+            stop = gradio.Slider(0, 1, 1, step=0.05, label="to this one")
             guidance_scale = gradio.Slider(1, 15, 4, step=0.5, label="scale of CFG, w")
             with gradio.Row():
-                steps = gradio.Slider(1, MOST_STEPS, 20, step=1, label="steps")
-                seed = gradio.Number(0, precision=0, minimum=0, label="seed")
+                steps = gradio.Slider(1, MOST_STEPS, 20, step=1, label="steps", scale=2)
+                seed = gradio.Number(0, precision=0, minimum=0, label="seed", scale=1, min_width=80)
             with gradio.Row():
                 go = gradio.Button("Compare", variant="primary", elem_id="compare")
                 end = gradio.Button("Stop", variant="stop", elem_id="stop")
@@ -220,21 +224,26 @@ def build(tab: VideoTab, page: gradio.Blocks, model: str) -> None:
                     )
                     right_cost = gradio.Markdown("", elem_id="guided-cost")
             frame = gradio.Slider(0, 1, 0, step=1, label="frame", visible=False, elem_id="frame")
-            moving = gradio.Image(
-                type="filepath", label="both, moving", interactive=False, elem_id="moving", buttons=SAFE
-            )
+            moving = gradio.Image(type="filepath", show_label=False, interactive=False, elem_id="moving", buttons=SAFE)
             with gradio.Row():
                 star = gradio.Button("Keep as a favourite", elem_id="keep")
                 give = gradio.Button("Show as Python and JSON", elem_id="export")
             favourites = gradio.Gallery(
-                label="favourites", columns=6, height=220, elem_id="favourites", format="png", buttons=SAFE
+                label="favourites",
+                columns=4,
+                fit_columns=False,
+                object_fit="contain",
+                height=220,
+                elem_id="favourites",
+                format="png",
+                buttons=SAFE,
             )
             python = gradio.Code(language="python", label="Python", elem_id="python", interactive=False)
             data = gradio.Code(language="json", label="JSON", elem_id="json", interactive=False)
-    controls = [layers, scale, part, guidance_scale, steps, words]
-    page.load(tab.choose, name, controls, api_name="choose_first", api_visibility="private")
-    name.submit(tab.choose, name, controls, api_name="choose")
-    name.blur(tab.choose, name, controls, api_name="choose_again", api_visibility="private")
+    controls, named = [layers, scale, part, guidance_scale, steps, words, chosen], [name, chosen]
+    page.load(tab.choose, named, controls, api_name="choose_first", api_visibility="private")
+    name.submit(tab.choose, named, controls, api_name="choose")
+    name.blur(tab.choose, named, controls, api_name="choose_again", api_visibility="private")
     settings = [name, prompt, layers, scale, part, start, stop, guidance_scale, steps, seed]
     outputs = [said, pair, left, right, left_cost, right_cost, frame, moving]
     go.click(tab.compare, settings, outputs, api_name="compare", concurrency_limit=4, show_progress="minimal")
