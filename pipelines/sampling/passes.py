@@ -31,7 +31,7 @@ from skipguide.pipelines.sampling.tail import Tail, fits, in_rows, index_of, par
 from skipguide.plan import SkipPlan
 from skipguide.skipper import Skipper
 
-KEPT = 16  # sets of passes that stay ready; blocks that are drawn anew at every step make one set per step
+KEPT = 16  # sets of passes that stay ready; blocks drawn anew at every step make one set per step
 _ZEROS = repeat(0)  # the default of every look-up
 
 
@@ -113,10 +113,7 @@ class DenoiserPasses:
         self._wide.clear()
 
     def pause(self) -> None:
-        """Take the gates away and keep the passes prepared.
-
-        `reinstall` puts the same gates back, so that graphs that were compiled with them are used again.
-        """
+        """Take the gates away. `reinstall` puts the same ones back, so that graphs compiled with them serve again."""
         self.clear()
         self._standing.pause()
 
