@@ -34,9 +34,12 @@ class PipelineCall:
         cond: the conditional prediction of this step, for the unconditional call after it.
         delta: what guidance adds to both calls of this step.
         skipped: the skipped predictions of this step, where their direction is known after the unconditional call.
-        held: the answer to the unconditional call of a step without CFG.
+        held: the answer to the unconditional call of a step without CFG; where its pass is saved, what it is made of.
         directions: the unscaled directions that guidance added last, while they may be used again.
         keys: what they are the directions of.
+        difference: c - u of the last step that computed it, while it may be used again.
+        difference_of: what it is the difference of.
+        shape: of the video in this call, without its rows: some pipelines work on a part of its frames.
         checked: the skipped passes that were seen to have an effect.
         thread: whose call it is.
         extra: what the branches of this step were shifted by, for the pipeline's own further passes of it.
@@ -57,6 +60,9 @@ class PipelineCall:
     held: Any = None
     directions: list[Tensor] | None = None
     keys: tuple[str, ...] = ()
+    difference: Tensor | None = None
+    difference_of: str = ""
+    shape: tuple[int, ...] = ()
     checked: set[str] = field(default_factory=set)
     extra: Tensor | None = None
     thread: int = field(default_factory=get_ident)
@@ -87,6 +93,7 @@ class PipelineCall:
     def release(self) -> None:
         """Let go of the predictions."""
         self.cond = self.delta = self.skipped = self.held = self.directions = self.extra = None
+        self.difference = None
 
     def sigma(self, pipe: Any) -> float:
         """The scheduler's noise level at this step.
@@ -145,7 +152,7 @@ class PipelineCall:
             self.step += 1
             self.branches = 1
             if spec.chunked and self.step == self.steps:
-                self.step, self.steps, self.directions = 0, pipe._num_timesteps, None
+                self.step, self.steps, self.directions, self.difference = 0, pipe._num_timesteps, None, None
         if self.step >= self.steps:
             raise SkipError(
                 f"{type(pipe).__name__} has {self.steps} steps, but its denoiser was called for a further one: is it "

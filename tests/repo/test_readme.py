@@ -36,6 +36,7 @@ PRINTED: dict[str, tuple[str, ...]] = {
     "demos/gpu/README.md": (),
     "demos/quality/README.md": (),
     "demos/real/README.md": (),
+    "demos/tune/README.md": (),
     "pipelines/README.md": ("blocks run", "x STG from where it differs", "all checks passed", "transformer_blocks.27"),
     "skipguide/assets/tiny-lm/README.md": (),
     "skipguide/llm/README.md": ("% left out",),
