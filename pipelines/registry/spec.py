@@ -43,8 +43,6 @@ class PipelineSpec:
         cond_first: one call has the rows [cond, uncond].
         variances: the second half of a prediction's channels are variances, which guidance leaves as they are: the
             pipeline takes those of the conditional branch, or none.
-        timesteps: variable with the timesteps that the call goes through, where they can be a part of the scheduler's
-            and their number is not in `_num_timesteps`, or they can end before the scheduler's do.
         chunked: the pipeline goes through its steps once per chunk of the video, without a new table of timesteps.
         native: of the arguments in passive, the one that marks a pass of the pipeline's own skip guidance; another on
             top of it is refused unless the user asks for both.
@@ -59,6 +57,8 @@ class PipelineSpec:
             loop widens predictions, or keeps latents in float32 and casts them for the denoiser; exact. `"once"`: the
             result in place of every branch (or of the one there is), so that it is rounded once, to the denoiser's
             dtype. `"rounded"`: each branch rounded to that dtype, and the pipeline multiplies their difference by w.
+        timesteps: variable with the timesteps that the call goes through, where they can be a part of the scheduler's
+            and their number is not in `_num_timesteps`, or they can end before the scheduler's do.
 
     Raises:
         SkipError: for a way of calling, a layout or a `half` that does not exist, denoisers without scales, or a CFG
@@ -78,7 +78,6 @@ class PipelineSpec:
     joined: tuple[str, ...] = ()
     cond_first: bool = False
     variances: bool = False
-    timesteps: str = ""
     chunked: bool = False
     native: str = ""
     native_off: tuple[tuple[str, Any], ...] = ()
@@ -86,6 +85,7 @@ class PipelineSpec:
     modalities: tuple[str, ...] = ()
     noisy: tuple[str, ...] = ()
     half: Half = "rounded"
+    timesteps: str = ""
     weight: str = ""
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 Whatever CFG the pipeline does arrives at it then. The weak models are deep copies with the edit built in.
 """
 
+import pytest
 import torch
 from helpers.residue import no_gates
 
@@ -64,6 +65,12 @@ def fresh(kwargs):
 LAYER, S = 1, 1.5
 ONE_PROMPT = {"animatediff_control", "animatediff_control_video"}  # diffusers 0.42.1 has conditioning for one alone
 SCALES = {"kandinsky2": 4.0, "animatediff": 5.0}  # by family; 7.5 of the others
+
+
+def each(cases, quick):
+    """A test for every case, those that are not named in `quick` among the slow ones."""
+    marked = [pytest.param(case, marks=[pytest.mark.slow][: case.name not in quick]) for case in cases]
+    return pytest.mark.parametrize("case", marked, ids=repr)
 
 
 def scale_of(case):

@@ -3,7 +3,7 @@
 import diffusers
 import pytest
 import torch
-from helpers.unet_reference import BY_CASE, check
+from helpers.unet_reference import BY_CASE, check, each
 
 from skipguide import SkipError
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
@@ -15,7 +15,7 @@ from zoo.unet_picture import IMAGE
 pytestmark = pytest.mark.numerics
 
 
-@pytest.mark.parametrize("case", ADDED_KEYS_PIPES, ids=repr)
+@each(ADDED_KEYS_PIPES, ("kandinsky21", "kandinsky22", "if", "if_super"))
 def test_guided_pipeline_equals_the_reference(case):
     check(case)
 

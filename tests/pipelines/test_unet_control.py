@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.unet_reference import BY_CASE, LAYER, S, by_hand, check, close, guided
+from helpers.unet_reference import BY_CASE, LAYER, S, by_hand, check, close, each, guided
 
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from zoo.pipes_unet_control import UNET_CONTROL_PIPES
@@ -10,7 +10,7 @@ from zoo.pipes_unet_control import UNET_CONTROL_PIPES
 pytestmark = pytest.mark.numerics
 
 
-@pytest.mark.parametrize("case", UNET_CONTROL_PIPES, ids=repr)
+@each(UNET_CONTROL_PIPES, ("sd_control", "sdxl_adapter", "animatediff_sparse"))
 def test_guided_pipeline_equals_the_reference(case):
     check(case)
 
