@@ -153,6 +153,10 @@ def calibrate(
     prompts = [prompts] if isinstance(prompts, str) else prompts  # a single text is one prompt, not a list of letters
     parts = [parts] if isinstance(parts, str) else parts
     spec = pipeline_spec(pipe)
+    if spec.inside:
+        raise SkipError(
+            f"{type(pipe).__name__} has a pipeline that goes through the steps: calibrate pipe.{spec.inside}"
+        )
     name = denoiser or next((n for n in spec.denoisers if getattr(pipe, n, None) is not None), spec.denoisers[0])
     model: Any = getattr(pipe, name, None)
     if name not in spec.denoisers or model is None:

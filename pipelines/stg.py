@@ -14,7 +14,7 @@ from skipguide.pipelines.conflicts import denoisers_of, refuse_conflicts
 from skipguide.pipelines.groups import SkipGroup
 from skipguide.pipelines.pass_schedule import PassSchedule
 from skipguide.pipelines.presets import find_preset, named_settings
-from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
+from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec, stepping
 from skipguide.pipelines.sampling.branch_parallel import group_of, refuse_cache
 from skipguide.pipelines.sampling.caches import admit_cache
 from skipguide.pipelines.sampling.call_stack import is_running
@@ -170,6 +170,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
         if schedule is not None:
             same = self.scheduled(schedule)
             return same.apply(pipe, branch_parallel=branch_parallel, over_native=over_native)
+        pipe = stepping(pipe)
         spec = pipeline_spec(pipe)
         group = group_of(branch_parallel)
         names = self._denoisers(pipe, spec)

@@ -63,12 +63,17 @@ def applied_to(target: Any) -> list[Handle]:
     found: dict[int, Handle] = {}
     for key, plan in standing:
         handle = _handle(plan.interventions.get(key))
-        # two pipelines may share a model
-        if handle is not None and (target in models or getattr(handle, "pipe", target) is target):
+        if handle is not None and (target in models or _is_on(handle, target)):
             found[id(handle)] = handle
     methods = [value for model in models for value in model.__dict__.values() if isinstance(value, MethodType)]
     found |= {id(owner): owner for method in methods if isinstance(owner := method.__self__, MethodHandle)}
     return list(found.values())
+
+
+def _is_on(handle: Handle, pipe: Any) -> bool:
+    """Whether a handle is of that pipeline, or of one inside it: two pipelines may share a model."""
+    own = getattr(handle, "pipe", pipe)
+    return own is pipe or any(own is part for part in vars(pipe).values())
 
 
 def remove_from(target: Any) -> list[Handle]:

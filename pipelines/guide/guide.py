@@ -14,7 +14,7 @@ from skipguide.pipelines.conflicts import denoisers_of, refuse_conflicts
 from skipguide.pipelines.guide.applied import AppliedGuide
 from skipguide.pipelines.guide.described import describe, is_guider, make
 from skipguide.pipelines.guide.passes import refuse_unknown
-from skipguide.pipelines.registry.described import pipeline_spec
+from skipguide.pipelines.registry.described import pipeline_spec, stepping
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +112,7 @@ class Guide(JsonConfig):
                 or a guider that takes predictions for images where there are none; at the first step, for a run
                 without the unconditional pass that the guider needs.
         """
+        pipe = stepping(pipe)
         spec = pipeline_spec(pipe)
         names = denoisers_of(pipe, spec)
         refuse_conflicts(pipe, spec, names, "Guide")

@@ -17,7 +17,7 @@ from skipguide.pipelines.conflicts import denoisers_of, refuse_conflicts
 from skipguide.pipelines.handle import PipelineHandle
 from skipguide.pipelines.nag.interceptor import NagInterceptor
 from skipguide.pipelines.nag.settings import NagSettings, NagStats
-from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
+from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec, stepping
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
 from skipguide.shown import Row, Shown
 
@@ -70,6 +70,7 @@ class NormalizedAttentionGuidance(NagSettings):
             SkipError: for an unknown pipeline, one with joint attention, guidance that is already applied, or both or
                 none of the two ways to say the negative prompt.
         """
+        pipe = stepping(pipe)
         spec = pipeline_spec(pipe)
         names = denoisers_of(pipe, spec)
         refuse_conflicts(pipe, spec, names, "NormalizedAttentionGuidance")

@@ -15,7 +15,15 @@ from skipguide.pipelines.registry.spec import PipelineSpec
 from skipguide.pipelines.registry.unet import UNET_PIPELINES
 from skipguide.pipelines.registry.video import VIDEO_PIPELINES
 
-__all__ = ["PIPELINES", "PipelineSpec", "described_loop", "native_off", "pipeline_spec", "register_pipeline"]
+__all__ = [
+    "PIPELINES",
+    "PipelineSpec",
+    "described_loop",
+    "native_off",
+    "pipeline_spec",
+    "register_pipeline",
+    "stepping",
+]
 
 PIPELINES: dict[str, PipelineSpec] = {**VIDEO_PIPELINES, **IMAGE_PIPELINES, **UNET_PIPELINES}
 # By module and name of the class, so that one defined again (a notebook cell that runs twice) is still known and one of
@@ -62,6 +70,16 @@ def pipeline_spec(pipe: Any) -> PipelineSpec:
         SkipError: for an unknown pipeline, with those that are known, and for one that is known not to work, with why.
     """
     return _described(pipe)[1]
+
+
+def stepping(pipe: Any) -> Any:
+    """The pipeline that goes through the steps: itself, or a part of it (Kandinsky's combined ones have a decoder).
+
+    Raises:
+        SkipError: as `pipeline_spec` does.
+    """
+    part = pipeline_spec(pipe).inside
+    return stepping(getattr(pipe, part)) if part else pipe
 
 
 def native_off(pipe: Any) -> dict[str, Any]:

@@ -55,13 +55,6 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
-        "runs a prior and a decoder one after the other: guide its decoder, pipe.decoder_pipe, which is described",
-        """
-        KandinskyCombinedPipeline KandinskyImg2ImgCombinedPipeline KandinskyInpaintCombinedPipeline
-        KandinskyV22CombinedPipeline KandinskyV22Img2ImgCombinedPipeline KandinskyV22InpaintCombinedPipeline
-        """,
-    ),
-    (
         "a latent upsampler or decoder without a guided denoiser",
         """
         LTX2LatentUpsamplePipeline LTX2VideoDiffusionDecodePipeline LTXLatentUpsamplePipeline

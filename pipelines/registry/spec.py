@@ -57,6 +57,8 @@ class PipelineSpec:
             loop widens predictions, or keeps latents in float32 and casts them for the denoiser; exact. `"once"`: the
             result in place of every branch (or of the one there is), so that it is rounded once, to the denoiser's
             dtype. `"rounded"`: each branch rounded to that dtype, and the pipeline multiplies their difference by w.
+        inside: attribute of the pipeline that goes through the steps for it, a described one with the same denoisers:
+            guidance is applied to that one.
         timesteps: variable with the timesteps that the call goes through, where they can be a part of the scheduler's
             and their number is not in `_num_timesteps`, or they can end before the scheduler's do.
 
@@ -87,6 +89,7 @@ class PipelineSpec:
     half: Half = "rounded"
     timesteps: str = ""
     weight: str = ""
+    inside: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what would be taken for something else when the pipeline runs."""

@@ -22,6 +22,9 @@ _ANIMATED = replace(_CONTROL, layout="bcfhw")
 _VARIANCES = replace(_OWN_SCALE, variances=True)
 _KANDINSKY = replace(_VARIANCES, timesteps="call.timesteps_tensor")
 _KANDINSKY22 = replace(_SD, variances=True)
+# a prior and a decoder, one after the other
+_COMBINED = replace(_KANDINSKY, inside="decoder_pipe")
+_COMBINED22 = replace(_KANDINSKY22, inside="decoder_pipe")
 
 UNET_PIPELINES: dict[str, PipelineSpec] = {
     "StableDiffusionPipeline": _RESCALED,
@@ -61,6 +64,12 @@ UNET_PIPELINES: dict[str, PipelineSpec] = {
     "KandinskyV22InpaintPipeline": _KANDINSKY22,
     "KandinskyV22ControlnetPipeline": _KANDINSKY,
     "KandinskyV22ControlnetImg2ImgPipeline": _VARIANCES,
+    "KandinskyCombinedPipeline": _COMBINED,
+    "KandinskyImg2ImgCombinedPipeline": _COMBINED,
+    "KandinskyInpaintCombinedPipeline": _COMBINED,
+    "KandinskyV22CombinedPipeline": _COMBINED22,
+    "KandinskyV22Img2ImgCombinedPipeline": _COMBINED22,
+    "KandinskyV22InpaintCombinedPipeline": _COMBINED22,
     "IFPipeline": _VARIANCES,
     "IFImg2ImgPipeline": _VARIANCES,
     "IFInpaintingPipeline": _VARIANCES,

@@ -138,6 +138,47 @@ KANDINSKY_PIPES = (
 )
 
 
+# -- Kandinsky 2, a prior before the decoder --------------------------------------------------------------------------
+
+PRIOR = ("prior", "image_encoder", "text_encoder", "tokenizer", "scheduler", "image_processor")
+
+
+class Prior:
+    """Only what a prior predicts."""
+
+    def __call__(self, prompt, **_):
+        return rows(len(prompt), 1, IMAGE), rows(len(prompt), 2, IMAGE)
+
+    def set_progress_bar_config(self, **_): ...
+
+
+def combined_case(decoder: PipeCase, cls: str):
+    """Both in one pipeline."""
+
+    def make(seed: int):
+        inner = decoder.make(seed)
+        pipe = getattr(diffusers, cls)(**inner.components, **{f"prior_{name}": None for name in PRIOR})
+        pipe.decoder_pipe, pipe.prior_pipe = inner, Prior()
+        return pipe
+
+    def call(num_prompts: int, cfg: bool):
+        given = decoder.call(num_prompts, cfg)
+        return {"prompt": ["a tram"] * num_prompts} | {k: v for k, v in given.items() if "image_embeds" not in k}
+
+    return PipeCase(f"{decoder.name}_combined", "kandinsky2", make, call, BATCHED)
+
+
+_OF_KANDINSKY = {case.name: case for case in KANDINSKY_PIPES}
+COMBINED_PIPES = (
+    combined_case(_OF_KANDINSKY["kandinsky21"], "KandinskyCombinedPipeline"),
+    combined_case(_OF_KANDINSKY["kandinsky21_img2img"], "KandinskyImg2ImgCombinedPipeline"),
+    combined_case(_OF_KANDINSKY["kandinsky21_inpaint"], "KandinskyInpaintCombinedPipeline"),
+    combined_case(_OF_KANDINSKY["kandinsky22"], "KandinskyV22CombinedPipeline"),
+    combined_case(_OF_KANDINSKY["kandinsky22_img2img"], "KandinskyV22Img2ImgCombinedPipeline"),
+    combined_case(_OF_KANDINSKY["kandinsky22_inpaint"], "KandinskyV22InpaintCombinedPipeline"),
+)
+
+
 # -- DeepFloyd IF: pixels ---------------------------------------------------------------------------------------------
 
 
@@ -210,4 +251,4 @@ IF_PIPES = (
         **LEVEL,
     ),
 )
-ADDED_KEYS_PIPES = (*KANDINSKY_PIPES, *IF_PIPES)
+ADDED_KEYS_PIPES = (*KANDINSKY_PIPES, *COMBINED_PIPES, *IF_PIPES)
