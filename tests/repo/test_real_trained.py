@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from demos.real import cifar, nuclei, pictures
 from demos.real.weights import NotInstalledError
 from demos.unetpp import study as unetpp
+from skipguide.errors import SkipError
 from skipguide.vision.unetpp.nuclei import generate_nuclei
 
 
@@ -72,7 +74,10 @@ def test_runs_start_from_each_other_and_are_done_once(data, tmp_path, monkeypatc
     assert all(torch.equal(start[k], v) for k, v in plan.model("plain-38").backbone.state_dict().items())
     monkeypatch.setattr(cifar, "train", lambda *args, **kwargs: pytest.fail("it is done"))
     plan.run(by_name["ff1"])
-    gated, fixed = (json.loads((home / name / "measures.json").read_text()) for name in ("ff1", "ff1-fixed"))
+    gated, fixed = (json.loads((home / f"{name}.json").read_text()) for name in ("ff1", "ff1-fixed"))
+    assert sorted(path.name for path in home.iterdir()) == [
+        "ff1-fixed.json", "ff1.json", "plain-38.json", "plain-38.npz",
+    ], "networks that no run starts from are not kept"  # fmt: skip
     assert {"sampled", "random_gates", "blocks_with_difficulty", "rates"} <= set(gated)
     assert fixed["hard"]["blocks"] >= gated["hard"]["blocks"] - 1e-9, "the control gets no less"
     table = cifar.report(home, out)
@@ -80,6 +85,40 @@ def test_runs_start_from_each_other_and_are_done_once(data, tmp_path, monkeypatc
         "plain-38", "ff1", "ff1-fixed",
     ]  # fmt: skip
     assert out.with_suffix(".png").stat().st_size > 5000
+
+
+def test_a_run_goes_on_from_what_is_committed(data, tmp_path, monkeypatch):
+    """Stopped in the second stage, brought home, and gone on with elsewhere: only the rest is trained."""
+    settings, home = replace(SMALL, epochs=1.0), tmp_path / "home"
+    run = cifar.Run("ff1", 6, (("dense", 0.2), ("supervised", 0.5)))
+    monkeypatch.setattr(cifar, "RUNS", (run,))
+    here, elsewhere = (cifar.Study(settings, home, tmp_path / name) for name in ("here", "elsewhere"))
+    here.bring()
+    assert not home.exists(), "there is nothing to bring"
+    net = here.build(run)
+    for at, steps in ((0, 1), (1, 2)):
+        state = cifar.TrainState(net, here.config(run, at), None, here.folder(run, at), True, True)
+        state.optimizer.zero_grad()
+        for value in net.parameters():
+            value.data.add_(0.01)
+        for _ in range(steps):
+            state.record({"loss": 1.0, "cross_entropy": 1.0, "accuracy": 0.5, "computation": 1.0})
+        state.save()
+    here.bring()
+    about = json.loads((home / cifar.PROGRESS).read_text())
+    assert (about["run"], about["stage"], about["step"], about["steps"]) == ("ff1", "supervised", 2, 3)
+    assert (home / cifar.CURRENT).stat().st_size < 60_000
+    assert "In training: ff1, supervised" in cifar.report(home, tmp_path / "cifar.json")
+    assert here.go_on(run, here.build(run), None) == 0, "its own state is as far, and exact"
+
+    other = elsewhere.build(run)
+    assert elsewhere.go_on(run, other, None) == 1 and elsewhere.reached(run) == (1, 2)
+    for name, value in net.state_dict().items():
+        assert torch.allclose(other.state_dict()[name].float(), value.float(), rtol=2**-8), name
+    state = cifar.TrainState(elsewhere.build(run), elsewhere.config(run, 1), None, elsewhere.folder(run, 1), True, True)
+    assert state.step == 2 and all(map(torch.equal, state.net.state_dict().values(), other.state_dict().values()))
+    with pytest.raises(SkipError, match="another network"):
+        cifar.SmallState.read(home / cifar.CURRENT).restore(elsewhere.build(replace(run, blocks=3)))
 
 
 def test_nuclei_are_brought_to_one_size(data):
