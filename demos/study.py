@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import statistics
@@ -150,9 +151,14 @@ def publish(out: Path, result: Mapping[str, Any], text: str, figure: Any) -> Non
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a matplotlib figure at once."""
-    with replacing(path) as (partial,):
-        figure.savefig(partial, dpi=110, bbox_inches="tight", metadata={"Software": None})
+    """Write a matplotlib figure at once, in 256 colours: a third of the bytes, and no eye sees it on lines and text."""
+    from PIL import Image
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110, bbox_inches="tight", metadata={"Software": None}, format="png")
+    with replacing(path) as (partial,), Image.open(drawn) as picture:
+        few = picture.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        few.save(partial, "PNG", optimize=True)
 
 
 def canvas(rows: int, columns: int, width: float = 4.6, height: float = 3.6) -> tuple[Any, Any]:

@@ -1,6 +1,7 @@
 """UNet++ on its paper's data: the nuclei of the 2018 Data Science Bowl, 96 pixels, against U-Nets.
 
     nice -n 19 python -m demos.real.nuclei            # five seeds of 60 epochs of four models: hours of one core
+    nice -n 19 python -m demos.real.nuclei --short    # one seed, 8 epochs, 8 to 128: ten minutes; nuclei-short.json
     nice -n 19 python -m demos.real.nuclei --quick    # one seed, a few steps; results in runs/
 
 The study of `demos.unetpp.study` on `../shared/data/nuclei`: the same four models and controls, learning rates chosen
@@ -39,9 +40,21 @@ SPLIT = (0.6, 0.2, 0.2)
 FULL = unetpp.Settings(
     seeds=(0, 1, 2, 3, 4), rates=(3e-4, 1e-3, 3e-3), steps=1500, tuning_steps=500, batch=16, size=96,
     train=398, validation=133, test=133,
-    widths=(16, 32, 64, 128, 256), wide=(18, 36, 73, 146, 292),
+    widths=(16, 32, 64, 128, 256), wide=(18, 35, 69, 138, 277),
 )  # fmt: skip
 PUBLISHED = replace(FULL, seeds=(0,), widths=(32, 64, 128, 256, 512), wide=(35, 70, 140, 280, 560))
+# a fifth of the epochs in batches of half the size, half the widths, one seed, two learning rates
+SHORT = replace(
+    FULL,
+    seeds=(0,),
+    rates=(1e-3, 3e-3),
+    steps=400,
+    tuning_steps=100,
+    batch=8,
+    rounds=9,
+    widths=(8, 16, 32, 64, 128),
+    wide=(9, 17, 34, 69, 139),
+)
 QUICK = replace(
     FULL,
     seeds=(0,),
@@ -116,13 +129,19 @@ def text(result: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = study.arguments(__doc__, HOME)
     parser.add_argument("--published-widths", action="store_true", help="32 to 512, one seed")
+    parser.add_argument("--short", action="store_true", help="one seed, narrow networks, few steps")
     args = parser.parse_args(argv)
-    name = "nuclei-published" if args.published_widths else "nuclei"
+    settings, name = FULL, "nuclei"
+    if args.published_widths:
+        settings, name = PUBLISHED, "nuclei-published"
+    if args.short:
+        settings, name = SHORT, "nuclei-short"
+    if args.quick:
+        settings = QUICK
     out = OUT.with_name(f"{name}.json")
     if args.quick or args.out:
         out = (args.out or study.ROOT / "runs" / "real-nuclei-quick") / f"{name}.json"
     study.keep_existing(out, args.force)
-    settings = QUICK if args.quick else PUBLISHED if args.published_widths else FULL
     runs = study.ROOT / "runs" / f"real-{name}{'-quick' if args.quick else ''}"
     work = args.work or (runs / "cells" if args.quick else HOME / name)
     try:
