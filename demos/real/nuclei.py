@@ -32,7 +32,10 @@ from demos.real.pictures import data_file
 from demos.real.weights import NotInstalledError
 from demos.unetpp import study as unetpp
 from demos.unetpp.data import Pictures
+from skipguide.files import replacing
 from skipguide.media.frames import as_rgb
+from skipguide.media.sheets import in_a_row, label, stacked
+from skipguide.vision.segmentation import overlay
 
 HOME = Path(__file__).with_suffix("")
 OUT = Path(__file__).with_suffix(".json")
@@ -116,6 +119,30 @@ class Study(unetpp.Study):
         return every.pick(order[:first]), every.pick(order[first:second]), every.pick(order[second:])
 
 
+@torch.no_grad()
+def pictures(plan: unetpp.Study, result: dict[str, Any], rows: int = 4) -> Image.Image | None:
+    """The first test pictures as they are, with the true nuclei, and with those that every model finds.
+
+    None where the networks are not here: a run that goes on from committed cells has not trained them.
+    """
+    s = plan.settings
+    which = {name: (name, s.seeds[0], about["lr"], s.steps) for name, about in result["models"].items()}
+    if not all(plan.place(*trained).exists() for trained in which.values()):
+        return None
+    models = {name: plan.trained(*trained) for name, trained in which.items()}
+    lines = []
+    for image, mask in list(zip(plan.test.images, plan.test.masks, strict=True))[:rows]:
+        photo = Image.fromarray((255 * image.permute(1, 2, 0)).round().byte().numpy())
+        found = {"picture": None, "the nuclei": mask[0]}
+        for name, model in models.items():
+            found[name.replace("deep supervision", "deep")] = model.run(image[None]).logits[0, 0] > 0
+        shown = [photo if inside is None else overlay(photo, inside) for inside in found.values()]
+        if not lines:
+            shown = [label(tile, name, size=11, lines=2) for tile, name in zip(shown, found, strict=True)]
+        lines.append(in_a_row(shown))
+    return stacked(lines)
+
+
 def text(result: dict[str, Any]) -> str:
     """The tables of the study, under their own heading."""
     tables = unetpp.text(result).partition("\n\n")[2]
@@ -145,13 +172,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = study.ROOT / "runs" / f"real-{name}{'-quick' if args.quick else ''}"
     work = args.work or (runs / "cells" if args.quick else HOME / name)
     try:
-        result = unetpp.all_cells(Study(settings, work, runs / "models"))
+        plan = Study(settings, work, runs / "models")
     except NotInstalledError as error:
         raise SystemExit(str(error)) from error
+    result = unetpp.all_cells(plan)
     table = text(result)
     study.write_json(out, {**result, "machine": study.machine()})
     study.write_text(out.with_suffix(".md"), table)
     study.save_figure(unetpp.figure(result), out.with_suffix(".png"))
+    if (sheet := pictures(plan, result)) is not None:
+        with replacing(out.with_suffix(".jpg")) as (partial,):
+            sheet.save(partial, "JPEG", quality=85)
     print(table)
 
 

@@ -2,14 +2,17 @@
 
 import io
 import json
+import shutil
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from demos.real import cifar, nuclei, pictures
+from demos.real import cifar, nuclei, nuclei_smp, pictures
 from demos.real.weights import NotInstalledError
 from demos.unetpp import study as unetpp
 from skipguide.errors import SkipError
@@ -143,19 +146,40 @@ def test_the_study_of_nuclei_from_end_to_end(data, tmp_path, monkeypatch, capsys
     nuclei.main(out)
     assert "Data Science Bowl" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "nuclei.json").read_text())
+    with Image.open(tmp_path / "out" / "nuclei.jpg") as picture:
+        assert picture.width == 6 * 16 + 5 * 4, "pictures, nuclei, and four models side by side"
     assert set(found["models"]) == set(unetpp.MODELS)
     parts = nuclei.Study(tiny, tmp_path / "cells", tmp_path / "models").pictures()
     assert [len(part) for part in parts] == [6, 2, 2]
     assert len({name for part in parts for name in part.names}) == 10, "no picture is in two parts"
     monkeypatch.setattr(nuclei.Study, "trained", lambda *args: pytest.fail("every cell is there"))
+    shutil.rmtree(tmp_path / "runs")
     nuclei.main([*out, "--force"])
 
 
 def test_data_that_is_not_there_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(pictures, "DATA", tmp_path)
-    for study, name in ((cifar, "cifar10/train"), (nuclei, "nuclei/nuclei")):
+    for study, name in ((cifar, "cifar10/train"), (nuclei, "nuclei/nuclei"), (nuclei_smp, "nuclei/nuclei")):
         with pytest.raises(SystemExit, match=name), monkeypatch.context() as patch:
-            patch.setattr(study, "HOME", tmp_path)
+            patch.setattr(study, "HOME", tmp_path, raising=False)
             study.main(["--work", str(tmp_path), "--out", str(tmp_path / "out.json")])
     with pytest.raises(NotInstalledError):
         nuclei.read(32)
+
+
+def test_another_librarys_network_is_trained_alike(data, tmp_path, monkeypatch, capsys):
+    """A convolution in its place: one head, the same pictures and steps; and without the library a sentence."""
+    monkeypatch.setattr(nuclei_smp, "SHORT", replace(nuclei.SHORT, size=32, batch=2, train=6, validation=2, test=2))
+    monkeypatch.setattr(nuclei_smp, "ROUNDS", 2)
+    command = ["--steps", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "smp.json")]
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    with pytest.raises(SystemExit, match="pip install --no-deps segmentation-models-pytorch"):
+        nuclei_smp.main(command)
+    other = SimpleNamespace(UnetPlusPlus=lambda *args, **kwargs: torch.nn.Conv2d(3, 1, 1))
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", other)
+    nuclei_smp.main(command)
+    found = json.loads((tmp_path / "smp.json").read_text())
+    assert found["models"][nuclei_smp.THEIRS]["weights"] == 4
+    assert set(found["models"][nuclei_smp.OURS]["all_heads"]) == {"1", "2", "3", "4", "mean"}
+    assert found["ours_over_theirs"]["inference"]["median"] > 1
+    assert "UNet++ on resnet18, 1 steps of 2" in capsys.readouterr().out
