@@ -70,7 +70,9 @@ def spread(values: Iterable[float]) -> dict[str, Any]:
 
 
 def shown(value: Mapping[str, Any], factor: float = 1.0, digits: int = 1) -> str:
-    """`92.1 ± 0.4`."""
+    """`92.1 ± 0.4`; of one value alone, `92.1`."""
+    if len(value["values"]) == 1:
+        return f"{factor * value['mean']:.{digits}f}"
     return f"{factor * value['mean']:.{digits}f} ± {factor * value['sd']:.{digits}f}"
 
 

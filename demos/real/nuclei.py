@@ -147,9 +147,10 @@ def text(result: dict[str, Any]) -> str:
     """The tables of the study, under their own heading."""
     tables = unetpp.text(result).partition("\n\n")[2]
     s = result["settings"]
+    seeds = f"{len(s['seeds'])} seeds (mean ± sd)" if len(s["seeds"]) > 1 else "one seed"
     return (
-        f"Nuclei of the 2018 Data Science Bowl, {s['size']} pixels, {s['steps']} steps of {s['batch']}, "
-        f"{len(s['seeds'])} seeds (mean ± sd). Time of a batch relative to UNet++ L4.\n\n" + tables
+        f"Nuclei of the 2018 Data Science Bowl, {s['size']} pixels, {s['steps']} steps of {s['batch']}, {seeds}. "
+        f"Time of a batch relative to UNet++ L4.\n\n{tables}"
     )
 
 
