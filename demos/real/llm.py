@@ -110,7 +110,7 @@ FORMS = {
         rounds=3,
         few=(4, 8, 14),
         without=("AdaSkip, MLP", "late attention", "random sublayers"),
-        tuned=(4, 40, 2),
+        tuned=(4, 20, 2),
     ),
     "try": Form(32, 2, 2, 2, 2, 2, 1, 1, (2, 4), (2, 4), 4, 2, (2,), ("AdaSkip, MLP", "late attention"), (4, 2, 1)),
 }
