@@ -19,7 +19,7 @@ from torch import nn
 
 from skipguide.active import ACTIVE, ActivePlan, Call, Intervention
 from skipguide.errors import LostGateError, SkipError
-from skipguide.hosts import accelerate, diffusers_hooks
+from skipguide.hosts import accelerate, cache_dit, diffusers_hooks
 from skipguide.hosts.compiled import NEEDS_TORCH, TRACES_PLANS
 from skipguide.hosts.copies import copied_without
 
@@ -174,7 +174,8 @@ class Gate:
         attributes = module.__dict__
         compiled = attributes.get("_compiled_call_impl") is not None and attributes.get("forward") is self
         interrupted = self.place != STANDING and bool(self.users)
-        if compiled or interrupted or diffusers_hooks.is_behind(self, module):
+        behind = diffusers_hooks.is_behind(self, module) or cache_dit.is_behind(self, module)
+        if compiled or interrupted or behind:
             with _LOCK:
                 self._stand_back()
                 self._stand()
@@ -233,8 +234,9 @@ class Gate:
     def _holders(self, module: nn.Module) -> list[tuple[Any, str]]:
         """Where this gate is: on the module, or where accelerate and diffusers keep the forward they wrapped."""
         places: list[tuple[Any, str]] = [(module, self.slot), (module, "forward"), (module, accelerate.KEPT_FORWARD)]
-        places += diffusers_hooks.places(module)
-        return [(holder, name) for holder, name in dict.fromkeys(places) if holder.__dict__.get(name) is self]
+        places += [*diffusers_hooks.places(module), *cache_dit.places(module)]
+        each = {(id(holder), name): (holder, name) for holder, name in places}
+        return [(holder, name) for holder, name in each.values() if getattr(holder, name, None) is self]
 
     def _wrapper(self, module: nn.Module) -> Any:
         """The wrapper around this gate, found through `__wrapped__` (functools.wraps) from the module's forward on."""
@@ -253,8 +255,8 @@ class Gate:
         if _origin(self.inner) != _origin(now):
             owner += f", and {_origin(self.inner)}, which it stood in front of, is gone"
         return LostGateError(
-            f"the gate on {name or type(module).__name__} was replaced: {owner}. Apply skip plans after hooks and "
-            f"offloading are set up, and remove them before those are removed."
+            f"the gate on {name or type(module).__name__} was replaced: {owner}. Apply skip plans after hooks, "
+            f"caches and offloading are set up, and remove them before those are removed."
         )
 
 

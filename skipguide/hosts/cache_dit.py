@@ -54,6 +54,36 @@ def refusal(model: nn.Module, constant: bool, standing: object) -> str:
     return ""
 
 
+def places(module: nn.Module) -> list[tuple[Any, str]]:
+    """Where cache-dit keeps the forward that it wrapped: an attribute of the model, and a variable of its own forward.
+
+    Returns:
+        Holders and attributes; none for a model that it does not cache.
+    """
+    if "_original_forward" not in vars(module):
+        return []
+    found: list[tuple[Any, str]] = [(module, "_original_forward")]
+    functions, seen = [vars(module).get("forward")], set()
+    while functions:
+        function = functions.pop()
+        function = getattr(function, "func", function)  # a partial of its function
+        code = getattr(function, "__code__", None)
+        if code is None or id(function) in seen or not function.__module__.startswith("cache_dit."):
+            continue
+        seen.add(id(function))
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            if name == "original_forward":
+                found.append((cell, "cell_contents"))
+            elif name == "new_forward":
+                functions.append(cell.cell_contents)
+    return found
+
+
+def is_behind(gate: object, module: nn.Module) -> bool:
+    """Whether cache-dit was enabled behind a gate, which it calls from inside, and keeps it where 1.5 does."""
+    return any(getattr(holder, name) is gate for holder, name in places(module) if holder is not module)
+
+
 def _configs(model: nn.Module) -> list[Any]:
     """The settings of its contexts; those of the call, where one is running."""
     names, manager = vars(model).get("_context_names", ()), vars(model)["_context_manager"]

@@ -31,11 +31,11 @@ TOGETHER = {
     "Attention backends": "tested with torch's own, its math kernel and flex; `attn_identity` of joint attention uses "
     "torch's own in the block that it changes, whatever is set",
     "Caches": "FirstBlockCache, MagCache, SeaCache, TaylorSeer, Pyramid Attention Broadcast and FasterCache of "
-    "diffusers (enabled before or during), cache-dit 1.5 and TeaCache as published (before): every branch has a state "
-    "of its own, and the cache decides for each by itself. A skipped pass still begins where it differs, and one that "
-    "is answered costs nothing; only under FasterCache with CFG, DBPrune, and cache-dit on models with two lists of "
-    "blocks it runs from the beginning. The same under `SkipGuider`. Which goes with which model: "
-    "[below](#caches-and-models)",
+    "diffusers and cache-dit 1.5 (enabled before or during; for Flux before), TeaCache as published (before): every "
+    "branch has a state of its own, and the cache decides for each by itself. A skipped pass still begins where it "
+    "differs, and one that is answered costs nothing; only under FasterCache with CFG, DBPrune, and cache-dit on "
+    "models with two lists of blocks it runs from the beginning. The same under `SkipGuider`. Which goes with which "
+    "model: [below](#caches-and-models)",
     "Context parallelism": "Ulysses, tested with Wan and Flux on two processes: the result of one",
     "Callbacks and interrupts": "`callback_on_step_end` may change latents, embeddings and the guidance scale; a run "
     "that was interrupted leaves nothing for the next one",
@@ -301,7 +301,7 @@ APART = (
         guider_and_faster_cache,
     ),
     Apart(
-        "cache-dit that is enabled after `apply`",
+        "cache-dit that is enabled after `apply`, where it keeps the forward elsewhere than 1.5 does",
         "enable it first, then apply",
         "as it says",
         late_cache_dit,
@@ -356,7 +356,7 @@ APART = (
     ),
     Apart(
         "A hook that was there before and is taken off during",
-        "Apply skip plans after hooks and offloading are set up, and remove them before those are removed",
+        "Apply skip plans after hooks, caches and offloading are set up, and remove them before those are removed",
         "as it says",
         late_unhook,
     ),

@@ -13,6 +13,7 @@ from helpers.stg_reference import close
 from packaging.specifiers import SpecifierSet
 
 from skipguide import SkipError
+from skipguide.gate import Gate
 from skipguide.hosts.cache_dit import TESTED
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 
@@ -149,19 +150,40 @@ def test_only_the_model_is_cached_without_its_pipeline():
             close(run(case, pipe), expected)
 
 
-def test_one_that_comes_after_the_guidance_is_refused():
-    """Its forward would stand in front, and call guidance from inside with the blocks exchanged."""
-    case, pipe = FAMILIES["Wan"], FAMILIES["Wan"].build()
+@pytest.mark.parametrize("family", [name for name in THRESHOLDS if name != "Flux"])
+def test_one_that_comes_after_the_guidance(family):
+    """The guidance moves in front of it, and nothing of either is left."""
+    case = FAMILIES[family]
+    expected = by_hand(family, "stg", lambda: config(THRESHOLDS[family]))
+    pipe = case.build()
+    plain = run(case, pipe)
+    with Stg([LAYER]).apply(pipe) as applied:
+        guided = run(case, pipe)
+        with cached(pipe, config(THRESHOLDS[family])):
+            close(run(case, pipe), expected)
+            close(run(case, pipe), expected)
+            assert applied.stats.blocks_cached > 0
+            applied.remove()
+            assert "forward" in vars(pipe.transformer)  # that of cache-dit, which calls the model's own
+            alone = run(case, pipe)
+        # cache-dit leaves the forward that it had wrapped
+        assert vars(pipe.transformer)["forward"] == type(pipe.transformer).forward.__get__(pipe.transformer)
+    assert torch.equal(run(case, pipe), plain)
+    with cached(pipe, config(THRESHOLDS[family])):
+        assert torch.equal(run(case, pipe), alone)
+    with Stg([LAYER]).apply(pipe):
+        assert torch.equal(run(case, pipe), guided)
+
+
+def test_one_that_comes_after_the_guidance_with_forwards_of_its_own():
+    """For Flux it replaces the forwards of the model and its blocks, and with them what stood there."""
+    case = FAMILIES["Flux"]
+    pipe = case.build()
     with Stg([LAYER]).apply(pipe):
         run(case, pipe)
-        cache_dit.enable_cache(pipe, cache_config=config(0.3))
-        try:
-            with pytest.raises(SkipError, match=r"cache-dit enabled.*enable it first, then apply"):
-                run(case, pipe)
-        finally:
-            del type(pipe)._is_cached
-            type(pipe).__call__ = type(pipe)._original_call
-            del type(pipe)._original_call
+        with cached(pipe, config(0.0)), pytest.raises(SkipError, match=r"was replaced: cache_dit.*after hooks, caches"):
+            run(case, pipe)
+    assert not any(isinstance(vars(module).get("forward"), Gate) for module in pipe.transformer.modules())
 
 
 def test_a_mask_of_steps_needs_a_skipped_pass_at_each():
