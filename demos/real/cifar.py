@@ -5,7 +5,7 @@
     python -m demos.real.cifar --report                     # the tables and the figure, of what is done so far
 
 Runs go in the order of `RUNS`. One that was stopped goes on from its last quarter of an epoch, in `runs/real-cifar`, or
-from what is committed in `demos/real/cifar`, whichever is further. There, below 2 MB in all: NAME.json, what was
+from what is committed in `demos/real/cifar`, whichever is further. There, below 2.4 MB in all: NAME.json, what was
 measured of a finished run; NAME.npz, its network, where others start from it; current.npz, the network in training as
 `--report` found it (16 bits a weight, and none of the optimiser's memory: that begins anew). Images are those of
 `../shared/data/cifar10`; the last 2,000 of the training part choose subsets of blocks, and figures are of the 10,000
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
@@ -83,6 +83,12 @@ RUNS = (
     Run("rnn", 6, (("supervised", 20), ("reinforce", 20)), gate="rnn", start="plain-38"),
     Run("rnn-fixed", 6, (("fixed", 40),), start="plain-38", like="rnn"),
 )
+
+
+def kept(run: Run, net: SkipNet) -> nn.Module:
+    """What is kept of a network: all, or what is not gates where these are not trained; they can be as large."""
+    gated = any(stage in ("supervised", "reinforce") for stage, _ in run.stages)
+    return net if gated else net.backbone
 
 
 @dataclass(frozen=True)
@@ -156,8 +162,10 @@ class Study:
         """A finished run's network, where others start from it."""
         if not self.finished(name):
             raise SystemExit(f"run {name} is needed first: python -m demos.real.cifar --runs {name}")
-        net = self.untrained(next(run for run in RUNS if run.name == name))
-        SmallState.read(self.home / f"{name}.npz").restore(net)
+        run = next(run for run in RUNS if run.name == name)
+        net = self.untrained(run)
+        net.gates.open_by(1.0)
+        SmallState.read(self.home / f"{name}.npz").restore(kept(run, net))
         return net.eval()
 
     def untrained(self, run: Run) -> SkipNet:
@@ -185,8 +193,8 @@ class Study:
                 net, self.train.dataset, self.config(run, at), out=self.folder(run, at), augment=augment,
                 decisions=decisions,
             )  # fmt: skip
-        network = SmallState.of(net.state_dict(), run.name)
-        network.restore(net)  # what is measured is what is kept
+        network = SmallState.of(kept(run, net).state_dict(), run.name)
+        network.restore(kept(run, net))  # what is measured is what is kept
         if any(run.name == other.start for other in RUNS):
             network.write(self.home / f"{run.name}.npz")
         write_json(self.home / f"{run.name}.json", self.measure(run, net, decisions))  # last: it says that it is done
@@ -219,18 +227,18 @@ class Study:
 
     def go_on(self, run: Run, net: SkipNet, decisions: Tensor | None) -> int:
         """The stage to begin with; where what is committed is further than the folder of work, that is put there."""
-        kept = SmallState.read(self.home / CURRENT) if (self.home / CURRENT).exists() else None
+        small = SmallState.read(self.home / CURRENT) if (self.home / CURRENT).exists() else None
         own = self.reached(run)
-        if kept is None or kept.run != run.name or (own is not None and own >= (kept.stage, kept.step)):
+        if small is None or small.run != run.name or (own is not None and own >= (small.stage, small.step)):
             return 0
-        kept.restore(net)
-        folder = self.folder(run, kept.stage)
+        small.restore(kept(run, net))
+        folder = self.folder(run, small.stage)
         shutil.rmtree(folder, ignore_errors=True)
         blocks = None if decisions is None else decisions.tolist()
-        state = TrainState(net, self.config(run, kept.stage), blocks, folder, resume=True, main=True)
-        state.step = kept.step
+        state = TrainState(net, self.config(run, small.stage), blocks, folder, resume=True, main=True)
+        state.step = small.step
         state.save()
-        return kept.stage
+        return small.stage
 
     def reached(self, run: Run) -> tuple[int, int] | None:
         """Stage and step of a run in the folder of work."""
@@ -246,9 +254,10 @@ class Study:
             return
         at, _ = self.reached(run) or (0, 0)
         found = torch.load(self.folder(run, at) / "state.pt", map_location="cpu", weights_only=True)
-        small = SmallState.of(found["net"], run.name, at, found["step"])
         net = self.untrained(run)
-        small.restore(net)
+        net.load_state_dict(found["net"])
+        small = SmallState.of(kept(run, net).state_dict(), run.name, at, found["step"])
+        small.restore(kept(run, net))
         mode = "hard" if run.stages[at][0] in ("supervised", "reinforce") else "open"
         decide = None if found["decisions"] is None else fixed_gates(torch.tensor(found["decisions"]))
         held = evaluate(net.eval(), normalised(self.validation.images), self.validation.labels, mode, decide)
@@ -366,7 +375,7 @@ def progress(result: dict[str, Any]) -> str:
     if now:
         held = now["validation"]
         lines.append(
-            f"In training: {now['run']}, {now['stage']}, {now['epochs']:.0f} of {now['of_epochs']} epochs: right on "
+            f"In training: {now['run']}, {now['stage']}, {now['epochs']:.1f} of {now['of_epochs']} epochs: right on "
             f"{now['training_accuracy_last_epoch']:.1%} of the augmented training images of the last epoch, on "
             f"{held['accuracy']:.1%} of the 2,000 validation images with {held['blocks']:.1f} blocks."
         )

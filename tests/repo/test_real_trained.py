@@ -120,6 +120,8 @@ def test_a_run_goes_on_from_what_is_committed(data, tmp_path, monkeypatch):
         assert torch.allclose(other.state_dict()[name].float(), value.float(), rtol=2**-8), name
     state = cifar.TrainState(elsewhere.build(run), elsewhere.config(run, 1), None, elsewhere.folder(run, 1), True, True)
     assert state.step == 2 and all(map(torch.equal, state.net.state_dict().values(), other.state_dict().values()))
+    plain = cifar.Run("plain", 6, (("dense", 1),))
+    assert cifar.kept(plain, other) is other.backbone, "gates that are not trained are not kept"
     with pytest.raises(SkipError, match="another network"):
         cifar.SmallState.read(home / cifar.CURRENT).restore(elsewhere.build(replace(run, blocks=3)))
 
