@@ -11,12 +11,14 @@ from skipguide.pipelines.guide.guide import Guide
 from skipguide.pipelines.nag.nag import AppliedNag, NormalizedAttentionGuidance
 from skipguide.pipelines.native.prefix_reuse import AppliedReuse, PrefixReuse
 from skipguide.pipelines.native.stats import ReuseStats
+from skipguide.pipelines.pass_schedule import PassSchedule, PassStep
 from skipguide.pipelines.presets import Preset, find_preset
 from skipguide.pipelines.registry.described import register_pipeline
 from skipguide.pipelines.registry.spec import PipelineSpec
 from skipguide.pipelines.sampling.ledger import GuidanceCost, GuidanceStats
 from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
 from skipguide.pipelines.tangential import AppliedTangential, TangentialAmplifyingGuidance
+from skipguide.pipelines.tuning.tune import TunedSchedule, tune
 
 if TYPE_CHECKING:
     from skipguide.pipelines.guider.skip_guider import SkipGuider
@@ -31,6 +33,8 @@ __all__ = [
     "GuidanceStats",
     "Guide",
     "NormalizedAttentionGuidance",
+    "PassSchedule",
+    "PassStep",
     "PipelineSpec",
     "PrefixReuse",
     "Preset",
@@ -39,10 +43,12 @@ __all__ = [
     "SkipGuider",
     "SpatiotemporalSkipGuidance",
     "TangentialAmplifyingGuidance",
+    "TunedSchedule",
     "bundled_pipeline",
     "calibrate",
     "find_preset",
     "register_pipeline",
+    "tune",
 ]
 
 

@@ -89,7 +89,14 @@ class Formula:
 
 
 _STG = Formula("stg", guidance.stg_direction)  # the paper's
-_SEGMENTED = Formula("segmented", guidance.stg_direction, needs_cfg=True, window=(0.0, 0.5))  # "stg" with a window
+_SEGMENTED = Formula(
+    "segmented",
+    guidance.stg_direction,
+    needs_cfg=True,
+    window=(0.0, 0.5),
+    limits={"schedule": (None,)},
+    reason="is a schedule by itself",
+)
 _UNCOND = Formula(
     "uncond",
     None,
@@ -100,6 +107,8 @@ _UNCOND = Formula(
         "groups": (None,),
         "rescale": (0,),
         "every": (1,),
+        "cfg_every": (1,),
+        "schedule": (None,),
         "apg": (None,),
         "apg_norm": (None,),
         "tail": ("separate", "auto"),
@@ -111,8 +120,9 @@ _WAN = Formula(
     guidance.wan_direction,
     place="uncond",
     needs_w=True,
-    limits={"apg": (None,), "apg_norm": (None,)},
-    reason="has no c of its own, and apg projects on c: use formula='stg'",
+    limits={"apg": (None,), "apg_norm": (None,), "cfg_every": (1,), "schedule": (None,)},
+    reason="skips in the unconditional pass, which has to run, and has no c of its own, and apg projects on c: use "
+    "formula='stg'",
 )
 
 FORMULAS: dict[str, Formula] = {formula.name: formula for formula in (_STG, _UNCOND, _WAN, _SEGMENTED)}

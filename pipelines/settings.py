@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, get_args
 
-from skipguide.config import JsonConfig, normalize_fields
+from skipguide.config import JsonConfig, as_whole, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.guidance import Over
 from skipguide.parts import Perturbation
 from skipguide.pipelines.formulas import Formula, find_formula
 from skipguide.pipelines.groups import Scale, SkipGroup, check_amount, check_layers, check_scale
+from skipguide.pipelines.pass_schedule import PassSchedule
 from skipguide.pipelines.presets import Preset
 from skipguide.pipelines.sampling.tail import TAILS, Tail
 from skipguide.plan import Part, check_stack
@@ -27,6 +28,9 @@ DEFAULTS: dict[str, Any] = {
     "stop": 1.0,
     "rescale": 0.0,
 }
+
+# What says which passes run at which step, and what it is where a `schedule` says that.
+WINDOWS: dict[str, Any] = {"start": None, "stop": None, "every": 1, "cfg_interval": None, "cfg_every": 1}
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class GuidanceSettings(JsonConfig):
     heads: Sequence[int] | Mapping[int, Sequence[int]] | None = None
     part_options: Mapping[str, Any] = field(default_factory=dict)
     guidance_scale: float | Timetable | None = None
+    cfg_every: int = 1
+    schedule: PassSchedule | None = None
 
     def __post_init__(self) -> None:
         """Check everything that does not need a model, and bring it into normal form."""
@@ -105,6 +111,8 @@ class GuidanceSettings(JsonConfig):
         for name in ("start", "stop", "every"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, getattr(window, name))
+        object.__setattr__(self, "cfg_every", as_whole("cfg_every", self.cfg_every))
+        self._check_schedule()
         check_score(self.score)
         given = {each.name: getattr(self, each.name) for each in fields(self)}
         self.rule.check(given | {name: value for name, value in DEFAULTS.items() if given[name] is None})
@@ -133,6 +141,21 @@ class GuidanceSettings(JsonConfig):
             raise SkipError(f"drop is a share of the blocks, above 0 and below 1; got {self.drop!r}")
         if self.apg_norm == 0:
             raise SkipError(f"apg_norm is a positive number, or None; got {self.apg_norm!r}")
+
+    def _check_schedule(self) -> None:
+        given: Any = self.schedule  # from JSON: plain data
+        if given is None:
+            return
+        schedule = given if isinstance(given, PassSchedule) else PassSchedule.from_dict(given)
+        object.__setattr__(self, "schedule", schedule)
+        if self.window != Schedule() or self.cfg_steps is not None:
+            raise SkipError(
+                f"schedule says what runs at each step: leave out start, stop, every, cfg_interval and cfg_every; got "
+                f"start={self.window.start:g}, stop={self.window.stop:g}, every={self.every}, "
+                f"cfg_interval={self.cfg_interval}, cfg_every={self.cfg_every}"
+            )
+        if schedule.blocks and self.tail != "separate":
+            raise SkipError(f"a schedule of blocks needs tail='separate'; got tail={self.tail!r}")
 
     def _check_interval(self) -> None:
         segmented = self.rule.window is not None
@@ -164,6 +187,23 @@ class GuidanceSettings(JsonConfig):
         return Schedule(start, stop, self.every)
 
     @property
+    def reuses_skip(self) -> bool:
+        """Whether some steps may use the last skip directions again."""
+        return self.every > 1 or (self.schedule is not None and self.schedule.reuses("skip"))
+
+    @property
+    def reuses_cfg(self) -> bool:
+        """Whether some steps may use the last difference c - u again."""
+        return self.cfg_every > 1 or (self.schedule is not None and self.schedule.reuses("cfg"))
+
+    @property
+    def cfg_steps(self) -> Schedule | None:
+        """The steps with CFG, of which every k-th computes u; None where the settings leave both to the pipeline."""
+        if self.cfg_interval is None and self.cfg_every == 1:
+            return None
+        return Schedule(*(self.cfg_interval or (0.0, 1.0)), self.cfg_every)
+
+    @property
     def group(self) -> SkipGroup:
         """The one group that these settings are, where `groups` says none. Its layers are not a mapping."""
         layers: Any = self.layers
@@ -185,6 +225,10 @@ class GuidanceSettings(JsonConfig):
         """Whether the model's preset stands for what is not said: where the user names no layers."""
         return self.layers is None and self.groups is None
 
+    def scheduled(self, schedule: PassSchedule) -> Self:
+        """These settings with a schedule in place of their windows and strides."""
+        return replace(self, schedule=schedule, **WINDOWS)
+
     @property
     def idle(self) -> bool:
         """Whether nothing is ever skipped, so that a model without a preset is no obstacle."""
@@ -202,7 +246,7 @@ class GuidanceSettings(JsonConfig):
             raise SkipError("presets count layers over all stacks: with stack, name the layers too")
         limits = find_formula(self.formula or preset.formula).limits
         names = ["scale", "part", "formula", "rescale", "guidance_scale"]
-        if self.start is None and self.stop is None:
+        if self.start is None and self.stop is None and self.schedule is None:
             names += ["start", "stop"]
         says = {name: getattr(preset, name) for name in names if getattr(self, name) is None}
         for name, value in says.items():

@@ -12,6 +12,7 @@ from skipguide.pipelines.applied import AppliedGuidance
 from skipguide.pipelines.calibration import auto_layers
 from skipguide.pipelines.conflicts import denoisers_of, refuse_conflicts
 from skipguide.pipelines.groups import SkipGroup
+from skipguide.pipelines.pass_schedule import PassSchedule
 from skipguide.pipelines.presets import find_preset, named_settings
 from skipguide.pipelines.registry.described import PipelineSpec, pipeline_spec
 from skipguide.pipelines.sampling.branch_parallel import group_of, refuse_cache
@@ -30,7 +31,7 @@ __all__ = ["AppliedGuidance", "SpatiotemporalSkipGuidance"]
 class SpatiotemporalSkipGuidance(GuidanceSettings):
     """Guide a diffusion pipeline away from its own prediction with some layers skipped.
 
-    Six arguments are what a person needs: `layers`, `scale`, `part`, `start`, `stop` and `rescale`. The other nineteen
+    Six arguments are what a person needs: `layers`, `scale`, `part`, `start`, `stop` and `rescale`. The other 21
     leave things as they are by default, and stand in groups under the six.
 
     With c, u, k the conditional, unconditional and skipped predictions, w the pipeline's CFG scale and s `scale`, every
@@ -80,6 +81,11 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
     What it costs:
         every: compute the skipped pass on every k-th step only and reuse the last difference in between: cheaper and
             approximate; `stats.reuse_error` says how far the reused differences were off when renewed.
+        cfg_every: run the unconditional pass on every k-th step of `cfg_interval` only; in between u is c less the last
+            difference c - u, at half of CFG's cost (approximate; `stats.cfg_reuse_error` says how far it was off).
+        schedule: a `PassSchedule`: for each of a fixed number of steps whether the unconditional and the skipped pass
+            run, are made of the last ones or are left out, and which blocks run. `skipguide.pipelines.tune` searches
+            one. It takes the place of `start`, `stop`, `every`, `cfg_interval` and `cfg_every`.
         prefix_reuse: run the skipped pass from the first skipped layer on only (exact at equal batch; equal to
             rounding where CFG is one batch).
         tail: from the first skipped block on, run the skipped rows in a pass of their own (`"separate"`), in one batch
@@ -134,7 +140,14 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
 
     # -- on a pipeline ------------------------------------------------------------------------------------------
 
-    def apply(self, pipe: Any, *, branch_parallel: Any = None, over_native: bool = False) -> AppliedGuidance:
+    def apply(
+        self,
+        pipe: Any,
+        *,
+        branch_parallel: Any = None,
+        over_native: bool = False,
+        schedule: PassSchedule | None = None,
+    ) -> AppliedGuidance:
         """Apply to a pipeline: from now on, and until `remove()` or the end of the `with` block, its calls are guided.
 
         Args:
@@ -144,6 +157,7 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
                 `skipguide.pipelines.sampling.branch_parallel`.
             over_native: guide on top of the pipeline's own skip guidance (LTX-2's STG, the skip layers of Stable
                 Diffusion 3). Without it, a call that makes such a pass is refused at the first one.
+            schedule: what runs at each step, in place of the windows and strides of the settings.
 
         Returns:
             A handle: context manager, `.remove()`, `.stats`, `.delivery`.
@@ -153,6 +167,9 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
                 a preset, scales for modalities that it does not predict, guidance that is already applied, or a cache
                 that would mix up the passes; with `branch_parallel`, for settings whose work cannot be shared.
         """
+        if schedule is not None:
+            same = self.scheduled(schedule)
+            return same.apply(pipe, branch_parallel=branch_parallel, over_native=over_native)
         spec = pipeline_spec(pipe)
         group = group_of(branch_parallel)
         names = self._denoisers(pipe, spec)
@@ -164,16 +181,16 @@ class SpatiotemporalSkipGuidance(GuidanceSettings):
                 "branch_parallel runs the skipped passes elsewhere: a formula inside the unconditional pass has none, "
                 f"and a batched tail has them in another; got formula={settings.formula!r}, tail={settings.tail!r}"
             )
+        if group is not None and settings.schedule is not None and settings.schedule.blocks:
+            raise SkipError("branch_parallel cannot share passes in which a schedule chooses the blocks")
         schedules = {name: settings._schedule(pipe, name) for name in names}
-        if is_running(pipe) and not all(
-            schedule.constant and schedule.times.cfg is None for schedule in schedules.values()
-        ):
+        if is_running(pipe) and not all(own.constant and not own.times.own_cfg for own in schedules.values()):
             raise SkipError(
                 "this guidance goes by the step, and steps are counted from the beginning of a call, which has passed: "
                 "apply it before calling the pipeline, with start=... for the step to begin at"
             )
-        for name, schedule in schedules.items():
-            cache = admit_cache(pipe, name, getattr(pipe, name), settings, schedule)
+        for name, own in schedules.items():
+            cache = admit_cache(pipe, name, getattr(pipe, name), settings, own)
             if group is not None:
                 refuse_cache(cache)
         applied = AppliedGuidance(settings, pipe, spec, schedules, group, over_native)

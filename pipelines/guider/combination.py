@@ -38,12 +38,13 @@ class Combination:
         self.stats = stats
         self.modality = modality
         self.directions: list[Tensor] | None = None
+        self.difference: Tensor | None = None  # c - u of the last step that computed it
         self._keys: tuple[str, ...] = ()
         self._checked: set[str] = set()
 
     def holds(self, keys: tuple[str, ...]) -> bool:
         """Whether the last directions may be used again; they are let go of if they are of other layers."""
-        if self._keys != keys:
+        if self._keys != keys and (keys or self.settings.schedule is None):
             self.directions = None
         return self.directions is not None
 
@@ -56,11 +57,11 @@ class Combination:
             plan: what holds at the step.
             w: the CFG scale.
             pred_cond: c.
-            pred_uncond: u; None on a step without CFG.
+            pred_uncond: u; None on a step without CFG, or where the last difference c - u is used again.
             skipped: k of every group; none where the last directions are used again.
         """
         settings, c = self.settings, widened(pred_cond)
-        u = None if pred_uncond is None else widened(pred_uncond)
+        u = self._uncond(plan, c, pred_uncond)
         if u is not None and settings.zero_star:
             u = guidance.zero_star_scale(u, c) * u
         y = c if u is None or w == 1 else guidance.cfg(u, c, w)
@@ -70,6 +71,17 @@ class Combination:
             plain = pred_uncond if plan.place == "uncond" and pred_uncond is not None else pred_cond
             self._renew(plan, plain, w, u, c, skipped)
         return guidance.rescale(y + self._delta(plan, c), c, plan.rescale, settings.rescale_over)
+
+    def _uncond(self, plan: StepPlan, c: Tensor, pred_uncond: Tensor | None) -> Tensor | None:
+        """u, wide: as it was computed, or of c and the last difference."""
+        if pred_uncond is None:
+            return None if self.difference is None or not plan.cfg else c - self.difference
+        u, old = widened(pred_uncond), self.difference
+        if self.settings.reuses_cfg:
+            self.difference = c - u
+            if old is not None:
+                self.stats.note_cfg_reuse(old, self.difference)
+        return u
 
     def _renew(
         self, plan: StepPlan, plain: Tensor, w: float, u: Tensor | None, c: Tensor, skipped: Sequence[Tensor]
@@ -84,7 +96,7 @@ class Combination:
         made = [direction(u, c, widened(k), w) for k in skipped]
         new = [guidance.apg(d, c, settings.apg, settings.apg_norm) for d in made]
         keys = tuple(each.key for each in plan.skipped)
-        if self.directions is not None and self._keys == keys and settings.every > 1:
+        if self.directions is not None and self._keys == keys and settings.reuses_skip:
             self.stats.note_reuse(self.directions, new)
         self.directions, self._keys = new, keys
 
@@ -94,6 +106,6 @@ class Combination:
             raise SkipError("the skipped predictions of this step are missing, or of another size than c")
         scales = [each.scale[self.modality] if isinstance(each.scale, dict) else each.scale for each in plan.skipped]
         delta, *others = (scale * d for scale, d in zip(scales, directions, strict=True))
-        if self.settings.every == 1:
+        if not self.settings.reuses_skip:
             self.directions = None
         return sum(others, start=delta)

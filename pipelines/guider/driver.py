@@ -51,7 +51,7 @@ class Driver:
         self.model = model
         self.stats = stats
         self.settings = settings
-        if settings.whole_preset:
+        if settings.whole_preset and groups:
             filled = replace(settings.filled(find_preset(model)), guidance_scale=None)
             if (filled.window, filled.rule) != (settings.window, settings.rule):
                 raise SkipError(
@@ -64,7 +64,7 @@ class Driver:
             replace(group, layers=find_preset(model).layers) if group.layers is None else group for group in groups
         ]
         self.schedule = GuidanceSchedule(self.settings, chosen, find_blocks(model))
-        self.passes = DenoiserPasses(model, settings.prefix_reuse, stats)
+        self.passes = DenoiserPasses(model, settings.prefix_reuse, stats, schedule=settings.schedule)
         self._begun = False  # whether a pass of this run was prepared
         self.skipped: tuple[SkippedPass, ...] = ()
         self._step: StepPasses | None = None
@@ -73,7 +73,7 @@ class Driver:
 
     # -- what the pipeline's loop announces ---------------------------------------------------------------------
 
-    def prepare(self, now: StepBatch, skipped: tuple[SkippedPass, ...]) -> None:
+    def prepare(self, now: StepBatch, skipped: tuple[SkippedPass, ...], step: int) -> None:
         """Note that the next call of the model is this pass. Gates are installed unless it is a plain one.
 
         A cache has a state for each branch, and answers for blocks that are to be counted: with one, a plain pass is
@@ -90,7 +90,9 @@ class Driver:
             self._begun = True
             self.passes.set_cache(cache)
         self.passes.branch = now.name
-        if (now.kind in ("capture", "weak") or cache is not None) and not self._standing:
+        self.passes.choices.begin(step)
+        every = cache is not None or self.passes.choices.installed  # what happens to blocks of plain passes too
+        if (every or now.kind in ("capture", "weak")) and not self._standing:
             self._begin()
 
     def finish(self, last: bool) -> None:
@@ -129,7 +131,7 @@ class Driver:
             over: whether the run is over: what a cache keeps of the skipped passes is forgotten then.
         """
         if over:
-            self.passes.states.forget()
+            self.passes.forget()
         if self._standing:
             self._standing = False
             end_everywhere(gate_of(self.model), self)

@@ -68,11 +68,13 @@ class ScaledGuider(BaseGuidance):
         Raises:
             SkipError: saying which.
         """
-        about_cfg = settings.rule.needs_cfg or settings.cfg_interval is not None or settings.zero_star
+        about_cfg = settings.rule.needs_cfg or settings.cfg_steps is not None or settings.zero_star
+        about_cfg = about_cfg or (settings.schedule is not None and settings.schedule.has_cfg)
         if about_cfg and not any(w + self._offset != 1 for w in amounts(self.guidance_scale, None)):
             raise SkipError(
-                f"formula={settings.formula!r}, cfg_interval={settings.cfg_interval} or zero_star={settings.zero_star} "
-                f"is about the unconditional pass, and there is none: guidance_scale={self.guidance_scale} is no CFG"
+                f"formula={settings.formula!r}, cfg_interval={settings.cfg_interval}, cfg_every={settings.cfg_every} "
+                f"or zero_star={settings.zero_star} is about the unconditional pass, and there is none: "
+                f"guidance_scale={self.guidance_scale} is no CFG"
             )
 
     @property

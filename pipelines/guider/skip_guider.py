@@ -22,11 +22,12 @@ from skipguide.pipelines.guider.driver import Driver
 from skipguide.pipelines.guider.one_thread import this_thread
 from skipguide.pipelines.guider.scales import ScaledGuider, plain
 from skipguide.pipelines.guider.step_batches import StepBatch, abandon, live_groups, step_batches
+from skipguide.pipelines.pass_schedule import PassSchedule
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.modalities import check_modalities
 from skipguide.pipelines.sampling.predictions import widened
-from skipguide.pipelines.sampling.schedule import StepPlan, StepTimes
+from skipguide.pipelines.sampling.schedule import StepOutline, StepPlan, StepTimes
 from skipguide.pipelines.stg import SpatiotemporalSkipGuidance
 from skipguide.schedule import Timetable
 
@@ -72,6 +73,8 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
         strength: as in `SpatiotemporalSkipGuidance`.
         heads: likewise.
         part_options: likewise.
+        cfg_every: likewise.
+        schedule: likewise.
 
     Attributes:
         stats: passes and blocks of all runs so far, as of `SpatiotemporalSkipGuidance`.
@@ -117,6 +120,8 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
         strength: float = 1.0,
         heads: Sequence[int] | Mapping[Any, Sequence[int]] | None = None,
         part_options: Mapping[str, Any] | None = None,
+        cfg_every: int = 1,
+        schedule: PassSchedule | Mapping[str, Any] | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__", *_OWN)}
         self.settings = SpatiotemporalSkipGuidance(**given)
@@ -203,17 +208,20 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
         self._check_cfg(self.settings)
         keys, combinations = tuple(each.key for each in self._step_plan().skipped), self._combinations.values()
         held = [each.holds(keys) for each in combinations]
-        outline = self._times.at(step, steps, cfg=self._most_conditions == 2)
-        if not self._enabled:
-            outline = replace(outline, groups=())
+        outline = self._outline() if self._enabled else replace(self._outline(), groups=())
         apart = (StepBatch("pred_cond_modality"),) if self._isolates(self._fraction) else ()
-        return (*step_batches(outline, held=bool(held) and all(held)), *apart)
+        again = [each.difference is not None for each in combinations]
+        batches = step_batches(outline, held=bool(held) and all(held), difference=bool(again) and all(again))
+        return (*batches, *apart)
+
+    def _outline(self) -> StepOutline:
+        return self._times.at(self._step, self._num_inference_steps, cfg=self._most_conditions == 2)
 
     def _step_plan(self, driver: Driver | None = None) -> StepPlan:
         """What holds at this step on a model (the last one that was called); nothing where guidance is switched off."""
         driver = driver or next(reversed(self._drivers), None)
         if driver is None or not self._enabled:
-            return StepPlan()
+            return StepPlan(cfg=self._enabled and self._outline().cfg)
         return driver.schedule.at(self._step, self._num_inference_steps, cfg=self._most_conditions == 2)
 
     # -- the protocol of diffusers ------------------------------------------------------------------------------
@@ -262,9 +270,9 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
             )
         now = self._passes[self._count_prepared]
         self._count_prepared += 1
-        if self._live:
+        if self._live or (self.settings.schedule is not None and self.settings.schedule.blocks):
             self._driver = driver = self._driver_of(denoiser)
-            driver.prepare(now, self._step_plan(driver).skipped)
+            driver.prepare(now, self._step_plan(driver).skipped, self._step)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
         """The denoiser was called. After the last skipped pass of the step its gates are removed."""
@@ -296,7 +304,7 @@ class SkipGuider(ScaledGuider, BaseGuidance):  # a saved pipeline is loaded by t
             raise SkipError(f"expected the predictions {wanted}; got {list(found)}: {_BOTH_PLACES}")
         self._modality = modality_of(data[0])
         if self._drivers and self.num_conditions < self._most_conditions and self._left == self._places:
-            self._drivers[-1].passes.enter(1, ran=0, passes=0)  # the pass that cfg_interval saved
+            self._drivers[-1].passes.enter(1, ran=0, passes=0)  # the pass that was saved
         self._left = self._left - 1 if self._modality else 0
         over = self._step + 1 >= self._num_inference_steps
         try:

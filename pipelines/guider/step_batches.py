@@ -31,18 +31,20 @@ class StepBatch:
     group: int = 0
 
 
-def step_batches(outline: StepOutline, *, held: bool) -> tuple[StepBatch, ...]:
+def step_batches(outline: StepOutline, *, held: bool, difference: bool = False) -> tuple[StepBatch, ...]:
     """The calls of a step, in an order that lets go of the activations as early as possible.
 
     Args:
         outline: what holds at the step.
         held: whether the directions of an earlier step may be used again.
+        difference: whether its c - u may be.
 
     Example:
         >>> [[each.name for each in step_batches(StepOutline(groups, True), held=False)] for groups in ((), (0,))]
         [['pred_cond', 'pred_uncond'], ['pred_cond', 'pred_cond_skip', 'pred_uncond']]
     """
-    cond, uncond = StepBatch("pred_cond"), [StepBatch("pred_uncond", 1)] if outline.cfg else []
+    runs = outline.cfg and (outline.cfg_fresh or not difference)
+    cond, uncond = StepBatch("pred_cond"), [StepBatch("pred_uncond", 1)] if runs else []
     if outline.skips_inside:
         return cond, StepBatch("pred_uncond", 1, "weak")
     if not outline.groups or (held and not outline.fresh):

@@ -23,13 +23,16 @@ from skipguide.pipelines.sampling.branch_parallel import BranchParallelPasses
 from skipguide.pipelines.sampling.caches import admit_cache
 from skipguide.pipelines.sampling.call_stack import is_called_by, is_running
 from skipguide.pipelines.sampling.delivery import Delivery
+from skipguide.pipelines.sampling.directions import Directions
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
+from skipguide.pipelines.sampling.kept_variances import KeptVariances
+from skipguide.pipelines.sampling.last_difference import LastDifference
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.lost_root import RootNotice
 from skipguide.pipelines.sampling.native_pass import NativePass
 from skipguide.pipelines.sampling.passes import DenoiserPasses
 from skipguide.pipelines.sampling.pipeline_call import PipelineCall
-from skipguide.pipelines.sampling.predictions import check_effect, first, widened, with_first
+from skipguide.pipelines.sampling.predictions import first, with_first
 from skipguide.pipelines.sampling.row_inputs import half_of
 from skipguide.pipelines.sampling.schedule import GuidanceSchedule, StepPlan
 from skipguide.pipelines.sampling.step_passes import Skipped, StepPasses
@@ -64,22 +67,24 @@ class Interceptor:
         self.state = state
         self.stats = stats
         # a guidance that never acts touches no block: only the model's own gate is installed, to count the passes
-        own_cfg = schedule.times.cfg is not None or settings.zero_star or settings.guidance_scale is not None
+        own_cfg = schedule.times.own_cfg or settings.zero_star or settings.guidance_scale is not None
         self.works = bool(schedule.groups) or own_cfg
         reuse, touch = settings.prefix_reuse, self.works
         self.passes: DenoiserPasses
         if group is None:
-            self.passes = DenoiserPasses(self.model, reuse, stats, touch, settings.tail)
+            self.passes = DenoiserPasses(self.model, reuse, stats, touch, settings.tail, settings.schedule)
         else:
             self.passes = BranchParallelPasses(self.model, reuse, stats, touch, group)
         self._untraced = untraced(Interceptor._handle)  # of a denoiser that is wrapped by torch.compile from now on
         self.notice = RootNotice(self.model, self.passes.bare.map[0].module)
         self.delivery = Delivery(settings, pipe, spec, denoiser, state, stats)
+        self.outputs = KeptVariances() if spec.variances else self.delivery.outputs
         self.watch = FiniteWatch() if watch is None else watch
+        self.directions = Directions(settings, denoiser, self.delivery, state, stats, self.watch)
+        self.difference = LastDifference(denoiser, settings.reuses_cfg, state, stats)
         self.step_plan = StepPlan()
         self.handle: Any = None  # what the user was given: it can be had back from here
         self._met: Any = None  # timesteps of the pipeline call whose cache and number of steps were checked
-        self._shape: tuple[int, ...] = ()  # of the video in this call: some pipelines work on a part of its frames
 
     # -- installation -------------------------------------------------------------------------------------------
 
@@ -113,7 +118,7 @@ class Interceptor:
         self.state.refuse_other_threads(self.pipe)
         if self.schedule.groups:
             self.native.meet(kwargs)
-        outputs = self.delivery.outputs if self.works else None
+        outputs = self.outputs if self.works else None
         guide = self._passive if self.spec.is_passive(kwargs) else self._guided
         if outputs is None:
             return guide(call, args, kwargs)
@@ -136,7 +141,7 @@ class Interceptor:
                 return call(*args, **kwargs)
             state = self.state
             self.watch.begin(state.timesteps)
-            self._shape = tuple(getattr(kwargs.get("hidden_states"), "shape", ())[1:])
+            state.shape = tuple(getattr(kwargs.get("hidden_states"), "shape", ())[1:])
             if state.timesteps is not self._met:  # a cache can come and go between calls
                 self._met = state.timesteps
                 self.schedule.refuse_idle(state.steps)
@@ -149,6 +154,7 @@ class Interceptor:
             sigma = state.sigma(self.pipe) if self.schedule.needs_sigma else None
             self.step_plan = self.schedule.at(state.step, state.steps, sigma, cfg=branch != "only")
             self.delivery.now = self.step_plan
+            self.passes.choices.begin(state.step)
             if branch == "only" or (branch == "cond" and state.lone_cond):
                 self._refuse_without_cfg()
             swapped = branch == "both" and self.spec.cond_first
@@ -157,6 +163,9 @@ class Interceptor:
             if state.step == state.steps - 1 and (branch != "cond" or self.delivery.w() is None):
                 self.watch.settle()
                 self.delivery.rounding.settle()
+                if branch != "cond":
+                    self.passes.forget()
+                    state.difference = None
             return out
         except BaseException:
             self.passes.fail()
@@ -176,6 +185,8 @@ class Interceptor:
         what = {
             f"formula={settings.formula!r} is about the unconditional pass": self.rule.needs_cfg,
             "cfg_interval says where the unconditional pass is used": settings.cfg_interval is not None,
+            "cfg_every says where it is run": settings.cfg_every > 1,
+            "schedule has CFG at some step": settings.schedule is not None and settings.schedule.has_cfg,
             "zero_star scales the unconditional prediction": settings.zero_star,
             "guidance_scale is a scale of CFG": settings.guidance_scale is not None,
         }
@@ -195,20 +206,27 @@ class Interceptor:
             y = self._without_cfg(first(out), self._skipped(step, call, mine, rows, half))
             state.extra = y - first(out) if self.spec.passive else None
             return with_first(out, torch.cat([y, y]))
-        step = self._prepared(half)
+        step, reused = self._prepared(half), self._reuses_difference(half)
         rows = slice(0, half) if plan.place == "uncond" else conditional
-        if plan.skips_inside:
-            out = passes.skipped_inside(plan.skipped[0].plan, half, call, args, kwargs, half)
+        if reused:
+            (args, kwargs), rows, batch = passes.rows(args, kwargs, conditional, batch), slice(0, half), half
+            out = passes.plain(call, args, kwargs, half, step=step, rows=rows, counted=2, ran=1)
+            u, c = self.difference.uncond(first(out)), first(out)
         else:
-            out = passes.plain(call, args, kwargs, half, step=step, rows=rows, counted=2)
-        both = first(out)
-        u, c = self.delivery.scaled(both[:half], both[half:]), both[half:]
+            if plan.skips_inside:
+                out = passes.skipped_inside(plan.skipped[0].plan, half, call, args, kwargs, half)
+            else:
+                out = passes.plain(call, args, kwargs, half, step=step, rows=rows, counted=2)
+            u, c = first(out).split(half)
+            self.difference.keep(u, c)
+        u = self.delivery.scaled(u, c)
         if not plan.skipped or plan.skips_inside:
             if plan.w is not None:
                 return with_first(out, torch.cat(self.delivery.both(u, c, None, state)))
-            return with_first(out, torch.cat(self.delivery.branches(u, c))) if self.settings.zero_star else out
+            own = self.settings.zero_star or reused
+            return with_first(out, torch.cat(self.delivery.branches(u, c))) if own else out
         mine = passes.rows(args, kwargs, rows, batch) if step is not None else (args, kwargs)
-        delta = self._delta(u, c, self._skipped(step, call, mine, rows, batch))
+        delta = self.directions.delta(plan, u, c, self._skipped(step, call, mine, rows, batch))
         if self.delivery.mode() == "shift":
             return with_first(out, torch.cat(self.delivery.both_shifted(u, c, delta, state)))
         return with_first(out, torch.cat(self.delivery.both(u, c, delta, state)))
@@ -232,7 +250,7 @@ class Interceptor:
         waits = self.rule.waits_for_uncond and w is not None
         if plan.cfg and (not plan.skipped or plan.skips_inside or (waits and plan.place == "uncond")):
             out = self.passes.plain(call, args, kwargs, batch)  # what is skipped follows with u
-            state.cond = first(out)
+            state.cond, state.held = first(out), self._held(out)
             return out
         step, rows = self._prepared(batch), slice(0, batch)
         out = self.passes.plain(call, args, kwargs, batch, step=step, rows=rows)
@@ -240,11 +258,11 @@ class Interceptor:
         if not plan.cfg:  # the unconditional call will be answered with the same
             state.held = with_first(out, self._without_cfg(c, skipped))
             return state.held
-        state.cond = c
+        state.cond, state.held = c, self._held(out)
         if waits:
             state.skipped = skipped
             return out
-        state.delta = self._delta(None, c, skipped)
+        state.delta = self.directions.delta(plan, None, c, skipped)
         if self.delivery.mode() == "shift":
             return with_first(out, self.delivery.shifted(c, state.delta))
         # if an unconditional call follows although w is not known, `need_w` refuses it
@@ -264,18 +282,23 @@ class Interceptor:
             )
         rows, here = slice(0, batch), plan.place == "uncond"
         step = self._prepared(batch) if here else None
-        if plan.skips_inside:
+        if held is not None:
+            self.passes.enter(1, ran=0, passes=0)
+            out = with_first(held, self.difference.uncond(c))
+        elif plan.skips_inside:
             out = self.passes.skipped_inside(plan.skipped[0].plan, 0, call, args, kwargs, batch, counted=1)
         else:
             out = self.passes.plain(call, args, kwargs, batch, step=step, rows=rows)
+            self.difference.keep(first(out), c)
         u, state.cond = self.delivery.scaled(first(out), c), None
         if not plan.skipped or plan.skips_inside:
             if plan.w is not None:
                 return with_first(out, self.delivery.solved(u, c, None, state))
-            return with_first(out, self.delivery.delivered(u, c)) if self.settings.zero_star else out
+            own = self.settings.zero_star or held is not None
+            return with_first(out, self.delivery.delivered(u, c)) if own else out
         if self.rule.waits_for_uncond:
             skipped = self._skipped(step, call, (args, kwargs), rows, batch) if here else state.skipped
-            state.delta, state.skipped = self._delta(u, c, skipped), None
+            state.delta, state.skipped = self.directions.delta(plan, u, c, skipped), None
         assert state.delta is not None
         delta, state.delta = state.delta, None
         if self.delivery.mode() == "shift":
@@ -286,25 +309,26 @@ class Interceptor:
 
     # -- what guidance adds -------------------------------------------------------------------------------------
 
+    def _reuses_difference(self, clips: int) -> bool:
+        """Whether u of this step is made of c and the last difference."""
+        return self.step_plan.cfg and not self.step_plan.cfg_fresh and self.difference.holds(clips)
+
+    def _held(self, out: Any) -> Any:
+        """What the answer to the unconditional call will be made of; None where that call runs."""
+        return out if self._reuses_difference(len(first(out))) else None
+
     def _without_cfg(self, c: Tensor, skipped: Skipped | None) -> Tensor:
         """The prediction of a step without CFG."""
         if not self.step_plan.skipped:
             return c
-        return self.delivery.without_cfg(c, self._delta(None, c, skipped))
+        return self.delivery.without_cfg(c, self.directions.delta(self.step_plan, None, c, skipped))
 
     def _prepared(self, clips: int) -> StepPasses | None:
         """The skipped passes of this step; None if there are none, or the last directions are used again."""
-        state, plan = self.state, self.step_plan
-        if not plan.skipped or plan.skips_inside:
-            state.directions = None
-            return None
-        old = state.directions
-        if old is not None and state.keys == self._keys() and len(old[0]) == clips and not plan.fresh:
+        plan = self.step_plan
+        if self.directions.held(plan, clips) or not plan.skipped or plan.skips_inside:
             return None
         return self.passes.prepared([each.plan for each in plan.skipped])
-
-    def _keys(self) -> tuple[str, ...]:
-        return (self.denoiser, str(self._shape), *(each.key for each in self.step_plan.skipped))
 
     def _skipped(self, step: StepPasses | None, call: Call, mine: Any, rows: slice, batch: int) -> Skipped | None:
         """The skipped predictions of this step; None where the last directions are used again."""
@@ -312,36 +336,3 @@ class Interceptor:
             return None
         args, kwargs = mine
         return self.passes.skipped(step, call, args, kwargs, rows, batch)
-
-    def _delta(self, u: Tensor | None, c: Tensor, skipped: Skipped | None) -> Tensor:
-        """What guidance adds to every branch of this step: the directions, made anew or used again, times the scales.
-
-        Args:
-            u: the unconditional prediction; None on a step without CFG, or where the direction does not need it.
-            c: the conditional prediction.
-            skipped: the skipped ones; None uses the last directions again.
-        """
-        state, plan, settings, rule = self.state, self.step_plan, self.settings, self.rule
-        if skipped is not None:
-            assert rule.direction is not None
-            w = self.delivery.cfg_scale() if rule.needs_w and u is not None else 1.0
-            wide = None if u is None else widened(u), widened(c)
-            directions = [rule.direction(*wide, skipped[each.plan], w) for each in plan.skipped]
-            new = [self.delivery.projected(d, c) for d in directions]
-            plain = u if plan.place == "uncond" and u is not None else c
-            self.watch.see("plain", plain, state.step)
-            for each in plan.skipped:
-                self.watch.see("skipped", skipped[each.plan], state.step)
-                if each.key not in state.checked:
-                    check_effect(plain, skipped[each.plan], each.plan)
-                    state.checked.add(each.key)
-            if state.directions is not None and state.keys == self._keys() and settings.every > 1:
-                self.stats.note_reuse(state.directions, new)
-            state.directions, state.keys = new, self._keys()
-        assert state.directions is not None
-        spread = self.delivery.modalities.spread
-        delta, *others = (spread(each.scale) * d for each, d in zip(plan.skipped, state.directions, strict=True))
-        delta = sum(others, start=delta)
-        if settings.every == 1:
-            state.directions = None
-        return delta

@@ -25,6 +25,8 @@ class GuidanceStats:
         reuse_error: with `every` above 1, how far the difference that had been used again was from the new one when
             that was computed, relative to its norm, averaged; None if that was never seen.
         renewals: how many times it was.
+        cfg_reuse_error: the same of the difference c - u, with `cfg_every`.
+        cfg_renewals: how many times it was.
         rounding: with a denoiser in half precision, how far the guidance's term was moved by rounding what was
             delivered, relative to its norm and averaged over the guided steps of whole runs; None where nothing is
             rounded (a wider denoiser, a loop that takes float32) or the pipeline does not tell its CFG scale.
@@ -46,6 +48,8 @@ class GuidanceStats:
     rank: int = 0
     ranks: int = 1
     blocks_cached: int = 0
+    cfg_reuse_error: float | None = None
+    cfg_renewals: int = 0
 
     @property
     def blocks_skipped(self) -> int:
@@ -54,10 +58,14 @@ class GuidanceStats:
 
     def note_reuse(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
         """Measure what `every` cost in accuracy, at a step that has both the last difference and a new one."""
-        errors = [float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in zip(old, new, strict=True)]
-        total = (self.reuse_error or 0.0) * self.renewals + sum(errors) / len(errors)
+        errors = [_error(a, b) for a, b in zip(old, new, strict=True)]
+        self.reuse_error = _mean(self.reuse_error, self.renewals, sum(errors) / len(errors))
         self.renewals += 1
-        self.reuse_error = total / self.renewals
+
+    def note_cfg_reuse(self, old: Tensor, new: Tensor) -> None:
+        """Measure what `cfg_every` cost in accuracy, likewise."""
+        self.cfg_reuse_error = _mean(self.cfg_reuse_error, self.cfg_renewals, _error(old, new))
+        self.cfg_renewals += 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -75,7 +83,17 @@ class GuidanceStats:
             + (f", {self.batched} passes with skipped rows in the batch" if self.batched else "")
             + (f", rounding moves its term by {self.rounding:.1%}" if self.rounding is not None else "")
             + (f", differences used again {self.reuse_error:.0%} off when renewed" if self.renewals else "")
+            + (f", c - u used again {self.cfg_reuse_error:.0%} off when renewed" if self.cfg_renewals else "")
         )
+
+
+def _error(old: Tensor, new: Tensor) -> float:
+    return float((old - new).norm() / new.norm().clamp_min(1e-30))
+
+
+def _mean(before: float | None, count: int, value: float) -> float:
+    """A mean with one value more."""
+    return ((before or 0.0) * count + value) / (count + 1)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from skipguide.gate import Installation, gate_of
 from skipguide.hosts.branch_states import BranchStates, states_of
 from skipguide.hosts.diffusers_caches import reach_of
 from skipguide.hosts.wrappers import unwrap
+from skipguide.pipelines.pass_schedule import PassSchedule
+from skipguide.pipelines.sampling.block_choices import choices_of
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.missing_blocks import BlockCount
 from skipguide.pipelines.sampling.predictions import first
@@ -39,10 +41,17 @@ class DenoiserPasses:
         stats: the ledger.
         touch: False leaves every block as it is and only lets the model's own gate listen.
         tail: whether skipped passes run with the plain one (see `skipguide.pipelines.sampling.tail`).
+        schedule: where it says so, not every block of a pass runs.
     """
 
     def __init__(
-        self, model: nn.Module, reuse: bool, stats: GuidanceStats, touch: bool = True, tail: Tail = "separate"
+        self,
+        model: nn.Module,
+        reuse: bool,
+        stats: GuidanceStats,
+        touch: bool = True,
+        tail: Tail = "separate",
+        schedule: PassSchedule | None = None,
     ) -> None:
         self.model = model
         self.reuse = reuse
@@ -57,6 +66,7 @@ class DenoiserPasses:
         self.reach = NO_REACH
         self.states: BranchStates = states_of(model, None)
         self.branch = "only"  # of the pipeline's call that is running
+        self.choices = choices_of(model, schedule)
         self._arguments = Arguments(unwrap(model))
         self._prepared: OrderedDict[tuple[SkipPlan, ...], StepPasses] = OrderedDict()
         self._in_rows: dict[tuple[SkipPlan, int], Skipper] = {}
@@ -68,7 +78,8 @@ class DenoiserPasses:
     def set_cache(self, cache: str | None) -> None:
         """Say which cache is on the model, or None, when a run begins: what it keeps of the last one is forgotten."""
         self.cache = cache
-        self.states.forget()
+        self.forget()
+        self.choices.refuse_unseen(self.count.unseen)
         self.states = states_of(self.model, cache)
         if cache is not None:
             self.states.reset()
@@ -84,14 +95,14 @@ class DenoiserPasses:
     def install(self) -> None:
         """Put the gates in place."""
         if self.touch:
-            self._install(self.bare)
+            self._install(self.bare, *self.choices.installed)
         else:
             self._listening.install()
 
     def remove(self) -> None:
         """Take everything away again."""
         self.clear()
-        self.states.forget()
+        self.forget()
         while self._installed:
             self._installed[-1].remove()
             self._installed.pop()
@@ -117,7 +128,7 @@ class DenoiserPasses:
         """Put back what `pause` took away; the first time, install."""
         self.count.renew()
         try:
-            waiting, self._paused = self._paused[::-1] or [self.bare], []
+            waiting, self._paused = self._paused[::-1] or [self.bare, *self.choices.installed], []
             self._install(*waiting)
         except BaseException:
             self.remove()
@@ -143,9 +154,15 @@ class DenoiserPasses:
         for step in self._prepared.values():
             step.clear()
 
+    def forget(self) -> None:
+        """Let go of what was kept for later steps."""
+        self.states.forget()
+        self.choices.forget()
+
     def fail(self) -> None:
         """Let go of everything that the run has left: it is over."""
         self.clear()
+        self.forget()
         self.states.reset()
 
     def prepared(self, plans: Sequence[SkipPlan]) -> StepPasses:
@@ -303,19 +320,23 @@ class DenoiserPasses:
     ) -> Any:
         rows, what = skipper.stats.rows, "a pass of the pipeline" if counted else "a skipped pass"
         before, alone = sum(map(rows.get, self._names, _ZEROS)), self.cache is None and not active_plans()
+        # the branches whose rows these are: where the pipeline asks for both, the second alone can be computed
+        both = not branch and self.branch == "both"
+        mine = ("uncond", "cond")[-(planned // self.blocks) :] if both else (branch or self.branch,)
         try:
-            with self.states.branch(branch or self.branch), skipper.running():
+            with self.states.branch(branch or self.branch), self.choices.running(mine), skipper.running():
                 out = call(*args, **kwargs)
         except Exception as error:
             if alone and not counted:
                 self.count.refuse_failure(error, sum(map(rows.get, self._names, _ZEROS)) - before, planned)
             raise
         ran = sum(map(rows.get, self._names, _ZEROS)) - before  # of whole blocks: a sublayer has an entry of its own
-        if alone and ran < planned * clips:  # neither a cache nor a plan of somebody else's leaves blocks out
+        answered = self.choices.answered
+        if alone and ran + answered < planned * clips:  # neither a cache nor somebody else's plan leaves blocks out
             self.count.refuse(ran // clips, planned, what)
         # in a compiled graph nothing is counted, so the planned number stands for it; a cache may really run no block
         answers = self.cache is not None and not self.count.unseen
-        run = ran // clips if ran or answers else planned
+        run = ran // clips if ran or answers or answered else planned
         self.stats.blocks_cached += max(planned - run, 0) if answers else 0
         self.enter(counted, run)
         return out

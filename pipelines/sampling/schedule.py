@@ -41,6 +41,7 @@ class StepOutline:
         groups: numbers of the groups that are skipped, a pass each; none without skip guidance.
         fresh: whether their passes are run at this step (`every`), or the last directions are used again.
         cfg: whether the unconditional prediction is used.
+        cfg_fresh: whether its pass is run at this step (`cfg_every`), or u is c less the last difference c - u.
         place: where the skipped passes run, as `Formula.place` says; `"cond"` on a step without CFG.
         rescale: how far the deviation of the result is brought towards that of c; 0 without skip guidance.
         w: the CFG scale, where the settings say one; None is the pipeline's.
@@ -49,6 +50,7 @@ class StepOutline:
     groups: tuple[int, ...] = ()
     fresh: bool = False
     cfg: bool = True
+    cfg_fresh: bool = True
     place: Place = "cond"
     rescale: float = 0.0
     w: float | None = None
@@ -81,7 +83,8 @@ class StepTimes:
     def __init__(self, settings: GuidanceSettings, groups: Sequence[SkipGroup]) -> None:
         self.groups = tuple(groups)
         self.skips = settings.window
-        self.cfg = Schedule(*settings.cfg_interval) if settings.cfg_interval is not None else None
+        self.cfg = settings.cfg_steps
+        self.passes = settings.schedule
         self.rule = settings.rule
         self.rescale, self.w = settings.rescale or 0.0, settings.guidance_scale
 
@@ -92,25 +95,36 @@ class StepTimes:
         return (*own, *(table for group in self.groups for table in group.tables))
 
     @property
+    def own_cfg(self) -> bool:
+        """Whether the settings say where the unconditional pass runs."""
+        return self.cfg is not None or self.passes is not None
+
+    @property
     def leaves_uncond_out(self) -> str:
         """The setting for which some steps of a run with CFG have no unconditional pass; empty without one."""
+        if self.passes is not None:
+            return "schedule"
         if self.cfg is not None:
-            return "cfg_interval"
+            return "cfg_interval" if self.cfg.every == 1 else "cfg_every"
         return "guidance_scale, which is 1 at some step," if 1 in values_of(self.w) else ""
 
     def at(self, step: int, steps: int, sigma: float | None = None, *, cfg: bool = True) -> StepOutline:
         """What holds at step `step` (from 0) of `steps`; `cfg` is whether the run has CFG at all."""
         fraction = step / max(steps, 1)
-        cfg = cfg and (self.cfg is None or self.cfg.contains(fraction))
+        said = None if self.passes is None else self.passes.at(step, steps)
+        cfg = cfg and (said.cfg != "off" if said is not None else self.cfg is None or self.cfg.contains(fraction))
         w = value_at(self.w, fraction, sigma) if cfg else None
         cfg, w = (cfg, w) if w != 1 else (False, None)  # nothing of u is in it
+        renewed = said.cfg == "on" if said is not None else self.cfg is None or not cfg or self.cfg.fresh(step, steps)
         rule = self.rule
         shut_out = rule.window is not None if cfg else rule.in_place_of_uncond
-        if shut_out or not self.skips.active(step, steps):
-            return StepOutline(cfg=cfg, w=w)
+        if shut_out or (said is not None and said.skip == "off") or not self.skips.active(step, steps):
+            return StepOutline(cfg=cfg, cfg_fresh=renewed, w=w)
         live = tuple(number for number, group in enumerate(self.groups) if group.acts_at(fraction, sigma))
         amount = value_at(self.rescale, fraction, sigma) if live else 0.0
-        return StepOutline(live, self.skips.fresh(step, steps), cfg, rule.place if cfg else "cond", amount, w)
+        place: Place = rule.place if cfg else "cond"
+        fresh = said.skip == "on" if said is not None else self.skips.fresh(step, steps)
+        return StepOutline(live, fresh, cfg, renewed, place, amount, w)
 
 
 class GuidanceSchedule:
@@ -139,7 +153,8 @@ class GuidanceSchedule:
     def constant(self) -> bool:
         """Whether the same blocks are skipped at every step, with a pass each time."""
         stochastic = any(group.layers == "stochastic" for group in self.groups)
-        return self.settings.window == Schedule() and not self.times.tables and not stochastic
+        settings = self.settings
+        return settings.window == Schedule() and settings.schedule is None and not self.times.tables and not stochastic
 
     def removes(self, index: int) -> bool:
         """Whether some step may leave out the whole block `index`."""
@@ -164,7 +179,7 @@ class GuidanceSchedule:
         Raises:
             SkipError: if the windows and timetables leave no step.
         """
-        if not self.groups or self.needs_sigma:
+        if not self.groups or self.needs_sigma or self.times.passes is not None:
             return
         settings, window = self.settings, self.settings.window
         if not any(self.times.at(step, steps).groups for step in range(steps)):

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from skipguide.errors import SkipError
 from skipguide.parts import PARTS
 from skipguide.pipelines.formulas import FORMULAS
+from skipguide.pipelines.pass_schedule import PassSchedule
 
 BUNDLED = "tiny-t2v"
 CHOSEN = ("auto", "stochastic")
@@ -19,7 +21,7 @@ PRESETS = ("frugal",)  # skipguide.pipelines.presets.NAMED, without its imports
 TAILS = ("separate", "batched", "auto")
 GUIDANCE_FLAGS = (
     *("layers", "scale", "part", "strength", "heads", "part_options", "formula", "rescale"),
-    *("start", "stop", "every", "cfg_interval", "tail", "preset"),
+    *("start", "stop", "every", "cfg_interval", "cfg_every", "schedule", "tail", "preset"),
 )
 
 
@@ -236,6 +238,28 @@ def add_guidance(parser: argparse.ArgumentParser, *, layers: bool = True) -> Non
         type=number(float, 0, 1),
         help="classifier-free guidance in these steps only, as fractions; elsewhere one pass instead of two",
     )
+    group.add_argument(
+        "--cfg-every",
+        metavar="N",
+        type=number(int, 1),
+        help="run the unconditional pass every so many steps, and use its last difference in between (default: 1)",
+    )
+    group.add_argument(
+        "--schedule",
+        metavar="FILE",
+        type=schedule_file,
+        help="what runs at each step, as `skipguide tune` writes it; also says how many steps there are",
+    )
+
+
+def schedule_file(text: str) -> dict[str, Any]:
+    """A type for argparse: the `PassSchedule` in a file, as plain data."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    try:
+        return PassSchedule.load_json(text).to_dict()
+    except SkipError as error:  # which argparse would take for a word of its own
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def name_and_value(text: str) -> tuple[str, Any]:

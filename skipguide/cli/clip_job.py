@@ -245,7 +245,8 @@ def in_words(guidance: Mapping[str, Any]) -> str:
     words += [f"heads {' '.join(map(str, guidance['heads']))}"] if guidance.get("heads") else []
     words += [f"{name} {value}" for name, value in (guidance.get("part_options") or {}).items()]
     words += [str(guidance["formula"])] if guidance.get("formula", "stg") != "stg" else []
-    others = [name for name in ("rescale", "start", "stop", "every", "guidance_scale") if name in guidance]
+    others = [name for name in ("rescale", "start", "stop", "every", "cfg_every", "guidance_scale") if name in guidance]
     words += [f"{name.replace('_', ' ')} {_amount_in_words(guidance[name])}" for name in others]
     words += ["cfg from {:g} to {:g}".format(*guidance["cfg_interval"])] if guidance.get("cfg_interval") else []
+    words += [f"schedule of {len(guidance['schedule']['steps'])} steps"] if guidance.get("schedule") else []
     return ", ".join(words)

@@ -71,6 +71,8 @@ def call_arguments(pipeline_class: type, args: argparse.Namespace, defaults: Map
         if name is None:
             raise SkipError(f"{pipeline_class.__name__} takes no --{flag.replace('_', '-')}")
         call[name] = open_picture(value) if flag == "image" else value
+    if (schedule := getattr(args, "schedule", None)) is not None and getattr(args, "steps", None) is None:
+        call["num_inference_steps"] = len(schedule["steps"])
     if args.fps is not None and "frame_rate" in taken:  # LTX is told how fast its clip will be played
         call["frame_rate"] = args.fps
     if "output_type" in taken:
@@ -112,11 +114,14 @@ def guidance_arguments(args: argparse.Namespace, pipeline: Any) -> dict[str, Any
     """
     from skipguide.pipelines import SpatiotemporalSkipGuidance
     from skipguide.pipelines.presets import named_settings
-    from skipguide.pipelines.settings import DEFAULTS
+    from skipguide.pipelines.settings import DEFAULTS, WINDOWS
 
     chosen = given(args, GUIDANCE_FLAGS)
     if named := chosen.pop("preset", None):
-        chosen = named_settings(named) | chosen
+        own = named_settings(named)
+        if "schedule" in chosen:
+            own = {name: value for name, value in own.items() if name not in WINDOWS}
+        chosen = own | chosen
     if chosen.get("scale") == 0:
         return chosen
     layers = chosen.get("layers")

@@ -25,10 +25,11 @@ from skipguide.cli.commands import (
     segment,
     studio,
     sweep,
+    tune,
 )
 from skipguide.errors import SkipError
 
-COMMANDS = (describe, generate, compare, sweep, rank, bench, llm, segment, floorplan, explain, clip, studio)
+COMMANDS = (describe, generate, compare, sweep, rank, tune, bench, llm, segment, floorplan, explain, clip, studio)
 
 
 def build_parser() -> OneLineParser:

@@ -17,7 +17,7 @@ from helpers.stateful_forward import keep_state
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from skipguide import Skipper, SkipPlan
-from skipguide.pipelines import PrefixReuse, SkipGuider
+from skipguide.pipelines import PassSchedule, PassStep, PrefixReuse, SkipGuider
 from skipguide.pipelines import SpatiotemporalSkipGuidance as Stg
 from zoo.pipes import MODELS
 
@@ -335,6 +335,18 @@ APART = (
         "cfg_interval leaves passes of the pipeline out",
         f"{DISABLE}, or CFG at every step",
         cached("taylorseer_cache", cfg_interval=(0.0, 0.5)),
+    ),
+    Apart(
+        "A cache, and `cfg_every`",
+        "cfg_every leaves passes of the pipeline out",
+        f"{DISABLE}, or `cfg_every=1`",
+        cached("taylorseer_cache", cfg_every=2),
+    ),
+    Apart(
+        "A cache, and a `schedule`",
+        "schedule leaves passes of the pipeline out",
+        f"{DISABLE}, or leave the schedule out",
+        cached("taylorseer_cache", schedule=PassSchedule([PassStep()] * 2)),
     ),
     Apart(
         'A cache, and `formula="uncond"` in a window',

@@ -41,7 +41,8 @@ ACCEPT = "skipguide/llm/speculative/acceptance.py"
 VERIFY = "skipguide/llm/speculative/verify.py"
 MUTANTS = [
     Mutant("pipelines/sampling/pipeline_call.py", "        self.extra = None\n        if", "        if", KEPT),
-    Mutant("pipelines/sampling/interceptor.py", "if settings.every == 1:", "if False:", KEPT),
+    Mutant("pipelines/sampling/directions.py", "        if not self.kept:\n            state",
+           "        if False:\n            state", KEPT),
     Mutant("pipelines/sampling/interceptor.py", "            self.passes.clear()\n", "", KEPT),
     Mutant("pipelines/guider/skip_guider.py", "step <= self._step:", "step < self._step:", KEPT),
     Mutant("skipguide/llm/speculative/loop.py", "torch.where(request.unfinished.bool(), verdict.matches, count)",
