@@ -1,6 +1,6 @@
 """Do the model's own scores of `skipguide bench` agree with the Fréchet distance of this study? On the bundled model.
 
-    python -m demos.quality.self_scores      # seven settings, four clips each: a minute of one processor
+    python -m demos.quality.self_scores      # six settings, four clips each: half a minute of one processor
 
 Each clip is noised again, and the model takes one step back from each of a few noise levels without CFG: with the
 prompt (self-consistency error) and without it (the difference is the prompt margin). The distances beside them are

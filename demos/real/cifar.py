@@ -2,12 +2,14 @@
 
     nice -n 19 python -m demos.real.cifar                   # all runs, two days of one core
     nice -n 19 python -m demos.real.cifar --runs plain-38   # one of them; two minutes an epoch
-    python -m demos.real.cifar --report                     # the tables and the figure, of the runs that are done
+    python -m demos.real.cifar --report                     # the tables and the figure, of what is done so far
 
-Runs go in the order of `RUNS`. One that was stopped goes on from its last epoch, in `runs/real-cifar`. What a finished
-one leaves, `demos/real/cifar/NAME` (weights of 2 MB, and what was measured), is small enough to be committed: other
-machines go on from there. Images are those of `../shared/data/cifar10`; the last 2,000 of the training part choose
-subsets of blocks, and every figure is of the 10,000 test images.
+Runs go in the order of `RUNS`. One that was stopped goes on from its last quarter of an epoch, in `runs/real-cifar`, or
+from what is committed in `demos/real/cifar`, whichever is further. There, below 2.4 MB in all: NAME.json, what was
+measured of a finished run; NAME.npz, its network, where others start from it; current.npz, the network in training as
+`--report` found it (16 bits a weight, and none of the optimiser's memory: that begins anew). Images are those of
+`../shared/data/cifar10`; the last 2,000 of the training part choose subsets of blocks, and figures are of the 10,000
+test images.
 
 The paper: with 110 layers about half of the computation at equal accuracy, and the number of layers follows difficulty.
 """
@@ -27,25 +29,28 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from demos import study
 from demos.benchmarks.measure import Ratio, interleaved, machine, write_json, write_text
 from demos.real.pictures import data_file, jpegs
+from demos.real.small_state import SmallState
 from demos.real.weights import NotInstalledError
 from demos.skipnet.pictures import spearman
 from demos.skipnet.train import shift_and_mirror
 from skipguide.vision import SkipNet
 from skipguide.vision.skipnet.evaluate import Evaluation, best_subset, evaluate, fixed_gates, random_gates
 from skipguide.vision.skipnet.train import TrainConfig, train
+from skipguide.vision.skipnet.train_state import TrainState
 
 HOME = Path(__file__).with_suffix("")
 OUT = Path(__file__).with_suffix(".json")
 WORK = study.ROOT / "runs" / "real-cifar"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 VALIDATION = 2000
+CURRENT, PROGRESS = "current.npz", "progress.json"
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,12 @@ RUNS = (
     Run("rnn", 6, (("supervised", 20), ("reinforce", 20)), gate="rnn", start="plain-38"),
     Run("rnn-fixed", 6, (("fixed", 40),), start="plain-38", like="rnn"),
 )
+
+
+def kept(run: Run, net: SkipNet) -> nn.Module:
+    """What is kept of a network: all, or what is not gates where these are not trained; they can be as large."""
+    gated = any(stage in ("supervised", "reinforce") for stage, _ in run.stages)
+    return net if gated else net.backbone
 
 
 @dataclass(frozen=True)
@@ -145,19 +156,27 @@ class Study:
 
     def finished(self, name: str) -> bool:
         """Whether a run is done."""
-        return (self.home / name / "measures.json").exists()
+        return (self.home / f"{name}.json").exists()
 
     def model(self, name: str) -> SkipNet:
-        """A finished run's network."""
+        """A finished run's network, where others start from it."""
         if not self.finished(name):
             raise SystemExit(f"run {name} is needed first: python -m demos.real.cifar --runs {name}")
-        return SkipNet.from_pretrained(self.home / name)
+        run = next(run for run in RUNS if run.name == name)
+        net = self.untrained(run)
+        net.gates.open_by(1.0)
+        SmallState.read(self.home / f"{name}.npz").restore(kept(run, net))
+        return net.eval()
+
+    def untrained(self, run: Run) -> SkipNet:
+        """A network of random weights."""
+        torch.manual_seed(0)
+        shape = {"blocks": [run.blocks] * 3, "widths": list(self.settings.widths), "num_classes": 10}
+        return SkipNet(shape, run.gate, image_size=(3, 32, 32))
 
     def build(self, run: Run) -> SkipNet:
         """The network before its first step: open gates, on the weights of the run that it starts from."""
-        torch.manual_seed(0)
-        shape = {"blocks": [run.blocks] * 3, "widths": list(self.settings.widths), "num_classes": 10}
-        net = SkipNet(shape, run.gate, image_size=(3, 32, 32))
+        net = self.untrained(run)
         if run.start:
             net.backbone.load_state_dict(self.model(run.start).backbone.state_dict())
         net.gates.open_by(1.0)
@@ -168,28 +187,94 @@ class Study:
         if self.finished(run.name):
             return
         net, decisions = self.build(run), self.subset(run)
-        for at, (stage, epochs) in enumerate(run.stages):
-            steps = max(1, round(epochs * self.settings.epochs * len(self.train.labels) / self.settings.batch))
-            each = max(1, len(self.train.labels) // self.settings.batch)
-            config = TrainConfig(
-                stage=stage, steps=steps, batch_size=self.settings.batch,
-                lr=self.settings.lr / (5 if stage == "reinforce" else 1), sharpen=3.0 if stage == "reinforce" else 1.0,
-                rl_weight=1.0 if stage == "reinforce" else 0.01, alpha=0.1, save_every=each,
-            )  # fmt: skip
+        first = self.go_on(run, net, decisions)
+        for at in range(first, len(run.stages)):
             train(
-                net, self.train.dataset, config, out=self.work / run.name / f"{at}-{stage}", augment=augment,
+                net, self.train.dataset, self.config(run, at), out=self.folder(run, at), augment=augment,
                 decisions=decisions,
             )  # fmt: skip
-        found = self.measure(run, net, decisions)
-        net.save_pretrained(self.home / run.name)
-        write_json(self.home / run.name / "measures.json", found)  # last: it says that the run is done
+        network = SmallState.of(kept(run, net).state_dict(), run.name)
+        network.restore(kept(run, net))  # what is measured is what is kept
+        if any(run.name == other.start for other in RUNS):
+            network.write(self.home / f"{run.name}.npz")
+        write_json(self.home / f"{run.name}.json", self.measure(run, net, decisions))  # last: it says that it is done
         shutil.rmtree(self.work / run.name, ignore_errors=True)
+
+    def folder(self, run: Run, at: int) -> Path:
+        """Of a stage's state."""
+        return self.work / run.name / f"{at}-{run.stages[at][0]}"
+
+    def epoch(self) -> int:
+        """Steps of one."""
+        return max(1, len(self.train.labels) // self.settings.batch)
+
+    def config(self, run: Run, at: int) -> TrainConfig:
+        """Of a stage."""
+        stage, epochs = run.stages[at]
+        more = {"lr": self.settings.lr / 5, "sharpen": 3.0, "rl_weight": 1.0} if stage == "reinforce" else {}
+        settings: dict[str, Any] = {"lr": self.settings.lr, **more}
+        steps = max(1, round(epochs * self.settings.epochs * len(self.train.labels) / self.settings.batch))
+        return TrainConfig(
+            stage=stage,
+            steps=steps,
+            batch_size=self.settings.batch,
+            alpha=0.1,
+            save_every=max(1, self.epoch() // 4),
+            **settings,
+        )  # type: ignore[arg-type]
+
+    # -- going on
+
+    def go_on(self, run: Run, net: SkipNet, decisions: Tensor | None) -> int:
+        """The stage to begin with; where what is committed is further than the folder of work, that is put there."""
+        small = SmallState.read(self.home / CURRENT) if (self.home / CURRENT).exists() else None
+        own = self.reached(run)
+        if small is None or small.run != run.name or (own is not None and own >= (small.stage, small.step)):
+            return 0
+        small.restore(kept(run, net))
+        folder = self.folder(run, small.stage)
+        shutil.rmtree(folder, ignore_errors=True)
+        blocks = None if decisions is None else decisions.tolist()
+        state = TrainState(net, self.config(run, small.stage), blocks, folder, resume=True, main=True)
+        state.step = small.step
+        state.save()
+        return small.stage
+
+    def reached(self, run: Run) -> tuple[int, int] | None:
+        """Stage and step of a run in the folder of work."""
+        for at in reversed(range(len(run.stages))):
+            if (path := self.folder(run, at) / "state.pt").exists():
+                return at, int(torch.load(path, map_location="cpu", weights_only=True)["step"])
+        return None
+
+    def bring(self) -> None:
+        """Write the network in training, and how far it is, into the home folder."""
+        run = next((run for run in RUNS if not self.finished(run.name) and self.reached(run) is not None), None)
+        if run is None:
+            return
+        at, _ = self.reached(run) or (0, 0)
+        found = torch.load(self.folder(run, at) / "state.pt", map_location="cpu", weights_only=True)
+        net = self.untrained(run)
+        net.load_state_dict(found["net"])
+        small = SmallState.of(kept(run, net).state_dict(), run.name, at, found["step"])
+        small.restore(kept(run, net))
+        mode = "hard" if run.stages[at][0] in ("supervised", "reinforce") else "open"
+        decide = None if found["decisions"] is None else fixed_gates(torch.tensor(found["decisions"]))
+        held = evaluate(net.eval(), normalised(self.validation.images), self.validation.labels, mode, decide)
+        last = found["history"][-self.epoch() :]
+        small.write(self.home / CURRENT)
+        write_json(self.home / PROGRESS, {
+            "run": run.name, "stage": run.stages[at][0], "step": found["step"], "steps": self.config(run, at).steps,
+            "epochs": found["step"] / self.epoch(), "of_epochs": run.stages[at][1],
+            "training_accuracy_last_epoch": sum(row["accuracy"] for row in last) / max(1, len(last)),
+            "validation": held.to_dict(),
+        })  # fmt: skip
 
     def subset(self, run: Run) -> Tensor | None:
         """The best blocks for all images, as many as a gated run has on average, rounded up."""
         if not run.like:
             return None
-        gates = json.loads((self.home / run.like / "measures.json").read_text(encoding="utf-8"))["hard"]["blocks"]
+        gates = json.loads((self.home / f"{run.like}.json").read_text(encoding="utf-8"))["hard"]["blocks"]
         some = self.validation[:300]
         return best_subset(self.model(run.start), normalised(some.images), some.labels, math.ceil(gates - 1 - 1e-9))
 
@@ -255,8 +340,11 @@ class Study:
 
 def results(home: Path) -> dict[str, Any]:
     """What the finished runs have measured, in order."""
-    paths = [home / run.name / "measures.json" for run in RUNS]
-    return {"runs": [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]}
+    paths = [home / f"{run.name}.json" for run in RUNS]
+    done = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    now = json.loads((home / PROGRESS).read_text(encoding="utf-8")) if (home / PROGRESS).exists() else None
+    waiting = [run.name for run in RUNS if run.name not in {found["run"]["name"] for found in done}]
+    return {"runs": done, "in_training": now if now and now["run"] in waiting else None, "waiting": waiting}
 
 
 def text(result: dict[str, Any]) -> str:
@@ -276,7 +364,22 @@ def text(result: dict[str, Any]) -> str:
         "run", "test accuracy", "blocks", "MACs of ResNet-38's", "time of all its blocks'", "random gates",
         "blocks with difficulty",
     ]  # fmt: skip
-    return "CIFAR-10, 10,000 test images, one seed\n\n" + study.table(head, rows)
+    return "CIFAR-10, 10,000 test images, one seed\n\n" + (study.table(head, rows) if rows else "") + progress(result)
+
+
+def progress(result: dict[str, Any]) -> str:
+    """What is not done yet."""
+    if not result["waiting"]:
+        return ""
+    now, lines = result["in_training"], [f"Not done yet: {', '.join(result['waiting'])}."]
+    if now:
+        held = now["validation"]
+        lines.append(
+            f"In training: {now['run']}, {now['stage']}, {now['epochs']:.1f} of {now['of_epochs']} epochs: right on "
+            f"{now['training_accuracy_last_epoch']:.1%} of the augmented training images of the last epoch, on "
+            f"{held['accuracy']:.1%} of the 2,000 validation images with {held['blocks']:.1f} blocks."
+        )
+    return "\n" + " ".join(lines) + "\n"
 
 
 def figure(result: dict[str, Any]) -> Any:
@@ -298,7 +401,8 @@ def report(home: Path, out: Path) -> str:
     table = text(result)
     write_json(out, {**result, "machine": machine()})
     write_text(out.with_suffix(".md"), table)
-    study.save_figure(figure(result), out.with_suffix(".png"))
+    if result["runs"]:
+        study.save_figure(figure(result), out.with_suffix(".png"))
     return table
 
 
@@ -311,13 +415,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="the JSON of all finished runs; table and figure beside")
     parser.add_argument("--report", action="store_true", help="train nothing")
     args = parser.parse_args(argv)
-    if not args.report:
-        try:
-            plan = Study(Settings(), args.home, args.work)
-        except NotInstalledError as error:
-            raise SystemExit(str(error)) from error
-        for run in tqdm([run for run in RUNS if run.name in args.runs], desc="runs"):
-            plan.run(run)
+    try:
+        plan = Study(Settings(), args.home, args.work)
+    except NotInstalledError as error:
+        raise SystemExit(str(error)) from error
+    for run in tqdm([] if args.report else [run for run in RUNS if run.name in args.runs], desc="runs"):
+        plan.run(run)
+    plan.bring()
     print(report(args.home, args.out))
 
 

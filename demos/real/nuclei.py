@@ -1,6 +1,7 @@
 """UNet++ on its paper's data: the nuclei of the 2018 Data Science Bowl, 96 pixels, against U-Nets.
 
     nice -n 19 python -m demos.real.nuclei            # five seeds of 60 epochs of four models: hours of one core
+    nice -n 19 python -m demos.real.nuclei --short    # one seed, 8 epochs, 8 to 128: ten minutes; nuclei-short.json
     nice -n 19 python -m demos.real.nuclei --quick    # one seed, a few steps; results in runs/
 
 The study of `demos.unetpp.study` on `../shared/data/nuclei`: the same four models and controls, learning rates chosen
@@ -31,7 +32,10 @@ from demos.real.pictures import data_file
 from demos.real.weights import NotInstalledError
 from demos.unetpp import study as unetpp
 from demos.unetpp.data import Pictures
+from skipguide.files import replacing
 from skipguide.media.frames import as_rgb
+from skipguide.media.sheets import in_a_row, label, stacked
+from skipguide.vision.segmentation import overlay
 
 HOME = Path(__file__).with_suffix("")
 OUT = Path(__file__).with_suffix(".json")
@@ -39,9 +43,21 @@ SPLIT = (0.6, 0.2, 0.2)
 FULL = unetpp.Settings(
     seeds=(0, 1, 2, 3, 4), rates=(3e-4, 1e-3, 3e-3), steps=1500, tuning_steps=500, batch=16, size=96,
     train=398, validation=133, test=133,
-    widths=(16, 32, 64, 128, 256), wide=(18, 36, 73, 146, 292),
+    widths=(16, 32, 64, 128, 256), wide=(18, 35, 69, 138, 277),
 )  # fmt: skip
 PUBLISHED = replace(FULL, seeds=(0,), widths=(32, 64, 128, 256, 512), wide=(35, 70, 140, 280, 560))
+# a fifth of the epochs in batches of half the size, half the widths, one seed, two learning rates
+SHORT = replace(
+    FULL,
+    seeds=(0,),
+    rates=(1e-3, 3e-3),
+    steps=400,
+    tuning_steps=100,
+    batch=8,
+    rounds=9,
+    widths=(8, 16, 32, 64, 128),
+    wide=(9, 17, 34, 69, 139),
+)
 QUICK = replace(
     FULL,
     seeds=(0,),
@@ -103,36 +119,71 @@ class Study(unetpp.Study):
         return every.pick(order[:first]), every.pick(order[first:second]), every.pick(order[second:])
 
 
+@torch.no_grad()
+def pictures(plan: unetpp.Study, result: dict[str, Any], rows: int = 4) -> Image.Image | None:
+    """The first test pictures as they are, with the true nuclei, and with those that every model finds.
+
+    None where the networks are not here: a run that goes on from committed cells has not trained them.
+    """
+    s = plan.settings
+    which = {name: (name, s.seeds[0], about["lr"], s.steps) for name, about in result["models"].items()}
+    if not all(plan.place(*trained).exists() for trained in which.values()):
+        return None
+    models = {name: plan.trained(*trained) for name, trained in which.items()}
+    lines = []
+    for image, mask in list(zip(plan.test.images, plan.test.masks, strict=True))[:rows]:
+        photo = Image.fromarray((255 * image.permute(1, 2, 0)).round().byte().numpy())
+        found = {"picture": None, "the nuclei": mask[0]}
+        for name, model in models.items():
+            found[name.replace("deep supervision", "deep")] = model.run(image[None]).logits[0, 0] > 0
+        shown = [photo if inside is None else overlay(photo, inside) for inside in found.values()]
+        if not lines:
+            shown = [label(tile, name, size=11, lines=2) for tile, name in zip(shown, found, strict=True)]
+        lines.append(in_a_row(shown))
+    return stacked(lines)
+
+
 def text(result: dict[str, Any]) -> str:
     """The tables of the study, under their own heading."""
     tables = unetpp.text(result).partition("\n\n")[2]
     s = result["settings"]
+    seeds = f"{len(s['seeds'])} seeds (mean ± sd)" if len(s["seeds"]) > 1 else "one seed"
     return (
-        f"Nuclei of the 2018 Data Science Bowl, {s['size']} pixels, {s['steps']} steps of {s['batch']}, "
-        f"{len(s['seeds'])} seeds (mean ± sd). Time of a batch relative to UNet++ L4.\n\n" + tables
+        f"Nuclei of the 2018 Data Science Bowl, {s['size']} pixels, {s['steps']} steps of {s['batch']}, {seeds}. "
+        f"Time of a batch relative to UNet++ L4.\n\n{tables}"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = study.arguments(__doc__, HOME)
     parser.add_argument("--published-widths", action="store_true", help="32 to 512, one seed")
+    parser.add_argument("--short", action="store_true", help="one seed, narrow networks, few steps")
     args = parser.parse_args(argv)
-    name = "nuclei-published" if args.published_widths else "nuclei"
+    settings, name = FULL, "nuclei"
+    if args.published_widths:
+        settings, name = PUBLISHED, "nuclei-published"
+    if args.short:
+        settings, name = SHORT, "nuclei-short"
+    if args.quick:
+        settings = QUICK
     out = OUT.with_name(f"{name}.json")
     if args.quick or args.out:
         out = (args.out or study.ROOT / "runs" / "real-nuclei-quick") / f"{name}.json"
     study.keep_existing(out, args.force)
-    settings = QUICK if args.quick else PUBLISHED if args.published_widths else FULL
     runs = study.ROOT / "runs" / f"real-{name}{'-quick' if args.quick else ''}"
     work = args.work or (runs / "cells" if args.quick else HOME / name)
     try:
-        result = unetpp.all_cells(Study(settings, work, runs / "models"))
+        plan = Study(settings, work, runs / "models")
     except NotInstalledError as error:
         raise SystemExit(str(error)) from error
+    result = unetpp.all_cells(plan)
     table = text(result)
     study.write_json(out, {**result, "machine": study.machine()})
     study.write_text(out.with_suffix(".md"), table)
     study.save_figure(unetpp.figure(result), out.with_suffix(".png"))
+    if (sheet := pictures(plan, result)) is not None:
+        with replacing(out.with_suffix(".jpg")) as (partial,):
+            sheet.save(partial, "JPEG", quality=85)
     print(table)
 
 

@@ -82,9 +82,13 @@ class Study:
             Pictures.made_up(200_000, s.test, s.size),
         )
 
+    def place(self, name: str, seed: int, lr: float, steps: int) -> Path:
+        """Where a trained model is kept."""
+        return self.models / f"{name}-{seed}-{lr:g}-{steps}".replace(" ", "-")
+
     def trained(self, name: str, seed: int, lr: float, steps: int) -> UNetPlusPlus:
         """A trained model; kept in the folder of models."""
-        folder = self.models / f"{name}-{seed}-{lr:g}-{steps}".replace(" ", "-")
+        folder = self.place(name, seed, lr, steps)
 
         def train() -> UNetPlusPlus:
             recipe = Recipe(steps, lr, self.settings.batch, seed=seed)

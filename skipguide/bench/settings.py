@@ -9,7 +9,7 @@ from typing import Any
 
 from skipguide.pipelines.presets import NAMED
 
-FACTORS, QUICK_FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0), (0.75, 1.0, 1.5)  # of the model's own CFG scale
+FACTORS, QUICK_FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0), (0.5, 0.75, 1.0, 1.5)  # of the model's own CFG scale
 RANDOM = "random"
 PLAIN = "plain"
 

@@ -64,7 +64,8 @@ def machine() -> str:
     import torch
 
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return f"{where}, {torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    return f"{where}, {threads} CPU {'thread' if threads == 1 else 'threads'}"
 
 
 def finish(report: Report, about: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.cli_stub import one_line
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -15,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from skipguide.cli import bench_requests, main
 from skipguide.cli.bench_kinds import CLASSIFIER, CLIPS, LANGUAGE, kind_of
 from skipguide.cli.commands import bench
+from skipguide.cli.models import Source, few_threads
 from zoo.saved import save_tiny_latte
 
 FLAGS = ["--prompts", "prompts.txt", "--seeds", "2", "--steps", "2", "--grid", "2", "4", "--layers", "2", "--quick"]
@@ -277,3 +279,20 @@ def test_what_is_none_of_them(place, capsys):
     one_line(capsys, 2, "cannot tell what ./bert is", "bench", "./bert")
     one_line(capsys, 2, "no model 'nothing'", "bench", "nothing")
     assert bench.QUICK_SEEDS >= 2, "one seed has no interval"
+
+
+@pytest.mark.parametrize(
+    ("bundled", "device", "asked", "expected"),
+    [(True, "cpu", None, 1), (True, "cpu", "3", 3), (False, "cpu", None, 3), (True, "cuda", None, 3)],
+)
+def test_a_small_model_takes_one_thread(bundled, device, asked, expected, monkeypatch):
+    now = [3]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: now[-1])
+    monkeypatch.setattr(torch, "set_num_threads", now.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    with pytest.raises(KeyboardInterrupt), few_threads(Source("a", Path(), bundled=bundled), device):
+        assert torch.get_num_threads() == expected
+        raise KeyboardInterrupt
+    assert torch.get_num_threads() == 3

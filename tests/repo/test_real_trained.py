@@ -2,15 +2,20 @@
 
 import io
 import json
+import shutil
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from demos.real import cifar, nuclei, pictures
+from demos.real import cifar, nuclei, nuclei_smp, pictures
 from demos.real.weights import NotInstalledError
 from demos.unetpp import study as unetpp
+from skipguide.errors import SkipError
 from skipguide.vision.unetpp.nuclei import generate_nuclei
 
 
@@ -72,7 +77,10 @@ def test_runs_start_from_each_other_and_are_done_once(data, tmp_path, monkeypatc
     assert all(torch.equal(start[k], v) for k, v in plan.model("plain-38").backbone.state_dict().items())
     monkeypatch.setattr(cifar, "train", lambda *args, **kwargs: pytest.fail("it is done"))
     plan.run(by_name["ff1"])
-    gated, fixed = (json.loads((home / name / "measures.json").read_text()) for name in ("ff1", "ff1-fixed"))
+    gated, fixed = (json.loads((home / f"{name}.json").read_text()) for name in ("ff1", "ff1-fixed"))
+    assert sorted(path.name for path in home.iterdir()) == [
+        "ff1-fixed.json", "ff1.json", "plain-38.json", "plain-38.npz",
+    ], "networks that no run starts from are not kept"  # fmt: skip
     assert {"sampled", "random_gates", "blocks_with_difficulty", "rates"} <= set(gated)
     assert fixed["hard"]["blocks"] >= gated["hard"]["blocks"] - 1e-9, "the control gets no less"
     table = cifar.report(home, out)
@@ -80,6 +88,42 @@ def test_runs_start_from_each_other_and_are_done_once(data, tmp_path, monkeypatc
         "plain-38", "ff1", "ff1-fixed",
     ]  # fmt: skip
     assert out.with_suffix(".png").stat().st_size > 5000
+
+
+def test_a_run_goes_on_from_what_is_committed(data, tmp_path, monkeypatch):
+    """Stopped in the second stage, brought home, and gone on with elsewhere: only the rest is trained."""
+    settings, home = replace(SMALL, epochs=1.0), tmp_path / "home"
+    run = cifar.Run("ff1", 6, (("dense", 0.2), ("supervised", 0.5)))
+    monkeypatch.setattr(cifar, "RUNS", (run,))
+    here, elsewhere = (cifar.Study(settings, home, tmp_path / name) for name in ("here", "elsewhere"))
+    here.bring()
+    assert not home.exists(), "there is nothing to bring"
+    net = here.build(run)
+    for at, steps in ((0, 1), (1, 2)):
+        state = cifar.TrainState(net, here.config(run, at), None, here.folder(run, at), True, True)
+        state.optimizer.zero_grad()
+        for value in net.parameters():
+            value.data.add_(0.01)
+        for _ in range(steps):
+            state.record({"loss": 1.0, "cross_entropy": 1.0, "accuracy": 0.5, "computation": 1.0})
+        state.save()
+    here.bring()
+    about = json.loads((home / cifar.PROGRESS).read_text())
+    assert (about["run"], about["stage"], about["step"], about["steps"]) == ("ff1", "supervised", 2, 3)
+    assert (home / cifar.CURRENT).stat().st_size < 60_000
+    assert "In training: ff1, supervised" in cifar.report(home, tmp_path / "cifar.json")
+    assert here.go_on(run, here.build(run), None) == 0, "its own state is as far, and exact"
+
+    other = elsewhere.build(run)
+    assert elsewhere.go_on(run, other, None) == 1 and elsewhere.reached(run) == (1, 2)
+    for name, value in net.state_dict().items():
+        assert torch.allclose(other.state_dict()[name].float(), value.float(), rtol=2**-8), name
+    state = cifar.TrainState(elsewhere.build(run), elsewhere.config(run, 1), None, elsewhere.folder(run, 1), True, True)
+    assert state.step == 2 and all(map(torch.equal, state.net.state_dict().values(), other.state_dict().values()))
+    plain = cifar.Run("plain", 6, (("dense", 1),))
+    assert cifar.kept(plain, other) is other.backbone, "gates that are not trained are not kept"
+    with pytest.raises(SkipError, match="another network"):
+        cifar.SmallState.read(home / cifar.CURRENT).restore(elsewhere.build(replace(run, blocks=3)))
 
 
 def test_nuclei_are_brought_to_one_size(data):
@@ -104,19 +148,40 @@ def test_the_study_of_nuclei_from_end_to_end(data, tmp_path, monkeypatch, capsys
     nuclei.main(out)
     assert "Data Science Bowl" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "nuclei.json").read_text())
+    with Image.open(tmp_path / "out" / "nuclei.jpg") as picture:
+        assert picture.width == 6 * 16 + 5 * 4, "pictures, nuclei, and four models side by side"
     assert set(found["models"]) == set(unetpp.MODELS)
     parts = nuclei.Study(tiny, tmp_path / "cells", tmp_path / "models").pictures()
     assert [len(part) for part in parts] == [6, 2, 2]
     assert len({name for part in parts for name in part.names}) == 10, "no picture is in two parts"
     monkeypatch.setattr(nuclei.Study, "trained", lambda *args: pytest.fail("every cell is there"))
+    shutil.rmtree(tmp_path / "runs")
     nuclei.main([*out, "--force"])
 
 
 def test_data_that_is_not_there_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(pictures, "DATA", tmp_path)
-    for study, name in ((cifar, "cifar10/train"), (nuclei, "nuclei/nuclei")):
+    for study, name in ((cifar, "cifar10/train"), (nuclei, "nuclei/nuclei"), (nuclei_smp, "nuclei/nuclei")):
         with pytest.raises(SystemExit, match=name), monkeypatch.context() as patch:
-            patch.setattr(study, "HOME", tmp_path)
+            patch.setattr(study, "HOME", tmp_path, raising=False)
             study.main(["--work", str(tmp_path), "--out", str(tmp_path / "out.json")])
     with pytest.raises(NotInstalledError):
         nuclei.read(32)
+
+
+def test_another_librarys_network_is_trained_alike(data, tmp_path, monkeypatch, capsys):
+    """A convolution in its place: one head, the same pictures and steps; and without the library a sentence."""
+    monkeypatch.setattr(nuclei_smp, "SHORT", replace(nuclei.SHORT, size=32, batch=2, train=6, validation=2, test=2))
+    monkeypatch.setattr(nuclei_smp, "ROUNDS", 2)
+    command = ["--steps", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "smp.json")]
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    with pytest.raises(SystemExit, match="pip install --no-deps segmentation-models-pytorch"):
+        nuclei_smp.main(command)
+    other = SimpleNamespace(UnetPlusPlus=lambda *args, **kwargs: torch.nn.Conv2d(3, 1, 1))
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", other)
+    nuclei_smp.main(command)
+    found = json.loads((tmp_path / "smp.json").read_text())
+    assert found["models"][nuclei_smp.THEIRS]["weights"] == 4
+    assert set(found["models"][nuclei_smp.OURS]["all_heads"]) == {"1", "2", "3", "4", "mean"}
+    assert found["ours_over_theirs"]["inference"]["median"] > 1
+    assert "UNet++ on resnet18, 1 steps of 2" in capsys.readouterr().out

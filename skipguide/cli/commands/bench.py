@@ -132,6 +132,7 @@ def _clips(args: argparse.Namespace, folder: Path, process: Process) -> None:
     from skipguide.cli.bench_clips import ClipBench, grid_of, steps_of
     from skipguide.cli.bench_report import clips_report, verdict
     from skipguide.cli.clip_requests import ClipModel, described
+    from skipguide.cli.models import few_threads
     from skipguide.cli.result_cells import open_plan
 
     scorer = Scorer(args.scorer) if args.scorer is not None else None
@@ -151,8 +152,9 @@ def _clips(args: argparse.Namespace, folder: Path, process: Process) -> None:
     }
     open_plan(folder, plan, force=args.force)
     bench = ClipBench(args, model, lines, folder, process, scorer)
-    table = bench.run()
-    clips_report(table, bench.clips, args.model, folder)
+    with few_threads(model.source, process.device):
+        table = bench.run()
+        clips_report(table, bench.clips, args.model, folder)
     for suite in args.export:
         with bench.cells.locks.hold(f"export-{suite}") as mine:
             if mine:
