@@ -62,6 +62,13 @@ class Arguments:
         new_args = tuple(values.get(name, value) for name, value in zip(self.names, args, strict=False))
         return new_args + args[len(new_args) :], kwargs | {k: v for k, v in values.items() if k in kwargs}
 
+    def own(
+        self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same call with copies of the lists that some arguments are, for a module that empties them."""
+        found = {name: self.get(name, args, kwargs) for name in names}
+        return self.put({name: list(value) for name, value in found.items() if value is not None}, args, kwargs)
+
     def rows(
         self,
         args: tuple[Any, ...],
@@ -86,7 +93,7 @@ class Arguments:
                 return value
             if name in listed and isinstance(value, (list, tuple)):
                 return value[index] if isinstance(index, slice) else type(value)(value[i] for i in index.tolist())
-            if name in folded and isinstance(value, Tensor):
+            if name in folded:
                 return _refold(value, index, size, batch or size)
             if name in layered and isinstance(value, Tensor):
                 return value[:, index]
@@ -123,13 +130,29 @@ def row_index(rows: Sequence[int] | Tensor, batch: int, like: Tensor) -> Tensor:
     return index
 
 
-def _refold(value: Tensor, index: Tensor | slice, size: int, batch: int) -> Tensor:
-    """The rows of a tensor for an index into `size` rows, both of which fold something into the same `batch`."""
+def _refold(value: Any, index: Tensor | slice, size: int, batch: int) -> Any:
+    """The rows of tensors for an index into `size` rows, both of which fold something into the same `batch`."""
+    if isinstance(value, (tuple, list)):
+        return sequence_like(value, (_refold(item, index, size, batch) for item in value))
+    if not isinstance(value, Tensor):
+        return value
     own, fold = size // batch, value.shape[0] // batch
     if isinstance(index, slice):
         start, stop, _ = index.indices(size)
         return value[start // own * fold : stop // own * fold]
     return value[row_index(index[::own] // own, batch, value)]
+
+
+def cloned(value: Any, made: dict[int, Tensor] | None = None) -> Any:
+    """Copies of all tensors in a value; one that is in it twice is one tensor again."""
+    made = {} if made is None else made
+    if isinstance(value, Tensor):
+        if id(value) not in made:
+            made[id(value)] = value.clone()
+        return made[id(value)]
+    if isinstance(value, (tuple, list)):
+        return sequence_like(value, [cloned(item, made) for item in value])
+    return value
 
 
 def sequence_like(old: tuple[Any, ...] | list[Any], items: Iterable[Any]) -> Any:

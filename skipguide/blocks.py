@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,7 +48,12 @@ class Block:
         if part not in PART_SPECS:
             return f"expected one of {', '.join(PARTS)}"
         words = self.spec.lacks(part) if self.model_spec is None else self.model_spec.lacks(self.spec, part)
-        return words or ("" if not PART_SPECS[part].sublayers or self.sublayers(part) else "it has no such sublayer")
+        if words or not PART_SPECS[part].sublayers:
+            return words
+        found = self.sublayers(part)
+        if "map" in PART_SPECS[part].needs and any(_is_cross(module) for _, module, _ in found):
+            return "its attention is to the text alone, and has no map of the image's tokens"
+        return "" if found else "it has no such sublayer"
 
     def sublayers(self, part: str) -> list[tuple[str, nn.Module, Sublayer]]:
         """Name, module and description of the sublayers that `part` names and this block has."""
@@ -77,6 +83,11 @@ class BlockMap(Shown):
         self.model = model
         self.spec = spec
         found = [(j, *each) for j, block_spec in enumerate(spec.stacks) for each in _stack(model, block_spec)]
+        if not found:
+            raise UnknownBlockError(
+                f"{type(model).__name__} is described with the stacks {', '.join(each.stack for each in spec.stacks)}, "
+                f"of which this instance has none; it has {_candidates(model)}"
+            )
         if spec.interleaved:
             found.sort(key=lambda block: (block[1], block[2], block[0]))
         elif spec.nested:
@@ -85,6 +96,26 @@ class BlockMap(Shown):
             Block(n, name, spec.stacks[j].name or spec.stacks[j].stack, module, spec.stacks[j], spec)
             for n, (j, _, _, name, module) in enumerate(found)
         )
+
+    def done_before(self, block: Block) -> dict[str, nn.Module]:
+        """Name and module of the stages, and of what is in the block's own stage, that are over when it begins.
+
+        None of them lies in another of them. Empty where the model's description names no stages.
+        """
+        done: dict[str, nn.Module] = {}
+        for _, stage, module in _places(self.model, self.spec.stages) if self.spec.stages else ():
+            if not block.name.startswith(f"{stage}."):
+                done[stage] = module
+                continue
+            lists = [getattr(module, name, None) or () for name in self.spec.turns]
+            for number in range(max(map(len, lists), default=0)):
+                for name, each in zip(self.spec.turns, lists, strict=True):
+                    member = f"{stage}.{name}.{number}"
+                    if block.name == member or block.name.startswith(f"{member}."):
+                        return done
+                    if number < len(each):
+                        done[member] = each[number]
+        return {}
 
     def _heading(self) -> str:
         return f"BlockMap of {type(self.model).__name__}: {len(self)} blocks"
@@ -125,6 +156,39 @@ class BlockMap(Shown):
                 )
         return [pool[layer] for layer in layers]
 
+    def named(self, *names: str) -> tuple[int, ...]:
+        """The numbers of the blocks that names stand for, such as diffusers' `pag_applied_layers`.
+
+        Args:
+            *names: parts of module paths, or regular expressions that are searched in them: `"mid"`,
+                `"up_blocks.1"`, `"down_blocks.(1|2).attentions.0"`. A number ends where its digits do.
+
+        Returns:
+            Layers, in execution order, each once.
+
+        Raises:
+            SkipError: for a name that stands for no block, with the paths there are.
+
+        Example:
+            >>> from diffusers import LTXVideoTransformer3DModel
+            >>> model = LTXVideoTransformer3DModel(in_channels=4, out_channels=4, num_layers=12, num_attention_heads=2,
+            ...     attention_head_dim=8, cross_attention_dim=16, caption_channels=8)
+            >>> find_blocks(model).named("blocks.1", "blocks.10")
+            (1, 10)
+        """
+        found: set[int] = set()
+        for name in names:
+            try:
+                pattern = re.compile(rf"(?:{name})(?![0-9])")
+            except (re.error, TypeError):
+                raise SkipError(f"expected the path of a module, or a regular expression; got {name!r}") from None
+            layers = {block.index for block in self.blocks if pattern.search(block.name)}
+            if not layers:
+                paths = ", ".join(block.name for block in self.blocks)
+                raise SkipError(f"{type(self.model).__name__} has no block named {name!r}; its blocks are {paths}")
+            found |= layers
+        return tuple(sorted(found))
+
     def describe(self) -> str:
         """A table of the blocks: number, name, class, parts."""
         rows = [(str(b.index), b.name, type(b.module).__name__, ", ".join(b.parts)) for b in self.blocks]
@@ -136,13 +200,39 @@ class BlockMap(Shown):
         return "\n".join([f"{type(self.model).__name__}: {len(self)} blocks", *lines])
 
 
+def _is_cross(attention: nn.Module) -> bool:
+    """Whether an attention of diffusers has the text's keys in this instance (`only_cross_attention`)."""
+    return bool(getattr(attention, "is_cross_attention", False))
+
+
 Place = tuple[int, ...]  # which of a stack's paths, then which child each star of it stands for
 
 
 def _stack(model: nn.Module, spec: BlockSpec) -> list[tuple[Place, int, str, nn.Module]]:
     """The stack's residual blocks: where their list is, their number in it, their name and module."""
+    found = _places(model, spec.stack)
+    blocks = [
+        (place, n, f"{name}.{child}", module)
+        for place, name, parent in found
+        for n, (child, module) in enumerate(parent._modules.items())  # named_children lists a shared block once
+        if module is not None
+    ]
+    if spec.classes:
+        blocks = [block for block in blocks if type(block[-1]).__name__ in spec.classes]
+    if spec.residual:
+        blocks = [block for block in blocks if getattr(block[-1], spec.residual, None)]
+    if not blocks and not spec.optional:
+        raise UnknownBlockError(
+            f"{type(model).__name__} is described with a stack {spec.stack!r}, which this instance does not have; "
+            f"it has {_candidates(model)}"
+        )
+    return blocks
+
+
+def _places(model: nn.Module, paths: str) -> list[tuple[Place, str, nn.Module]]:
+    """The modules at some paths: which path and which child each star of it stands for, name and module."""
     found: list[tuple[Place, str, nn.Module]] = []
-    for number, path in enumerate(spec.stack.split("|")):
+    for number, path in enumerate(paths.split("|")):
         here: list[tuple[Place, str, nn.Module]] = [((number,), "", model)]
         for step in path.split("."):
             here = [
@@ -154,22 +244,7 @@ def _stack(model: nn.Module, spec: BlockSpec) -> list[tuple[Place, int, str, nn.
                 if isinstance(module, nn.Module)
             ]
         found += here
-    blocks = [
-        (place, n, f"{name}.{child}", module)
-        for place, name, parent in found
-        for n, (child, module) in enumerate(parent._modules.items())  # named_children lists a shared block once
-        if module is not None
-    ]
-    if spec.classes:
-        blocks = [block for block in blocks if type(block[-1]).__name__ in spec.classes]
-    if spec.residual:
-        blocks = [block for block in blocks if getattr(block[-1], spec.residual, None)]
-    if not blocks:
-        raise UnknownBlockError(
-            f"{type(model).__name__} is described with a stack {spec.stack!r}, which this instance does not have; "
-            f"it has {_candidates(model)}"
-        )
-    return blocks
+    return found
 
 
 def _candidates(model: nn.Module) -> str:

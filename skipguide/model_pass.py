@@ -23,6 +23,7 @@ class ModelPass:
         """Run the pass."""
         if torch.compiler.is_compiling():
             self.open(plan, args, kwargs)
+            args, kwargs = self.own(args, kwargs)
             return call(*args, **kwargs)
         token = object()
         try:
@@ -32,6 +33,7 @@ class ModelPass:
                     now.follow = follow
                     follow(active_plans())
                 self.open(now, args, kwargs)
+                args, kwargs = self.own(args, kwargs)
                 out = call(*args, **kwargs)
             finally:
                 self.end(now)
@@ -47,6 +49,10 @@ class ModelPass:
     def open(self, plan: ActivePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model runs, also while it is traced: note the batch, and what this pass is about."""
         plan.batch = batch_size(args, kwargs)
+
+    def own(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same call, with copies of what this pass of the model would use up."""
+        return args, kwargs
 
     def end(self, plan: ActivePlan) -> None:
         """After the model ran, or failed: give back what was taken for the pass."""

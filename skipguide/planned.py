@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from weakref import ref
 
 from torch import nn
@@ -30,7 +30,7 @@ class PlannedInterventions:
         # every block has a gate, for the ledger and to notice a lost one
         self.modules: dict[str, nn.Module] = {block.name: block.module for block in blocks}
         self.needs_grid = False  # whether something goes by where the tokens lie
-        self.helpers: set[str] = set()  # of the modules, those that only pass on: not a part of the ledger
+        self.helpers: set[str] = set()  # of the modules, those that are not a part of the ledger
 
     def add(self, module: nn.Module, name: str, added: Intervention) -> None:
         """Put an intervention at a module, inside those that are there."""
@@ -44,7 +44,10 @@ class PlannedInterventions:
         block = self.blocks.select([prefix.layer])[0]
         refuse_shared(self.blocks, [block])
         prefix.source = ref(self.blocks.model)
-        for before in self.blocks.blocks[: block.index]:
+        done = self._done(block, prefix)
+        for name, module in done.items():
+            self.add(module, name, Keep(name, prefix))
+        for before in self._between(block, done):
             if before.spec.kept or before.index in prefix.heard:
                 self.add(before.module, before.name, Keep(before.name, prefix))
         self.add(block.module, block.name, Capture(block, prefix))
@@ -72,7 +75,10 @@ class PlannedInterventions:
                         f"the plan skips block {earlier.index}, which does not run when resuming from block "
                         f"{block.index}"
                     )
-        for before in self.blocks.blocks[: block.index]:
+        done = self._done(block, prefix)
+        for name, module in done.items():
+            self.add(module, name, Replay(name, module, prefix))
+        for before in self._between(block, done):
             instead: Intervention = SkipBlock(before, counted=0)
             if before.spec.kept or before.index in prefix.heard:
                 padded = before.spec.streams[0] if before.spec.padded else None
@@ -84,6 +90,21 @@ class PlannedInterventions:
         self.add(block.module, block.name, Inject(block, prefix))
         for name, module in common_sublayers(block, prefix):
             self.add(module, name, Replay(name, module, prefix))
+
+    def _done(self, block: Block, prefix: Prefix) -> dict[str, nn.Module]:
+        """The stages that are over before a block, whose results stand for them when a pass resumes there.
+
+        Where something hears the blocks in front of it, only blocks are left out.
+        """
+        done = {} if prefix.heard else self.blocks.done_before(block)
+        self.helpers |= done.keys() - {each.name for each in self.blocks}
+        return done
+
+    def _between(self, block: Block, done: Collection[str]) -> list[Block]:
+        """The blocks before one that lie in none of the modules that are done."""
+        inside = tuple(f"{name}." for name in done)
+        before = self.blocks.blocks[: block.index]
+        return [each for each in before if each.name not in done and not each.name.startswith(inside)]
 
     def skip(self, term: SkipPlan) -> None:
         """Leave out or weaken what one term of a plan names."""

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from skipguide.active import ActivePlan, Call
-from skipguide.arguments import Arguments, sequence_like
+from skipguide.arguments import Arguments, cloned, sequence_like
 from skipguide.blocks import Block
 from skipguide.errors import SkipError
+
+# a condition of a running pass: the model writes into what its modules return
+WRITTEN = "written"
 
 
 @dataclass
@@ -61,14 +64,17 @@ class Prefix:
         if step != 1 or first >= last or max(rows.start or 0, rows.stop or 0) > batch:
             raise SkipError(f"expected some of the {batch} rows of the batch, one after the other; got {rows}")
 
+        views: dict[int, Tensor] = {}  # what a module returned twice is one tensor again
+
         def rows_of(value: Any) -> Any:
             if isinstance(value, (tuple, list)):
                 return sequence_like(value, (rows_of(item) for item in value))
             if value is None:
                 return None
-            fold = value.shape[0] // batch  # Latte folds frames or positions into the batch
-            start, stop, _ = rows.indices(batch)
-            return value[start * fold : stop * fold]
+            if id(value) not in views:
+                fold = value.shape[0] // batch  # Latte folds frames or positions into the batch
+                views[id(value)] = value[first * fold : last * fold]
+            return views[id(value)]
 
         streams = {name: rows_of(tensor) for name, tensor in self.streams.items()}
         kept = {name: rows_of(value) for name, value in self.kept.items()}
@@ -123,8 +129,9 @@ class Keep:
         self.prefix = prefix
 
     def __call__(self, plan: ActivePlan, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Store a reference to the output."""
-        out = self.prefix.kept[self.name] = call(*args, **kwargs)
+        """Store a reference to the output, or a copy where the model goes on to write into it."""
+        out = call(*args, **kwargs)
+        self.prefix.kept[self.name] = cloned(out) if plan.holds.get(WRITTEN) else out
         return out
 
 
@@ -152,6 +159,8 @@ class Replay:
         if self.name not in self.prefix.kept:
             raise self.prefix.unfilled()
         out = self.prefix.kept[self.name]
+        if plan.holds.get(WRITTEN):
+            out = cloned(out)
         return out if self.stream is None else out[:, : self.arguments.get(self.stream, args, kwargs).shape[1]]
 
 

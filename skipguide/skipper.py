@@ -6,26 +6,21 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
-from weakref import ref
 
-import torch
 from torch import nn
 
 from skipguide.active import LOCK, ActivePlan, Entry
-from skipguide.arguments import batch_size
 from skipguide.blocks import Block, BlockMap, find_blocks
-from skipguide.errors import LostGateError, SkipError
+from skipguide.errors import SkipError
 from skipguide.gate import Gate, Installation, gate_of
 from skipguide.hosts.compiled import has_compiled
-from skipguide.hosts.group_offload import SharedGroups
 from skipguide.interventions import ShareRows
-from skipguide.model_pass import ModelPass
 from skipguide.perturbations.grid import GridReader
 from skipguide.plan import SkipPlan
 from skipguide.planned import PlannedInterventions
 from skipguide.prefix import Prefix
 from skipguide.shown import Row, Shown, ledger_rows, passes
+from skipguide.skipper_pass import SkipperPass
 from skipguide.stats import Stats
 
 logger = logging.getLogger(__name__)
@@ -239,79 +234,6 @@ class Skipper(Shown):
 def _places(blocks: BlockMap, block: Block) -> int:
     """At how many places of the model the block's module stands."""
     return sum(other.module is block.module for other in blocks)
-
-
-class SkipperPass(ModelPass):
-    """A pass under a Skipper: it is counted, and a gate that was lost is noticed afterwards.
-
-    Attributes:
-        lists: the lists of blocks by name -> how many modules are in each.
-        blocks: the gates of blocks at which something happens -> name.
-        grid: reads where the tokens lie, for plans that go by that.
-        steady: whether the driver moves the gates in front itself, once per call of its pipeline, and not every pass.
-    """
-
-    __slots__ = ("blocks", "gates", "grid", "lists", "model", "modules", "skipper", "steady")
-
-    def __init__(self, skipper: Skipper, model: nn.Module, modules: dict[str, nn.Module]) -> None:
-        self.skipper = ref(skipper)
-        self.model = model
-        self.modules = modules
-        self.gates = {name: gate_of(module) for name, module in modules.items()}
-        self.lists: dict[str, int] = {}
-        self.blocks: dict[int, str] = {}
-        self.grid: GridReader | None = None
-        self.steady = False
-
-    @property
-    def handle(self) -> Skipper | None:
-        """The Skipper, while it lives."""
-        return self.skipper()
-
-    def open(self, plan: ActivePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Count the pass, put the gates in front and find groups that are loaded together."""
-        plan.batch = batch_size(args, kwargs)
-        if self.grid is not None:
-            plan.grid = self.grid.read(args, kwargs)
-        if torch.compiler.is_compiling():
-            return
-        plan.stats.passes += 1
-        if not self.steady:
-            self.move_in_front()
-        plan.groups = SharedGroups.among(self.modules.values())
-
-    def move_in_front(self) -> None:
-        """Put every gate in front of what came while it stood."""
-        for gate in self.gates.values():
-            gate.move_in_front()
-
-    def end(self, plan: ActivePlan) -> None:
-        """Release the groups that are still loaded."""
-        if plan.groups is not None:
-            plan.groups.release()
-            plan.groups = None
-
-    def close(self, plan: ActivePlan, out: Any) -> None:
-        """Notice that a module was exchanged, or that its gate was lost: the skip did not happen."""
-        for name, count in self.lists.items():
-            if (length := len(self.model.get_submodule(name)._modules)) != count:
-                raise LostGateError(
-                    f"{name} of {type(self.model).__name__} has {length} modules now, and had {count} when the plan "
-                    f"was applied: apply plans after blocks are added or taken away"
-                )
-        if (twice := next(iter(self.blocks.keys() & plan.repeated), None)) is not None:
-            raise SkipError(
-                f"{self.blocks[twice]} of {type(self.model).__name__} runs more than once in a pass (looped depth), "
-                f"and a plan cannot tell the rounds apart: this model cannot be skipped or resumed block by block"
-            )
-        for name, gate in self.gates.items():
-            if (now := self.model.get_submodule(name)) is not self.modules[name]:
-                raise LostGateError(
-                    f"{name} is now another module ({type(now).__module__}.{type(now).__qualname__}) than the one "
-                    f"the plan was applied to: apply plans after adapters are added, and remove them before"
-                )
-            if gate.key not in plan.seen and not gate.reachable():
-                raise gate.lost(name)
 
 
 def capture(model: nn.Module, prefix: Prefix) -> AbstractContextManager[Skipper]:

@@ -154,6 +154,7 @@ class BlockSpec:
         axes: along what the tokens of one row lie: time, height and width, or some of them (the others are folded into
             the batch).
         why: why these blocks have no attention map, or no tokens of the image alone, for errors.
+        optional: whether instances of the model may lack this stack, as long as they have one.
     """
 
     stack: str
@@ -178,6 +179,7 @@ class BlockSpec:
     image: bool = True
     axes: Axes = "thw"
     why: str = ""
+    optional: bool = False
 
     def sublayers(self, part: str) -> tuple[Sublayer, ...]:
         """The sublayers that a part consists of; none for `"block"`, and for something that is no part."""
@@ -213,6 +215,12 @@ class ModelSpec:
         folded: the model's arguments that fold more into the batch (a text per frame).
         layered: the model's arguments whose second dimension is the batch (a text per layer).
         grid: how a call says where the tokens of the first stream lie; None where that is not known.
+        stages: paths of the modules in which blocks and what runs between them lie (a UNet's way down, middle and way
+            up), as in `BlockSpec.stack`; each child of the last star is one. A pass that resumes does not run those
+            before it.
+        turns: lists in a stage whose members run by turns: the first of each, then the second of each.
+        consumed: the model's arguments that are lists which it empties, adding what it takes to what a stage gave:
+            every pass gets a list of its own, and the stages' results are not shared between passes.
     """
 
     stacks: tuple[BlockSpec, ...]
@@ -223,6 +231,9 @@ class ModelSpec:
     folded: tuple[str, ...] = ()
     layered: tuple[str, ...] = ()
     grid: TokenGrid | None = None
+    stages: str = ""
+    turns: tuple[str, ...] = ()
+    consumed: tuple[str, ...] = ()
 
     def lacks(self, stack: BlockSpec, part: str) -> str:
         """Why blocks of one of its stacks cannot have a part; empty if they can."""

@@ -29,7 +29,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--each", type=int, default=2, help="clips per caption and seed (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--tiers", type=int, nargs="+", default=[1, 2, 3], help="1 decides, 2 single layers, 3 the rest"
+        "--tiers", type=int, nargs="+", default=[1, 2, 3], help="1 decides, 2 single layers, 3 the rest, 4 other parts"
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these settings")
     parser.add_argument("--layer", type=int, default=9, help="that the scale grids skip (default: the preset's)")

@@ -11,16 +11,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+import skipguide.pipelines
 from demos.bundled_model.clips import ClipSpec, caption
 from demos.bundled_model.evaluate import choose
 from demos.quality.controls import added, random_direction, weak_direction
 from demos.quality.settings import LAYERS, STEPS, Setting
 from skipguide.assets import bundled
-from skipguide.pipelines import SpatiotemporalSkipGuidance
+from skipguide.pipelines import Guide, SpatiotemporalSkipGuidance
 from skipguide.pipelines.bundled import call_of
 
 PROMPT_SEED = 31_000
@@ -43,6 +45,12 @@ def load(folder: Path) -> DiffusionPipeline:
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def guide_of(name: str, settings: dict[str, Any]) -> Any:
+    """A guidance of ours by its class, or a `Guide` around one of diffusers."""
+    own = getattr(skipguide.pipelines, name, None)
+    return own(**settings) if own is not None else Guide(getattr(diffusers, name)(**settings))
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,8 @@ class Sampler:
         elif setting.control == "weak":
             weak_text = torch.cat([self.text(self.weak, prompt)[0] for prompt in words])
             around = added(model, weak_direction(self.weak.transformer, weak_text), setting.scale)
+        elif setting.guider is not None:
+            around = guide_of(*setting.guider).apply(self.pipe)
         else:
             around = guidance.apply(self.pipe) if guidance else nullcontext()
         half = torch.autocast("cpu", torch.bfloat16, enabled=setting.precision == "bf16")

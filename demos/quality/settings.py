@@ -1,7 +1,7 @@
 """What is compared: every setting with everything that its clips depend on.
 
 Tier 1 answers whether skip guidance beats plain CFG, with the controls; tier 2 says which layer; tier 3 is the
-protocol and one look at everything else.
+protocol and one look at everything else; tier 4 is other perturbations and other guiders.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ class Setting:
     Attributes:
         name: of its files.
         family: settings that one line of a figure joins.
-        tier: 1 to 3; lower ones are made first.
+        tier: 1 to 4; lower ones are made first.
         w: the pipeline's guidance_scale; 1 is without CFG.
         steps: of the sampler.
         guidance: arguments of `SpatiotemporalSkipGuidance`, or None.
+        guider: of another guidance, the class and its arguments: `Guide` around one of diffusers, or one of ours.
         control: `"random"` (a random direction of the same norm in place of c - k), `"weak"` (an early checkpoint in
             place of the model without layers), or empty.
         scale: s of a control.
@@ -40,6 +41,7 @@ class Setting:
     w: float = W
     steps: int = STEPS
     guidance: dict[str, Any] | None = None
+    guider: tuple[str, dict[str, Any]] | None = None
     control: str = ""
     scale: float = 0.0
     precision: str = "bf16"
@@ -133,7 +135,34 @@ def catalogue(layer: int = 9) -> dict[str, Setting]:
         for stack in ("transformer_blocks", "temporal_transformer_blocks")
     ]
     c.skip("space-and-time", "groups", 3, once=True, groups=groups, note="a spatial and a temporal block, 0.5 each")
+    _others(c, layer)
     return c.found
+
+
+def _others(c: Catalogue, layer: int) -> None:
+    """Other parts of the same block, one of a spatial block where the part is about places, and other guiders."""
+    spatial = layer - layer % 2  # Latte's blocks are of space and time by turns
+    for name, part, scale, more in (
+        ("blur", "attn_blur", 2.0, {"part_options": {"sigma": None}}),
+        ("blur-1", "attn_blur", 2.0, {"part_options": {"sigma": 1.0}}),
+        ("window-time", "window_time", 2.0, {}),
+        ("token-shuffle", "token_shuffle", 1.0, {}),
+        ("self-swap", "self_swap", 1.0, {}),
+        ("mlp", "mlp", 1.0, {}),
+        ("attn", "attn", 1.0, {}),
+        ("strength", "attn_identity", 4.0, {"strength": 0.5}),
+        ("heads", "attn_identity", 2.0, {"heads": [0, 1]}),
+    ):
+        c.skip(f"part-{name}", f"part {part}", 4, layers=[layer], part=part, scale=scale, **more)
+    for name, part in (("blur", "attn_blur"), ("window", "window_space"), ("cross", "cross_attn")):
+        c.skip(f"space-{name}", f"part {part}", 4, layers=[spatial], part=part, scale=2.0)
+    for name, guider, settings in (
+        ("tcfg", "TangentialClassifierFreeGuidance", {"guidance_scale": W}),
+        ("fdg", "FrequencyDecoupledGuidance", {"guidance_scales": [W_HIGH, W]}),
+        ("apg", "AdaptiveProjectedGuidance", {"guidance_scale": W_HIGH, "eta": 0.0}),
+        ("tag", "TangentialAmplifyingGuidance", {"scale": 1.15}),
+    ):
+        c.add(f"guider-{name}", "other guiders", 4, guider=(guider, settings), note=guider)
 
 
 def single_layers(layer: int = 9) -> dict[int, str]:

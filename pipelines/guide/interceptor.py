@@ -44,6 +44,7 @@ class WholePasses(DenoiserPasses):
         planned: int,
         branch: str = "",
     ) -> Any:
+        args, kwargs = self._arguments.own(self.bare.map.spec.consumed, args, kwargs)
         out = call(*args, **kwargs)
         self.enter(counted, planned)
         return out
@@ -72,6 +73,7 @@ class GuideInterceptor(Interceptor):
         super().__init__(
             _NOTHING, pipe, spec, denoiser, GuidanceSchedule(_NOTHING, (), blocks), state, stats, None, watch
         )
+        self.outputs = self.delivery.outputs  # what the guider makes has those of the conditional prediction
         self.run = run
         self.weak_model = weak_model
         guider = run.guiders[0]
@@ -118,8 +120,7 @@ class GuideInterceptor(Interceptor):
                 f"pipe.{self.denoiser} has {self.passes.cache} enabled, which would mix the passes that "
                 f"{self.run.name} weakens with the others: call pipe.{self.denoiser}.disable_cache() first"
             )
-        index = len(state.timesteps) - state.steps + state.step
-        self.names = self.run.begin(state.step, state.steps, state.timesteps[max(index, 0)])
+        self.names = self.run.begin(state.step, state.steps, state.timesteps[state.start + state.step])
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -62,6 +62,7 @@ PAG = NativeKind(
         "PixArtTransformer2DModel",
         "HunyuanDiT2DModel",
         "UNetMotionModel",
+        "UNet2DConditionModel",
     ),
     read=_read,
     foretell=_foretell,

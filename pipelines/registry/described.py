@@ -12,11 +12,12 @@ from skipguide.errors import SkipError
 from skipguide.pipelines.registry.image import IMAGE_PIPELINES
 from skipguide.pipelines.registry.refused import UNSUPPORTED_PIPELINES
 from skipguide.pipelines.registry.spec import PipelineSpec
+from skipguide.pipelines.registry.unet import UNET_PIPELINES
 from skipguide.pipelines.registry.video import VIDEO_PIPELINES
 
 __all__ = ["PIPELINES", "PipelineSpec", "described_loop", "native_off", "pipeline_spec", "register_pipeline"]
 
-PIPELINES: dict[str, PipelineSpec] = {**VIDEO_PIPELINES, **IMAGE_PIPELINES}
+PIPELINES: dict[str, PipelineSpec] = {**VIDEO_PIPELINES, **IMAGE_PIPELINES, **UNET_PIPELINES}
 # By module and name of the class, so that one defined again (a notebook cell that runs twice) is still known and one of
 # another module is not taken for it; a name that was given instead of the class stands for all classes of that name.
 _REGISTERED: dict[tuple[str, str] | str, PipelineSpec] = {}

@@ -13,10 +13,11 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         "deprecated by diffusers, which keeps it without maintaining it",
         """
         AltDiffusionImg2ImgPipeline AltDiffusionPipeline AmusedImg2ImgPipeline AmusedInpaintPipeline
-        AmusedPipeline AudioLDMPipeline BlipDiffusionPipeline CycleDiffusionPipeline DanceDiffusionPipeline
-        I2VGenXLPipeline KarrasVePipeline LDMPipeline MusicLDMPipeline PIAPipeline PNDMPipeline
-        PaintByExamplePipeline RePaintPipeline ScoreSdeVePipeline SemanticStableDiffusionPipeline
-        StableDiffusionAttendAndExcitePipeline StableDiffusionControlNetXSPipeline
+        AmusedPipeline AudioLDMPipeline BlipDiffusionControlNetPipeline BlipDiffusionPipeline
+        CycleDiffusionPipeline DanceDiffusionPipeline I2VGenXLPipeline KarrasVePipeline LDMPipeline
+        MusicLDMPipeline PIAPipeline PNDMPipeline PaintByExamplePipeline RePaintPipeline ScoreSdeVePipeline
+        SemanticStableDiffusionPipeline StableCascadeCombinedPipeline StableCascadeDecoderPipeline
+        StableCascadePriorPipeline StableDiffusionAttendAndExcitePipeline StableDiffusionControlNetXSPipeline
         StableDiffusionDiffEditPipeline StableDiffusionGLIGENPipeline StableDiffusionGLIGENTextImagePipeline
         StableDiffusionInpaintPipelineLegacy StableDiffusionLDM3DPipeline StableDiffusionModelEditingPipeline
         StableDiffusionPanoramaPipeline StableDiffusionParadigmsPipeline StableDiffusionPipelineSafe
@@ -44,31 +45,21 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         "a side network (ControlNet, T2I-Adapter) runs before the denoiser, and what it gives is added "
         "between the blocks: not yet proven with skipped passes",
         """
-        AnimateDiffControlNetPipeline AnimateDiffSparseControlNetPipeline
-        AnimateDiffVideoToVideoControlNetPipeline BlipDiffusionControlNetPipeline HunyuanDiTControlNetPipeline
-        KandinskyV22ControlnetImg2ImgPipeline KandinskyV22ControlnetPipeline QwenImageControlNetInpaintPipeline
-        QwenImageControlNetPipeline SanaControlNetPipeline StableDiffusionAdapterPipeline
-        StableDiffusionControlNetImg2ImgPipeline StableDiffusionControlNetInpaintPipeline
-        StableDiffusionControlNetPipeline StableDiffusionXLAdapterPipeline
-        StableDiffusionXLControlNetImg2ImgPipeline StableDiffusionXLControlNetInpaintPipeline
-        StableDiffusionXLControlNetPipeline StableDiffusionXLControlNetUnionImg2ImgPipeline
-        StableDiffusionXLControlNetUnionInpaintPipeline StableDiffusionXLControlNetUnionPipeline
-        ZImageControlNetInpaintPipeline ZImageControlNetPipeline
+        HunyuanDiTControlNetPipeline QwenImageControlNetInpaintPipeline QwenImageControlNetPipeline
+        SanaControlNetPipeline ZImageControlNetInpaintPipeline ZImageControlNetPipeline
         """,
     ),
     (
         "a prior: it predicts an image embedding, no image",
         """
         FluxPriorReduxPipeline KandinskyPriorPipeline KandinskyV22PriorEmb2EmbPipeline KandinskyV22PriorPipeline
-        StableCascadePriorPipeline
         """,
     ),
     (
-        "runs a prior and a decoder one after the other, and neither is described",
+        "runs a prior and a decoder one after the other: guide its decoder, pipe.decoder_pipe, which is described",
         """
         KandinskyCombinedPipeline KandinskyImg2ImgCombinedPipeline KandinskyInpaintCombinedPipeline
         KandinskyV22CombinedPipeline KandinskyV22Img2ImgCombinedPipeline KandinskyV22InpaintCombinedPipeline
-        StableCascadeCombinedPipeline
         """,
     ),
     (
@@ -110,26 +101,28 @@ _BY_REASON: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
-        "its denoiser is a UNet2DConditionModel or another UNet that is not described",
+        "its denoiser is a UNet that is not described",
         """
-        DreamLiteMobilePipeline DreamLitePipeline IFImg2ImgPipeline IFImg2ImgSuperResolutionPipeline
-        IFInpaintingPipeline IFInpaintingSuperResolutionPipeline IFPipeline IFSuperResolutionPipeline
-        Kandinsky3Img2ImgPipeline Kandinsky3Pipeline KandinskyImg2ImgPipeline KandinskyInpaintPipeline
-        KandinskyPipeline KandinskyV22Img2ImgPipeline KandinskyV22InpaintPipeline KandinskyV22Pipeline
-        KolorsImg2ImgPipeline KolorsPipeline LDMSuperResolutionPipeline LDMTextToImagePipeline
-        LEditsPPPipelineStableDiffusion LEditsPPPipelineStableDiffusionXL LatentConsistencyModelImg2ImgPipeline
-        LatentConsistencyModelPipeline StableCascadeDecoderPipeline StableDiffusionDepth2ImgPipeline
-        StableDiffusionImageVariationPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
-        StableDiffusionInstructPix2PixPipeline StableDiffusionPipeline StableDiffusionUpscalePipeline
-        StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline
-        StableDiffusionXLInstructPix2PixPipeline StableDiffusionXLPipeline StableUnCLIPImg2ImgPipeline
-        StableUnCLIPPipeline
+        DreamLiteMobilePipeline DreamLitePipeline Kandinsky3Img2ImgPipeline Kandinsky3Pipeline
+        LDMTextToImagePipeline
+        """,
+    ),
+    (
+        "its CFG has three branches, one of them with the picture alone",
+        """
+        StableDiffusionInstructPix2PixPipeline StableDiffusionXLInstructPix2PixPipeline
+        """,
+    ),
+    (
+        "an editing method with a guidance of its own for every concept, and as many branches",
+        """
+        LEditsPPPipelineStableDiffusion LEditsPPPipelineStableDiffusionXL
         """,
     ),
     (
         "its denoiser is a UNet of convolutions, and there is no guidance",
         """
-        ConsistencyModelPipeline DDIMPipeline DDPMPipeline
+        ConsistencyModelPipeline DDIMPipeline DDPMPipeline LDMSuperResolutionPipeline
         """,
     ),
     (

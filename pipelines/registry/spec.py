@@ -41,7 +41,10 @@ class PipelineSpec:
         joined: where a denoiser predicts several things (video and sound), the attribute with the scale of each.
             Guidance treats them as one prediction; CFG is on if one of the scales says so.
         cond_first: one call has the rows [cond, uncond].
-        variances: the second half of a prediction's channels are variances, which the pipeline does not use.
+        variances: the second half of a prediction's channels are variances, which guidance leaves as they are: the
+            pipeline takes those of the conditional branch, or none.
+        timesteps: variable with the timesteps that the call goes through, where they can be a part of the scheduler's
+            and their number is not in `_num_timesteps`, or they can end before the scheduler's do.
         chunked: the pipeline goes through its steps once per chunk of the video, without a new table of timesteps.
         native: of the arguments in passive, the one that marks a pass of the pipeline's own skip guidance; another on
             top of it is refused unless the user asks for both.
@@ -73,6 +76,7 @@ class PipelineSpec:
     joined: tuple[str, ...] = ()
     cond_first: bool = False
     variances: bool = False
+    timesteps: str = ""
     chunked: bool = False
     native: str = ""
     native_off: tuple[tuple[str, Any], ...] = ()

@@ -25,6 +25,7 @@ from skipguide.pipelines.sampling.call_stack import is_called_by, is_running
 from skipguide.pipelines.sampling.delivery import Delivery
 from skipguide.pipelines.sampling.directions import Directions
 from skipguide.pipelines.sampling.finite_watch import FiniteWatch
+from skipguide.pipelines.sampling.kept_variances import KeptVariances
 from skipguide.pipelines.sampling.last_difference import LastDifference
 from skipguide.pipelines.sampling.ledger import GuidanceStats
 from skipguide.pipelines.sampling.lost_root import RootNotice
@@ -77,6 +78,7 @@ class Interceptor:
         self._untraced = untraced(Interceptor._handle)  # of a denoiser that is wrapped by torch.compile from now on
         self.notice = RootNotice(self.model, self.passes.bare.map[0].module)
         self.delivery = Delivery(settings, pipe, spec, denoiser, state, stats)
+        self.outputs = KeptVariances() if spec.variances else self.delivery.outputs
         self.watch = FiniteWatch() if watch is None else watch
         self.directions = Directions(settings, denoiser, self.delivery, state, stats, self.watch)
         self.difference = LastDifference(denoiser, settings.reuses_cfg, state, stats)
@@ -116,7 +118,7 @@ class Interceptor:
         self.state.refuse_other_threads(self.pipe)
         if self.schedule.groups:
             self.native.meet(kwargs)
-        outputs = self.delivery.outputs if self.works else None
+        outputs = self.outputs if self.works else None
         guide = self._passive if self.spec.is_passive(kwargs) else self._guided
         if outputs is None:
             return guide(call, args, kwargs)

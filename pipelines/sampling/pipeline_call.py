@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from threading import get_ident
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
@@ -25,6 +26,7 @@ class PipelineCall:
         timesteps: the scheduler's table; every `pipe(...)` call makes a new one, which is how a new call is noticed.
         step: number of the current step, from 0.
         steps: how many there are.
+        start: place of the first step in the scheduler's table.
         w: the CFG scale when the call began.
         began: the attributes that hold CFG scales, as they were then.
         branches: denoiser calls in this step so far.
@@ -47,6 +49,7 @@ class PipelineCall:
     timesteps: Any = None
     step: int = -1
     steps: int = 1
+    start: int = 0
     w: float = 0.0
     began: dict[str, Any] = field(default_factory=dict)
     branches: int = 0
@@ -103,7 +106,7 @@ class PipelineCall:
                 f"{type(pipe).__name__} gives frames different noise levels ({steps} steps of {len(self.timesteps)} "
                 f"levels): use Timetable(..., over='step') instead"
             )
-        scheduler, index = pipe.scheduler, len(self.timesteps) - self.steps + self.step
+        scheduler, index = pipe.scheduler, self.start + self.step
         if (sigmas := getattr(scheduler, "sigmas", None)) is not None and len(sigmas) > index:
             sigma = float(sigmas[index])
             return 1 - sigma if getattr(scheduler.config, "invert_sigmas", False) else sigma
@@ -128,7 +131,7 @@ class PipelineCall:
             for each in fields(self):
                 setattr(self, each.name, getattr(fresh, each.name))
             self.began = {name: look_up(pipe, name) for names in spec.scales for name in names}
-            self.steps = getattr(pipe, "_num_timesteps", None) or len(self.timesteps)
+            self.steps, self.start = _range(pipe, spec)
         self.extra = None
         if spec.cfg == "single":
             branch: Branch = "only"
@@ -162,6 +165,18 @@ class PipelineCall:
         if not (spec.scales[0] or spec.joined):
             return True
         return (self.w if "cfg" in spec.kept else _largest_scale(pipe, spec)) + spec.offset > 1
+
+
+def _range(pipe: Any, spec: PipelineSpec) -> tuple[int, int]:
+    """How many steps a call makes, and at which place of the scheduler's table it begins."""
+    table = pipe.scheduler.timesteps
+    if not spec.timesteps:
+        steps = getattr(pipe, "_num_timesteps", None) or len(table)
+        return steps, max(len(table) - steps, 0)
+    own = look_up(pipe, spec.timesteps)
+    steps = len(own)
+    early = len(table) > steps and torch.equal(own, table[:steps])  # it leaves the last ones to another pipeline
+    return steps, 0 if early else max(len(table) - steps, 0)
 
 
 def _largest_scale(pipe: Any, spec: PipelineSpec) -> float:

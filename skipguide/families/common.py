@@ -37,3 +37,4 @@ IMG_IDS = TokenGrid("places", "img_ids", frames=False)
 PACKED = "text and image are one sequence here, and it does not know which tokens are the image's"
 LINEAR = "its attention is linear, and has no map"
 TEXT_ALONE = "its stream is the text"
+PICTURE_AND_TEXT = "its one attention has the picture's keys and the text's side by side, and its input is a picture"

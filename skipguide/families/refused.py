@@ -46,7 +46,6 @@ UNSUPPORTED_MODELS: dict[str, str] = {
     "MotionAdapter": "weights of motion modules, to be loaded into a UNetMotionModel",
     "I2VGenXLUNet": _UNET,
     "Kandinsky3UNet": _UNET,
-    "UNet2DConditionModel": _UNET,
     "UNet3DConditionModel": _UNET,
     "UVit2DModel": "masked token prediction: it fills in discrete codes, there is no noise prediction to guide",
     "StableCascadeUNet": _UNET,

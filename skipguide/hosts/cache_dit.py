@@ -71,7 +71,7 @@ def places(module: nn.Module) -> list[tuple[Any, str]]:
         if code is None or id(function) in seen or not function.__module__.startswith("cache_dit."):
             continue
         seen.add(id(function))
-        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        for name, cell in zip(code.co_freevars, getattr(function, "__closure__", None) or (), strict=True):
             if name == "original_forward":
                 found.append((cell, "cell_contents"))
             elif name == "new_forward":

@@ -134,7 +134,6 @@ ELSEWHERE = {
             "HunyuanVideo": "not published for it: the script is for Hunyuan's own code",
             "LTX-2": "not published for it",
         },
-        notes=dict.fromkeys(("Flux", "CogVideoX"), "recognised by the same attributes; its laws are tested on LTX"),
     ),
 }
 

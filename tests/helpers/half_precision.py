@@ -5,18 +5,15 @@ import functools
 
 from torch import Tensor, nn
 
-from zoo.pipes import PIPES
-from zoo.pipes_control import CONTROL_PIPES
-from zoo.pipes_image import IMAGE_PIPES
+from zoo.all_pipes import CASES
 from zoo.pipes_unet import UNET_PIPES
-from zoo.pipes_video import VIDEO_PIPES
 
 DENOISERS = ("transformer", "transformer_2", "unet")
 
 
 def cases():
     """name -> (how to build a pipeline, how to run it, whether the denoiser has CFG in one call)."""
-    found = {case.name: (case.build, case.run) for case in (*PIPES, *IMAGE_PIPES, *VIDEO_PIPES, *CONTROL_PIPES)}
+    found = {case.name: (case.build, case.run) for case in CASES}
     return found | {case.name: (case.make, functools.partial(run_unet, case)) for case in UNET_PIPES}
 
 

@@ -18,6 +18,7 @@ from skipguide.pipelines.presets import PRESETS
 from skipguide.pipelines.registry.described import PIPELINES
 from zoo import modular
 from zoo.pipes import BY_PIPE, MODELS, understand_prompts
+from zoo.pipes_unet_picture import BY_PICTURE
 from zoo.pipes_video import BY_VIDEO
 
 # What every README says is run here, with tiny random models in place of the downloads.
@@ -96,6 +97,19 @@ def tiny_download(monkeypatch, tmp_path):
         pipe.__class__ = Tiny
         return pipe
 
+    def sdxl():
+        case = BY_PICTURE["sdxl"]
+        pipe, arguments = case.build(), case.call_kwargs()
+        pipe.to = lambda device: pipe
+        call = type(pipe).__call__
+
+        class Tiny(type(pipe)):
+            def __call__(self, prompt):
+                return call(self, **arguments)
+
+        pipe.__class__ = Tiny
+        return pipe
+
     stock = diffusers.DiffusionPipeline.from_pretrained
 
     def from_pretrained(name, torch_dtype=None):
@@ -103,6 +117,8 @@ def tiny_download(monkeypatch, tmp_path):
             return stock(name)
         if name == "Lightricks/LTX-2":
             return ltx2()
+        if name.startswith("stabilityai/stable-diffusion-xl"):
+            return sdxl()
         case = BY_PIPE["ltx"]
         pipe = case.build()
         config = dict(pipe.transformer.config) | {"num_layers": 28}

@@ -31,7 +31,7 @@ from demos.bundled_model.wan.model import (
     stock_attention,
 )
 from demos.bundled_model.wan.pool import ClipPool
-from demos.bundled_model.wan.progress import Progress, load_weights, read_progress, write_progress
+from demos.bundled_model.wan.progress import Progress, load_weights, read_progress, shrink, write_progress
 from demos.bundled_model.wan.train_transformer import Probe, Run, backward, batch_of, parse, train
 from skipguide import SkipError
 from skipguide.pipelines import SpatiotemporalSkipGuidance
@@ -290,6 +290,20 @@ def test_the_committed_weights_are_refused_by_another_shape(tmp_path):
         load_weights(
             tmp_path / "p.safetensors", build(Shape(layers=1, heads=2, head_dim=16, ffn=32), build_tokenizer())
         )
+
+
+def test_what_is_committed_has_eight_bits(tmp_path):
+    model, again = build(TINY, build_tokenizer()), build(TINY, build_tokenizer())
+    source, small = tmp_path / "p.safetensors", tmp_path / "small.safetensors"
+    write_progress(source, Ema(model), Progress(TINY, steps=7))
+    shrink(source, small)
+    assert small.stat().st_size < 0.6 * source.stat().st_size
+    load_weights(small, again)
+    assert read_progress(small) == read_progress(source)
+    for (name, own), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        top = own.abs().flatten(1).amax(1) if own.ndim > 1 else own.abs()
+        error = (own - other).abs().flatten(1).amax(1) if own.ndim > 1 else (own - other).abs()
+        assert (error <= top / 127 + 1e-6).all(), name
 
 
 def test_the_probe_is_the_same_every_time(vae):

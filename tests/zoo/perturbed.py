@@ -21,10 +21,13 @@ Grid = tuple[int, int, int]
 # frames, height and width of the tokens of the zoo's inputs
 GRIDS: dict[str, Grid] = {
     "ltx": (2, 3, 3), "wan": (2, 3, 3), "cogvideox": (2, 3, 3), "mochi": (2, 3, 3), "hunyuan": (2, 3, 3),
-    "sd35": (1, 4, 4), "flux": (1, 4, 4),
+    "sd35": (1, 4, 4), "flux": (1, 4, 4), "sd": (1, 4, 4),
 }  # fmt: skip
 # the blocks that are tried: of every stack, and of every kind
-LAYERS = {"ltx": (1,), "wan": (2,), "cogvideox": (1,), "mochi": (1,), "hunyuan": (1, 4), "sd35": (0, 2), "flux": (1, 4)}
+LAYERS = {
+    "ltx": (1,), "wan": (2,), "cogvideox": (1,), "mochi": (1,), "hunyuan": (1, 4), "sd35": (0, 2), "flux": (1, 4),
+    "sd": (1,),  # in the middle, where the picture is half as large
+}  # fmt: skip
 
 
 # -- self-attention of one stream, written out ------------------------------------------------------------------------
@@ -62,7 +65,16 @@ class SD35Attention(Values):
         return a.to_out[0](merge_heads(values.attend(a.norm_q(q), a.norm_k(k), v, slice(None))))
 
 
-WHOLE = {"ltx": LtxAttention, "wan": WanAttention, "sd35": SD35Attention}
+class PlainAttention(Values):
+    """A UNet's: no norms, no rotation."""
+
+    def forward(self, hidden_states, *args, **kwargs):
+        a = self.attn
+        q, k, v = (split_heads(p(hidden_states), a.heads) for p in (a.to_q, a.to_k, a.to_v))
+        return a.to_out[0](merge_heads(values.attend(q, k, v, slice(None))))
+
+
+WHOLE = {"sd": PlainAttention, "ltx": LtxAttention, "wan": WanAttention, "sd35": SD35Attention}
 
 
 class Attends(nn.Module):

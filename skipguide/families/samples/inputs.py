@@ -46,6 +46,8 @@ def _tokens(model: nn.Module) -> dict[str, Any]:
 def _place(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if isinstance(value, (tuple, list)):
         return sequence_like(value, (_place(item, device, dtype) for item in value))
+    if isinstance(value, dict):
+        return {name: _place(item, device, dtype) for name, item in value.items()}
     if isinstance(value, Tensor):
         return value.to(device, dtype if value.is_floating_point() else None)
     return value
