@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from demos.study import canvas, table
+from demos.tune.settings import ways
 
 
 def text(result: dict[str, Any]) -> str:
@@ -24,6 +25,7 @@ def text(result: dict[str, Any]) -> str:
             *searches,
             "",
             *verdict(result["ways"]),
+            *_missing(result["ways"]),
             "",
         ]
     )
@@ -46,6 +48,12 @@ def _search(start: str, found: dict[str, Any]) -> str:
         f"Search from `{start}`: {found['runs']} runs, {found['seconds']:.0f} processor seconds, down to "
         f"{last['share']:.2f} of plain CFG's blocks, where the latents are {100 * last['error']:.0f} % off."
     )
+
+
+def _missing(found: list[dict[str, Any]]) -> list[str]:
+    """What was left out of this run, in words."""
+    names = [way.name for way in ways() if way.name not in {each["name"] for each in found}]
+    return [f"\nNot run (yet): {', '.join(names)}."] if names else []
 
 
 def verdict(ways: list[dict[str, Any]]) -> list[str]:

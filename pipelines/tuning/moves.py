@@ -57,14 +57,7 @@ class Move:
         else:
             change: dict[str, Any] = {self.name: self.to}
             new = replace(now, **change) if self.to in _DOWN[getattr(now, self.name)] else now
-        if new == now:
-            return None
-        steps = list(schedule.steps)
-        steps[self.step] = new
-        try:
-            return PassSchedule(steps)
-        except SkipError:  # a later step has nothing to use again
-            return None
+        return None if new == now else _with(schedule, self.step, new)
 
 
 def _still(step: PassStep, blocks: Sequence[StillBlock]) -> PassStep:
@@ -84,10 +77,16 @@ def all_moves(steps: int) -> list[Move]:
 
 
 def alone(schedule: PassSchedule, block: int, how: Instead) -> PassSchedule | None:
-    """The schedule with one block standing still at every second step; None where that cannot be."""
-    each = [StillBlock(block, how, 0.0)]
-    steps = [_still(step, each) if number % 2 else step for number, step in enumerate(schedule.steps)]
+    """The schedule with one block standing still at every second step that allows it; None where none does."""
+    made, each = schedule, [StillBlock(block, how, 0.0)]
+    for number in range(1, len(schedule.steps), 2):
+        made = _with(made, number, _still(made.steps[number], each)) or made  # a pass may run there for the first time
+    return None if made == schedule else made
+
+
+def _with(schedule: PassSchedule, number: int, step: PassStep) -> PassSchedule | None:
+    """The schedule with another step; None where a step has nothing to use again then."""
     try:
-        return PassSchedule(steps)
+        return PassSchedule([*schedule.steps[:number], step, *schedule.steps[number + 1 :]])
     except SkipError:
         return None

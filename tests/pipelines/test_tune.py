@@ -135,6 +135,9 @@ def test_moves():
     assert Move(0, "blocks").made(start, ORDER, 1) is None, "nothing ran before the first step"
     assert alone(start, 1, "left_out").steps[1].left_out == (1,)
     assert alone(start, 1, "left_out").steps[2].left_out == ()
+    late = PassSchedule([PassStep(cfg="off"), PassStep(), PassStep(), PassStep()])
+    assert [step.reused for step in alone(late, 1, "reused").steps] == [(), (), (), (1,)], "u runs first at step 1"
+    assert alone(PassSchedule([PassStep()]), 1, "reused") is None
 
 
 @pytest.mark.parametrize(
