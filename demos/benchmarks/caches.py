@@ -201,7 +201,7 @@ def table(data: dict[str, Any]) -> str:
     """The tables, from the JSON alone."""
     lines: list[str] = []
     for model in data["models"]:
-        lines += [f"### {model['title']}: {model['blocks']} blocks, block {model['layer']} skipped", ""]
+        lines += [f"## {model['title']}: {model['blocks']} blocks, block {model['layer']} skipped", ""]
         head = "| cache | mode | blocks a step | answered | left out | **time** | blocks | relative to |"
         lines += [head, "|---|---|" + "---:|" * 5 + "---|"]
         steps = data["settings"]["steps"]

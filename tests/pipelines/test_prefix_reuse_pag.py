@@ -125,14 +125,14 @@ def test_a_unet_with_motion_modules(layer):
 
 def test_a_unet_whose_blocks_are_not_described_says_so():
     class Pipe:
-        unet = diffusers.UNet2DConditionModel(
-            block_out_channels=(8, 8),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        unet = diffusers.UNet2DModel(
+            sample_size=8,
+            block_out_channels=(8,),
+            layers_per_block=1,
             norm_num_groups=4,
-            cross_attention_dim=8,
-            attention_head_dim=2,
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
         )
 
-    with pytest.raises(UnknownBlockError, match="UNet2DConditionModel"):
+    with pytest.raises(UnknownBlockError, match="UNet2DModel"):
         PrefixReuse().apply(Pipe())
