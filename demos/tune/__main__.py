@@ -14,7 +14,7 @@ from demos.tune.settings import ways
 from demos.tune.work import Plan, compute
 
 HOME = Path(__file__).parent
-FULL, QUICK = Plan(), Plan(prompts=12, real=2, calls=1, steps=4)
+FULL, QUICK = Plan(prompts=256), Plan(prompts=12, real=2, calls=1, steps=4)
 
 
 def run(plan: Plan, folder: Path) -> dict[str, Any]:
