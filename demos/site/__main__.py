@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,15 +22,14 @@ def build(target: Path) -> int:
     Returns:
         0, or what Sphinx says of a failed build.
     """
-    from sphinx.cmd.build import build_main
-
     with tempfile.TemporaryDirectory(prefix="skipguide-site-") as work:
         source = Path(work, "source")
         source.mkdir()
         Staging(source).write()
         options = ["--quiet", "--fail-on-warning", "--keep-going", "-c", str(HERE), "-d", f"{work}/doctrees"]
-        status: int = build_main([*options, str(source), str(target)])
-    return status
+        # in a process of its own: autodoc writes defaults as they are spelled into the signatures of what it imports
+        command = [sys.executable, "-m", "sphinx", *options, str(source), str(target)]
+        return subprocess.run(command, check=False).returncode
 
 
 def main() -> int:

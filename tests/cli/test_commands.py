@@ -113,7 +113,7 @@ def test_pictures_become_png(stub, capsys):
     assert main(["generate", "p", "--layers", "1"]) == 0
     assert Image.open("p.png").size == (256, 256)
     assert main(["compare", "p", "--layers", "1"]) == 0
-    assert Image.open("p-compare.png").size[0] == 2 * 256 + 8
+    assert Image.open("p-compare.png").size[0] == 3 * 256 + 2 * 8  # without, with, and where they differ
     assert files(stub.folder) == ["p-compare.png", "p-compare.png.json", "p.png", "p.png.json"]
 
 

@@ -17,6 +17,8 @@ NORMED = {
     "mochi": {"attn": ("norm2", "norm2_context"), "mlp": ("norm4", "norm4_context")},
     "lumina2": {"attn": ("norm2",), "mlp": ("ffn_norm2",)},
     "zimage": {"attn": ("attention_norm2",), "mlp": ("ffn_norm2",)},
+    "ideogram4": {"attn": ("attention_norm2",), "mlp": ("ffn_norm2",)},
+    "fibo2": {"attn": ("attention_norm2",), "mlp": ("ffn_norm2",), "cross_attn": ("cross_attn_norm2",)},
 }
 
 

@@ -133,20 +133,20 @@ def test_paths_used_last_are_kept_and_the_others_leave_nothing():
     old = passes.prepared([drawn[0]])
     for plan in drawn[1:KEPT]:
         passes.prepared([plan])
-    held = len(passes._installed)
+    held = len(passes._standing._installed)
     assert passes.prepared([drawn[0], drawn[0]]) is old, "the same plans; used again"
     for plan in drawn[KEPT:]:
         passes.prepared([plan])
-    assert len(passes._installed) == held and len(passes._prepared) == KEPT
+    assert len(passes._standing._installed) == held and len(passes._prepared) == KEPT
     assert passes.prepared([drawn[0]]) is old
     ready = set(passes._prepared)
     assert (drawn[1],) not in ready and (drawn[2],) not in ready and (drawn[3],) in ready
-    before = list(passes._installed)
+    before = list(passes._standing._installed)
     passes.pause()
-    assert not passes._installed
+    assert not passes._standing._installed
     no_gates(model)
     passes.reinstall()
-    assert passes._installed == before, "in the same order"
+    assert passes._standing._installed == before, "in the same order"
     passes.remove()
-    assert not passes._prepared and not passes._installed
+    assert not passes._prepared and not passes._standing._installed
     no_gates(model)

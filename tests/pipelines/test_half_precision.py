@@ -39,6 +39,7 @@ def test_the_field_says_what_the_loop_takes(name):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`callback")  # how Kandinsky's combined pipelines call their decoders
 @pytest.mark.parametrize("name", sorted(set(cases()) - set(FEW) - ALONE))
 def test_the_field_says_what_every_loop_takes(name):
     case, spec = found(name)

@@ -69,13 +69,16 @@ def test_what_pipelines_keep_to_themselves_is_in_the_registry():
         source = inspect.getsource(call) if inspect.isfunction(call) else ""  # else a part of diffusers is missing here
         scales = set(re.findall(r"([\w.]*guidance_scale\w*) \* \(", source))
         reads_the_variable = any(name.startswith("call.") for names in spec.scales for name in names)
-        if spec.cfg not in ("batched", "two_calls") or not scales or reads_the_variable:
+        keeps_it = spec.scales == ((),) and spec.switch.startswith("call.")  # nothing of it is read off the pipeline
+        if spec.cfg not in ("batched", "two_calls") or not scales or reads_the_variable or keeps_it:
             continue
         looked_at += 1
         copied = "current_guidance_scale = self.guidance_scale" in source
         attribute = copied or any(scale.startswith("self.") for scale in scales)
         assert ("w" in spec.kept) == (not attribute), (name, scales)
-        decided = re.search(r"^\s+do_classifier_free_guidance = ", source, flags=re.MULTILINE) is not None
+        # in a variable of its own, or by the call's argument, which no callback reaches
+        by_itself = r"^\s+do_classifier_free_guidance = |\* 2\) if guidance_scale > 1 "
+        decided = re.search(by_itself, source, flags=re.MULTILINE) is not None
         assert ("cfg" in spec.kept) == decided, name
     assert looked_at >= 9
 

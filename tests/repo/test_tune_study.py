@@ -45,6 +45,7 @@ def test_what_cannot_be_run_says_why():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
 def test_one_round_at_the_smallest_size(tmp_path):
     names = ("frugal-12", "tuned-frugal-0.61", "first-block")
     plan = Plan(prompts=4, real=2, calls=1, steps=3)

@@ -284,7 +284,8 @@ class Mixed(nn.Module):
         self.block = block
         self.out = out  # the block taken out
         self.strength = strength
-        self.norm1 = getattr(block, "norm1", None)  # DiT reads the first block's
+        # DiT reads the first block's norm, Qwen-Image 2.1 all blocks' attentions
+        self.norm1, self.attn = getattr(block, "norm1", None), getattr(block, "attn", None)
 
     def forward(self, *args, **kwargs):
         weak, made = self.out(*args, **kwargs), self.block(*args, **kwargs)

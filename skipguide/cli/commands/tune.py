@@ -20,12 +20,11 @@ def register(subparsers: Any) -> None:
         description="Run the pipeline with its guidance once per prompt. Then search, step by step, which passes are\n"
         "left out or made of earlier ones and which blocks run, until only the share --budget of the blocks is left:\n"
         "always the change that moves the final latents least per block saved. Writes the schedule as JSON, for\n"
-        "--schedule of the other commands, and notes beside it.",
+        "generate --schedule half.json and the other commands with skip guidance, and notes beside it.",
         epilog=examples(
             "skipguide tune",
             "skipguide tune --budget 0.5 --steps 12 --preset frugal -o half.json",
             'skipguide tune ./my-pipeline --layers 9 --prompts "a tram in the rain" "a dog on a beach"',
-            'skipguide generate "a red circle moving right" --schedule half.json',
         ),
     )
     parser.add_argument(
