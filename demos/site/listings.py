@@ -13,6 +13,7 @@ from pathlib import Path
 TITLES = {
     "demos/quality/confirm/results.md": "Does skip guidance help: the confirmation",
     "demos/quality/results.md": "Does skip guidance help: all rows",
+    "demos/quality/parts/results.md": "Does skip guidance help: other parts and guiders",
     "demos/benchmarks/stg_cost.md": "What guidance costs",
     "demos/benchmarks/stg_tail.md": "One batch or separate passes",
     "demos/benchmarks/stg_every.md": "Using a direction again",
