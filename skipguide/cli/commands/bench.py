@@ -12,15 +12,10 @@ from skipguide.cli.arguments import BUNDLED, GUIDANCE_FLAGS, add_guidance, add_s
 from skipguide.cli.bench_kinds import CLASSIFIER, CLIPS, LANGUAGE, OWN_FLAGS, kind_of
 from skipguide.cli.outputs import slug
 from skipguide.cli.processes import Process, this_process
+from skipguide.cli.short_runs import BUNDLED_PROMPTS
 from skipguide.errors import SkipError
 
 SEEDS, QUICK_SEEDS = 4, 3
-BUNDLED_PROMPTS = (
-    "a large red circle moving right on a black background",
-    "a small blue square moving up on stripes",
-    "a large green star circling on a checkerboard",
-    "a small purple ring growing on a grey gradient",
-)
 QUICK_PROMPTS = 2
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skipguide.cli import models, pipeline_calls
-from skipguide.cli.arguments import BUNDLED, DTYPES, Default, examples, number
+from skipguide.cli import models, pipeline_calls, short_runs
+from skipguide.cli.arguments import Default, examples, number
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, sidecar, slug, versions, write_json
 from skipguide.errors import SkipError
 from skipguide.parts import PARTS
@@ -33,9 +33,7 @@ def register(subparsers: Any) -> None:
             "skipguide rank ./my-pipeline --score thrift --fresh --force",
         ),
     )
-    parser.add_argument(
-        "model", nargs="?", default=BUNDLED, metavar="MODEL", help="as for generate --model (default: %(default)s)"
-    )
+    short_runs.add_pipeline(parser)
     parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="one run each (default: two)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, metavar="PART", help="only these parts (default: all)")
     parser.add_argument(
@@ -52,13 +50,7 @@ def register(subparsers: Any) -> None:
         default=Default(LEVELS),
         help="steps that are scored (default: %(default)s, or all --steps if they are fewer)",
     )
-    parser.add_argument("--guidance-scale", metavar="X", type=number(float), help="classifier-free guidance")
-    parser.add_argument("--height", metavar="N", type=number(int, 1), help="in pixels")
-    parser.add_argument("--width", metavar="N", type=number(int, 1), help="in pixels")
-    parser.add_argument("--frames", metavar="N", type=number(int, 1), help="length of the clip")
-    parser.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0, help="(default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the best there is")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="as for generate")
+    short_runs.add_call(parser)
     parser.add_argument(
         "--fresh", action="store_true", help="score anew even if the scores of these weights are cached"
     )
@@ -75,19 +67,14 @@ def run(args: argparse.Namespace) -> None:
                 f"expected --levels of at most the {args.steps} --steps that can be scored; got {args.levels}"
             )
         args.levels = args.steps  # what the notes say
-    if any(not text.strip() for text in args.prompts or ()):
-        raise SkipError("expected prompts in words; one of --prompts is empty")
+    short_runs.check_prompts(args)
     output = args.output or Path(f"{slug(Path(args.model).name)}-rank.png")
     table = output.with_suffix(".csv")
     check_output(output, (".png",), force=args.force)
     check_output(table, (".csv",), force=args.force, notes=False)
     pyplot = _pyplot()
-    source = models.resolve(args.model)
-    device = models.choose_device(args.device)
-    pipeline_class = models.pipeline_class(source)
-    call = pipeline_calls.call_arguments(pipeline_class, args, source.defaults())
-    pipeline = models.load_pipeline(source, device, models.choose_dtype(args.dtype, device, bundled=source.bundled))
-    prompts = args.prompts or (_BUNDLED_PROMPTS if source.bundled else None)
+    source, pipeline, call = short_runs.load(args)
+    prompts = args.prompts or (short_runs.BUNDLED_PROMPTS if source.bundled else None)
     scores = _scores(args, pipeline, call, prompts)
 
     print(f"{scores.model}: {scores.blocks} blocks, by {args.score}")
@@ -98,14 +85,6 @@ def run(args: argparse.Namespace) -> None:
         _write(scores, args.score, rows)
         write_json(notes, {"arguments": plain_arguments(args), "scores": scores.to_dict(), "versions": versions()})
     print(f"{output}, {table}")
-
-
-_BUNDLED_PROMPTS = (
-    "a large red circle moving right on a black background",
-    "a small blue square moving up on stripes",
-    "a large green star circling on a checkerboard",
-    "a small purple ring growing on a grey gradient",
-)
 
 
 def _pyplot() -> Any:

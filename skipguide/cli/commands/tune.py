@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from skipguide.cli import models, pipeline_calls
-from skipguide.cli.arguments import BUNDLED, DTYPES, add_guidance, examples, number
+from skipguide.cli import pipeline_calls, short_runs
+from skipguide.cli.arguments import add_guidance, examples, number
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, sidecar, slug, versions, write_json
 from skipguide.errors import SkipError
 
@@ -27,9 +27,7 @@ def register(subparsers: Any) -> None:
             'skipguide tune ./my-pipeline --layers 9 --prompts "a tram in the rain" "a dog on a beach"',
         ),
     )
-    parser.add_argument(
-        "model", nargs="?", default=BUNDLED, metavar="MODEL", help="as for generate --model (default: %(default)s)"
-    )
+    short_runs.add_pipeline(parser)
     parser.add_argument(
         "--budget",
         metavar="X",
@@ -40,13 +38,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="one run each (default: three)")
     parser.add_argument("--passes-only", action="store_true", help="leave whole passes out only, no single blocks")
     parser.add_argument("--steps", metavar="N", type=number(int, 1), help="of a run, and so of the schedule")
-    parser.add_argument("--guidance-scale", metavar="X", type=number(float), help="classifier-free guidance")
-    parser.add_argument("--height", metavar="N", type=number(int, 1), help="in pixels")
-    parser.add_argument("--width", metavar="N", type=number(int, 1), help="in pixels")
-    parser.add_argument("--frames", metavar="N", type=number(int, 1), help="length of the clip")
-    parser.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0, help="(default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the best there is")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="as for generate")
+    short_runs.add_call(parser)
     add_guidance(parser)
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="a .json (default: named after the model)")
     parser.add_argument("--force", action="store_true", help="replace files that exist")
@@ -54,32 +46,22 @@ def register(subparsers: Any) -> None:
 
 
 PROMPTS = ("a red ball rolling over grass", "a woman walking along a street in the rain", "a ship on a stormy sea")
-_BUNDLED_PROMPTS = (
-    "a large red circle moving right on a black background",
-    "a small blue square moving up on stripes",
-    "a large green star circling on a checkerboard",
-)
 
 
 def run(args: argparse.Namespace) -> None:
     """Search, print, write."""
     if args.schedule is not None:
         raise SkipError("--schedule is what this command makes: leave it out")
-    if any(not text.strip() for text in args.prompts or ()):
-        raise SkipError("expected prompts in words; one of --prompts is empty")
+    short_runs.check_prompts(args)
     output = args.output or Path(f"{slug(Path(args.model).name)}-schedule.json")
     check_output(output, (".json",), force=args.force)
     from skipguide.pipelines.tuning.tune import tune
 
-    source = models.resolve(args.model)
-    device = models.choose_device(args.device)
-    pipeline_class = models.pipeline_class(source)
-    call = pipeline_calls.call_arguments(pipeline_class, args, source.defaults())
-    pipeline = models.load_pipeline(source, device, models.choose_dtype(args.dtype, device, bundled=source.bundled))
+    source, pipeline, call = short_runs.load(args)
     pipeline_calls.check_frames(pipeline, call)
     pipeline.set_progress_bar_config(disable=True)
     guidance = pipeline_calls.guidance_arguments(args, pipeline)
-    prompts = args.prompts or (_BUNDLED_PROMPTS if source.bundled else PROMPTS)
+    prompts = args.prompts or (short_runs.BUNDLED_PROMPTS[:3] if source.bundled else PROMPTS)
     shared = call | {"output_type": "latent"} | pipeline_calls.without_native(pipeline)
     calls = [shared | {"prompt": prompt, "seed": args.seed + place} for place, prompt in enumerate(prompts)]
     applied = pipeline_calls.make_guidance(guidance)
