@@ -164,12 +164,6 @@ def sequence_like(old: tuple[Any, ...] | list[Any], items: Iterable[Any]) -> Any
     return type(old)(*items) if hasattr(old, "_fields") else type(old)(items)
 
 
-def with_own_lists(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same call with copies of the lists in it, for a model that empties one and is called again with it."""
-    copied = tuple(list(value) if type(value) is list else value for value in args)
-    return copied, {name: list(value) if type(value) is list else value for name, value in kwargs.items()}
-
-
 def take_rows(value: Any, index: Tensor | slice, size: int) -> Any:
     """The rows of every tensor in `value` whose first dimension is the batch; everything else unchanged."""
     if isinstance(value, Tensor):

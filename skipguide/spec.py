@@ -223,8 +223,8 @@ class ModelSpec:
             up), as in `BlockSpec.stack`; each child of the last star is one. A pass that resumes does not run those
             before it.
         turns: lists in a stage whose members run by turns: the first of each, then the second of each.
-        consumed: the model's arguments that are lists which it empties, adding what it takes to what a stage gave:
-            every pass gets a list of its own, and the stages' results are not shared between passes.
+        consumed: the model's arguments that are lists which it empties, maybe adding what it takes to what a module
+            gave: every pass gets a list of its own, and copies of such results where another pass left them.
     """
 
     stacks: tuple[BlockSpec, ...]

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipguide.active import Call, active_plans
-from skipguide.arguments import Arguments, batch_size, with_own_lists
+from skipguide.arguments import Arguments, batch_size
 from skipguide.errors import SkipError
 from skipguide.gate import Installation, gate_of
 from skipguide.hosts.branch_states import BranchStates, states_of
@@ -317,7 +317,6 @@ class DenoiserPasses:
     ) -> Any:
         rows, what = skipper.stats.rows, "a pass of the pipeline" if counted else "a skipped pass"
         before, alone = sum(map(rows.get, self._names, _ZEROS)), self.cache is None and not active_plans()
-        args, kwargs = with_own_lists(args, kwargs)  # Hunyuan-DiT takes a ControlNet's residuals out of theirs
         # the branches whose rows these are: where the pipeline asks for both, the second alone can be computed
         both = not branch and self.branch == "both"
         mine = ("uncond", "cond")[-(planned // self.blocks) :] if both else (branch or self.branch,)

@@ -82,7 +82,8 @@ IMAGE_SINGLE_FAMILIES: dict[str, ModelSpec] = {
     "PixArtTransformer2DModel": ModelSpec((_PIXART,), grid=PICTURE),
     "DiTTransformer2DModel": ModelSpec((_DIT,), grid=PICTURE),
     "SanaTransformer2DModel": ModelSpec((_SANA,), grid=PICTURE),
-    "HunyuanDiT2DModel": ModelSpec((_HUNYUAN_DIT,), shared=ROPE, grid=PICTURE),
+    # takes a ControlNet's residuals out of their list
+    "HunyuanDiT2DModel": ModelSpec((_HUNYUAN_DIT,), shared=ROPE, grid=PICTURE, consumed=("controlnet_block_samples",)),
     # the refined text waits while the image is refined, and the other way round in Z-Image
     "Lumina2Transformer2DModel": ModelSpec(
         (
