@@ -146,7 +146,7 @@ def test_notebooks_scripts_and_sheets_are_there(staged):
         assert path.stem in (staged.folder / "notebooks" / "index.md").read_text(encoding="utf-8")
     scripts = (staged.folder / "scripts.md").read_text(encoding="utf-8")
     for path in (ROOT / "demos" / "scripts").glob("*.py"):
-        assert path.name in scripts or path.stem in ("__init__", "common", "tiny")
+        assert path.name in scripts or path.stem in ("__init__", "tiny")
     gallery = (staged.folder / "gallery.md").read_text(encoding="utf-8")
     for path in [*(ROOT / "demos" / "quality" / "sheets").iterdir(), *(ROOT / "demos" / "media").iterdir()]:
         assert path.name in gallery
