@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
-from tqdm import tqdm
 
 from skipguide.config import as_whole
 from skipguide.errors import SkipError
 from skipguide.hosts.accelerate import execution_device
+from skipguide.hosts.progress import progress_bar
 from skipguide.llm.batch import Batch, ids_and_mask, vocabulary_of
 from skipguide.llm.cost import last_token_only
 from skipguide.llm.elsewhere import refuse_skipping
@@ -43,7 +43,7 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], requests: int | None =
     vocabulary = vocabulary_of(found.model)
     meter = StatsMeter(found.num_layers, type(found.model).__name__)
     with evaluating(model):
-        for number, batch in enumerate(tqdm(batches, desc="calibrating", leave=False)):
+        for number, batch in enumerate(progress_bar(batches, "calibrating")):
             ids, mask = ids_and_mask(batch, number, vocabulary)
             left = None if requests is None else requests - meter.requests
             ids, mask = ids[:left].to(device), None if mask is None else mask[:left].to(device)
