@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from skipguide.errors import SkipError
 from skipguide.files import DEEPEST, is_shallow, read_json, replacing
+from skipguide.shown import brief
 
 VERSION = 1
 LARGEST = 2**63 - 1  # of whole numbers: torch's seeds and sizes go no further
@@ -55,7 +56,9 @@ def plain_data(value: Any) -> Any:
 
 
 class JsonConfig:
-    """Mixin for frozen dataclasses whose fields are plain data."""
+    """Mixin for frozen dataclasses whose fields are plain data; made with `repr=False`, they print what differs."""
+
+    __repr__ = brief
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with a version."""

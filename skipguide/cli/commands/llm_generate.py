@@ -16,6 +16,7 @@ from skipguide.cli.llm_models import PIECE_TOKENS, LanguageModel, load, order_of
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, versions, write_json
 from skipguide.errors import SkipError
 from skipguide.hosts.progress import progress_bar
+from skipguide.shown import counted
 
 OWN_FLAGS = {
     "adaskip": ("phase", "skip_ratio", "cost_aware", "no_online", "text", "stats"),
@@ -238,8 +239,9 @@ def as_text(report: dict[str, Any]) -> str:
         return "\n".join(lines)
     saved, held = report["kv_bytes_saved"] or 0, report["kv_bytes"] or 0
     share = saved / (saved + held) if saved else 0.0
+    sublayers = counted(len(report["skipped"]), "sublayer")
     lines += [
-        f"left out: {report['skipped_fraction']:.1%} of the sublayer runs, {len(report['skipped'])} sublayers",
+        f"left out: {report['skipped_fraction']:.1%} of the sublayer runs, {sublayers}",
         f"key-value cache: {saved:,} bytes saved ({share:.1%})",
         f"agreement with the whole model on this text: KL {agreement['kl']:.4f} nats, top-1 {agreement['top1']:.1%} "
         f"of {agreement['tokens']} tokens",
