@@ -308,7 +308,8 @@ def layer_tuple(layers: Iterable[int] | int) -> tuple[int, ...]:
         raise SkipError(f"expected block numbers, one or several; got {layers!r}") from None
     for item in items:
         if isinstance(item, bool) or not hasattr(item, "__index__") or abs(item) > LARGEST:
-            raise SkipError(f"layers are block numbers (whole numbers from 0); got {item!r} in {items!r}")
+            named = ": skipguide.find_blocks(model) lists names and numbers" if isinstance(item, str) else ""
+            raise SkipError(f"layers are block numbers (whole numbers from 0); got {item!r} in {items!r}{named}")
     numbers = tuple(int(item) for item in items)
     if len(set(numbers)) != len(numbers):
         raise SkipError(f"layers names a block twice: {numbers}")

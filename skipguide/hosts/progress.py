@@ -39,4 +39,6 @@ def progress_bar(
     """
     from tqdm.auto import tqdm
 
-    return tqdm(items, desc=what or None, disable=not show, leave=leave, **pace(), **more)
+    # Only what is to be said: what is not, tqdm takes from the environment, TQDM_DISABLE for one.
+    hidden: dict[str, Any] = {} if show else {"disable": True}
+    return tqdm(items, desc=what or None, leave=leave, **hidden, **pace(), **more)

@@ -35,7 +35,10 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], requests: int | None =
     """
     given: Any = batches
     if isinstance(given, (Mapping, str)) or not isinstance(given, Iterable):
-        raise SkipError(f"expected a list of batches of token ids; got {type(given).__name__}")
+        raise SkipError(
+            f"expected a list of batches of token ids; got {type(given).__name__}: "
+            "[tokenizer(text)['input_ids']] is a list of one"
+        )
     requests = None if requests is None else as_whole("requests", requests)
     found = sublayer_map(model)
     refuse_skipping(found)

@@ -85,7 +85,10 @@ class _Trials:
     def __init__(self, model: nn.Module, batches: Iterable[Batch]) -> None:
         given: Any = batches
         if isinstance(given, (Mapping, str)) or not isinstance(given, Iterable):
-            raise SkipError(f"expected a list of batches of token ids; got {type(given).__name__}")
+            raise SkipError(
+                f"expected a list of batches of token ids; got {type(given).__name__}: "
+                "[tokenizer(text)['input_ids']] is a list of one"
+            )
         self.model = model
         self.layers = sublayer_map(model).num_layers
         device, vocabulary = execution_device(model), vocabulary_of(model)

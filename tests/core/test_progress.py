@@ -1,6 +1,8 @@
 """Progress bars: at once on a terminal, seldom in a log, and made in one place."""
 
 import io
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -51,6 +53,15 @@ def test_not_asked_for_there_is_none(monkeypatch, no_notebook):
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert list(progress.progress_bar(range(3), show=False)) == [0, 1, 2]
     assert sys.stderr.getvalue() == ""
+
+
+def test_the_environment_turns_bars_off():
+    """A process of its own: tqdm reads the environment when it is imported."""
+    code = "from skipguide.hosts.progress import progress_bar; print(sum(progress_bar(range(3), 'pieces')))"
+    known = os.environ | {"TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)}
+    code = f"import sys; sys.stderr.isatty = lambda: True; {code}"
+    done = subprocess.run([sys.executable, "-c", code], env=known, capture_output=True, text=True, check=True)
+    assert done.stdout == "3\n" and done.stderr == ""
 
 
 def test_bars_are_made_in_one_place():
