@@ -201,7 +201,7 @@ def test_commands_of_the_pages_parse():
             if words[:1] == ["skipguide"] and "..." not in words and "COMMAND" not in words and len(words) > 2:
                 parser.parse_args(words[1:])
                 seen += 1
-    assert seen > 8
+    assert seen >= 8
 
 
 def test_inventories_are_what_sphinx_reads(tmp_path):
