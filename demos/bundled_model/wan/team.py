@@ -1,7 +1,7 @@
 """Several processes that train one model: each takes a share of the batch, all take the same step.
 
-A small transformer keeps one core busy and hardly gains from a second thread. Two processes that average their gradients
-make nearly twice the clips a second. `torchrun` starts them; alone, a process is a team of one.
+A small transformer keeps one core busy and hardly gains from a second thread. Two processes that average their
+gradients make nearly twice the clips a second. `torchrun` starts them; alone, a process is a team of one.
 """
 
 from __future__ import annotations

@@ -145,6 +145,7 @@ class Run:
         self.model = build(self.progress.shape, self.tokenizer, args.bf16)
         if start:
             load_weights(start, self.model)
+        self.team.align(self.model)
         self.ema = Ema(self.model, EMA)
         self.ema.steps = self.progress.steps
         self.opts = optimizers(self.model, args.lr, weight_decay=0.01, outer=OUTER, bf16=args.bf16)
@@ -286,8 +287,9 @@ def main() -> None:
     except SkipError as error:
         raise SystemExit(f"train: {error}") from None
     train(run)
+    done = run.progress
     if run.team.leads:
-        print(f"{run.progress.steps} steps, {run.progress.clips} clips, probe loss {run.progress.probe:.4f}: {run.file}")
+        print(f"{done.steps} steps, {done.clips} clips, probe loss {done.probe:.4f}: {run.file}")
 
 
 if __name__ == "__main__":
