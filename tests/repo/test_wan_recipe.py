@@ -4,6 +4,8 @@ import copy
 import json
 import random
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -263,6 +265,36 @@ def test_a_signal_ends_a_training_after_its_step(vae_folder, tmp_path, monkeypat
     train(run)
     assert run.progress.steps == 1 == read_progress(run.file).steps
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_same_steps(vae_folder, tmp_path):
+    words = f"--standalone --nproc-per-node 2 {tmp_path / 'two.py'} --vae {vae_folder} {FLAGS} --steps 3 --fresh-start"
+    (tmp_path / "two.py").write_text(TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", *words.split(), "--out", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=300)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
+    assert first["clips"] == second["clips"] == 12
+    assert all(torch.equal(mine, other) for mine, other in zip(first["weights"], second["weights"], strict=True))
+    assert first["seed"] != second["seed"], "each draws clips and noise of its own"
+    assert first["mean"] == second["mean"] == [1.75], "a quarter of 1 and three of 2"
+    assert read_progress(tmp_path / "progress.safetensors").steps == 3
+    assert (tmp_path / "rank1" / "pool.json").exists() and not (tmp_path / "rank1" / "state.pt").exists()
+
+
+TWO = """
+import torch
+from demos.bundled_model.wan.train_transformer import Run, parse, train
+
+run = Run(parse())
+seed = torch.initial_seed()
+layer = torch.nn.Linear(1, 1, bias=False)
+layer.weight.grad = torch.full((1, 1), 1.0 + run.team.rank)
+run.team.average_gradients(layer, 0.75 if run.team.rank else 0.25)
+train(run)
+found = {"weights": list(run.model.parameters()), "clips": run.progress.clips, "seed": seed}
+torch.save(found | {"mean": layer.weight.grad.flatten().tolist()}, run.out / f"{run.team.rank}.pt")
+"""
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,10 @@ Ctrl-C finishes the step and saves. `--decay-minutes` lets the last run come to 
 `--out` it goes on to the bit but for the order of clips; on another machine it goes on from the committed file.
 
     python -m demos.bundled_model.wan.train_transformer --vae runs/vae/model --out runs/t2v --minutes 600
+
+With both cores, one process each, every process a share of the batch:
+
+    python -m torch.distributed.run --standalone --nproc-per-node 2 -m demos.bundled_model.wan.train_transformer ...
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ from demos.bundled_model.wan.model import (
 )
 from demos.bundled_model.wan.pool import ClipPool
 from demos.bundled_model.wan.progress import FILE, Progress, load_weights, read_progress, write_progress
+from demos.bundled_model.wan.team import Team
 from skipguide.errors import SkipError
 
 logger = logging.getLogger(__name__)
@@ -122,7 +127,7 @@ class Run:
     """One training: its model, optimisers, average and counters, and where they are kept."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.out = args, args.out
+        self.args, self.out, self.team = args, args.out, Team()
         self.tokenizer = build_tokenizer()
         self.vae = load_vae(args.vae)
         self.state_path, self.file = args.out / "state.pt", args.out / "progress.safetensors"
@@ -140,6 +145,7 @@ class Run:
         self.model = build(self.progress.shape, self.tokenizer, args.bf16)
         if start:
             load_weights(start, self.model)
+        self.team.align(self.model)
         self.ema = Ema(self.model, EMA)
         self.ema.steps = self.progress.steps
         self.opts = optimizers(self.model, args.lr, weight_decay=0.01, outer=OUTER, bf16=args.bf16)
@@ -150,10 +156,11 @@ class Run:
             for opt, saved in zip(self.opts, state["opts"], strict=True):
                 opt.load_state_dict(saved)
             self.warm = state["warm"]
-        seed = args.seed + self.progress.steps
+        seed = args.seed + self.progress.steps + 1_000_003 * self.team.rank
         torch.manual_seed(seed)
         self.rng = random.Random(seed)
-        self.pool = ClipPool(self.vae, args.out, args.pool, args.seed, self.progress.encoded)
+        folder = args.out if self.team.leads else args.out / f"rank{self.team.rank}"
+        self.pool = ClipPool(self.vae, folder, args.pool, args.seed + self.team.rank, self.progress.encoded)
         logger.info(
             "%s from step %d, %.2f M parameters", self.progress.shape, self.progress.steps, parameters(self.model)
         )
@@ -163,9 +170,10 @@ class Run:
         for opt in self.opts:
             for group in opt.param_groups:
                 group["lr"] = self.args.lr * rate * min(1.0, (self.warm + 1) / WARMUP_STEPS)
-        latents, specs = self.pool.draw(self.args.batch, self.rng)
+        latents, specs = self.pool.draw(self.team.share(self.args.batch), self.rng)
         batch = batch_of(latents, [training_caption(spec, self.rng) for spec in specs], self.tokenizer)
         loss = backward(self.model, batch, self.args.micro)
+        self.team.average_gradients(self.model, len(specs) / self.args.batch)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for opt in self.opts:
             opt.step()
@@ -188,6 +196,8 @@ class Run:
         state = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "progress": self.progress.to_dict()}
         state |= {"opts": [opt.state_dict() for opt in self.opts], "warm": self.warm}
         self.pool.save()
+        if not self.team.leads:
+            return
         atomically(self.state_path, lambda path: torch.save(state, path))
         write_progress(self.file, self.ema, self.progress)
 
@@ -203,7 +213,7 @@ def train(run: Run) -> None:
     saved = shown = began
     first, average = progress.steps, 0.0
     try:
-        while not stop and (left := args.minutes - (time.monotonic() - began) / 60) > 0:
+        while (left := run.team.go_on(0.0 if stop else args.minutes - (time.monotonic() - began) / 60)) > 0:
             if args.steps is not None and progress.steps - first >= args.steps:
                 break
             loss = run.step(min(1.0, left / args.decay_minutes) if args.decay_minutes else 1.0)
@@ -211,6 +221,8 @@ def train(run: Run) -> None:
             progress.minutes, last = progress.minutes + (now - last) / 60, now
             average = loss if average == 0 else 0.98 * average + 0.02 * loss
             if progress.steps % args.log_every == 0:
+                run.team.align(run.model)
+            if progress.steps % args.log_every == 0 and run.team.leads:
                 progress.probe = probe.loss(run.averaged())
                 row: dict[str, float | int | str] = {"step": progress.steps, "clips": progress.clips}
                 row |= {
@@ -226,7 +238,7 @@ def train(run: Run) -> None:
             if now - saved > 60 * args.save_minutes:
                 saved = now
                 run.save()
-            if now - shown > 60 * args.sheet_minutes:
+            if now - shown > 60 * args.sheet_minutes and run.team.leads:
                 shown = now
                 path = args.out / f"sheet-{progress.steps:06d}.png"
                 show(pipeline(run.ema, progress.shape, run.tokenizer, run.vae), path)
@@ -234,6 +246,7 @@ def train(run: Run) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     run.save()
+    run.team.leave()
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -274,7 +287,9 @@ def main() -> None:
     except SkipError as error:
         raise SystemExit(f"train: {error}") from None
     train(run)
-    print(f"{run.progress.steps} steps, {run.progress.clips} clips, probe loss {run.progress.probe:.4f}: {run.file}")
+    done = run.progress
+    if run.team.leads:
+        print(f"{done.steps} steps, {done.clips} clips, probe loss {done.probe:.4f}: {run.file}")
 
 
 if __name__ == "__main__":
