@@ -11,6 +11,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from skipguide.errors import no_such_name
 from skipguide.pipelines.applied import AppliedGuidance
 from skipguide.pipelines.bundled import bundled_pipeline
 from skipguide.pipelines.calibration import calibrate
@@ -66,7 +67,7 @@ def __getattr__(name: str) -> Any:
         from skipguide.pipelines.guider.skip_guider import SkipGuider
 
         return SkipGuider
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise no_such_name(__name__, name, __all__)
 
 
 def __dir__() -> list[str]:

@@ -92,7 +92,7 @@ def value_at(amount: Any, fraction: float, sigma: float | None = None) -> Any:
     return amount.at(fraction, sigma) if isinstance(amount, Timetable) else amount
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SkipGroup(JsonConfig):
     """Layers that are skipped together in one pass, with their own scale. Several groups add up.
 

@@ -15,7 +15,7 @@ Branch = Literal["cond", "uncond", "skip"]
 MOST_STEPS = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PassStep(JsonConfig):
     """One step of a `PassSchedule`.
 

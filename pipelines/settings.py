@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
 WINDOWS: dict[str, Any] = {"start": None, "stop": None, "every": 1, "cfg_interval": None, "cfg_every": 1}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GuidanceSettings(JsonConfig):
     """The fields of `SpatiotemporalSkipGuidance`, which is these settings with `apply`; their meaning is said there.
 

@@ -27,7 +27,7 @@ from skipguide.pipelines.settings import DEFAULTS, GuidanceSettings
 __all__ = ["AppliedGuidance", "SpatiotemporalSkipGuidance"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SpatiotemporalSkipGuidance(GuidanceSettings):
     """Guide a diffusion pipeline away from its own prediction with some layers skipped.
 

@@ -33,7 +33,7 @@ class TangentialStats(Shown):
         return f"{self.steps} steps changed" if self.steps else "no step changed yet"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TangentialAmplifyingGuidance(JsonConfig):
     """Amplify the part of each sampling step that is tangential to the sample: no further pass, no training.
 

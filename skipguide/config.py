@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from skipguide.errors import SkipError
 from skipguide.files import DEEPEST, is_shallow, read_json, replacing
+from skipguide.shown import brief
 
 VERSION = 1
 LARGEST = 2**63 - 1  # of whole numbers: torch's seeds and sizes go no further
@@ -55,7 +56,9 @@ def plain_data(value: Any) -> Any:
 
 
 class JsonConfig:
-    """Mixin for frozen dataclasses whose fields are plain data."""
+    """Mixin for frozen dataclasses whose fields are plain data; made with `repr=False`, they print what differs."""
+
+    __repr__ = brief
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with a version."""
@@ -305,7 +308,8 @@ def layer_tuple(layers: Iterable[int] | int) -> tuple[int, ...]:
         raise SkipError(f"expected block numbers, one or several; got {layers!r}") from None
     for item in items:
         if isinstance(item, bool) or not hasattr(item, "__index__") or abs(item) > LARGEST:
-            raise SkipError(f"layers are block numbers (whole numbers from 0); got {item!r} in {items!r}")
+            named = ": skipguide.find_blocks(model) lists names and numbers" if isinstance(item, str) else ""
+            raise SkipError(f"layers are block numbers (whole numbers from 0); got {item!r} in {items!r}{named}")
     numbers = tuple(int(item) for item in items)
     if len(set(numbers)) != len(numbers):
         raise SkipError(f"layers names a block twice: {numbers}")

@@ -14,6 +14,7 @@ from skipguide.parts import PARTS as PARTS
 from skipguide.parts import Part as Part
 from skipguide.parts import Perturbation
 from skipguide.schedule import Schedule
+from skipguide.shown import brief
 
 
 def check_stack(stack: Any) -> str | None:
@@ -23,7 +24,7 @@ def check_stack(stack: Any) -> str | None:
     return stack
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SkipPlan:
     """What to leave out: layers, the part of them, the batch rows and the steps it holds for.
 
@@ -57,7 +58,7 @@ class SkipPlan:
     rows: Sequence[int] | None = None
     start: float = 0.0
     stop: float = 1.0
-    others: tuple[SkipPlan, ...] = field(default=(), repr=False)
+    others: tuple[SkipPlan, ...] = ()
     strength: float = field(default=1.0, kw_only=True)
     heads: Sequence[int] | Mapping[int, Sequence[int]] | None = field(default=None, kw_only=True, hash=False)
     part_options: Mapping[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
@@ -96,6 +97,10 @@ class SkipPlan:
     def empty(self) -> bool:
         """True if no term names a layer."""
         return not any(term.layers for term in self.terms)
+
+    def __repr__(self) -> str:
+        """What differs from the defaults, the plans of a union beside each other."""
+        return " | ".join(brief(term) for term in self.terms)
 
     def __or__(self, other: SkipPlan) -> SkipPlan:
         """Union: what either plan leaves out is left out."""

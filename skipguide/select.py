@@ -192,7 +192,7 @@ def measure_skip(
 
 
 @dataclass(frozen=True, repr=False)
-class LayerScores(JsonConfig, Shown):
+class LayerScores(Shown, JsonConfig):
     """The scores of a model's layers and parts.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from html import escape
 from typing import Any
@@ -37,8 +37,8 @@ class Shown:
         return "\n  ".join([self._heading(), *lines])
 
     def _repr_html_(self) -> str:
-        table = "".join(_line(row, "td" if number else "th") for number, row in enumerate(self._cells()))
-        return f"<div><strong>{escape(self._heading())}</strong><table>{table}</table></div>"
+        rows = "".join(_line(row, "td" if number else "th") for number, row in enumerate(self._cells()))
+        return f"<div><strong>{escape(self._heading())}</strong>{rows and f'<table>{rows}</table>'}</div>"
 
 
 def _line(cells: Iterable[str], tag: str) -> str:
@@ -77,11 +77,26 @@ def settings(config: Any) -> str:
         >>> settings(SkipPlan([1, 2], "attn"))
         "SkipPlan(layers=(1, 2), part='attn')"
     """
+    return _call(config, _rounded)
+
+
+def brief(config: Any) -> str:
+    """The same, exactly: the `__repr__` of settings, which makes an equal object where it is typed.
+
+    Example:
+        >>> from skipguide import SkipPlan
+        >>> brief(SkipPlan([1, 2], start=0.123456))
+        'SkipPlan(layers=(1, 2), start=0.123456)'
+    """
+    return _call(config, repr)
+
+
+def _call(config: Any, said: Callable[[Any], str]) -> str:
     found = []
     for each in fields(config):
         usual = each.default if each.default_factory is MISSING else each.default_factory()
         if (value := getattr(config, each.name)) is not usual and value != usual:
-            found.append(f"{each.name}={_rounded(value)}")
+            found.append(f"{each.name}={said(value)}")
     return f"{type(config).__name__}({', '.join(found)})"
 
 

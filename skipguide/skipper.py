@@ -19,7 +19,7 @@ from skipguide.perturbations.grid import GridReader
 from skipguide.plan import SkipPlan
 from skipguide.planned import PlannedInterventions
 from skipguide.prefix import Prefix
-from skipguide.shown import Row, Shown, ledger_rows, passes, settings
+from skipguide.shown import Row, Shown, ledger_rows, passes
 from skipguide.skipper_pass import SkipperPass
 from skipguide.stats import Stats
 
@@ -141,9 +141,7 @@ class Skipper(Shown):
 
     def _heading(self) -> str:
         held = "installed" if self.active.live or self._kept else "not entered"
-        return (
-            f"Skipper on {type(self.map.model).__name__} ({held}), {passes(self.stats.passes)}: {settings(self.plan)}"
-        )
+        return f"Skipper on {type(self.map.model).__name__} ({held}), {passes(self.stats.passes)}: {self.plan}"
 
     def _rows(self) -> list[Row]:
         return ledger_rows(self.stats.calls, self.stats.skips)

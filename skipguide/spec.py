@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from skipguide.parts import NEEDS, PART_SPECS
+from skipguide.shown import brief
 
 C = TypeVar("C", bound=type)
 
@@ -53,7 +54,7 @@ def renamed(**names: str) -> Callable[[C], C]:
 
 
 @renamed(nothings="none_outputs", serves="helper_modules")
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sublayer:
     """One residual branch inside a block.
 
@@ -77,6 +78,8 @@ class Sublayer:
         image: whether it sees the image's tokens (and not a sound's).
     """
 
+    __repr__ = brief
+
     path: str
     outputs: tuple[str, ...] = ("hidden_states",)
     width: str | None = None
@@ -93,7 +96,7 @@ Axes = Literal["thw", "hw", "t"]
 Layout = Literal["bcfhw", "bfchw", "bfhwc", "bchw", "sizes", "places", "shapes"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TokenGrid:
     """How a model's call says where the tokens of its first stream lie: frames, height and width, in that order.
 
@@ -108,6 +111,8 @@ class TokenGrid:
         halved: whether the model halves height and width on its way down (a UNet): blocks have fewer tokens.
     """
 
+    __repr__ = brief
+
     layout: Layout
     argument: str = "hidden_states"
     patch: tuple[str, ...] = ("patch_size_t", "patch_size")
@@ -119,7 +124,7 @@ Joint = Literal["", "video_first", "text_first"]
 
 
 @renamed(nothings="none_outputs")
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BlockSpec:
     """One stack of residual blocks, as data.
 
@@ -157,6 +162,8 @@ class BlockSpec:
         why: why these blocks have no attention map, or no tokens of the image alone, for errors.
         optional: whether instances of the model may lack this stack, as long as they have one.
     """
+
+    __repr__ = brief
 
     stack: str
     streams: tuple[str, ...] = ("hidden_states",)
@@ -202,7 +209,7 @@ class BlockSpec:
         return not self.lacks(part)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelSpec:
     """All stacks of one model class, in execution order.
 
@@ -226,6 +233,8 @@ class ModelSpec:
         consumed: the model's arguments that are lists which it empties, maybe adding what it takes to what a module
             gave: every pass gets a list of its own, and copies of such results where another pass left them.
     """
+
+    __repr__ = brief
 
     stacks: tuple[BlockSpec, ...]
     interleaved: bool = False

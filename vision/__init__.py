@@ -12,6 +12,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from skipguide.errors import no_such_name
+
 if TYPE_CHECKING:
     from skipguide.vision.floorplan import FloorPlanNet, GraphConv, LayoutGraph
     from skipguide.vision.layer_masking import LayerMask, masked_forward
@@ -65,7 +67,7 @@ def __getattr__(name: str) -> Any:
 
             home = {"UNetPlusPlus": UNetPlusPlus}
         case _:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            raise no_such_name(__name__, name, __all__)
     return home[name]
 
 

@@ -10,12 +10,16 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from huggingface_hub.errors import HFValidationError
 
+from skipguide.assets import bundled
 from skipguide.config import native
 from skipguide.errors import SkipError
 from skipguide.files import landing, read_settings
 from skipguide.vision.weights import check_file, check_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# What the hub's mixin is told beside the settings of a network.
+_DOWNLOAD = ("revision", "cache_dir", "force_download", "proxies", "resume_download", "local_files_only", "token")
+_OF_THE_HUB = ("model_id", *_DOWNLOAD, "map_location", "strict")
 
 
 class PretrainedMixin(PyTorchModelHubMixin):
@@ -55,6 +59,12 @@ class PretrainedMixin(PyTorchModelHubMixin):
             read_settings(folder / CONFIG)  # for its error: the hub's mixin reads them again
         elif folder.exists():
             raise SkipError(f"{folder} is a file; expected the folder that {cls.__name__}.save_pretrained wrote")
+        elif str(folder).startswith("tiny-"):  # ids of the hub have an owner
+            name = bundled(str(folder)).name  # or the error with the names that there are
+            raise SkipError(
+                f"no folder {folder}: of a model that ships it is skipguide.assets.bundled({name!r}), so "
+                f"{cls.__name__}.from_pretrained(bundled({name!r}))"
+            )
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **settings)
         except HFValidationError as error:
@@ -65,7 +75,14 @@ class PretrainedMixin(PyTorchModelHubMixin):
         # The saved weights replace those of the backbone's library, so those are not downloaded again. Strict, because
         # a part that the file lacks would silently keep its random start.
         settings = {"strict": True} | settings | {"pretrained": False}
+        folder = Path(settings["model_id"])
         try:
+            if folder.is_dir():  # what the hub's mixin does, without the line that it prints
+                own = {name: value for name, value in settings.items() if name not in _OF_THE_HUB}
+                device = settings.get("map_location", "cpu")
+                return cast(
+                    Self, cls._load_as_safetensor(cls(**own), str(folder / WEIGHTS), device, settings["strict"])
+                )
             return cast(Self, super()._from_pretrained(**settings))
         except RuntimeError as error:
             raise SkipError(

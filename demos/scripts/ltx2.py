@@ -1,40 +1,53 @@
 """A clip with sound from LTX-2, with the pipeline's own guidance in fewer passes: `PrefixReuse` changes no result.
 
 Needs a GPU with 48 GB or more: with offloading the largest part that is on it at a time is the transformer (19B
-weights, 38 GB in bfloat16); the rest waits in 65 GB of main memory. Also `pip install -e ".[video]"`. The sound is a
-.wav beside the clip: with `pip install av`, `diffusers.utils.encode_video` writes both into one file. Run:
+weights, 38 GB in bfloat16); the rest waits in 65 GB of main memory. Also `pip install "imageio[ffmpeg]" scipy`. The
+sound is a .wav beside the clip: with `pip install av`, `diffusers.utils.encode_video` writes both into one file. Run:
 
-    python -m demos.scripts.ltx2 "a tram in the rain" -o tram.mp4
-    python -m demos.scripts.ltx2 --tiny
+    python ltx2.py "a tram in the rain" -o tram.mp4
+    python ltx2.py --tiny
 """
+
+import argparse
+from pathlib import Path
 
 import torch
 from diffusers import LTX2Pipeline
 from diffusers.utils import export_to_video
+from scipy.io import wavfile
 
-from demos.scripts import tiny
-from demos.scripts.common import options, save_sound
 from skipguide.pipelines import PrefixReuse
 
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("prompt", nargs="?", default="a tram in the rain")
+parser.add_argument("-o", "--out", default="ltx2.mp4")
+parser.add_argument("--tiny", action="store_true", help="random weights on the CPU; needs tiny.py beside this file")
+args = parser.parse_args()
+if args.tiny:
+    from tiny import LTX2Pipeline
+elif not torch.accelerator.is_available():
+    parser.error("expected a GPU and found none: --tiny shows on the CPU what the script does, with random weights")
 
-def main(argv: list[str] | None = None) -> None:
-    args = options(__doc__, "ltx2.mp4", argv, beside=".wav")
-    if args.tiny:
-        pipe, call = tiny.ltx2()
-    else:
-        pipe = LTX2Pipeline.from_pretrained("Lightricks/LTX-2", torch_dtype=torch.bfloat16)
-        pipe.enable_model_cpu_offload()
-        pipe.vae.enable_tiling()
-        call = {"width": 768, "height": 512, "num_frames": 121, "num_inference_steps": 30}
-    # The pipeline's own four passes a step: CFG, STG in block 29 (28 for LTX-2.3), and each modality without the other.
-    # Its STG pass changes nothing where pipe.transformer.config.perturbed_attn is False: stg_scale=0.0 saves it there.
-    call |= {"stg_scale": 1.0, "spatio_temporal_guidance_blocks": [29], "output_type": "np", "return_dict": False}
-    with PrefixReuse().apply(pipe) as applied:
-        video, sound = pipe(args.prompt, frame_rate=24.0, generator=torch.Generator().manual_seed(args.seed), **call)
-    export_to_video(list(video[0]), str(args.out), fps=24)
-    save_sound(sound[0], args.out.with_suffix(".wav"), pipe.vocoder.config.output_sampling_rate)
-    print(applied.stats, f"wrote {args.out} and its sound", sep="\n")
-
-
-if __name__ == "__main__":
-    main()
+pipe = LTX2Pipeline.from_pretrained("Lightricks/LTX-2", torch_dtype=torch.bfloat16)
+pipe.enable_model_cpu_offload()
+pipe.vae.enable_tiling()
+# The pipeline's own four passes a step: CFG, STG in block 29 (28 for LTX-2.3), and each modality without the other.
+# Its STG pass changes nothing where pipe.transformer.config.perturbed_attn is False: stg_scale=0.0 saves it there.
+with PrefixReuse().apply(pipe) as applied:
+    videos, sounds = pipe(
+        args.prompt,
+        stg_scale=1.0,
+        spatio_temporal_guidance_blocks=[29],
+        width=768,
+        height=512,
+        num_frames=121,
+        frame_rate=24.0,
+        num_inference_steps=30,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+        return_dict=False,
+    )
+export_to_video(list(videos[0]), args.out, fps=24)
+sound = sounds[0].float().cpu().numpy().T
+wavfile.write(Path(args.out).with_suffix(".wav"), pipe.vocoder.config.output_sampling_rate, sound)
+print(applied.stats, f"wrote {args.out} and its sound", sep="\n")

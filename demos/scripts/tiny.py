@@ -1,5 +1,9 @@
 """Tiny random pipelines, for the `--tiny` form of the scripts: stock classes, the released depth, next to no width.
 
+`from tiny import LTXPipeline` in place of `from diffusers import LTXPipeline`, and the script runs in seconds on a CPU:
+`from_pretrained` gives a tiny pipeline, which takes sizes and steps of its own for those it is called with, and neither
+offloads nor compiles.
+
 Every function gives `(pipe, call)`, where `call` are the sizes and steps that suit it. The denoisers have as many
 blocks as the released ones, so that the same layers can be named. There is no text encoder: a prompt is turned into
 random numbers that depend on its words. What comes out is noise.
@@ -7,6 +11,8 @@ random numbers that depend on its words. What comes out is noise.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import diffusers
@@ -293,3 +299,50 @@ def qwen_image() -> Made:
         return text(prompt), mask().bool()
 
     return ready(pipe, encode), {"height": 64, "width": 64, "num_inference_steps": 2}
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    """In place of what tiny models on a CPU have no use for."""
+
+
+def fitted(pipe: Any, call: dict[str, Any]) -> Any:
+    """A pipeline that takes the sizes and steps of `call`, whatever else it is called with."""
+    cls = type(pipe)
+
+    @functools.wraps(cls.__call__)
+    def small(self: Any, *args: Any, **given: Any) -> Any:
+        return cls.__call__(self, *args, **given | call)
+
+    instead = {"__call__": small, "enable_model_cpu_offload": nothing, "enable_group_offload": nothing}
+    pipe.__class__ = type(cls.__name__, (cls,), instead)
+    pipe.transformer.compile_repeated_blocks = nothing
+    return pipe
+
+
+def stand_in(make: Callable[[], Made]) -> type:
+    """A class in place of a pipeline's, whose `from_pretrained` gives the tiny one."""
+
+    class Tiny:
+        @staticmethod
+        def from_pretrained(*_: Any, **__: Any) -> Any:
+            # Threads that wait for each other make tiny models a hundred times slower on busy cores.
+            torch.set_num_threads(1)
+            return fitted(*make())
+
+    return Tiny
+
+
+class AutoencoderKLWan:
+    """In place of the autoencoder that the script of Wan loads by itself; the tiny pipeline has its own."""
+
+    from_pretrained = staticmethod(nothing)
+
+
+LTXPipeline = stand_in(ltx)
+LTX2Pipeline = stand_in(ltx2)
+WanPipeline = stand_in(wan22)
+HunyuanVideo15Pipeline = stand_in(hunyuan15)
+CogVideoXPipeline = stand_in(cogvideox)
+FluxPipeline = stand_in(flux)
+StableDiffusion3Pipeline = stand_in(sd35)
+QwenImagePipeline = stand_in(qwen_image)

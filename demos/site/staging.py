@@ -109,7 +109,7 @@ class Staging:
         return listings.gallery({path.stem: self.place(path.relative_to(ROOT).as_posix(), "") for path in found})
 
     def _scripts(self, name: str) -> str:
-        found = [path for path in sorted((ROOT / name).glob("*.py")) if '__name__ == "__main__"' in path.read_text()]
+        found = [path for path in sorted((ROOT / name).glob("*.py")) if path.stem not in ("__init__", "tiny")]
         return listings.scripts({path: self.place(path.relative_to(ROOT).as_posix(), "") for path in found})
 
     def _copy(self, source: Path, target: Path) -> None:

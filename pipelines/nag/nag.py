@@ -25,7 +25,7 @@ _TEXT = "encoder_hidden_states"
 _MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NormalizedAttentionGuidance(NagSettings):
     """Guide away from a negative prompt inside the attention to the text: works without CFG and on distilled models.
 
@@ -80,7 +80,11 @@ class NormalizedAttentionGuidance(NagSettings):
                 f"else would have to be told from those to the text: not supported"
             )
         if (negative_prompt is None) == (negative is None):
-            raise SkipError("say the negative prompt in one way: negative_prompt='...', or negative={...}")
+            both = "none" if negative is None else "both"
+            raise SkipError(
+                f"expected the negative prompt in one way, and got {both}: "
+                "apply(pipe, negative_prompt='...'), or apply(pipe, negative={...})"
+            )
         if negative is None:
             negative = _encoded(pipe, str(negative_prompt), names[0])
         if not negative or not all(isinstance(value, Tensor) for value in negative.values()):

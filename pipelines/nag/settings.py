@@ -32,7 +32,7 @@ class NagStats(Shown):
         return f"{passes(self.passes)} guided, {self.attentions} attentions in them ran for two texts"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NagSettings(JsonConfig):
     """The fields of `NormalizedAttentionGuidance`, which is these settings with `apply`.
 

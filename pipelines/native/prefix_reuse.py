@@ -32,7 +32,7 @@ KINDS: tuple[NativeKind, ...] = (LTX2, SD3, PAG, GUIDERS)
 DENOISERS = ("transformer", "transformer_2", "unet")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PrefixReuse(JsonConfig):
     """Run the further passes of a pipeline's own guidance from where they differ; the result stays the same.
 

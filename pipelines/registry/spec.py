@@ -8,13 +8,14 @@ from typing import Any, Literal, get_args
 
 from skipguide.errors import SkipError
 from skipguide.hosts.wrappers import unwrap
+from skipguide.shown import brief
 
 Cfg = Literal["batched", "two_calls", "named", "guider", "single"]
 Layout = Literal["bcfhw", "bfchw", "bfhwc", "bchw", "tokens"]
 Half = Literal["float32", "once", "rounded"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PipelineSpec:
     """How one pipeline calls its denoiser.
 
@@ -66,6 +67,8 @@ class PipelineSpec:
         SkipError: for a way of calling, a layout or a `half` that does not exist, denoisers without scales, or a CFG
             that nothing tells of.
     """
+
+    __repr__ = brief
 
     cfg: Cfg
     denoisers: tuple[str, ...] = ("transformer",)

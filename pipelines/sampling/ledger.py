@@ -83,7 +83,7 @@ class GuidanceStats(Shown):
         return (
             f"{mine}{self.passes} passes, {self.blocks_run} blocks run ({self.blocks_run / self.blocks_plain:.2f}x the "
             f"plain pipeline; a full third pass: {self.blocks_naive / self.blocks_plain:.2f}x), "
-            f"{self.seconds:.1f} s in skipped passes, delivery {self.delivery}"
+            f"{self.seconds:.2f} s in skipped passes, delivery {self.delivery}"
             + (f", {self.blocks_cached} blocks answered by a cache" if self.blocks_cached else "")
             + (f", {self.batched} passes with skipped rows in the batch" if self.batched else "")
             + (f", rounding moves its term by {self.rounding:.1%}" if self.rounding is not None else "")

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, get_args
 
-from tqdm.auto import tqdm
-
 from skipguide.blocks import find_blocks
 from skipguide.config import as_number, as_whole
 from skipguide.errors import SkipError
+from skipguide.hosts.progress import progress_bar
 from skipguide.pipelines.conflicts import denoisers_of
 from skipguide.pipelines.pass_schedule import How, PassSchedule, PassStep
 from skipguide.pipelines.registry.described import pipeline_spec
@@ -140,7 +139,7 @@ def tune(
     order = _order(runs, schedule, total) if blocks else ()
     full = runs.blocks(schedule)
     path = [TunedStep(schedule, 1.0, 0.0)]
-    with tqdm(total=round(full * (1 - budget)), desc="blocks saved", leave=False) as bar:
+    with progress_bar(what="blocks saved", total=round(full * (1 - budget))) as bar:
         found = _search(runs, schedule, order, math.ceil(total / levels))
         while path[-1].share > budget and (step := next(found, None)) is not None:
             path.append(TunedStep(step[0], step[1] / full, step[2]))
@@ -171,7 +170,7 @@ def _step(outline: StepOutline) -> PassStep:
 def _order(runs: Trajectories, schedule: PassSchedule, total: int) -> list[StillBlock]:
     """The blocks by what they do when they alone stand still at every second step, the least first."""
     found = []
-    for block in tqdm(range(total), desc="each block alone", leave=False):
+    for block in progress_bar(range(total), "each block alone"):
         changed = {how: alone(schedule, block, how) for how in get_args(Instead)}
         ways = [StillBlock(block, how, runs.damage(one)) for how, one in changed.items() if one is not None]
         found.append(min(ways, key=lambda each: each.damage))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,7 +37,32 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line, without the usage, and leave."""
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}{self._meant(message)}\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The same; a flag that is not known is answered by the command that does not know it."""
+        found, left = self.parse_known_args(args, namespace)
+        if left:
+            self._command(found).error(f"unrecognized arguments: {' '.join(left)}")
+        return found
+
+    def _command(self, found: argparse.Namespace) -> OneLineParser:
+        """The parser of the command that was typed, and of its action."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and (typed := getattr(found, action.dest, None)):
+                inner = action.choices[typed]
+                return inner._command(found) if isinstance(inner, OneLineParser) else self
+        return self
+
+    def _meant(self, message: str) -> str:
+        """What is like what was typed, if it is a flag or a command that is not known."""
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)|argument COMMAND: invalid choice: '(\S+)'", message)
+        if unknown is None:
+            return ""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        commands = [name for action in self._actions if action.dest == "command" for name in action.choices or ()]
+        near = difflib.get_close_matches(unknown[1] or unknown[2], flags if unknown[1] else commands, n=1)
+        return f": did you mean {near[0]}?" if near else f"; see {self.prog} --help"
 
 
 def examples(*lines: str) -> str:

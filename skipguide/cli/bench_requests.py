@@ -20,6 +20,7 @@ from skipguide.cli.file_locks import FolderLocks
 from skipguide.cli.outputs import read_json, sidecar, slug
 from skipguide.cli.processes import Process
 from skipguide.errors import SkipError
+from skipguide.hosts.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 APART = 1000  # noise of one seed for so many prompts
@@ -115,14 +116,12 @@ class BenchClips:
         Raises:
             SkipError: for a folder with clips of other settings.
         """
-        from tqdm.auto import tqdm
-
         requests = [request for setting in settings for request in self.requests(setting)]
         folders = list({id(request.folder): request.folder for request in requests}.values())
         for folder in folders:
             folder.check()
         self.maker.requests = requests
-        with tqdm(total=len(requests), desc=what, unit="clip", disable=not self.process.shows) as progress:
+        with progress_bar(what=what, total=len(requests), unit="clip", show=self.process.shows, leave=True) as progress:
             self.locks.share(
                 self.process.order(requests),
                 name=lambda request: f"{request.setting.name}-{request.clip.stem}",

@@ -118,7 +118,7 @@ def load(name: str, device: str, dtype: str) -> LanguageModel:
     import torch
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
+    models.loading_bars(source)
     where: Any = source.folder or source.name
     with models.loading(name, "a causal language model with a tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **file)

@@ -14,6 +14,7 @@ from typing import Any
 from skipguide.cli.arguments import BUNDLED
 from skipguide.errors import SkipError
 from skipguide.files import parse_json
+from skipguide.hosts.progress import is_watched
 
 WHOLE, PIECE = 64 << 20, 1 << 16  # bytes: files up to this size are hashed whole, larger ones in such pieces
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -213,16 +214,27 @@ def load_pipeline(source: Source, device: str, dtype: str) -> Any:
     """
     import diffusers
     import torch
-    import transformers
 
-    diffusers.utils.logging.disable_progress_bar()  # one bar is enough: the sampling one
-    transformers.utils.logging.disable_progress_bar()
+    loading_bars(source)
     # diffusers 0.42 renamed the argument and warns about the old name
     old = tuple(int(n) for n in re.findall(r"\d+", diffusers.__version__)[:2]) < (0, 42)
     precision = {"torch_dtype" if old else "dtype": getattr(torch, dtype)}
     with loading(source.name):
         pipeline = diffusers.DiffusionPipeline.from_pretrained(source.folder or source.name, **precision)
     return pipeline.to(device)
+
+
+def loading_bars(source: Source) -> None:
+    """Other libraries' bars while they download and read weights: it takes minutes, but for the models that ship."""
+    import diffusers
+    import transformers
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+
+    shown = not source.bundled and is_watched()
+    for library in (diffusers, transformers):
+        bars = library.utils.logging
+        (bars.enable_progress_bar if shown else bars.disable_progress_bar)()
+    enable_progress_bars()  # of downloads, which transformers turns off with its own; by themselves on terminals only
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from skipguide.cli.arguments import GUIDANCE_FLAGS, given
 from skipguide.cli.models import Source
 from skipguide.config import number
 from skipguide.errors import SkipError
+from skipguide.hosts.progress import pace
 from skipguide.media.frames import as_images, open_picture
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ def sample(
     import torch
 
     check_frames(pipeline, call)
-    pipeline.set_progress_bar_config(**(bar or {}))
+    pipeline.set_progress_bar_config(**pace() | dict(bar or {}))
     arguments = {"prompt": prompt, "generator": torch.Generator("cpu").manual_seed(seed), **call}
     begin = time.perf_counter()
     try:

@@ -15,6 +15,7 @@ from skipguide.cli.outputs import slug
 from skipguide.cli.processes import Process, this_process
 from skipguide.cli.prompts import read_prompts
 from skipguide.errors import SkipError
+from skipguide.hosts.progress import progress_bar
 
 
 def run(args: argparse.Namespace) -> None:
@@ -78,10 +79,9 @@ def _make(folder: ClipFolder, requests: Sequence[ClipRequest], process: Process)
     Returns:
         How many clips this process made.
     """
-    from tqdm.auto import tqdm
-
     maker = ClipMaker(requests, process)
-    with tqdm(total=len(requests), desc=folder.folder.name, unit="clip", disable=not process.shows) as progress:
+    bar = progress_bar(what=folder.folder.name, total=len(requests), unit="clip", show=process.shows, leave=True)
+    with bar as progress:
         folder.locks.share(
             process.order(requests),
             name=lambda request: request.clip.stem,

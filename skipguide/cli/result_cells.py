@@ -14,6 +14,7 @@ from skipguide.cli.outputs import read_json, replacing, slug, write_json
 from skipguide.cli.processes import Process
 from skipguide.errors import SkipError
 from skipguide.files import landing
+from skipguide.hosts.progress import progress_bar
 
 T = TypeVar("T")
 Result = dict[str, Any]
@@ -63,9 +64,7 @@ class ResultCells:
         what: str,
     ) -> list[Result]:
         """The results of all items, in their order; this process makes those that nobody else does."""
-        from tqdm.auto import tqdm
-
-        with tqdm(total=len(items), desc=what, unit=what, disable=not self.process.shows) as progress:
+        with progress_bar(what=what, total=len(items), unit=what, show=self.process.shows, leave=True) as progress:
             self.locks.share(
                 self.process.order(items),
                 name=lambda item: slug(name(item)),

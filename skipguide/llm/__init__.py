@@ -9,6 +9,9 @@
 `help(skipguide.llm.AdaSkip)` and the like have the arguments, errors and an example.
 """
 
+from typing import TYPE_CHECKING, NoReturn
+
+from skipguide.errors import no_such_name
 from skipguide.llm.adaskip import AdaSkip
 from skipguide.llm.applied import AppliedSublayers
 from skipguide.llm.find import sublayer_map
@@ -41,3 +44,8 @@ __all__ = [
     "unified_layers",
     "watch",
 ]
+
+if not TYPE_CHECKING:  # a checker finds a name that is not there by itself
+
+    def __getattr__(name: str) -> NoReturn:
+        raise no_such_name(__name__, name, __all__)

@@ -16,7 +16,7 @@ from skipguide.llm.plan import SublayerPlan
 from skipguide.llm.similarity import SublayerStats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AdaSkipSettings(JsonConfig):
     """The fields of `AdaSkip`, which documents them, their checks, and the choice."""
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
-from tqdm import tqdm
 
 from skipguide.config import as_whole
 from skipguide.errors import SkipError
 from skipguide.hosts.accelerate import execution_device
+from skipguide.hosts.progress import progress_bar
 from skipguide.llm.batch import Batch, ids_and_mask, vocabulary_of
 from skipguide.llm.cost import last_token_only
 from skipguide.llm.elsewhere import refuse_skipping
@@ -35,7 +35,10 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], requests: int | None =
     """
     given: Any = batches
     if isinstance(given, (Mapping, str)) or not isinstance(given, Iterable):
-        raise SkipError(f"expected a list of batches of token ids; got {type(given).__name__}")
+        raise SkipError(
+            f"expected a list of batches of token ids; got {type(given).__name__}: "
+            "[tokenizer(text)['input_ids']] is a list of one"
+        )
     requests = None if requests is None else as_whole("requests", requests)
     found = sublayer_map(model)
     refuse_skipping(found)
@@ -43,7 +46,7 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], requests: int | None =
     vocabulary = vocabulary_of(found.model)
     meter = StatsMeter(found.num_layers, type(found.model).__name__)
     with evaluating(model):
-        for number, batch in enumerate(tqdm(batches, desc="calibrating", leave=False)):
+        for number, batch in enumerate(progress_bar(batches, "calibrating")):
             ids, mask = ids_and_mask(batch, number, vocabulary)
             left = None if requests is None else requests - meter.requests
             ids, mask = ids[:left].to(device), None if mask is None else mask[:left].to(device)

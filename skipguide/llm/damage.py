@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from skipguide.config import as_whole
 from skipguide.errors import SkipError
 from skipguide.hosts.accelerate import execution_device
+from skipguide.hosts.progress import progress_bar
 from skipguide.llm.batch import Batch, ids_and_mask, vocabulary_of
 from skipguide.llm.choose import Sublayers, check_count
 from skipguide.llm.elsewhere import refuse_skipping
@@ -42,9 +42,9 @@ def search(model: nn.Module, batches: Iterable[Batch], most: int | None = None) 
     with evaluating(model):
         whole = trial.start(order)
         # what each did to the loss when it was last measured, and beside how many others that was
-        known = {n: (trial.loss(order, n), 0) for n in tqdm(can, desc="each sublayer alone", leave=False)}
+        known = {n: (trial.loss(order, n), 0) for n in progress_bar(can, "each sublayer alone")}
         alone = {n: loss for n, (loss, _) in known.items()}
-        bar = tqdm(total=most, desc="leaving out", leave=False)
+        bar = progress_bar(what="leaving out", total=most)
         while len(order) < most:
             # Damage mostly grows with what is left out: a sublayer that was worse before is not tried again.
             best = min(known, key=lambda n: (known[n][0], n))
@@ -85,7 +85,10 @@ class _Trials:
     def __init__(self, model: nn.Module, batches: Iterable[Batch]) -> None:
         given: Any = batches
         if isinstance(given, (Mapping, str)) or not isinstance(given, Iterable):
-            raise SkipError(f"expected a list of batches of token ids; got {type(given).__name__}")
+            raise SkipError(
+                f"expected a list of batches of token ids; got {type(given).__name__}: "
+                "[tokenizer(text)['input_ids']] is a list of one"
+            )
         self.model = model
         self.layers = sublayer_map(model).num_layers
         device, vocabulary = execution_device(model), vocabulary_of(model)

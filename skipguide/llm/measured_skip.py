@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from skipguide.llm.applied import AppliedSublayers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MeasuredSkip(JsonConfig):
     """Leave out what a search found to cost least: damage that is measured, not similarity that stands for it.
 

@@ -13,7 +13,7 @@ Phase = Literal["both", "prefill", "decode"]
 PHASES: tuple[str, ...] = get_args(Phase)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SublayerPlanData(JsonConfig):
     """The fields of a `SublayerPlan`, which documents them, and their checks."""
 

@@ -27,7 +27,7 @@ COSINE = 1.001  # a mean of cosines in single precision may be above 1 by its ro
 
 
 @dataclass(frozen=True, repr=False)
-class SublayerStats(JsonConfig, Shown):
+class SublayerStats(Shown, JsonConfig):
     """Similarity and scale of every sublayer, averaged over requests.
 
     Attributes:

@@ -14,7 +14,7 @@ from skipguide.shown import Row, Shown
 
 
 @dataclass(frozen=True, repr=False)
-class SkipOrder(JsonConfig, Shown):
+class SkipOrder(Shown, JsonConfig):
     """The sublayers in the order in which `MeasuredSkip.calibrate` left them out, with the loss after each.
 
     Attributes:

@@ -73,7 +73,7 @@ def _reference_rule(num_layers: int, speedup: float) -> list[int]:
     return sorted(set(kept))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class UnifiedSkip(JsonConfig):
     """Leave whole layers out of a causal language model, evenly, for a target speed-up.
 

@@ -206,7 +206,7 @@ def test_rank(capsys, folder, here):
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ([], "required: ACTION"),
+        ([], "required: prompt"),
         (["rank", "-o", "rank.gif"], "ends in .png"),
         (["p", "--policy", "magic"], "invalid choice: 'magic'"),
         (["p", "--policy", "unified", "--skip-ratio", "0.5"], "--skip-ratio belongs to --policy adaskip"),

@@ -331,3 +331,24 @@ def test_frames_per_second(flags, defaults, name, count, fps):
 
     args = build_parser().parse_args(["generate", "p", *flags.split()])
     assert pipeline_calls.frames_per_second(args, getattr(diffusers, name), defaults, count) == fps
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["generat", "a circle"], "did you mean generate?"),
+        (
+            ["generate", "a circle", "--layer", "3"],
+            "skipguide generate: unrecognized arguments: --layer 3: did you mean --layers",
+        ),
+        (
+            ["llm", "x", "--skipratio", "0.1"],
+            "skipguide llm generate: unrecognized arguments: --skipratio 0.1: did you mean",
+        ),
+        (["compare", "a circle", "--zzz"], "unrecognized arguments: --zzz; see skipguide compare --help"),
+        (["llm"], "skipguide llm generate: the following arguments are required: prompt"),
+    ],
+)
+def test_a_flag_or_command_that_is_not_known_is_answered_with_what_is_like_it(words, said, capsys):
+    assert main(words) == 2
+    assert said in capsys.readouterr().err

@@ -1,5 +1,8 @@
 """Handles, maps and ledgers print as a small table, in a terminal and in a notebook."""
 
+import importlib
+from dataclasses import fields, is_dataclass
+
 import pytest
 import torch
 from PIL import Image
@@ -114,7 +117,8 @@ def test_what_people_print_says_what_it_is():
         assert len(text.splitlines()) <= 15 and max(map(len, text.splitlines())) < 200, text
         for word in words:
             assert word in text, (word, text)
-        assert page.startswith("<div>") and page.endswith("</table></div>") and page.count("<tr>") < 16
+        assert page.startswith("<div>") and page.endswith("</div>") and page.count("<tr>") < 16
+        assert "<table></table>" not in page
 
 
 def test_a_long_table_is_cut_and_says_so():
@@ -130,3 +134,29 @@ def test_a_long_table_is_cut_and_says_so():
 @pytest.mark.parametrize(("numbers", "said"), [([], ""), ([4], "4"), ([0, 1, 2, 5, 7, 8], "0-2, 5, 7-8")])
 def test_whole_numbers_as_people_write_them(numbers, said):
     assert ranges(numbers) == said
+
+
+def test_settings_print_what_was_set_and_make_their_equal():
+    union = SkipPlan([2, 3], part="mlp", start=0.123456) | SkipPlan([5])
+    assert repr(union) == "SkipPlan(layers=(2, 3), part='mlp', start=0.123456) | SkipPlan(layers=(5,))"
+    assert repr(SpatiotemporalSkipGuidance()) == "SpatiotemporalSkipGuidance()"
+    assert repr(AdaSkip(skip_ratio=0.1)) == "AdaSkip(skip_ratio=0.1)"
+    assert repr(SublayerPlan(attn=[1])) == "SublayerPlan(attn=(1,))"
+    for each in (union, SpatiotemporalSkipGuidance([1], apg=0.5), AdaSkip(count=2), SublayerPlan(attn=[1])):
+        assert eval(repr(each)) == each
+
+
+def test_the_description_of_a_model_is_short():
+    said = repr(find_blocks(BY_NAME["flux"].build()).spec)
+    assert said.startswith("ModelSpec(stacks=(BlockSpec(stack='transformer_blocks'") and "none_outputs=0" not in said
+
+
+@pytest.mark.parametrize("package", ["skipguide", "skipguide.pipelines", "skipguide.llm", "skipguide.vision"])
+def test_no_settings_print_every_default(package):
+    """A frozen dataclass of many fields is made with `repr=False`, so that what was set is not lost among the rest."""
+    module = importlib.import_module(package)
+    for name in module.__all__:
+        each = getattr(module, name)
+        if isinstance(each, type) and is_dataclass(each) and len(fields(each)) > 5:
+            own = not hasattr(each.__repr__, "__wrapped__")
+            assert own or name in ("Pass", "Preset"), f"{name} has the repr that dataclass makes"

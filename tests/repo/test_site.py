@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 import sys
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from demos.site import readmes, staging
 from demos.site.readmes import ROOT, relinked, sections, slug
+from skipguide.cli import build_parser
 
 SYSTEMS = {
     "guidance": "Spatiotemporal Skip Guidance",
@@ -146,7 +148,7 @@ def test_notebooks_scripts_and_sheets_are_there(staged):
         assert path.stem in (staged.folder / "notebooks" / "index.md").read_text(encoding="utf-8")
     scripts = (staged.folder / "scripts.md").read_text(encoding="utf-8")
     for path in (ROOT / "demos" / "scripts").glob("*.py"):
-        assert path.name in scripts or path.stem in ("__init__", "common", "tiny")
+        assert path.name in scripts or path.stem in ("__init__", "tiny")
     gallery = (staged.folder / "gallery.md").read_text(encoding="utf-8")
     for path in [*(ROOT / "demos" / "quality" / "sheets").iterdir(), *(ROOT / "demos" / "media").iterdir()]:
         assert path.name in gallery
@@ -187,6 +189,19 @@ def test_python_of_the_pages_runs(name, monkeypatch):
         r"```python\n(.*?)```", (staging.HERE / "pages" / f"{name}.md").read_text(), flags=re.DOTALL
     ):
         exec(compile(block, name, "exec"), space)
+
+
+def test_commands_of_the_pages_parse():
+    parser, seen = build_parser(), 0
+    for path in (staging.HERE / "pages").rglob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        lines = [line for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL) for line in block.splitlines()]
+        for line in [*lines, *re.findall(r"`(skipguide [a-z]+ \"[^`]*)`", text)]:
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["skipguide"] and "..." not in words and "COMMAND" not in words and len(words) > 2:
+                parser.parse_args(words[1:])
+                seen += 1
+    assert seen >= 8
 
 
 def test_inventories_are_what_sphinx_reads(tmp_path):

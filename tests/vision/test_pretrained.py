@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.models import resnet18
 
+from skipguide.assets import bundled
 from skipguide.errors import SkipError
 from skipguide.vision import FloorPlanNet, SkipNet, UNetPlusPlus, skipnet
 from skipguide.vision.skipnet import backbones
@@ -32,6 +33,18 @@ def test_weights_that_lack_a_part_are_not_loaded(net, tmp_path):
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(SkipError, match=f"(?s)not those of a {type(net).__name__}.*{lost}"):
         type(net).from_pretrained(tmp_path)
+
+
+def test_a_folder_is_read_without_a_word(capsys):
+    assert not UNetPlusPlus.from_pretrained(bundled("tiny-unetpp")).training
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_name_of_a_bundled_model_says_where_it_is():
+    with pytest.raises(SkipError, match=r"UNetPlusPlus\.from_pretrained\(bundled\('tiny-unetpp'\)\)"):
+        UNetPlusPlus.from_pretrained("tiny-unetpp")
+    with pytest.raises(SkipError, match="no bundled model 'tiny-unet'; there are"):
+        UNetPlusPlus.from_pretrained("tiny-unet")
 
 
 def test_settings_that_ask_for_heads_that_were_not_trained(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from skipguide.errors import SkipError
+from skipguide.hosts.progress import progress_bar
 from skipguide.vision.layer_masking.answers import as_segments, logits_of, one_image
 from skipguide.vision.layer_masking.checks import check_keep
 from skipguide.vision.layer_masking.layer_mask import MaskedForward
@@ -64,8 +65,6 @@ def many_masks(
         >>> answers.shape, torch.equal(answers[0], answers[2]), f.stats.rows
         (torch.Size([3, 3]), True, 2)
     """
-    from tqdm import tqdm
-
     image = one_image(image)[None]
     segments = None if segments is None else as_segments(segments)
     if segments is not None and tuple(segments.shape) != tuple(image.shape[-2:]):
@@ -90,7 +89,7 @@ def many_masks(
     answers: list[Tensor] = []
     start = 0
     text = progress if isinstance(progress, str) else "masks"
-    with tqdm(total=len(rows), desc=text, unit="mask", disable=not progress, leave=False) as bar:
+    with progress_bar(what=text, total=len(rows), unit="mask", show=bool(progress)) as bar:
         while start < len(rows):
             part = rows[start : start + size]
             keep = _masks(part, segments, image.shape[-2:])

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from skipguide.errors import SkipError
+from skipguide.hosts.progress import progress_bar
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def predict_tiled(
     for y in tops:
         for x in lefts:
             weights[y : y + h, x : x + w] += weight
-    for at in tqdm(range(0, len(places), batch), desc="tiles", leave=False, disable=not progress):
+    for at in progress_bar(range(0, len(places), batch), "tiles", show=progress):
         some = places[at : at + batch]
         out = _run_tiles(model, torch.stack([images[n, :, y : y + h, x : x + w] for n, y, x in some]))
         if total is None:

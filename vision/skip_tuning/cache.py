@@ -15,11 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from skipguide.config import as_whole, whole
 from skipguide.errors import SkipError
 from skipguide.files import landing, read_json
+from skipguide.hosts.progress import progress_bar
 
 Place = Literal["auto", "device", "host", "disk"]
 SHARD_BYTES = 256 * 2**20
@@ -214,8 +214,7 @@ def _features(file: Path) -> Tensor:
 def _chunks(members: Sequence[int] | range, size: int, progress: bool) -> Any:
     starts = range(0, len(members), size)
     return (
-        list(members[i : i + size])
-        for i in tqdm(starts, desc="prefix features", leave=False, disable=not progress or len(starts) < 2)
+        list(members[i : i + size]) for i in progress_bar(starts, "prefix features", show=progress and len(starts) > 1)
     )
 
 

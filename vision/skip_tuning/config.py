@@ -9,7 +9,7 @@ from skipguide.config import JsonConfig, is_one_of, normalize_fields
 from skipguide.errors import SkipError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TuneConfig(JsonConfig):
     """Settings of `SkipTuner.fit`.
 

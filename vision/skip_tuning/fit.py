@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch.nn.utils import get_total_norm
-from tqdm import tqdm
 
 from skipguide.errors import SkipError
+from skipguide.hosts.progress import progress_bar
 from skipguide.vision.skip_tuning.checkpoint import Checkpoint
 from skipguide.vision.skip_tuning.config import TuneConfig
 from skipguide.vision.skip_tuning.exactness import check_exact
@@ -57,7 +57,7 @@ def train(tuner: TrainableClassifier, examples: Examples, config: TuneConfig, op
     steps, kept = 0, 0
     held = 0
     tuner.forget_answers()  # before the first step: a run may be stopped
-    epochs = tqdm(range(start, config.epochs), "epochs", disable=not (options.progress and main), leave=False)
+    epochs = progress_bar(range(start, config.epochs), "epochs", show=options.progress and main)
     for epoch in epochs:
         set_rates(optimizer, config, epoch)
         step.generator.manual_seed((config.seed * 1_000_003 + epoch) % 2**64)

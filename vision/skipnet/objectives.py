@@ -61,7 +61,7 @@ def budget_loss(gates: Tensor, target: float = 0.0, weights: Tensor | None = Non
     return (computation(gates, weights).mean() - target).clamp(min=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reinforce(JsonConfig):
     """The reinforcement terms of SkipNet's second stage (arXiv 1711.09485, section 3.4), each by itself.
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from skipguide.errors import SkipError
+from skipguide.hosts.progress import progress_bar
 from skipguide.vision.skipnet.net import SkipNet
 from skipguide.vision.skipnet.objectives import budget_loss, check_labels, reinforce_loss
 from skipguide.vision.skipnet.routing import Routing
@@ -66,7 +67,6 @@ def train(
             a `config.json` of something else, labels that are no classes of the network, or a loss that is not finite.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
-    from tqdm import tqdm
 
     if (decisions is not None) != (config.stage == "fixed"):
         raise SkipError(f"decisions are given for the stage 'fixed', and only there; the stage is {config.stage!r}")
@@ -84,14 +84,8 @@ def train(
     model, optimizer = accelerator.prepare(net, state.optimizer)
     _train_mode(net, config)
     steps = batches(data, config, state.step, accelerator, workers)
-    bar = tqdm(
-        steps,
-        total=config.steps,
-        initial=state.step,
-        desc=config.stage,
-        leave=False,
-        disable=not accelerator.is_local_main_process,
-    )
+    shows = accelerator.is_local_main_process
+    bar = progress_bar(steps, config.stage, show=shows, total=config.steps, initial=state.step)
     try:
         for images, labels in bar:
             random = _generator(config.seed, state.step, accelerator.process_index)

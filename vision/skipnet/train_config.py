@@ -14,7 +14,7 @@ from skipguide.vision.skipnet.objectives import Reinforce, budget_loss
 STAGES = ("dense", "supervised", "budget", "reinforce", "fixed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainConfig(JsonConfig):
     """One stage.
 

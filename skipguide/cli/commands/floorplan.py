@@ -10,6 +10,7 @@ from skipguide.cli import vision_models
 from skipguide.cli.arguments import Default, examples, number
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, sidecar, versions, write_json
 from skipguide.errors import SkipError
+from skipguide.hosts.progress import progress_bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
 
     net, device = vision_models.load(FloorPlanNet, args.model, BUNDLED, args.device)
     pictures, records, classes = [], [], []
-    for plan in plans:
+    for plan in progress_bar(plans, "plans", show=len(plans) > 1):
         graphs = None if net.graph is None else [plan.graph]
         with torch.no_grad():
             found = as_classes(net(plan.image[None].to(device), graphs)[0])

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _with_action(parse: Any, args: Sequence[str], namespace: Any = None) -> Any:
     words = list(args)
-    if words and words[0] not in (*ACTIONS, "-h", "--help"):
+    if not words or words[0] not in (*ACTIONS, "-h", "--help"):
         words.insert(0, ACTIONS[0])
     return parse(words, namespace)
 

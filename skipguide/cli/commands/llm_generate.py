@@ -15,6 +15,8 @@ from skipguide.cli.arguments import given
 from skipguide.cli.llm_models import PIECE_TOKENS, LanguageModel, load, order_of, statistics_of
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, versions, write_json
 from skipguide.errors import SkipError
+from skipguide.hosts.progress import progress_bar
+from skipguide.shown import counted
 
 OWN_FLAGS = {
     "adaskip": ("phase", "skip_ratio", "cost_aware", "no_online", "text", "stats"),
@@ -145,15 +147,17 @@ class _Taken:
 class _Clock:
     """A streamer that notes when tokens come: the prompt itself, the first token, the last."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, bar: Any) -> None:
         self.device = device
+        self.bar = bar
         self.times: list[float] = []
 
     def put(self, tokens: Any) -> None:
         self.times.append(_now(self.device))
+        self.bar.update(tokens.numel() if self.times[1:] else 0)  # the first are the prompt's
 
     def end(self) -> None:
-        """Nothing is printed."""
+        """Whoever made the bar closes it."""
 
 
 def _rate(tokens: int, seconds: list[float]) -> float | None:
@@ -168,12 +172,12 @@ def _generate(args: argparse.Namespace, lm: LanguageModel, ids: Any) -> tuple[An
     how: dict[str, Any] = {"do_sample": args.sample, "num_beams": 1}
     if args.temperature is not None:
         how["temperature"] = args.temperature
-    clock = _Clock(lm.device)
-    began = _now(lm.device)
+    how |= {"max_new_tokens": args.max_new_tokens, "attention_mask": torch.ones_like(ids)}
     try:
-        out = lm.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.max_new_tokens, streamer=clock, **how
-        )
+        with progress_bar(what="generating", total=args.max_new_tokens, unit="token") as bar:
+            clock = _Clock(lm.device, bar)
+            began = _now(lm.device)
+            out = lm.model.generate(ids, streamer=clock, **how)
     except SkipError:
         raise
     except (ValueError, IndexError) as error:
@@ -235,8 +239,9 @@ def as_text(report: dict[str, Any]) -> str:
         return "\n".join(lines)
     saved, held = report["kv_bytes_saved"] or 0, report["kv_bytes"] or 0
     share = saved / (saved + held) if saved else 0.0
+    sublayers = counted(len(report["skipped"]), "sublayer")
     lines += [
-        f"left out: {report['skipped_fraction']:.1%} of the sublayer runs, {len(report['skipped'])} sublayers",
+        f"left out: {report['skipped_fraction']:.1%} of the sublayer runs, {sublayers}",
         f"key-value cache: {saved:,} bytes saved ({share:.1%})",
         f"agreement with the whole model on this text: KL {agreement['kl']:.4f} nats, top-1 {agreement['top1']:.1%} "
         f"of {agreement['tokens']} tokens",

@@ -12,6 +12,7 @@ from skipguide.cli import models, pipeline_calls, short_runs
 from skipguide.cli.arguments import Default, examples, number
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, sidecar, slug, versions, write_json
 from skipguide.errors import SkipError
+from skipguide.hosts.progress import pace
 from skipguide.parts import PARTS
 
 LEVELS = 4
@@ -114,6 +115,7 @@ def _scores(args: argparse.Namespace, pipeline: Any, call: dict[str, Any], promp
         name: value for name, value in call.items() if name not in ("num_inference_steps", "output_type")
     }
     pipeline_calls.check_frames(pipeline, call)
+    pipeline.set_progress_bar_config(desc="every block, one prompt", **pace())
     scores = calibrate(
         pipeline, prompts or PROMPTS, parts=args.parts, levels=args.levels, call=settings, seed=args.seed
     )

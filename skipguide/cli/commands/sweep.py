@@ -28,6 +28,7 @@ from skipguide.cli.processes import Process, this_process
 from skipguide.cli.sweep_cells import Cell, CellCache
 from skipguide.errors import SkipError
 from skipguide.files import fitting, landing
+from skipguide.hosts.progress import progress_bar
 from skipguide.media import pictures
 from skipguide.pipelines.formulas import find_formula
 
@@ -160,8 +161,6 @@ def _make(
     job: ClipJob, pipeline: Any, rows: Sequence[Row], scales: Sequence[float], cache: CellCache, process: Process
 ) -> list[tuple[Cell, Image]]:
     """The plain cell, then every row's cells in turn."""
-    from tqdm.auto import tqdm
-
     args = job.args
     shared = given(args, GUIDANCE_FLAGS[2:])
     plans = [(row, scale, {**shared, "layers": list(row), "scale": scale}) for row in rows for scale in scales]
@@ -182,7 +181,7 @@ def _make(
     maker = _CellMaker(job, pipeline, cache, settings, fresh=args.fresh, shows=process.shows)
     todo = [_Todo(row, scale, plan, cost) for (row, scale, plan), cost in zip(plans, costs, strict=True)]
     keys = [maker.key(each) for each in todo]
-    with tqdm(total=1 + len(plans), desc="sweep", unit="cell", disable=not process.shows) as progress:
+    with progress_bar(what="sweep", total=1 + len(plans), unit="cell", show=process.shows, leave=True) as progress:
         # every other cell is compared with the plain clip: the first process makes it, the others wait for it
         with cache.locks.hold("plain", wait=True):
             plain = maker.plain()

@@ -14,7 +14,7 @@ from skipguide.llm.similarity import SublayerStats
 from skipguide.plan import SkipPlan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SelfSpeculativeSettings(JsonConfig):
     """The fields of `SelfSpeculative`, which documents them, and their checks."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from skipguide.shown import Row, Shown
+from skipguide.shown import Row, Shown, counted
 
 
 @dataclass(repr=False)
@@ -73,7 +73,10 @@ class SpeculationStats(Shown):
         return self._over_plain(self.verify_seconds, self.rounds)
 
     def _heading(self) -> str:
-        steps = f"{self.tokens} tokens in {self.rounds} rounds and {self.plain_steps} plain steps"
+        steps = (
+            f"{counted(self.tokens, 'token')} in {counted(self.rounds, 'round')} and "
+            f"{counted(self.plain_steps, 'plain step')}"
+        )
         asked = "1 request" if self.requests == 1 else f"{self.requests} requests"
         return f"{asked}: {steps}, {self.acceptance:.0%} of the drafts accepted"
 
