@@ -26,7 +26,7 @@ from demos.benchmarks.command import parse, parser_of, write_as_it_grows
 from demos.benchmarks.measure import Clocks, Ratio, interleaved, machine
 from demos.benchmarks.stg_models import BY_NAME, run
 from demos.benchmarks.stg_tail import shallow
-from skipguide.pipelines import SpatiotemporalSkipGuidance
+from skipguide.pipelines import SpatiotemporalSkipGuidance, bundled_pipeline
 from skipguide.pipelines.presets import find_preset
 
 HERE = Path(__file__).parent
@@ -101,21 +101,9 @@ class Subject:
 
 def bundled(device: str, steps: int) -> Subject:
     """The small trained model that ships."""
-    from diffusers import DiffusionPipeline
-
-    from skipguide.assets import bundled as folder
-
-    pipe = DiffusionPipeline.from_pretrained(folder(BUNDLED)).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    arguments = {
-        "height": 64,
-        "width": 64,
-        "video_length": 16,
-        "guidance_scale": 4.0,
-        "clean_caption": False,
-        "num_inference_steps": steps,
-        "output_type": "latent",
-    }
+    pipe, own = bundled_pipeline(BUNDLED)
+    pipe.to(device).set_progress_bar_config(disable=True)
+    arguments = own | {"num_inference_steps": steps, "output_type": "latent"}
 
     def call(clip: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(clip)

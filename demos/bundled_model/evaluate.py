@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
@@ -82,12 +82,11 @@ def steadiness(judge: FrameClassifier, clips: Tensor, specs: Sequence[ClipSpec])
 
 @torch.no_grad()
 def reconstruct(pipe: DiffusionPipeline, clips: Tensor) -> Tensor:
-    """Clips through encoder and decoder, frame by frame or, for a video autoencoder, whole."""
+    """Clips through encoder and decoder."""
     decoded = []
     for clip in clips * 2 - 1:
-        frames = clip.transpose(0, 1)[None] if isinstance(pipe.vae, AutoencoderKLWan) else clip
-        shown = pipe.vae.decode(pipe.vae.encode(frames).latent_dist.mean).sample
-        decoded.append(shown[0].transpose(0, 1) if shown.ndim == 5 else shown)
+        latents = pipe.vae.encode(clip.transpose(0, 1)[None]).latent_dist.mean
+        decoded.append(pipe.vae.decode(latents).sample[0].transpose(0, 1))
     return (torch.stack(decoded) / 2 + 0.5).clamp(0, 1)
 
 
@@ -117,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipe = DiffusionPipeline.from_pretrained(args.model)
     call = call_of(args.model, type(pipe))
     call |= {"num_inference_steps": args.steps or call["num_inference_steps"]}
-    frames = call.get("num_frames") or call["video_length"]
+    frames = call["num_frames"]
     classifier, judge = AttributeClassifier.load(), FrameClassifier.load()
     results: dict[str, Any] = {"steps": call["num_inference_steps"], "prompts": args.prompts}
 
@@ -138,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             own = call | {"guidance_scale": scale}
             clips = generate(pipe, list(map(caption, specs)), own, 5_000_000, args.workers, f"w={scale}")
             tuned[scale] = accuracy(classifier, clips, specs) | {"same": steadiness(judge, clips, specs)["same"]}
-        guidance = max(tuned, key=lambda scale: tuned[scale]["all"])
+        guidance = max(tuned, key=lambda scale: (tuned[scale]["all"], tuned[scale]["same"]))
         results["guidance_grid"] = {"prompts": args.tune_prompts, "accuracy": tuned}
     results["guidance_scale"] = guidance
 

@@ -49,7 +49,8 @@ class Step:
     quoted: str = ""
 
 
-QUALITY, CONFIRM = "runs/quality-{model}", "runs/quality-confirm-{model}"
+QUALITY, CONFIRM, PARTS = "runs/quality-{model}", "runs/quality-confirm-{model}", "runs/quality-parts-{model}"
+CONFIRMED = ("interval-mid", "interval-mid-stg")
 RESULTS = ("results.json", "results.md")
 NOTEBOOKS = ("guidance_on_the_bundled_model", "what_does_block_k_do")
 STEPS: dict[str, Step] = {
@@ -82,11 +83,43 @@ STEPS: dict[str, Step] = {
         quoted="demos/README.md (Does skip guidance help), README.md, pipelines/README.md (presets, rank, limits)",
     ),
     "confirm": Step(
-        (("-m", "demos.quality", "--out", CONFIRM, "--draw", "1", "--only", "cfg-3", "interval-mid-attn"),),
+        (
+            (
+                "-m",
+                "demos.quality",
+                "--out",
+                CONFIRM,
+                "--draw",
+                "1",
+                "--only",
+                "cfg-3",
+                "interval-mid",
+                "interval-mid-stg",
+            ),
+        ),
         tuple(f"demos/quality/confirm/{name}" for name in RESULTS),
         0.3,
         tuple((f"{CONFIRM}/{name}", "demos/quality/confirm", False) for name in RESULTS),
-        quoted="demos/README.md (Does skip guidance help); the two settings are the best of the step before",
+        quoted="demos/README.md (Does skip guidance help); the settings are the best of the step before",
+    ),
+    "parts": Step(
+        (("-m", "demos.quality", "--out", PARTS, "--tiers", "4", "--prompts", "32", "--seeds", "1"),),
+        tuple(f"demos/quality/parts/{name}" for name in RESULTS),
+        0.3,
+        tuple((f"{PARTS}/{name}", "demos/quality/parts", False) for name in RESULTS),
+        quoted="demos/quality/README.md",
+    ),
+    "scores": Step(
+        (("-m", "demos.quality.self_scores"),),
+        ("demos/quality/self_scores.json",),
+        0.05,
+        quoted="pipelines/README.md (does it help on your model)",
+    ),
+    "tune": Step(
+        (("-m", "demos.tune", "--force"),),
+        tuple(f"demos/tune/results.{kind}" for kind in ("json", "md", "png")),
+        0.6,
+        quoted="demos/tune/README.md, pipelines/README.md (a schedule that is searched)",
     ),
     "every": Step(
         (("-m", "demos.benchmarks.stg_every", "--force"),),

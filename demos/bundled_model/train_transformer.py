@@ -1,335 +1,294 @@
-"""Train the bundled model's transformer and text encoder on pre-encoded clips, by flow matching.
+"""Train the bundled model's transformer and text encoder by flow matching, over as many sessions as it takes.
 
-The schedule is a function of wall-clock time, because the end is a hard wall: warm-up, constant, then linear
-to 0. On the CPU, worker threads with one core each take micro-batches from a shared queue; unlike threads
-inside every operation this stays fast when another program takes half a core. It resumes when started again.
+The learning rate is constant and the average of the weights is what counts, so a run may end at any moment: SIGTERM or
+Ctrl-C finishes the step and saves. `--decay-minutes` lets the last run come to rest. Started again with the same
+`--out` it goes on to the bit but for the order of clips; on another machine it goes on from the pipeline that ships.
 
-    python -m demos.bundled_model.train_transformer --vae runs/vae/model --out runs/t2v
+    python -m demos.bundled_model.train_transformer --vae runs/vae/model --out runs/t2v --minutes 600
+
+With both cores, one process each, every process a share of the batch:
+
+    python -m torch.distributed.run --standalone --nproc-per-node 2 -m demos.bundled_model.train_transformer ...
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
-import queue
 import random
-import threading
+import signal
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from diffusers import AutoencoderKL
+from diffusers import WanPipeline
 from torch import Tensor, nn
-from tqdm import tqdm
+from transformers import T5Tokenizer
 
-from demos.bundled_model.clips import FRAMES, ClipSpec, all_specs, caption, held_out, render, training_specs
-from demos.bundled_model.common import Clock, Ema, atomically, contact_sheet, log_row
+from demos.bundled_model.autoencoder import FRAMES, encode_clips, load_vae
+from demos.bundled_model.clips import all_specs, caption, held_out, render, training_specs
+from demos.bundled_model.common import Ema, atomically, contact_sheet, log_row
+from demos.bundled_model.flow import noise_like, sample_sigmas
 from demos.bundled_model.model import (
-    LATENT_CHANNELS,
-    LATENT_SIDE,
-    TextConditioner,
+    SHIFT,
+    SHORT,
+    T2V,
+    Shape,
     assemble,
-    build_text_encoder,
-    build_tokenizer,
-    build_transformer,
-    encode_mean,
-    load_vae,
-    noise_like,
+    build,
+    call,
     padded_lengths,
-    parameters,
-    sample_sigmas,
-    share_text,
+    stock_attention,
 )
 from demos.bundled_model.optim import optimizers
+from demos.bundled_model.pool import ClipPool
+from demos.bundled_model.progress import FOLDER, Progress, load_weights, read_progress, write_progress
+from demos.bundled_model.team import Team
+from demos.bundled_model.text import SHOWN, build_tokenizer, training_caption
+from skipguide.errors import SkipError
 
 logger = logging.getLogger(__name__)
-WARMUP_STEPS, DECAY_SHARE = 100, 0.3
-OUTER = ("pos_embed", "proj_out", "adaln", "scale_shift_table", "shared", "relative_attention_bias")
-SHOWN = (
-    "a large red circle moving right on a black background",
-    "a small blue square moving up on stripes",
-    "a large green triangle circling on a checkerboard",
-    "a big yellow star growing on a grey gradient",
-    "a large purple ring standing still on a white background",
-    "a small cyan cross moving left on black",
-    "a red circle moving right",
-    "a large orange triangle moving down on a checkerboard",
-)
+OUTER = ("patch_embedding", "proj_out", "time_proj", "scale_shift_table", "shared", "relative_attention_bias")
+WARMUP_STEPS = 100
+EMA = 0.998
 
 
-class T2V(nn.Module):
-    """What is trained: text encoder and transformer, called the way the pipeline calls them."""
-
-    def __init__(self, conditioner: TextConditioner, transformer: nn.Module) -> None:
-        super().__init__()
-        self.conditioner, self.transformer = conditioner, transformer
-
-    def forward(self, noisy: Tensor, sigma: Tensor, ids: Tensor, mask: Tensor, padded: Tensor) -> Tensor:
-        text, offsets = self.conditioner(ids, mask, padded)
-        return self.transformer(
-            noisy, timestep=1000 * sigma, encoder_hidden_states=text, encoder_attention_mask=offsets, return_dict=False
-        )[0]
-
-
-def encode_clips(
-    vae: AutoencoderKL, path: Path, clips: int, seed: int, workers: int
-) -> tuple[np.memmap, list[ClipSpec]]:
-    """Latents [N, C, T, H, W] of random training clips, encoded once into a memory-mapped fp16 file."""
-    every = training_specs()
-    specs = every * (clips // len(every)) + random.Random(seed).sample(every, clips % len(every))
-    shape = (clips, LATENT_CHANNELS, FRAMES, LATENT_SIDE, LATENT_SIDE)
-    if not path.exists():
-
-        def write(partial: Path) -> None:
-            latents = np.memmap(partial, np.float16, "w+", shape=shape)
-
-            def one(start: int) -> None:
-                batch = render(specs[start : start + 8], seed * 1_000_003 + start)
-                with torch.inference_mode():
-                    encoded = torch.stack([encode_mean(vae, clip) for clip in batch])
-                latents[start : start + len(batch)] = encoded.transpose(1, 2).half().numpy()
-
-            starts = range(0, clips, 8)
-            with ThreadPoolExecutor(workers) as pool:
-                for _ in tqdm(pool.map(one, starts), total=len(starts), desc="encode", mininterval=10):
-                    pass
-            latents.flush()
-
-        atomically(path, write)
-    return np.memmap(path, np.float16, "r", shape=shape), specs
+def batch_of(latents: Tensor, captions: list[str], tokenizer: T5Tokenizer) -> dict[str, Tensor]:
+    """What one pass of `T2V` takes, and the velocity to predict as `target`."""
+    sigma = sample_sigmas(len(latents), SHIFT)
+    noisy, target = noise_like(latents, sigma)
+    tokens = tokenizer(captions, padding=True, return_tensors="pt")
+    return {
+        "noisy": noisy,
+        "target": target,
+        "sigma": sigma,
+        "ids": tokens.input_ids,
+        "mask": tokens.attention_mask,
+        "padded": padded_lengths(len(latents)),
+    }
 
 
-def training_caption(spec: ClipSpec, rng: random.Random) -> str:
-    """A random wording; one in eight is empty, a few contain a word the tokenizer does not know."""
-    if rng.random() < 0.12:
-        return ""
-    words = caption(spec, rng).split()
-    if rng.random() < 0.03:
-        words.insert(rng.randrange(len(words) + 1), "xyzzy")
-    return " ".join(words)
+def backward(model: T2V, batch: dict[str, Tensor], micro: int) -> float:
+    """Accumulate the mean gradient over micro-batches, which stay in the cache; returns the mean loss."""
+    parts = {name: tensor.split(micro) for name, tensor in batch.items()}
+    total = 0.0
+    for values in zip(*parts.values(), strict=True):
+        part = dict(zip(parts, values, strict=True))
+        target = part.pop("target")
+        loss = (model(**part) - target).square().mean() * (len(target) / len(batch["sigma"]))
+        loss.backward()
+        total += loss.item()
+    return total
 
 
-class Workers:
-    """Gradients of one batch, computed by threads that share the weights and a queue of micro-batches."""
+class Probe:
+    """Loss of the averaged weights on clips, noise and captions that never change, half of them held out."""
 
-    def __init__(self, model: T2V, count: int) -> None:
-        self.model = model
-        self.replicas = [copy.deepcopy(model) for _ in range(count)]
-        for replica in self.replicas:
-            for mine, shared in zip(replica.parameters(), model.parameters(), strict=True):
-                mine.data = shared.data
+    def __init__(self, vae: nn.Module, tokenizer: T5Tokenizer, each: int = 16) -> None:
+        unseen = [spec for spec in all_specs() if held_out(spec)]
+        specs = random.Random(1).sample(unseen, each) + random.Random(2).sample(training_specs(), each)
+        latents = torch.cat([encode_clips(vae, render([spec], 987_654 + i, FRAMES)) for i, spec in enumerate(specs)])
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            self.batch = batch_of(latents, [caption(spec) for spec in specs], tokenizer)
+        self.batch["padded"] = torch.full((2 * each,), SHORT)
+        self.batch["sigma"] = (torch.arange(2 * each) % each + 0.5) / each  # every level in both halves
+        self.batch["noisy"] = latents + self.batch["sigma"].view(-1, 1, 1, 1, 1) * self.batch["target"]
 
-    def backward(self, batches: Sequence[dict[str, Tensor]]) -> float:
-        """Accumulate the mean gradient into the model's `.grad` and return the mean loss."""
-        todo: queue.SimpleQueue[dict[str, Tensor]] = queue.SimpleQueue()
-        for batch in batches:
-            todo.put(batch)
-        losses: list[float] = []
-
-        def work(replica: T2V) -> None:
-            while True:
-                try:
-                    batch = dict(todo.get_nowait())
-                except queue.Empty:
-                    return
-                target = batch.pop("target")
-                loss = (replica(**batch) - target).square().mean() / len(batches)
-                loss.backward()
-                losses.append(loss.item())
-
-        threads = [threading.Thread(target=work, args=(replica,)) for replica in self.replicas[1:]]
-        for thread in threads:
-            thread.start()
-        work(self.replicas[0])
-        for thread in threads:
-            thread.join()
-        if len(losses) != len(batches):
-            raise RuntimeError("a worker failed; its traceback is above")
-        for params in zip(self.model.parameters(), *(r.parameters() for r in self.replicas), strict=True):
-            grads = [p.grad for p in params[1:] if p.grad is not None]
-            params[0].grad = torch.stack(grads).sum(0) if len(grads) > 1 else (grads[0] if grads else None)
-            for p in params[1:]:
-                p.grad = None
-        return sum(losses)
+    @torch.no_grad()
+    def loss(self, model: T2V) -> float:
+        values = {name: tensor for name, tensor in self.batch.items() if name != "target"}
+        return (model(**values) - self.batch["target"]).square().mean().item()
 
 
-def learning_rate(step: int, progress: float) -> float:
-    """Share of the top learning rate."""
-    return min(1.0, (step + 1) / WARMUP_STEPS, (1 - progress) / DECAY_SHARE)
+def pipeline(ema: Ema, shape: Shape, tokenizer: T5Tokenizer, vae: nn.Module) -> WanPipeline:
+    """The stock pipeline with the averaged weights."""
+    averaged = build(shape, tokenizer)
+    ema.copy_to(averaged)
+    return assemble(vae, tokenizer, averaged.text_encoder, stock_attention(averaged.transformer))
+
+
+def show(pipe: WanPipeline, path: Path) -> None:
+    """A contact sheet of the prompts that every sheet shows."""
+    generator = torch.Generator().manual_seed(1)
+    frames = pipe(list(SHOWN), output_type="pt", generator=generator, **call()).frames
+    contact_sheet(path, list(zip(SHOWN, frames, strict=True)))
+
+
+def asked_shape(args: argparse.Namespace, otherwise: Shape) -> Shape:
+    """The sizes that were given, the others from `otherwise`."""
+    named = {"layers": args.layers, "heads": args.heads, "head_dim": args.head_dim, "ffn": args.ffn}
+    named |= {"patch": args.patch and tuple(args.patch)}
+    return Shape.from_dict(otherwise.to_dict() | {name: value for name, value in named.items() if value is not None})
+
+
+class Run:
+    """One training: its model, optimisers, average and counters, and where they are kept."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.out, self.team = args, args.out, Team()
+        self.tokenizer = build_tokenizer()
+        self.vae = load_vae(args.vae)
+        self.state_path, self.file = args.out / "state.pt", args.out / "progress.safetensors"
+        state = torch.load(self.state_path, weights_only=False) if self.state_path.exists() else None
+        start = args.start if state is None and args.start is not None and args.start.exists() else None
+        if state is not None:
+            self.progress = Progress.from_dict(state["progress"])
+        else:
+            self.progress = read_progress(start) if start else Progress(asked_shape(args, Shape()))
+        if (asked := asked_shape(args, self.progress.shape)) != self.progress.shape:
+            raise SkipError(
+                f"{self.state_path if state else start} holds a training of {self.progress.shape}; asked for {asked}: "
+                "leave the sizes out to go on with it, or choose another --out and --fresh-start"
+            )
+        self.model = build(self.progress.shape, self.tokenizer, args.bf16)
+        if start:
+            load_weights(start, self.model)
+        self.team.align(self.model)
+        self.ema = Ema(self.model, EMA)
+        self.ema.steps = self.progress.steps
+        self.opts = optimizers(self.model, args.lr, weight_decay=0.01, outer=OUTER, bf16=args.bf16)
+        self.warm = 0  # steps since momentum began
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            self.ema.load_state_dict(state["ema"])
+            for opt, saved in zip(self.opts, state["opts"], strict=True):
+                opt.load_state_dict(saved)
+            self.warm = state["warm"]
+        seed = args.seed + self.progress.steps + 1_000_003 * self.team.rank
+        torch.manual_seed(seed)
+        self.rng = random.Random(seed)
+        folder = args.out if self.team.leads else args.out / f"rank{self.team.rank}"
+        self.pool = ClipPool(self.vae, folder, args.pool, args.seed + self.team.rank, self.progress.encoded)
+        millions = sum(param.numel() for param in self.model.parameters()) / 1e6
+        logger.info("%s from step %d, %.2f M parameters", self.progress.shape, self.progress.steps, millions)
+
+    def step(self, rate: float) -> float:
+        """One optimiser step at a share of the top learning rate; returns the loss."""
+        for opt in self.opts:
+            for group in opt.param_groups:
+                group["lr"] = self.args.lr * rate * min(1.0, (self.warm + 1) / WARMUP_STEPS)
+        latents, specs = self.pool.draw(self.team.share(self.args.batch), self.rng)
+        batch = batch_of(latents, [training_caption(spec, self.rng) for spec in specs], self.tokenizer)
+        loss = backward(self.model, batch, self.args.micro)
+        self.team.average_gradients(self.model, len(specs) / self.args.batch)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for opt in self.opts:
+            opt.step()
+            opt.zero_grad()
+        self.ema.update(self.model)
+        self.progress.steps += 1
+        self.progress.clips += self.args.batch
+        self.warm += 1
+        self.pool.grow(self.args.fresh)
+        self.progress.encoded = self.pool.next
+        return loss
+
+    def averaged(self) -> T2V:
+        model = build(self.progress.shape, self.tokenizer)
+        self.ema.copy_to(model)
+        return model
+
+    def save(self) -> None:
+        """The whole state for this machine, and the small file that may be committed."""
+        state = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "progress": self.progress.to_dict()}
+        state |= {"opts": [opt.state_dict() for opt in self.opts], "warm": self.warm}
+        self.pool.save()
+        if not self.team.leads:
+            return
+        atomically(self.state_path, lambda path: torch.save(state, path))
+        write_progress(self.file, self.ema, self.progress)
+
+
+def train(run: Run) -> None:
+    """Until the minutes are over or somebody stops it."""
+    args, progress = run.args, run.progress
+    run.pool.fill(args.first_clips)
+    probe, stop = Probe(run.vae, run.tokenizer, args.probe), []
+    before = {number: signal.signal(number, lambda *_: stop.append(1)) for number in (signal.SIGTERM, signal.SIGINT)}
+    began = last = time.monotonic()
+    processor = time.process_time()
+    saved = shown = began
+    first, average = progress.steps, 0.0
+    try:
+        while (left := run.team.go_on(0.0 if stop else args.minutes - (time.monotonic() - began) / 60)) > 0:
+            if args.steps is not None and progress.steps - first >= args.steps:
+                break
+            loss = run.step(min(1.0, left / args.decay_minutes) if args.decay_minutes else 1.0)
+            now = time.monotonic()
+            progress.minutes, last = progress.minutes + (now - last) / 60, now
+            average = loss if average == 0 else 0.98 * average + 0.02 * loss
+            if progress.steps % args.log_every == 0:
+                run.team.align(run.model)
+            if progress.steps % args.log_every == 0 and run.team.leads:
+                progress.probe = probe.loss(run.averaged())
+                row: dict[str, float | int | str] = {"step": progress.steps, "clips": progress.clips}
+                row |= {
+                    "minutes": round(progress.minutes, 2),
+                    "loss": f"{average:.5f}",
+                    "probe": f"{progress.probe:.5f}",
+                }
+                made = args.batch * (progress.steps - first)
+                row |= {"clips_per_s": round(made / (now - began), 1)}
+                row |= {"clips_per_cpu_s": round(made / (time.process_time() - processor), 1)}
+                log_row(args.out / "log.csv", row)
+                logger.info("%s", row)
+            if now - saved > 60 * args.save_minutes:
+                saved = now
+                run.save()
+            if now - shown > 60 * args.sheet_minutes and run.team.leads:
+                shown = now
+                path = args.out / f"sheet-{progress.steps:06d}.png"
+                show(pipeline(run.ema, progress.shape, run.tokenizer, run.vae), path)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    run.save()
+    run.team.leave()
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, default=FOLDER / "vae")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, default=FOLDER, help="where to go on from when --out holds no state")
+    parser.add_argument("--fresh-start", dest="start", action="store_const", const=None, help="from nothing")
+    parser.add_argument("--minutes", type=float, default=600, help="of this call")
+    parser.add_argument("--steps", type=int, help="of this call, if it is to end before the minutes")
+    parser.add_argument("--decay-minutes", type=float, default=0, help="the last so many bring the learning rate to 0")
+    parser.add_argument("--layers", type=int, help=f"of a new training (default: {Shape.layers})")
+    parser.add_argument("--heads", type=int, help=f"of a new training (default: {Shape.heads})")
+    parser.add_argument("--head-dim", type=int, help=f"of a new training (default: {Shape.head_dim})")
+    parser.add_argument("--ffn", type=int, help=f"of a new training (default: {Shape.ffn})")
+    parser.add_argument("--patch", type=int, nargs=3, help=f"latents a token (default: {Shape.patch})")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--micro", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--bf16", action="store_true", help="products of the blocks, on processors with AVX512_BF16")
+    parser.add_argument("--pool", type=int, default=12_000, help="clips the ring holds")
+    parser.add_argument("--first-clips", type=int, default=2520, help="encoded before the first step")
+    parser.add_argument("--fresh", type=int, default=2, help="clips encoded with every step")
+    parser.add_argument("--probe", type=int, default=16, help="clips of each kind behind the probe loss")
+    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--save-minutes", type=float, default=4)
+    parser.add_argument("--sheet-minutes", type=float, default=15)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(arguments)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vae", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=80, help="of training, encoding excluded")
-    parser.add_argument("--clips", type=int, default=7560, help="clips to encode")
-    parser.add_argument("--layers", type=int, default=6, help="spatial blocks, and as many temporal ones")
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--head-dim", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--micro", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--shift", type=float, default=3.0, help="of noise levels, here and in sampling")
-    parser.add_argument("--guidance", type=float, default=4.0, help="for the contact sheets")
-    parser.add_argument("--sheet-minutes", type=float, default=12)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    accelerator = Accelerator(cpu=True)
-    set_seed(args.seed)
-
-    vae = load_vae(args.vae)
-    torch.set_num_threads(1)  # the workers are the threads
-    latents, specs = encode_clips(vae, args.out / "latents.f16", args.clips, args.seed, args.workers)
-    tokenizer = build_tokenizer()
-    model = T2V(
-        TextConditioner(build_text_encoder(tokenizer)),
-        share_text(build_transformer(args.layers, args.heads, args.head_dim)),
-    )
-    logger.info(
-        "transformer %.2f M, text %.2f M parameters", parameters(model.transformer), parameters(model.conditioner)
-    )
-    ema = Ema(model)
-    opts = optimizers(model, args.lr, weight_decay=0.01, outer=OUTER)
-    tops = [args.lr, args.lr / 2]
-    state_path, step, spent = args.out / "state.pt", 0, 0.0
-    if state_path.exists():
-        state = torch.load(state_path)
-        model.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
-        for opt, saved in zip(opts, state["opts"], strict=True):
-            opt.load_state_dict(saved)
-        step, spent = state["step"], state["spent"]
-        set_seed(args.seed + step)
-    model, *opts = accelerator.prepare(model, *opts)
-    workers = Workers(model, args.workers)
-    rng = random.Random(args.seed + step)
-    clock, saved_at, sheet_at, average = Clock(args.minutes, spent), spent, spent, 0.0
-
-    def batches_of(source: Tensor, captions: list[str]) -> list[dict[str, Tensor]]:
-        sigma = sample_sigmas(len(source), args.shift)
-        noisy, target = noise_like(source, sigma)
-        tokens = tokenizer(captions, padding=True, return_tensors="pt")
-        padded = padded_lengths(tokens.attention_mask.sum(1))
-        whole = {
-            "noisy": noisy,
-            "target": target,
-            "sigma": sigma,
-            "ids": tokens.input_ids,
-            "mask": tokens.attention_mask,
-            "padded": padded,
-        }
-        split = {name: tensor.split(args.micro) for name, tensor in whole.items()}
-        return [dict(zip(split, parts, strict=True)) for parts in zip(*split.values(), strict=True)]
-
-    def save_state() -> None:
-        state = {
-            "model": model.state_dict(),
-            "ema": ema.state_dict(),
-            "step": step,
-            "spent": clock.spent,
-            "opts": [opt.state_dict() for opt in opts],
-        }
-        atomically(state_path, lambda path: torch.save(state, path))
-
-    def pipeline() -> object:
-        transformer = build_transformer(args.layers, args.heads, args.head_dim)
-        averaged = T2V(TextConditioner(build_text_encoder(tokenizer)), transformer)
-        ema.copy_to(averaged)
-        return assemble(vae, tokenizer, averaged.conditioner.text_encoder, transformer, args.shift)
-
-    def show() -> None:
-        torch.set_num_threads(args.workers)
-        frames = pipeline()(
-            list(SHOWN),
-            height=64,
-            width=64,
-            num_inference_steps=20,
-            guidance_scale=args.guidance,
-            clean_caption=False,
-            output_type="pt",
-            generator=torch.Generator().manual_seed(1),
-        ).frames
-        torch.set_num_threads(1)
-        contact_sheet(args.out / f"sheet-{step:06d}.png", list(zip(SHOWN, frames, strict=True)))
-
-    unseen = [spec for spec in all_specs() if held_out(spec)]
-    probe_specs = random.Random(1).sample(unseen, 16) + random.Random(2).sample(training_specs(), 16)
-    with torch.no_grad():
-        clips = render(probe_specs, 987_654)
-        probe = encode_mean(vae, clips.flatten(0, 1)).unflatten(0, clips.shape[:2]).transpose(1, 2)
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        probes = batches_of(probe, [caption(spec) for spec in probe_specs])
-
-    @torch.no_grad()
-    def probe_loss() -> float:
-        averaged = T2V(
-            TextConditioner(build_text_encoder(tokenizer)),
-            share_text(build_transformer(args.layers, args.heads, args.head_dim)),
-        )
-        ema.copy_to(averaged)
-        errors = [
-            (averaged(**{k: v for k, v in b.items() if k != "target"}) - b["target"]).square().mean() for b in probes
-        ]
-        return torch.stack(errors).mean().item()
-
-    bar = tqdm(total=100, desc="t2v", mininterval=20, bar_format="{l_bar}{bar}| {elapsed} {postfix}")
-    order: list[int] = []
-    while (progress := clock.progress) < 1:
-        for opt, top in zip(opts, tops, strict=True):
-            for group in opt.param_groups:
-                group["lr"] = top * learning_rate(step, progress)
-        if len(order) < args.batch:
-            order = rng.sample(range(args.clips), args.clips)
-        rows, order = order[: args.batch], order[args.batch :]
-        source = torch.from_numpy(latents[rows].astype(np.float32))
-        loss = workers.backward(batches_of(source, [training_caption(specs[row], rng) for row in rows]))
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        torch.set_num_threads(args.workers)  # Newton-Schulz: few, large, evenly split products
-        for opt in opts:
-            opt.step()
-            opt.zero_grad()
-        torch.set_num_threads(1)
-        ema.update(model)
-        step += 1
-        average = loss if average == 0 else 0.98 * average + 0.02 * loss
-        if step % 50 == 0:
-            rate = args.batch * step / clock.spent
-            row = {
-                "step": step,
-                "clips": step * args.batch,
-                "minutes": round(clock.spent / 60, 2),
-                "lr": f"{opts[0].param_groups[0]['lr']:.2e}",
-                "loss": f"{average:.5f}",
-                "probe": f"{probe_loss():.5f}",
-                "clips_per_s": round(rate, 1),
-            }
-            log_row(args.out / "log.csv", row)
-            bar.n = round(100 * progress)
-            bar.set_postfix_str(f"step {step} loss {average:.4f} {rate:.1f} clips/s")
-        if clock.spent - saved_at > 180:
-            saved_at = clock.spent
-            save_state()
-        if clock.spent - sheet_at > 60 * args.sheet_minutes:
-            sheet_at = clock.spent
-            show()
-            pipeline().save_pretrained(args.out / "preview")
-    bar.close()
-    save_state()
-    show()
-    final = pipeline()
-    for component in (final.transformer, final.vae):  # T5 would load as fp16 and clash
-        component.half()
-    final.save_pretrained(args.out / "pipeline")
-    print(f"{step} steps, {step * args.batch} clips, {clock.spent / 60:.1f} minutes, loss {average:.4f}")
+    torch.set_num_threads(1)
+    try:
+        run = Run(args)
+    except SkipError as error:
+        raise SystemExit(f"train: {error}") from None
+    train(run)
+    done = run.progress
+    if run.team.leads:
+        print(f"{done.steps} steps, {done.clips} clips, probe loss {done.probe:.4f}: {run.file}")
 
 
 if __name__ == "__main__":

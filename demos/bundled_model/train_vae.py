@@ -1,255 +1,204 @@
-"""Train the bundled model's VAE: a stock 2-D `AutoencoderKL`, four times smaller in each direction.
+"""Train the bundled model's autoencoder on pairs of neighbouring frames, and on frames alone.
 
-Most of the time goes into 32x32 crops around the shape's outline, which cost a quarter of a frame; the last
-third uses whole frames, as group norms see other statistics there. In between, the latent's channels are
-standardised by folding mean and deviation into the weights, because `LattePipeline` knows one scaling factor
-and no shift.
+Most steps see 32x32 crops around the shape's outline, which cost a quarter of a frame; the rest see
+whole frames, as the attention in the middle sees other numbers of pixels there. One step in four shows frames alone,
+as the first of a clip. It resumes from its own state when started again.
 
-    python -m demos.bundled_model.train_vae --out runs/vae --minutes 15
+    python -m demos.bundled_model.train_vae --out runs/vae --steps 1800
+
+A trained one may become better: all of it as long as a transformer has seen little of its latents (it follows within
+minutes), later the decoder only, because the latents must stay what they are:
+
+    python -m demos.bundled_model.train_vae --out runs/vae2 --start skipguide/assets/tiny-t2v/vae --steps 3000
+    python -m demos.bundled_model.train_vae --out runs/vae3 --start skipguide/assets/tiny-t2v/vae --decoder-only
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from demos.bundled_model.clips import FRAMES, SIDE, ClipSpec, all_specs, held_out, render, training_specs
+from demos.bundled_model.autoencoder import FRAMES, alone, as_images, build_vae, encode_frames, load_vae, to_input
+from demos.bundled_model.clips import ClipSpec, all_specs, held_out, render, training_specs
 from demos.bundled_model.common import Clock, Ema, atomically, log_row
+from demos.bundled_model.crops import CROP, autoencoder_loss, crop_places, outline_points
 from demos.bundled_model.optim import optimizers
 
 logger = logging.getLogger(__name__)
-CROP = 32
-POINTS = 8  # outline points kept per frame
+OUTER = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out", "quant_conv")
+WARMUP_STEPS, DECAY_FROM = 50, 0.4
 
 
-def build_vae() -> AutoencoderKL:
-    """The untrained VAE, with an initialisation that keeps the signal's variance through the chain."""
-    vae = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=4,
-        sample_size=SIDE,
-        block_out_channels=(16, 32, 64),
-        layers_per_block=1,
-        norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        mid_block_add_attention=False,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        force_upcast=False,
-    )
-    for name, module in vae.named_modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-            nn.init.zeros_(module.bias)
-            if name.endswith("conv2"):  # the end of a residual branch
-                module.weight.data.mul_(0.3)
-    return vae
-
-
-def frame_pool(specs: list[ClipSpec], clips: int, seed: int, per_clip: int = 4) -> Tensor:
-    """Frames of random clips, uint8 [clips * per_clip, 3, 64, 64]."""
+def pair_pool(specs: list[ClipSpec], clips: int, seed: int, per_clip: int = 3) -> Tensor:
+    """Neighbouring frames that share a latent, uint8 `[clips * per_clip, 2, 3, 64, 64]`."""
     rng = random.Random(seed)
-    frames = []
-    for start in tqdm(range(0, clips, 128), desc="frames", mininterval=5):
-        batch = render(rng.choices(specs, k=min(128, clips - start)), seed * 1_000_003 + start)
+    pairs = []
+    for start in tqdm(range(0, clips, 64), desc="frames", mininterval=5):
+        batch = render(rng.choices(specs, k=min(64, clips - start)), seed * 1_000_003 + start, FRAMES)
         for clip in batch:
-            picked = clip[rng.sample(range(FRAMES), per_clip)]
-            frames.append((picked * 255).round().to(torch.uint8))
-    return torch.cat(frames)
-
-
-def outline_points(pool: Tensor) -> Tensor:
-    """`POINTS` random pixels (y, x) just outside each frame's coloured shape, [N, POINTS, 2]."""
-    found = []
-    for frames in pool.split(1024):
-        coloured = ((frames.amax(1) - frames.amin(1)) > 40).float()[:, None]
-        outline = (F.max_pool2d(coloured, 3, 1, 1) - coloured)[:, 0].flatten(1) + 1e-6
-        index = torch.multinomial(outline, POINTS, replacement=True)
-        found.append(torch.stack([index // SIDE, index % SIDE], dim=-1))
-    return torch.cat(found)
-
-
-def crop_places(points: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Rows and corners of random crops, four in five around an outline, on the latent's grid of four pixels."""
-    rows = torch.randint(len(points), (size,))
-    corner = points[rows, torch.randint(POINTS, (size,))] - CROP // 2 + torch.randint(-10, 11, (size, 2))
-    corner = torch.where(torch.rand(size, 1) < 0.2, torch.randint(0, SIDE - CROP + 1, (size, 2)), corner)
-    return rows, (corner.clamp(0, SIDE - CROP) / 4).round().long() * 4
+            firsts = [1 + 2 * k for k in rng.sample(range(FRAMES // 2), per_clip)]
+            pairs.extend((clip[first : first + 2] * 255).round().to(torch.uint8) for first in firsts)
+    return torch.stack(pairs)
 
 
 def crops(pool: Tensor, points: Tensor, size: int) -> Tensor:
-    """The crops at such places."""
+    """Random crops `[size, 2, 3, 32, 32]`, four in five around an outline, on the latent's grid of four pixels."""
     rows, corner = crop_places(points, size)
-    offsets = torch.arange(CROP)
-    y, x = corner[:, :1] + offsets, corner[:, 1:] + offsets
-    channels = torch.arange(3)[None, :, None, None]
-    return pool[rows[:, None, None, None], channels, y[:, None, :, None], x[:, None, None]]
+    cut = [pool[row, :, :, y : y + CROP, x : x + CROP] for row, (y, x) in zip(rows, corner.tolist(), strict=True)]
+    return torch.stack(cut)
 
 
-def to_input(frames: Tensor) -> Tensor:
-    return (frames.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+def loss_of(vae: AutoencoderKLWan, frames: Tensor, kl_weight: float, noise: float) -> tuple[Tensor, float]:
+    """The loss of the video autoencoder on frames, with the squared error alone."""
 
+    def decode(latent: Tensor) -> Tensor:
+        return vae.decoder(vae.post_quant_conv(latent))  # type: ignore[no-any-return]
 
-def autoencoder_loss(
-    mean: Tensor,
-    logvar: Tensor,
-    decode: Callable[[Tensor], Tensor],
-    frames: Tensor,
-    kl_weight: float,
-    noise: float,
-) -> tuple[Tensor, float]:
-    """Squared error, a little absolute error and KL; returns the loss and the squared error alone."""
-    logvar = logvar.clamp(-12, 4)
-    spread = noise * mean.detach().std() * torch.rand(len(mean), 1, 1, 1)
-    latent = mean + torch.randn_like(mean) * torch.hypot((0.5 * logvar).exp(), spread)
-    error = decode(latent) - frames
-    squared = error.square().mean()
-    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return squared + 0.05 * error.abs().mean() + kl_weight * kl, squared.item()
-
-
-def loss_of(vae: AutoencoderKL, frames: Tensor, kl_weight: float, noise: float) -> tuple[Tensor, float]:
-    """The loss of the stock autoencoder of single frames."""
-    mean, logvar = vae.encoder(frames).chunk(2, dim=1)
-    return autoencoder_loss(mean, logvar, vae.decoder, frames, kl_weight, noise)
+    return autoencoder_loss(*encode_frames(vae, frames), decode, frames, kl_weight, noise)
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, frames: Tensor) -> Tensor:
-    """Posterior means of uint8 frames, before scaling."""
-    return torch.cat([vae.encoder(to_input(f)).chunk(2, dim=1)[0] for f in frames.split(64)])
+def psnr(vae: AutoencoderKLWan, pairs: Tensor) -> tuple[float, float]:
+    """Peak signal to noise ratio in dB over uint8 pairs, and over their first frames alone."""
+    found = []
+    with as_images(vae):
+        for single, frames in ((False, pairs.flatten(0, 1)), (True, pairs[:, 0])):
+            alone(vae, single)
+            errors = []
+            for batch in frames.split(64):
+                target = to_input(batch)
+                decoded = vae.decoder(vae.post_quant_conv(encode_frames(vae, target)[0])).clamp(-1, 1)
+                errors.append((decoded - target).square().mean((1, 2, 3)))
+            found.append(10 * math.log10(4 / torch.cat(errors).mean().item()))
+    return found[0], found[1]
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderKL, frames: Tensor) -> float:
-    """Peak signal to noise ratio over all pixels of uint8 frames, in dB."""
-    total = 0.0
-    for batch in frames.split(64):
-        target = to_input(batch)
-        decoded = vae.decoder(vae.encoder(target).chunk(2, dim=1)[0]).clamp(-1, 1)
-        total += (decoded - target).square().mean().item() * len(batch)
-    return 10 * math.log10(4 / (total / len(frames)))
-
-
-@torch.no_grad()
-def standardise(vae: AutoencoderKL, frames: Tensor) -> None:
-    """Fold every latent channel's mean and deviation into the layers on both of its sides."""
-    latents = encode(vae, frames)
+def measure_latents(vae: AutoencoderKLWan, pairs: Tensor) -> None:
+    """Write the latents' means and deviations per channel into the configuration, where `WanPipeline` reads them."""
+    with as_images(vae):
+        alone(vae, False)
+        latents = torch.cat([encode_frames(vae, to_input(p.flatten(0, 1)))[0] for p in pairs.split(64)])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    last, first = vae.encoder.conv_out, vae.decoder.conv_in
-    half = len(mean)
-    first.bias.add_(torch.einsum("oikl,i->o", first.weight, mean))
-    first.weight.mul_(std[None, :, None, None])
-    last.weight[:half].div_(std[:, None, None, None])
-    last.bias[:half].sub_(mean).div_(std)
-    last.bias[half:].sub_(2 * std.log())
-    logger.info("latent channels had mean %s, deviation %s", mean.tolist(), std.tolist())
+    vae.register_to_config(
+        latents_mean=[round(v, 4) for v in mean.tolist()], latents_std=[round(v, 4) for v in std.tolist()]
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--crop-share", type=float, default=0.62, help="share of the time spent on crops")
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--kl", type=float, default=2e-5)
-    parser.add_argument("--noise", type=float, default=0.15, help="largest latent noise, in deviations")
-    parser.add_argument("--clips", type=int, default=4000, help="clips behind the pool of frames")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
+def export(ema: Ema, vae: AutoencoderKLWan, pool: Tensor, folder: Path, measured: bool) -> None:
+    """The averaged weights in fp16, as the stock class reads them; the latents' statistics unless `measured` before."""
+    ema.copy_to(vae)
+    if not measured:
+        measure_latents(vae, pool[torch.randperm(len(pool))[:512]])
+    vae.half().save_pretrained(folder)
+    vae.float()
 
-    pool = frame_pool(training_specs(), args.clips, args.seed)
-    test = frame_pool([spec for spec in all_specs() if held_out(spec)], 128, args.seed + 1, per_clip=2)
-    points = outline_points(pool)
-    vae = build_vae().to(memory_format=torch.channels_last)
-    ema = Ema(vae)
-    state_path, folded, step, spent = args.out / "state.pt", False, 0, 0.0
-    opts = optimizers(vae, args.lr, outer=("conv_in", "encoder.conv_out", "decoder.conv_out"))
+
+def run(args: argparse.Namespace, vae: AutoencoderKLWan, averaged: AutoencoderKLWan) -> None:
+    """Train `vae` in place; `averaged`, of the same shape, holds the average while it is measured."""
+    pool = pair_pool(training_specs(), args.clips, args.seed)
+    test = pair_pool([spec for spec in all_specs() if held_out(spec)], min(args.clips, 32), args.seed + 1, 1)
+    points = outline_points(pool[:, 0])
+    ema, state_path, step, spent = Ema(vae, 0.998), args.out / "state.pt", 0, 0.0
+    if args.decoder_only:
+        for module in (vae.encoder, vae.quant_conv):
+            module.requires_grad_(False)
+    opts = optimizers(vae, args.lr, outer=OUTER)
     if state_path.exists():
         state = torch.load(state_path)
         vae.load_state_dict(state["vae"])
         ema.load_state_dict(state["ema"])
         for opt, saved in zip(opts, state["opts"], strict=True):
             opt.load_state_dict(saved)
-        folded, step, spent = state["folded"], state["step"], state["spent"]
-    clock, saved_at, squared = Clock(args.minutes, spent), spent, 0.0
+        step, spent = state["step"], state["spent"]
+    clock, saved_at, shown_at, squared = Clock(1.0, spent), spent, 0.0, 0.0
 
-    def save_state() -> None:
-        state = {
-            "vae": vae.state_dict(),
-            "ema": ema.state_dict(),
-            "opts": [opt.state_dict() for opt in opts],
-            "folded": folded,
-            "step": step,
-            "spent": clock.spent,
-        }
+    def save() -> None:
+        state = {"vae": vae.state_dict(), "ema": ema.state_dict(), "opts": [opt.state_dict() for opt in opts]}
+        state |= {"step": step, "spent": clock.spent}
         atomically(state_path, lambda path: torch.save(state, path))
 
-    averaged = build_vae().to(memory_format=torch.channels_last)
-    bar = tqdm(total=100, desc="vae", mininterval=20, bar_format="{l_bar}{bar}| {elapsed} {postfix}")
-    while (progress := clock.progress) < 1:
-        if progress > args.crop_share and not folded:
-            ema.copy_to(vae)
-            standardise(vae, pool[torch.randperm(len(pool))[:1024]])
-            ema, folded = Ema(vae), True
-        lr = args.lr * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))
-        for opt in opts:
-            for group in opt.param_groups:
-                group["lr"] = lr
-        batch = pool[torch.randint(len(pool), (16,))] if folded else crops(pool, points, 32)
-        loss, error = loss_of(vae, to_input(batch), args.kl, args.noise)
-        loss.backward()
+    bar = tqdm(total=args.steps, initial=step, desc="vae", mininterval=20)
+    while step < args.steps:
+        progress = step / args.steps
+        rate = args.lr * min(1, (step + 1) / WARMUP_STEPS, (1 - progress) / (1 - DECAY_FROM))
+        for group in (group for opt in opts for group in opt.param_groups):
+            group["lr"] = rate
+        whole = progress > args.crop_share
+        batch = pool[torch.randint(len(pool), (args.batch // 4,))] if whole else crops(pool, points, args.batch)
+        single = step % 4 == 0
+        with as_images(vae):
+            alone(vae, single)
+            frames = batch[:, random.randrange(2)] if single else batch.flatten(0, 1)
+            loss, error = loss_of(vae, to_input(frames), args.kl, args.noise)
+            loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         for opt in opts:
             opt.step()
             opt.zero_grad()
         ema.update(vae)
         step += 1
-        squared = error if step == 1 else 0.98 * squared + 0.02 * error
-        if step % 200 == 0:
+        bar.update()
+        squared = error if squared == 0 else 0.98 * squared + 0.02 * error
+        if clock.spent - shown_at > 120:
+            shown_at = clock.spent
             ema.copy_to(averaged)
-            db = psnr(averaged, test)
-            row = {
-                "step": step,
-                "minutes": round(clock.spent / 60, 2),
-                "lr": f"{lr:.2e}",
-                "mse": f"{squared:.5f}",
-                "test_psnr": round(db, 2),
-            }
+            pairs, singles = psnr(averaged, test)
+            row: dict[str, float | int | str] = {"step": step, "minutes": round(clock.spent / 60, 2)}
+            row |= {"mse": f"{squared:.5f}", "pairs_dB": round(pairs, 2), "alone_dB": round(singles, 2)}
             log_row(args.out / "log.csv", row)
-            bar.n = round(100 * progress)
-            bar.set_postfix_str(f"step {step} mse {squared:.5f} test {db:.2f} dB")
+            bar.set_postfix_str(f"mse {squared:.5f} held out {pairs:.2f} and {singles:.2f} dB")
         if clock.spent - saved_at > 120:
             saved_at = clock.spent
-            save_state()
+            save()
+            export(ema, averaged, pool, args.out / "model", args.decoder_only)
     bar.close()
-    save_state()
-
-    ema.copy_to(vae)
-    latents = encode(vae, pool[torch.randperm(len(pool))[:2048]])
-    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
-    vae.half().save_pretrained(args.out / "model")
-    rounded = AutoencoderKL.from_pretrained(args.out / "model").to(memory_format=torch.channels_last)
+    save()
+    export(ema, averaged, pool, args.out / "model", args.decoder_only)
+    rounded = AutoencoderKLWan.from_pretrained(args.out / "model", torch_dtype=torch.float32)
+    pairs, singles = psnr(rounded, test)
     print(
-        f"{step} steps, {clock.spent / 60:.1f} minutes, scaling {vae.config.scaling_factor}, "
-        f"held-out PSNR {psnr(rounded.float(), test):.2f} dB"
+        f"{step} steps, {clock.spent / 60:.1f} minutes, held out: pairs {pairs:.2f} dB, first frames {singles:.2f} dB"
     )
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="folder of a trained one to go on from")
+    parser.add_argument("--decoder-only", action="store_true", help="the encoder and the latents' statistics stay")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--crop-share", type=float, default=0.85, help="share of the steps spent on crops")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--kl", type=float, default=2e-5)
+    parser.add_argument("--noise", type=float, default=0.15, help="largest latent noise, in deviations")
+    parser.add_argument("--batch", type=int, default=16, help="pairs of crops; a quarter as many of whole frames")
+    parser.add_argument("--clips", type=int, default=3000, help="clips behind the pool of frames")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    if args.decoder_only and args.start is None:
+        parser.error("--decoder-only needs --start FOLDER: the encoder that stays")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    random.seed(args.seed)
+    vae = build_vae() if args.start is None else load_vae(args.start).requires_grad_(True)
+    run(args, vae, copy.deepcopy(vae))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from demos.quality.settings import QUICK, Setting, catalogue
+from demos.quality.settings import LAYER, QUICK, Setting, W, catalogue
 from demos.quality.work import REAL, Plan, done, fix_plan, items, work
 
 
@@ -32,7 +32,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--tiers", type=int, nargs="+", default=[1, 2, 3], help="1 decides, 2 single layers, 3 the rest, 4 other parts"
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these settings")
-    parser.add_argument("--layer", type=int, default=9, help="that the scale grids skip (default: the preset's)")
+    parser.add_argument("--layer", type=int, default=LAYER, help="that the scale grids skip (default: %(default)s)")
     parser.add_argument("--draw", type=int, default=0, help="of captions and noise; another one confirms a finding")
     parser.add_argument("--weak", type=Path, help="folder of an early checkpoint, for autoguidance")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (default: %(default)s)")
@@ -53,6 +53,8 @@ def chosen(args: argparse.Namespace) -> list[Setting]:
     """The settings that are asked for."""
     every = catalogue(args.layer)
     names = args.only or (QUICK if args.quick else [n for n, s in every.items() if s.tier in args.tiers])
+    if not args.only and not any(every[name].family == "cfg" for name in names):
+        names = [f"cfg-{W:g}", *names]  # what everything is compared with
     if unknown := [name for name in names if name not in every]:
         raise SystemExit(f"unknown settings {', '.join(unknown)}; --list shows them")
     return [every[name] for name in names]

@@ -15,15 +15,26 @@ Direction = Callable[[Tensor, tuple[Any, ...], dict[str, Any]], Tensor]
 
 
 @contextmanager
-def added(model: nn.Module, direction: Direction, scale: float) -> Iterator[None]:
-    """Add scale * direction to both branches of every step of a pipeline that has CFG in one batch [u, c]."""
+def added(model: nn.Module, direction: Direction, scale: float, passes: int) -> Iterator[None]:
+    """Add scale * direction to every pass of a pipeline that runs the conditional pass of a step first.
+
+    Args:
+        model: the denoiser; its forward is ours meanwhile.
+        direction: from the conditional prediction and the arguments it was made of.
+        scale: of the direction.
+        passes: of a step: 2 with CFG, which Wan's pipeline runs one after the other, 1 without.
+    """
     plain = model.forward
+    calls = 0
+    d = torch.zeros(())
 
     def forward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls, d
         out = plain(*args, **kwargs)
-        u, c = out[0].chunk(2)
-        d = scale * direction(c, args, kwargs)
-        return (torch.cat([u + d, c + d]), *out[1:])
+        if calls % passes == 0:
+            d = scale * direction(out[0], args, kwargs)
+        calls += 1
+        return (out[0] + d, *out[1:])
 
     model.__dict__["forward"] = forward
     try:
@@ -32,19 +43,11 @@ def added(model: nn.Module, direction: Direction, scale: float) -> Iterator[None
         del model.__dict__["forward"]
 
 
-def _conditional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    def half(value: Any) -> Any:
-        return value.chunk(2)[1] if isinstance(value, Tensor) and value.dim() and len(value) % 2 == 0 else value
-
-    return tuple(map(half, args)), {name: half(value) for name, value in kwargs.items()}
-
-
 def random_direction(model: nn.Module, layer: int, seeds: Sequence[int]) -> Direction:
     """A direction with the norm of c - k, clip by clip, and nothing else of it; k skips `layer`."""
     generators = [torch.Generator().manual_seed(seed + 977) for seed in seeds]
 
     def direction(c: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        args, kwargs = _conditional(args, kwargs)
         wrapped = model.__dict__.pop("forward")
         try:
             with Skipper(model, SkipPlan([layer])):
@@ -62,7 +65,6 @@ def weak_direction(weak: nn.Module, text: Tensor) -> Direction:
     """c minus the prediction of a weaker model, which has its own text embeddings."""
 
     def direction(c: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        args, kwargs = _conditional(args, kwargs)
         k: Tensor = weak(*args, **(kwargs | {"encoder_hidden_states": text}))[0]
         return c - k
 

@@ -20,7 +20,7 @@ import skipguide.pipelines
 from demos.bundled_model.clips import ClipSpec, caption
 from demos.bundled_model.evaluate import choose
 from demos.quality.controls import added, random_direction, weak_direction
-from demos.quality.settings import LAYERS, STEPS, Setting
+from demos.quality.settings import LAYER, LAYERS, STEPS, Setting
 from skipguide.assets import bundled
 from skipguide.pipelines import Guide, SpatiotemporalSkipGuidance
 from skipguide.pipelines.bundled import call_of
@@ -66,8 +66,7 @@ class Clips:
 class Sampler:
     """Makes clips; clip i of a seed starts from the same noise in every setting.
 
-    Prompts of one length in tokens share a batch: the pipeline then conditions each exactly as if it were alone, and
-    does not pad to 120 tokens, which would cost more than everything else together.
+    Prompts of one length in tokens share a batch, for pipelines that pad to the longest; Wan's pads all to one length.
 
     Args:
         model: folder of the pipeline.
@@ -76,7 +75,7 @@ class Sampler:
         batch: clips at a time.
     """
 
-    def __init__(self, model: Path | None = None, weak: Path | None = None, layer: int = 9, batch: int = 8) -> None:
+    def __init__(self, model: Path | None = None, weak: Path | None = None, layer: int = LAYER, batch: int = 8) -> None:
         self.pipe = load(model or bundled())
         self.weak_folder = weak
         self.layer, self.batch = layer, batch
@@ -96,7 +95,7 @@ class Sampler:
         """Embeddings of a prompt and of its negative one, as the pipeline makes them for a single prompt."""
         key = (id(pipe), prompt)
         if key not in self._texts:
-            how = {"do_classifier_free_guidance": True, "negative_prompt": "", "mask_feature": True} | self.call
+            how = {"do_classifier_free_guidance": True, "negative_prompt": ""} | self.call
             taken = inspect.signature(pipe.encode_prompt).parameters
             self._texts[key] = pipe.encode_prompt(prompt, **{k: v for k, v in how.items() if k in taken})
         return self._texts[key]
@@ -135,18 +134,17 @@ class Sampler:
         model = self.pipe.transformer
         drawn = {"seed": seeds[0]} if setting.guidance and setting.guidance.get("layers") == "stochastic" else {}
         guidance = SpatiotemporalSkipGuidance(**setting.guidance, **drawn) if setting.guidance else None
+        passes = 2 if setting.w > 1 else 1
         if setting.control == "random":
-            around: Any = added(model, random_direction(model, self.layer, seeds), setting.scale)
+            around: Any = added(model, random_direction(model, self.layer, seeds), setting.scale, passes)
         elif setting.control == "weak":
             weak_text = torch.cat([self.text(self.weak, prompt)[0] for prompt in words])
-            around = added(model, weak_direction(self.weak.transformer, weak_text), setting.scale)
+            around = added(model, weak_direction(self.weak.transformer, weak_text), setting.scale, passes)
         elif setting.guider is not None:
             around = guide_of(*setting.guider).apply(self.pipe)
         else:
             around = guidance.apply(self.pipe) if guidance else nullcontext()
         half = torch.autocast("cpu", torch.bfloat16, enabled=setting.precision == "bf16")
-        taken = inspect.signature(type(self.pipe).__call__).parameters
-        masked = {"mask_feature": False} if "mask_feature" in taken else {}  # Latte's, done in `text`
         with around as applied, half:
             frames = self.pipe(
                 negative_prompt=None,
@@ -157,6 +155,5 @@ class Sampler:
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 output_type="pt",
                 **self.call,
-                **masked,
             ).frames
-        return frames, applied.stats.to_dict() if guidance else {}
+        return frames.float(), applied.stats.to_dict() if guidance else {}

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from demos.bundled_model.autoencoder import FRAMES
 from demos.bundled_model.classifier import AttributeClassifier
 from demos.bundled_model.clips import ATTRIBUTES, ClipSpec, all_specs, caption, render
 from demos.quality import measures
@@ -47,7 +48,7 @@ def _specs(prompts: Sequence[str]) -> list[ClipSpec]:
 
 
 def _pixels(clips: Sequence[Any]) -> Tensor:
-    """Clips as the classifier takes them, [N, 16, 3, 64, 64]."""
+    """Clips as the classifier takes them, [N, 17, 3, 64, 64]."""
     return torch.stack([torch.from_numpy(as_array(clip)).permute(0, 3, 1, 2) for clip in clips])
 
 
@@ -56,7 +57,7 @@ def _real(prompts: tuple[str, ...]) -> Tensor:
     """Features of real clips of these captions, as many of each as the study has."""
     specs = [spec for spec in _specs(prompts) for _ in range(REAL_EACH)]
     with torch.no_grad():
-        pieces = [render(specs[at : at + 32], 810_000 + at) for at in range(0, len(specs), 32)]
+        pieces = [render(specs[at : at + 32], 810_000 + at, FRAMES) for at in range(0, len(specs), 32)]
         return torch.cat([_judge().features(piece) for piece in pieces])
 
 

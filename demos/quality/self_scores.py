@@ -29,7 +29,7 @@ SEEDS, STEPS, SHORT = 2, 12, 6
 SETTINGS: dict[str, tuple[float, bool, str]] = {
     "no CFG": (1.0, False, "none"),
     **{f"cfg-{w:g}": (w, False, f"cfg-{w:g}") for w in (2.0, 3.0, 4.0, 6.0)},
-    "preset at 3": (3.0, True, "stg-attn-2"),
+    "preset at 3": (3.0, True, "stg-block-0.5"),
 }
 
 

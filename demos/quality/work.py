@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from demos.bundled_model.autoencoder import FRAMES
 from demos.bundled_model.classifier import AttributeClassifier
 from demos.bundled_model.clips import ClipSpec, caption, render
 from demos.bundled_model.common import atomically, contact_sheet
 from demos.quality.measures import read
 from demos.quality.sampling import Sampler, prompts
-from demos.quality.settings import Setting
+from demos.quality.settings import LAYER, Setting
 
 SHOWN = 6  # clips on a contact sheet
 REAL = "real"
@@ -44,7 +45,7 @@ class Plan:
     prompts: int = 96
     each: int = 2
     seeds: int = 3
-    layer: int = 9
+    layer: int = LAYER
     steps: int | None = None
     draw: int = 0
 
@@ -156,7 +157,7 @@ def _real(folder: Path, classifier: AttributeClassifier, plan: Plan) -> None:
     for part, seed, each in (("", 810_000, REAL_EACH), ("floor_", 1_820_000, plan.each)):
         specs = plan.specs(each)
         pieces = [
-            read(classifier, render(specs[at : at + 32], seed + at), specs[at : at + 32])
+            read(classifier, render(specs[at : at + 32], seed + at, FRAMES), specs[at : at + 32])
             for at in range(0, len(specs), 32)
         ]
         found |= {part + name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -8,6 +8,7 @@ in float16), and the autoencoder goes tile by tile. Also `pip install "imageio[f
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from diffusers import CogVideoXPipeline
@@ -20,6 +21,8 @@ parser.add_argument("prompt", nargs="?", default="a tram in the rain")
 parser.add_argument("-o", "--out", default="cogvideox.mp4")
 parser.add_argument("--tiny", action="store_true", help="random weights on the CPU; needs tiny.py beside this file")
 args = parser.parse_args()
+if Path(args.out).exists():
+    parser.error(f"{args.out} is there already: name another file with --out")
 if args.tiny:
     from tiny import CogVideoXPipeline
 elif not torch.accelerator.is_available():

@@ -8,6 +8,7 @@ weights, 24 GB in bfloat16). They are behind a licence on the hub: accept it the
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from diffusers import FluxPipeline
@@ -19,6 +20,8 @@ parser.add_argument("prompt", nargs="?", default="a tram in the rain")
 parser.add_argument("-o", "--out", default="flux.png")
 parser.add_argument("--tiny", action="store_true", help="random weights on the CPU; needs tiny.py beside this file")
 args = parser.parse_args()
+if Path(args.out).exists():
+    parser.error(f"{args.out} is there already: name another file with --out")
 if args.tiny:
     from tiny import FluxPipeline
 elif not torch.accelerator.is_available():

@@ -8,6 +8,7 @@ text encoder (about 17 GB each in bfloat16). Also `pip install "imageio[ffmpeg]"
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from diffusers import HunyuanVideo15Pipeline
@@ -20,6 +21,8 @@ parser.add_argument("prompt", nargs="?", default="a tram in the rain")
 parser.add_argument("-o", "--out", default="hunyuan15.mp4")
 parser.add_argument("--tiny", action="store_true", help="random weights on the CPU; needs tiny.py beside this file")
 args = parser.parse_args()
+if Path(args.out).exists():
+    parser.error(f"{args.out} is there already: name another file with --out")
 if args.tiny:
     from tiny import HunyuanVideo15Pipeline
 elif not torch.accelerator.is_available():

@@ -8,6 +8,7 @@ in bfloat16), and activations come on top. Also `pip install "imageio[ffmpeg]"` 
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from diffusers import LTXPipeline
@@ -20,6 +21,8 @@ parser.add_argument("prompt", nargs="?", default="a tram in the rain")
 parser.add_argument("-o", "--out", default="ltx.mp4")
 parser.add_argument("--tiny", action="store_true", help="random weights on the CPU; needs tiny.py beside this file")
 args = parser.parse_args()
+if Path(args.out).exists():
+    parser.error(f"{args.out} is there already: name another file with --out")
 if args.tiny:
     from tiny import LTXPipeline
 elif not torch.accelerator.is_available():

@@ -8,6 +8,7 @@ weights, 41 GB in bfloat16); the text encoder (about 17 GB) waits in main memory
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from diffusers import QwenImagePipeline
@@ -19,6 +20,8 @@ parser.add_argument("prompt", nargs="?", default="a tram in the rain")
 parser.add_argument("-o", "--out", default="qwen_image.png")
 parser.add_argument("--tiny", action="store_true", help="random weights on the CPU; needs tiny.py beside this file")
 args = parser.parse_args()
+if Path(args.out).exists():
+    parser.error(f"{args.out} is there already: name another file with --out")
 if args.tiny:
     from tiny import QwenImagePipeline
 elif not torch.accelerator.is_available():

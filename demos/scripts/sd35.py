@@ -8,6 +8,7 @@ in bfloat16). The weights are behind a licence on the hub: accept it there, then
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -19,6 +20,8 @@ parser.add_argument("prompt", nargs="?", default="a tram in the rain")
 parser.add_argument("-o", "--out", default="sd35.png")
 parser.add_argument("--tiny", action="store_true", help="random weights on the CPU; needs tiny.py beside this file")
 args = parser.parse_args()
+if Path(args.out).exists():
+    parser.error(f"{args.out} is there already: name another file with --out")
 if args.tiny:
     from tiny import StableDiffusion3Pipeline
 elif not torch.accelerator.is_available():

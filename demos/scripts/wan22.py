@@ -8,6 +8,7 @@ bfloat16) in 80 GB of main memory and brings them layer by layer. Also `pip inst
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
@@ -20,6 +21,8 @@ parser.add_argument("prompt", nargs="?", default="a tram in the rain")
 parser.add_argument("-o", "--out", default="wan22.mp4")
 parser.add_argument("--tiny", action="store_true", help="random weights on the CPU; needs tiny.py beside this file")
 args = parser.parse_args()
+if Path(args.out).exists():
+    parser.error(f"{args.out} is there already: name another file with --out")
 if args.tiny:
     from tiny import AutoencoderKLWan, WanPipeline
 elif not torch.accelerator.is_available():

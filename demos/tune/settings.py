@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from demos.quality.settings import LAYER, SCALE
+
 STEPS, W = 12, 4.0
-ATTENTION: dict[str, Any] = {"layers": [9], "scale": 2.0, "part": "attn_identity"}
-FRUGAL: dict[str, Any] = ATTENTION | {"cfg_interval": [0.2, 0.8]}
-STARTS = {"frugal": FRUGAL, "stg": ATTENTION}
+PRESET: dict[str, Any] = {"layers": [LAYER], "scale": SCALE}
+FRUGAL: dict[str, Any] = PRESET | {"cfg_interval": [0.2, 0.8]}
+STARTS = {"frugal": FRUGAL, "stg": PRESET}
 SHARES = (0.92, 0.77, 0.61, 0.46)  # of plain CFG's blocks: those of `frugal` at 12, 10, 8 and 6 steps
 
 
@@ -58,7 +60,7 @@ def _frugal() -> Iterator[Way]:
 
 def _cfg() -> Iterator[Way]:
     yield from (Way(f"cfg-{n}", "plain CFG, fewer steps", n) for n in (12, 7))
-    yield Way("stg-every-3", "every", guidance=ATTENTION | {"every": 3})
+    yield Way("stg-every-3", "every", guidance=PRESET | {"every": 3})
     yield Way("interval-mid", "limited interval", guidance={"scale": 0, "cfg_interval": [0.2, 0.8]})
     yield Way("cfg-every-2", "cfg_every", guidance={"scale": 0, "cfg_every": 2})
 
@@ -67,5 +69,5 @@ def _caches() -> Iterator[Way]:
     yield Way("first-block", "FirstBlockCache", cache="FirstBlockCacheConfig", options={"threshold": 0.1})
     flat = {"mag_ratios": [1.0] * STEPS, "num_inference_steps": STEPS, "threshold": 0.1, "retention_ratio": 0.2}
     yield Way("mag", "MagCache", cache="MagCacheConfig", options=flat | {"max_skip_steps": 1})
-    blocks = {"cache_identifiers": [r"(temporal_)?transformer_blocks\.\d+"], "disable_cache_before_step": 2}
+    blocks = {"cache_identifiers": [r"blocks\.\d+"], "disable_cache_before_step": 2}
     yield Way("taylor-seer", "TaylorSeer", cache="TaylorSeerCacheConfig", options=blocks | {"cache_interval": 2})

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from demos.bundled_model.autoencoder import FRAMES
 from demos.bundled_model.classifier import AttributeClassifier
 from demos.bundled_model.clips import ClipSpec, caption, render
 from demos.bundled_model.common import atomically
@@ -51,14 +52,6 @@ class Plan:
     def specs(self) -> list[ClipSpec]:
         """What the clips show."""
         return prompts(self.prompts, 1, self.draw)
-
-
-class InContext(Sampler):
-    """Latte's pipeline opens no cache context, without which caches by block refuse to run."""
-
-    def _batch(self, *args: Any) -> tuple[Tensor, dict[str, Any]]:
-        with self.pipe.transformer.cache_context("both"):
-            return super()._batch(*args)
 
 
 def calibration(sampler: Sampler, plan: Plan) -> list[dict[str, Any]]:
@@ -142,12 +135,12 @@ def _keep(folder: Path, name: str, arrays: dict[str, Tensor]) -> None:
 def compute(plan: Plan, todo: Sequence[Way], folder: Path) -> dict[str, Any]:
     """Everything that is not there yet; then the distances."""
     torch.set_num_threads(1)
-    classifier, sampler = AttributeClassifier.load(), InContext()
+    classifier, sampler = AttributeClassifier.load(), Sampler()
     cells, kept = Cells(folder, {"plan": plan.__dict__}), folder / "features"
     if not (kept / "real.npz").exists():
         specs = [spec for spec in plan.specs() for _ in range(plan.real)]
         parts = [specs[at : at + 32] for at in range(0, len(specs), 32)]
-        real = [read(classifier, render(part, 810_000 + 32 * n), part) for n, part in enumerate(parts)]
+        real = [read(classifier, render(part, 810_000 + 32 * n, FRAMES), part) for n, part in enumerate(parts)]
         _keep(kept, "real", {"features": torch.cat([each["features"] for each in real])})
     found: dict[str, Any] = {}
     rows = []

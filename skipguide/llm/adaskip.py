@@ -48,7 +48,7 @@ class AdaSkip(AdaSkipSettings):
         >>> AdaSkip(skip_ratio=0.5).choose(stats)
         Sublayers(attn=(1,), mlp=(1,))
         >>> AdaSkip(count=1).plan(stats)
-        SublayerPlan(attn=(1,), mlp=(), attn_scale={1: 1.02}, mlp_scale={}, phase='both')
+        SublayerPlan(attn=(1,), attn_scale={1: 1.02})
     """
 
     calibrate = staticmethod(calibrate)

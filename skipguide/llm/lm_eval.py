@@ -139,7 +139,7 @@ def policy_among(arguments: dict[str, Any]) -> tuple[Any, SublayerStats | None]:
 
     Example:
         >>> policy_among({"pretrained": "gpt2", "policy": "unified", "policy_speedup": 1.5, "policy_phase": "both"})
-        (UnifiedSkip(speedup=1.5, mode='balanced', phase='both'), None)
+        (UnifiedSkip(speedup=1.5, phase='both'), None)
     """
     if pieces := [name for name in arguments if not name.isidentifier()]:
         raise SkipError(f"expected names of arguments; got {', '.join(map(repr, pieces))}{_AT_COMMAS}")

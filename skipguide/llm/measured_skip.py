@@ -42,7 +42,7 @@ class MeasuredSkip(JsonConfig):
     Example:
         >>> found = SkipOrder((1, 3, 0), (2.0, 2.1, 2.6), whole_loss=2.0, num_layers=2)
         >>> MeasuredSkip(skip_ratio=0.5).plan(found)
-        SublayerPlan(attn=(1,), mlp=(1,), attn_scale={}, mlp_scale={}, phase='both')
+        SublayerPlan(attn=(1,), mlp=(1,))
     """
 
     skip_ratio: float | None = None

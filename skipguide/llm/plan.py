@@ -56,7 +56,7 @@ class SublayerPlan(SublayerPlanData):
         Example:
             >>> from skipguide import SkipPlan
             >>> SublayerPlan.of(SkipPlan([1]) | SkipPlan([2], part="mlp"))
-            SublayerPlan(attn=(1,), mlp=(1, 2), attn_scale={}, mlp_scale={}, phase='both')
+            SublayerPlan(attn=(1,), mlp=(1, 2))
         """
         if not isinstance(plan, SkipPlan):
             raise SkipError(f"expected a SkipPlan; got {type(plan).__name__}")

@@ -233,7 +233,7 @@ def test_a_named_preset_brings_its_settings_and_flags_change_them(stub, monkeypa
     monkeypatch.setattr("skipguide.pipelines.stg.find_preset", lambda model, pipe: preset)
     args = argparse.Namespace(preset="frugal", start=None, scale=None)
     chosen = pipeline_calls.guidance_arguments(args, stub.pipeline)
-    assert chosen == {"layers": [2], "formula": "stg"} | NAMED["frugal"], chosen
+    assert chosen == {"layers": [2], "formula": "stg", "scale": 1.25, "part": "block"} | NAMED["frugal"], chosen
     args.scale = 0.0
     assert pipeline_calls.guidance_arguments(args, stub.pipeline) == NAMED["frugal"] | {"scale": 0.0}, (
         "no layers needed"

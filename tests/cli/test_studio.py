@@ -26,11 +26,12 @@ from skipguide.cli.studio.run import Run, Runs, Stopped
 from skipguide.cli.studio.setting import Setting
 from skipguide.cli.studio.shelf import Shelf
 from skipguide.errors import SkipError
+from skipguide.pipelines import bundled_pipeline, find_preset
 
 pytestmark = pytest.mark.filterwarnings("default")  # of gradio about pandas: as errors they would end its server
 PROMPT = "a large green star moving right"
 # model, prompt, layers, scale, part, start, stop, w, steps, seed
-ASKED = ["tiny-t2v", PROMPT, [9], 2.0, "attn_identity", 0.0, 1.0, 4.0, 2, 3]
+ASKED = ["tiny-t2v", PROMPT, [5], 2.0, "attn_identity", 0.0, 1.0, 4.0, 2, 3]
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +92,9 @@ def compared(client, *changed, **named):
 
 
 def test_a_setting_is_plain_data():
-    setting = Setting("tiny-t2v", PROMPT, [9, 10], scale=2)
+    setting = Setting("tiny-t2v", PROMPT, [5, 6], scale=2)
     assert Setting.from_dict(json.loads(setting.to_json())) == setting
-    assert setting.guidance == {"layers": [9, 10], "scale": 2.0, "part": "block", "start": 0.0, "stop": 1.0}
+    assert setting.guidance == {"layers": [5, 6], "scale": 2.0, "part": "block", "start": 0.0, "stop": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -174,8 +175,8 @@ def test_both_clips_and_what_they_cost(client):
     said, plain, guided, plain_cost, guided_cost = compared(client)
     assert said.startswith("done") and plain.shape == guided.shape == (256, 256, 3)
     assert (plain != guided).any()
-    assert "(1.00 x plain)" in plain_cost and "48 blocks run" in plain_cost
-    assert "54 blocks run (1.12 x plain)" in guided_cost  # attn_identity of block 9: it and the two behind it
+    assert "(1.00 x plain)" in plain_cost and "32 blocks run" in plain_cost
+    assert "38 blocks run (1.19 x plain)" in guided_cost  # attn_identity of block 5: it and the two behind it
 
 
 def test_the_exported_program_makes_the_same_clip(client):
@@ -221,7 +222,7 @@ def test_stop_ends_a_run_and_the_next_one_works(client):
 def test_favourites_are_kept(client):
     compared(client)
     (first,) = client.predict(api_name="/keep")
-    assert PROMPT in first["caption"] and "layers [9]" in first["caption"]
+    assert PROMPT in first["caption"] and "layers [5]" in first["caption"]
     assert len(client.predict(api_name="/keep")) == 2
     with pytest.raises(AppError, match="make a clip first"):
         visitor(client.src).predict(api_name="/keep")
@@ -379,8 +380,11 @@ def test_its_folder_is_gone_afterwards(monkeypatch):
 def test_the_controls_are_the_models(client):
     client = visitor(client.src, choose=False)
     layers, scale, part, w, steps, words = client.predict("tiny-t2v", api_name="/choose")
-    assert len(layers["choices"]) == 12 and layers["value"] == [9] and scale == 2 and part["value"] == "attn_identity"
-    assert (w, steps) == (4, 20) and "12 blocks" in words
+    pipe, call = bundled_pipeline()
+    preset = find_preset(pipe.transformer)
+    assert len(layers["choices"]) == 8 and layers["value"] == list(preset.layers)
+    assert scale == preset.scale and part["value"] == preset.part
+    assert (w, steps) == (call["guidance_scale"], call["num_inference_steps"]) and "8 blocks" in words
     again = client.predict("tiny-t2v", api_name="/choose")  # who only looked at the name keeps what was set
     assert not any(each.get("value") for each in again if isinstance(each, dict))
 

@@ -69,7 +69,7 @@ def natural_width(page, where):
 
 
 def test_a_click_makes_a_clip(page):
-    page.wait_for_selector("#model-words :text('12 blocks')")
+    page.wait_for_selector("#model-words :text('8 blocks')")
     page.get_by_label("number input for steps").first.fill("4")
     page.get_by_label("number input for steps").first.press("Tab")
     page.click("#compare")
@@ -92,7 +92,7 @@ def test_a_click_makes_a_clip(page):
 
 
 def test_an_error_is_shown_as_its_sentence(page):
-    page.wait_for_selector("#model-words :text('12 blocks')")
+    page.wait_for_selector("#model-words :text('8 blocks')")
     page.fill("#prompt textarea", " ")
     page.click("#compare")
     page.wait_for_selector(":text('expected a prompt in words; got an empty one')")
@@ -100,7 +100,7 @@ def test_an_error_is_shown_as_its_sentence(page):
 
 
 def test_a_run_is_stopped(page):
-    page.wait_for_selector("#model-words :text('12 blocks')")
+    page.wait_for_selector("#model-words :text('8 blocks')")
     page.get_by_label("number input for steps").first.fill("200")
     page.get_by_label("number input for steps").first.press("Tab")
     page.click("#compare")

@@ -20,7 +20,7 @@ def test_the_pipeline_draws_what_its_call_says():
     assert {"height", "width", "num_inference_steps", "guidance_scale"} <= set(call)
     with SpatiotemporalSkipGuidance([2]).apply(pipe):
         clip = pipe("a red circle", **call | {"num_inference_steps": 1, "output_type": "pt"}).frames[0]
-    assert len(clip) == call.get("video_length", call.get("num_frames"))
+    assert len(clip) == call["num_frames"]
     assert clip.shape[2:] == (call["height"], call["width"])
 
 

@@ -86,7 +86,7 @@ def test_segmented_has_one_or_the_other(name):
 
 def test_the_frugal_preset_costs_less_than_plain_cfg():
     stg = Stg.preset("frugal", layers=[19])
-    assert stg == Stg([19], scale=2.0, part="attn_identity", cfg_interval=(0.2, 0.8))
+    assert stg == Stg([19], cfg_interval=(0.2, 0.8))
     assert Stg.preset("frugal").layers is None, "the model's own"
     assert Stg.preset("frugal", scale=0.0).cfg_interval == (0.2, 0.8)
     with pytest.raises(SkipError, match="unknown preset 'lavish'; expected one of 'frugal'"):

@@ -4,10 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from demos.bundled_model.classifier import AttributeClassifier
+from demos.bundled_model.clips import caption, labels, render
 from demos.doors import __main__ as doors
 from demos.doors import hero, language, panels, video
+from demos.quality.sampling import prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,25 +48,42 @@ def test_a_door_is_drawn_as_it_is_committed(name, tmp_path, capsys):
     assert (tmp_path / f"door_{name}.png").stat().st_size < 100_000
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' scheduler, numpy 2
-def test_the_clip_of_the_hero_is_the_one_that_changes_most(monkeypatch, capsys):
+def test_the_clip_of_the_hero_is_read_right_and_changes_most(monkeypatch, capsys):
     full = hero.bundled_pipeline
 
     def few():
         pipe, call = full()
         return pipe, call | {"num_inference_steps": 1}
 
+    class Judge:
+        @staticmethod
+        def load():
+            return Judge()
+
+        def correct(self, clips, asked):
+            return {"shape": torch.tensor([False, True, True, False, True]), "colour": torch.arange(5) != 2}
+
     monkeypatch.setattr(hero, "bundled_pipeline", few)
-    monkeypatch.setattr(hero, "PROMPTS", hero.PROMPTS[:2])
-    seen = []
+    monkeypatch.setattr(hero, "CLIPS", 5)
+    monkeypatch.setattr(hero, "AttributeClassifier", Judge)
+    sure, seen = iter([torch.tensor([0.0, -2, -1, -4, -1]), torch.tensor([-1.0, -2, -1, -3, -4])]), []
+    monkeypatch.setattr(hero, "certainty", lambda *_: next(sure))
     monkeypatch.setattr(hero, "row", lambda drawn, title: seen.append((drawn, title)) or panels.row(drawn, title))
     picture = hero.draw()
-    said = dict(line.rsplit(": ", 1) for line in capsys.readouterr().out.splitlines())
-    changes = {prompt: float(words.split()[0]) for prompt, words in said.items()}
     drawn, title = seen[0]
-    assert changes[title] == max(changes.values()) and len(changes) == 2
+    captions = [caption(spec) for spec in prompts(5, 1)]
+    assert title in (captions[1], captions[4]) and "of 2 of 5 clips" in capsys.readouterr().out
     assert [panel.words for panel in drawn] == ["plain", "layer left out", "guided"]
     assert drawn[0].share < drawn[2].share == 1 and picture.width == 3 * panels.SIDE + 20
+
+
+def test_the_judge_is_sure_of_real_clips_and_of_their_own_words_only():
+    specs = prompts(5, 1)
+    clips, judge = render(specs, 3), AttributeClassifier.load()
+    asked = labels(specs)
+    turned = {name: values.roll(1) for name, values in asked.items()}
+    assert (hero.certainty(judge, clips, asked) > -1).all()
+    assert (hero.certainty(judge, clips, turned) < -1).all()
 
 
 def test_an_unknown_door_is_refused(capsys):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from demos.quality.settings import LAYERS
 from demos.tune import report, settings, work
 from demos.tune.settings import FRUGAL, SHARES, ways
 from demos.tune.work import Plan, compute
@@ -23,7 +24,7 @@ def test_shares_are_those_of_frugal_with_fewer_steps():
     pipe, _ = bundled_pipeline()
     frugal = SpatiotemporalSkipGuidance(**FRUGAL)
     blocks = [frugal.cost(pipe, steps=steps).blocks_per_step * steps for steps in (12, 10, 8, 6)]
-    whole = 2 * 12 * settings.STEPS
+    whole = 2 * LAYERS * settings.STEPS
     assert [count / whole for count in blocks] == pytest.approx(SHARES, abs=0.03)
 
 

@@ -41,7 +41,7 @@ def register(subparsers: Any) -> None:
         "--score",
         choices=tuple(SCORES),
         default=DEFAULT_SCORE,
-        help="what to order by (default: %(default)s, which predicted quality best on the bundled model)",
+        help="what to order by (default: %(default)s)",
     )
     parser.add_argument("--steps", metavar="N", type=number(int, 1), default=8, help="of a run (default: %(default)s)")
     parser.add_argument(

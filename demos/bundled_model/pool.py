@@ -16,10 +16,10 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 from tqdm import tqdm
 
+from demos.bundled_model.autoencoder import FRAMES, encode_clips
 from demos.bundled_model.clips import ClipSpec, render, training_specs
 from demos.bundled_model.common import atomically
-from demos.bundled_model.wan.autoencoder import FRAMES, encode_clips
-from demos.bundled_model.wan.model import latent_shape
+from demos.bundled_model.model import latent_shape
 
 
 class ClipPool:

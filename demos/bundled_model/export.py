@@ -1,7 +1,6 @@
 """Make the pipeline folder from a training in progress: stock classes, weights in fp16, the calls it is made for.
 
-python -m demos.bundled_model.wan.export --out runs/tiny-t2v                     # from the committed weights
-python -m demos.bundled_model.wan.export --out runs/tiny-t2v --evaluate          # and measure it
+python -m demos.bundled_model.export --weights runs/t2v/progress.safetensors --out runs/tiny-t2v --evaluate
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ from pathlib import Path
 from diffusers import WanPipeline
 
 from demos.bundled_model import evaluate
-from demos.bundled_model.common import atomically
-from demos.bundled_model.model import build_tokenizer
-from demos.bundled_model.wan.autoencoder import load_vae
-from demos.bundled_model.wan.model import assemble, build, call, stock_attention
-from demos.bundled_model.wan.progress import FILE, load_weights, read_progress
+from demos.bundled_model.autoencoder import load_vae
+from demos.bundled_model.model import assemble, build, call, stock_attention
+from demos.bundled_model.progress import FOLDER, NOTES, load_weights, read_progress
+from demos.bundled_model.text import build_tokenizer
 
 HERE = Path(__file__).parent
 FPS = 8
@@ -41,8 +39,13 @@ def export(weights: Path, vae: Path, out: Path, steps: int, guidance: float) -> 
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipe.save_pretrained(partial)
-    text = json.dumps(call(steps, guidance) | {"fps": FPS}, indent=2) + "\n"
-    atomically(partial / "generation.json", lambda path: path.write_text(text))
+    for path in partial.rglob("config.json"):  # they name the folder that a part was loaded from
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values.pop("_name_or_path", None)
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    notes = {"generation.json": call(steps, guidance) | {"fps": FPS}, NOTES: read_progress(weights).to_dict()}
+    for name, values in notes.items():
+        (partial / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
     partial.rename(out)
@@ -51,12 +54,12 @@ def export(weights: Path, vae: Path, out: Path, steps: int, guidance: float) -> 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=FILE)
-    parser.add_argument("--vae", type=Path, default=HERE / "vae")
+    parser.add_argument("--weights", type=Path, required=True, help="a run's progress.safetensors")
+    parser.add_argument("--vae", type=Path, default=FOLDER / "vae")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
     parser.add_argument("--force", action="store_true", help="replace the folder if it is there")
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument(
         "--evaluate", action="store_true", help="then measure it, with further options of demos.bundled_model.evaluate"
     )

@@ -1,1 +1,0 @@
-"""The next bundled text-to-video model: a stock `WanPipeline` that is trained over several sessions."""
