@@ -2,10 +2,12 @@
 
 import copy
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -276,7 +278,8 @@ def test_two_processes_take_the_same_steps(vae_folder, tmp_path):
     words = f"--standalone --nproc-per-node 2 {tmp_path / 'two.py'} --vae {vae_folder} {FLAGS} --steps 3 --fresh-start"
     (tmp_path / "two.py").write_text(TWO)
     command = [sys.executable, "-m", "torch.distributed.run", *words.split(), "--out", str(tmp_path)]
-    subprocess.run(command, check=True, timeout=300)
+    there = os.environ | {"PYTHONPATH": str(Path(train_vae.__file__).parents[2])}
+    subprocess.run(command, check=True, timeout=300, env=there)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
     assert first["clips"] == second["clips"] == 12
     assert all(torch.equal(mine, other) for mine, other in zip(first["weights"], second["weights"], strict=True))
