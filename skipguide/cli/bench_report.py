@@ -34,8 +34,7 @@ READ = (
 UNDECIDED = (
     "Whether skipping helps is left open: without --scorer all scores are of pixels or the model's own. They can "
     "choose among CFG scales and show what skipping changes; but a model does not like what leads away from its own "
-    "predictions: on the bundled one its scores put the preset below plain CFG, and a judge that was trained apart "
-    "puts it above."
+    "predictions, and neither scores what a person sees."
 )
 
 

@@ -20,7 +20,7 @@ from skipguide.cli.file_locks import FolderLocks
 from skipguide.cli.outputs import read_json, sidecar, slug
 from skipguide.cli.processes import Process
 from skipguide.errors import SkipError
-from skipguide.hosts.progress import progress_bar
+from skipguide.hosts.progress import progress_bar, say
 
 logger = logging.getLogger(__name__)
 APART = 1000  # noise of one seed for so many prompts
@@ -126,7 +126,7 @@ class BenchClips:
                 self.process.order(requests),
                 name=lambda request: f"{request.setting.name}-{request.clip.stem}",
                 done=lambda request: request.folder.done(request.clip),
-                make=partial(self.maker.make, progress.set_postfix_str),
+                make=partial(self.maker.make, partial(say, progress)),
                 progress=lambda request: progress.update(),
             )
         for folder in folders:

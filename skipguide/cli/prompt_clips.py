@@ -15,7 +15,7 @@ from skipguide.cli.outputs import slug
 from skipguide.cli.processes import Process, this_process
 from skipguide.cli.prompts import read_prompts
 from skipguide.errors import SkipError
-from skipguide.hosts.progress import progress_bar
+from skipguide.hosts.progress import progress_bar, say
 
 
 def run(args: argparse.Namespace) -> None:
@@ -86,7 +86,7 @@ def _make(folder: ClipFolder, requests: Sequence[ClipRequest], process: Process)
             process.order(requests),
             name=lambda request: request.clip.stem,
             done=lambda request: folder.done(request.clip),
-            make=partial(maker.make, progress.set_postfix_str),
+            make=partial(maker.make, partial(say, progress)),
             progress=lambda request: progress.update(),
         )
     return maker.made

@@ -42,3 +42,8 @@ def progress_bar(
     # Only what is to be said: what is not, tqdm takes from the environment, TQDM_DISABLE for one.
     hidden: dict[str, Any] = {} if show else {"disable": True}
     return tqdm(items, desc=what or None, leave=leave, **hidden, **pace(), **more)
+
+
+def say(bar: Any, words: str) -> None:
+    """Say behind a bar what it is at. Where nobody looks this waits for the next drawing instead of causing one."""
+    bar.set_postfix_str(words, refresh=is_watched())

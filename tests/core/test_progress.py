@@ -89,3 +89,13 @@ def test_weights_that_take_minutes_have_the_bars_of_their_library(monkeypatch, n
     finally:
         for each, on in zip((diffusers, transformers), before, strict=True):
             (each.utils.logging.enable_progress_bar if on else each.utils.logging.disable_progress_bar)()
+
+
+def test_what_a_bar_is_at_is_no_drawing_of_its_own_where_nobody_looks(monkeypatch, capfd):
+    monkeypatch.setattr(progress, "is_watched", lambda: False)
+    bar = progress.progress_bar(total=50, what="clips")
+    for number in range(50):
+        progress.say(bar, f"number {number}")
+        bar.update()
+    bar.close()
+    assert capfd.readouterr().err.count("number") <= 1

@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from skipguide.errors import SkipError
-from skipguide.hosts.progress import progress_bar
+from skipguide.hosts.progress import progress_bar, say
 from skipguide.vision.skip_tuning.checkpoint import Checkpoint
 from skipguide.vision.skip_tuning.config import TuneConfig
 from skipguide.vision.skip_tuning.exactness import check_exact
@@ -84,7 +84,7 @@ def train(tuner: TrainableClassifier, examples: Examples, config: TuneConfig, op
             optimizer.zero_grad(set_to_none=True)
             total, count, steps, kept = total + value, count + 1, steps + 1, kept + len(step.kept)
         losses = [*losses, total / max(1, count)]
-        epochs.set_postfix(loss=f"{losses[-1]:.3f}")
+        say(epochs, f"loss {losses[-1]:.3f}")
         if checkpoint is not None and main:
             checkpoint.save(optimizer, epoch + 1, losses)
     check_finite(tuner)

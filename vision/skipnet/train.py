@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from skipguide.errors import SkipError
-from skipguide.hosts.progress import progress_bar
+from skipguide.hosts.progress import progress_bar, say
 from skipguide.vision.skipnet.net import SkipNet
 from skipguide.vision.skipnet.objectives import budget_loss, check_labels, reinforce_loss
 from skipguide.vision.skipnet.routing import Routing
@@ -107,7 +107,7 @@ def train(
             optimizer.zero_grad()
             state.record(row)
             if state.step % config.save_every == 0:
-                bar.set_postfix({k: f"{v:.3f}" for k, v in row.items()})
+                say(bar, ", ".join(f"{name} {value:.3f}" for name, value in row.items()))
                 state.save()
     finally:
         bar.close()

@@ -28,7 +28,7 @@ from skipguide.cli.processes import Process, this_process
 from skipguide.cli.sweep_cells import Cell, CellCache
 from skipguide.errors import SkipError
 from skipguide.files import fitting, landing
-from skipguide.hosts.progress import progress_bar
+from skipguide.hosts.progress import progress_bar, say
 from skipguide.media import pictures
 from skipguide.pipelines.formulas import find_formula
 
@@ -188,7 +188,7 @@ def _make(
         progress.update()
 
         def make(each: _Todo) -> None:
-            progress.set_postfix_str(f"layer {each.name}, scale {each.scale:g}")
+            say(progress, f"layer {each.name}, scale {each.scale:g}")
             maker.make(each, plain)
 
         cache.locks.share(process.order(todo), maker.key, maker.done, make, lambda each: progress.update())
