@@ -205,7 +205,8 @@ def train(run: Run) -> None:
     """Until the minutes are over or somebody stops it."""
     args, progress = run.args, run.progress
     run.pool.fill(args.first_clips)
-    probe, stop = Probe(run.vae, run.tokenizer, args.probe), []
+    probe = Probe(run.vae, run.tokenizer, args.probe) if run.team.leads else None
+    stop: list[int] = []
     before = {number: signal.signal(number, lambda *_: stop.append(1)) for number in (signal.SIGTERM, signal.SIGINT)}
     began = last = time.monotonic()
     processor = time.process_time()
@@ -219,9 +220,10 @@ def train(run: Run) -> None:
             now = time.monotonic()
             progress.minutes, last = progress.minutes + (now - last) / 60, now
             average = loss if average == 0 else 0.98 * average + 0.02 * loss
-            if progress.steps % args.log_every == 0:
+            due = progress.steps % args.log_every == 0
+            if due:
                 run.team.align(run.model)
-            if progress.steps % args.log_every == 0 and run.team.leads:
+            if due and probe is not None:
                 progress.probe = probe.loss(run.averaged())
                 row: dict[str, float | int | str] = {"step": progress.steps, "clips": progress.clips}
                 row |= {

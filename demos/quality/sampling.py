@@ -66,7 +66,7 @@ class Clips:
 class Sampler:
     """Makes clips; clip i of a seed starts from the same noise in every setting.
 
-    Prompts of one length in tokens share a batch, for pipelines that pad to the longest; Wan's pads all to one length.
+    The pipeline pads every prompt to one length, so any of them share a batch as if each were alone.
 
     Args:
         model: folder of the pipeline.
@@ -103,10 +103,7 @@ class Sampler:
     def make(self, setting: Setting, specs: Sequence[ClipSpec], seed: int, steps: int | None = None) -> Clips:
         """All clips of one setting and seed."""
         words = [caption(spec) for spec in specs]
-        lengths: dict[int, list[int]] = {}
-        for i, prompt in enumerate(words):
-            lengths.setdefault(self.text(self.pipe, prompt)[0].shape[1], []).append(i)
-        batches = [some[at : at + self.batch] for some in lengths.values() for at in range(0, len(some), self.batch)]
+        batches = [range(at, min(at + self.batch, len(specs))) for at in range(0, len(specs), self.batch)]
         pixels: list[Tensor | None] = [None] * len(specs)
         began, stats, ran, own = time.process_time(), {}, 0.0, steps or setting.steps
         for batch in batches:

@@ -103,10 +103,8 @@ def guided(name: str, note: str, w: float | None, arguments: Mapping[str, Any]) 
 
 def frugal(w: float, grid: Sequence[float], candidate: Mapping[str, Any]) -> list[Setting]:
     """Guidance that costs less than plain CFG, and the same without the skipping."""
-    arguments = {
-        **{name: candidate[name] for name in ("layers", "part", "scale") if name in candidate},
-        **NAMED["frugal"],
-    }
+    kept = {name: candidate[name] for name in ("layers", "part", "scale") if name in candidate}
+    arguments = kept | NAMED["frugal"]
     higher, interval = next_scale(w, grid), list(arguments["cfg_interval"])
     arguments["cfg_interval"] = interval
     words = f"CFG in the steps from {interval[0]:g} to {interval[1]:g} only"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,19 @@ def vocabulary_of(model: nn.Module) -> int | None:
     with contextlib.suppress(NotImplementedError, AttributeError):  # what transformers raises where there is no table
         table = getattr(model, "get_input_embeddings", lambda: None)()
     return getattr(table, "num_embeddings", None)
+
+
+def check_batches(batches: Any) -> None:
+    """Refuse what is no list of batches: one batch alone, or text.
+
+    Raises:
+        SkipError: if it is none.
+    """
+    if isinstance(batches, (Mapping, str)) or not isinstance(batches, Iterable):
+        raise SkipError(
+            f"expected a list of batches of token ids; got {type(batches).__name__}: "
+            "[tokenizer(text)['input_ids']] is a list of one"
+        )
 
 
 def ids_and_mask(batch: Batch, number: int = 0, vocabulary: int | None = None) -> tuple[Tensor, Tensor | None]:

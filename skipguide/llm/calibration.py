@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -11,7 +10,7 @@ from skipguide.config import as_whole
 from skipguide.errors import SkipError
 from skipguide.hosts.accelerate import execution_device
 from skipguide.hosts.progress import progress_bar
-from skipguide.llm.batch import Batch, ids_and_mask, vocabulary_of
+from skipguide.llm.batch import Batch, check_batches, ids_and_mask, vocabulary_of
 from skipguide.llm.cost import last_token_only
 from skipguide.llm.elsewhere import refuse_skipping
 from skipguide.llm.find import sublayer_map
@@ -33,12 +32,7 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], requests: int | None =
         SkipError: for no batches, what is no batch or not of this model's vocabulary, a model that sublayers are left
             out of, and statistics that are not finite.
     """
-    given: Any = batches
-    if isinstance(given, (Mapping, str)) or not isinstance(given, Iterable):
-        raise SkipError(
-            f"expected a list of batches of token ids; got {type(given).__name__}: "
-            "[tokenizer(text)['input_ids']] is a list of one"
-        )
+    check_batches(batches)
     requests = None if requests is None else as_whole("requests", requests)
     found = sublayer_map(model)
     refuse_skipping(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,7 +14,7 @@ from skipguide.config import as_whole
 from skipguide.errors import SkipError
 from skipguide.hosts.accelerate import execution_device
 from skipguide.hosts.progress import progress_bar
-from skipguide.llm.batch import Batch, ids_and_mask, vocabulary_of
+from skipguide.llm.batch import Batch, check_batches, ids_and_mask, vocabulary_of
 from skipguide.llm.choose import Sublayers, check_count
 from skipguide.llm.elsewhere import refuse_skipping
 from skipguide.llm.find import sublayer_map
@@ -83,12 +83,7 @@ class _Trials:
     """Losses of the texts with sets of sublayers left out; a trial runs from the layer on in which it differs."""
 
     def __init__(self, model: nn.Module, batches: Iterable[Batch]) -> None:
-        given: Any = batches
-        if isinstance(given, (Mapping, str)) or not isinstance(given, Iterable):
-            raise SkipError(
-                f"expected a list of batches of token ids; got {type(given).__name__}: "
-                "[tokenizer(text)['input_ids']] is a list of one"
-            )
+        check_batches(batches)
         self.model = model
         self.layers = sublayer_map(model).num_layers
         device, vocabulary = execution_device(model), vocabulary_of(model)

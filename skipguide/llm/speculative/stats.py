@@ -77,8 +77,7 @@ class SpeculationStats(Shown):
             f"{counted(self.tokens, 'token')} in {counted(self.rounds, 'round')} and "
             f"{counted(self.plain_steps, 'plain step')}"
         )
-        asked = "1 request" if self.requests == 1 else f"{self.requests} requests"
-        return f"{asked}: {steps}, {self.acceptance:.0%} of the drafts accepted"
+        return f"{counted(self.requests, 'request')}: {steps}, {self.acceptance:.0%} of the drafts accepted"
 
     def _rows(self) -> list[Row]:
         own = (self.rounds - self.lookup_rounds, self.drafted - self.lookup_drafted)
