@@ -1,15 +1,19 @@
 """SkipNet on its paper's data: CIFAR-10, ResNet-38, gates ff1 and rnn, against its controls.
 
-    nice -n 19 python -m demos.real.cifar                   # all runs, two days of one core
+    nice -n 19 python -m demos.real.cifar                   # all runs, 40 epochs each: twelve hours of one core
+    nice -n 19 python -m demos.real.cifar --form short      # 8 epochs each: two and a half hours
     nice -n 19 python -m demos.real.cifar --runs plain-38   # one of them; two minutes an epoch
     python -m demos.real.cifar --report                     # the tables and the figure, of what is done so far
 
 Runs go in the order of `RUNS`. One that was stopped goes on from its last quarter of an epoch, in `runs/real-cifar`, or
-from what is committed in `demos/real/cifar`, whichever is further. There, below 2.4 MB in all: NAME.json, what was
+from what is committed in `demos/real/cifar/FORM`, whichever is further. There, below 2.4 MB in all: NAME.json, what was
 measured of a finished run; NAME.npz, its network, where others start from it; current.npz, the network in training as
-`--report` found it (16 bits a weight, and none of the optimiser's memory: that begins anew). Images are those of
-`../shared/data/cifar10`; the last 2,000 of the training part choose subsets of blocks, and figures are of the 10,000
-test images.
+`--report` found it (16 bits a weight, and none of the optimiser's memory: that begins anew). Two processes may share the
+work with `--runs`. Images are those of `../shared/data/cifar10`; the last 2,000 of the training part choose subsets of
+blocks, and figures are of the 10,000 test images. Training is in bfloat16, twice as fast; measuring in float32.
+
+Controls of the gates: the best subset of as many blocks, the same for all images, and blocks drawn at random as often as
+the gates open them, both trained as long; and stochastic depth (1603.09382), trained from the start to lose blocks.
 
 The paper: with 110 layers about half of the computation at equal accuracy, and the number of layers follows difficulty.
 """
@@ -28,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -40,8 +45,9 @@ from demos.real.small_state import SmallState
 from demos.real.weights import NotInstalledError
 from demos.skipnet.pictures import spearman
 from demos.skipnet.train import shift_and_mirror
+from skipguide import find_blocks
 from skipguide.vision import SkipNet
-from skipguide.vision.skipnet.evaluate import Evaluation, best_subset, evaluate, fixed_gates, random_gates
+from skipguide.vision.skipnet.evaluate import Decide, Evaluation, best_subset, evaluate, fixed_gates, random_gates
 from skipguide.vision.skipnet.train import TrainConfig, train
 from skipguide.vision.skipnet.train_state import TrainState
 
@@ -50,6 +56,7 @@ OUT = Path(__file__).with_suffix(".json")
 WORK = study.ROOT / "runs" / "real-cifar"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 VALIDATION = 2000
+MARKERS = "oxD"  # in the figure: fewer layers, controls, gates
 CURRENT, PROGRESS = "current.npz", "progress.json"
 
 
@@ -63,7 +70,9 @@ class Run:
         stages: of the training, and epochs of each.
         gate: kind of the gates.
         start: name of the run whose weights it starts from.
-        like: name of the gated run whose number of blocks a fixed subset has.
+        like: name of the gated run whose number of blocks a control has.
+        survival: of stochastic depth, how often the last block runs; the others lie on the line to the first, which
+            always does.
     """
 
     name: str
@@ -72,6 +81,7 @@ class Run:
     gate: str = "ff1"
     start: str = ""
     like: str = ""
+    survival: float = 0.0
 
 
 RUNS = (
@@ -80,8 +90,10 @@ RUNS = (
     Run("plain-20", 3, (("dense", 40),)),
     Run("ff1", 6, (("supervised", 20), ("reinforce", 20)), start="plain-38"),
     Run("ff1-fixed", 6, (("fixed", 40),), start="plain-38", like="ff1"),
+    Run("ff1-random", 6, (("random", 40),), start="plain-38", like="ff1"),
     Run("rnn", 6, (("supervised", 20), ("reinforce", 20)), gate="rnn", start="plain-38"),
     Run("rnn-fixed", 6, (("fixed", 40),), start="plain-38", like="rnn"),
+    Run("stochastic", 6, (("random", 40),), like="ff1", survival=0.5),
 )
 
 
@@ -96,6 +108,7 @@ class Settings:
     """What is the same for all runs; tests make it small."""
 
     epochs: float = 1.0  # times those of the runs
+    precision: str = "bf16"  # of training, as accelerate calls it
     batch: int = 128
     lr: float = 3e-3
     widths: tuple[int, ...] = (16, 32, 64)
@@ -103,6 +116,9 @@ class Settings:
     test: int = 10_000
     timed: int = 128
     rounds: int = 7
+
+
+FORMS = {"full": Settings(), "short": Settings(epochs=0.2)}
 
 
 @dataclass(frozen=True)
@@ -139,6 +155,19 @@ def normalised(images: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
+def decider(decisions: Tensor) -> Decide:
+    """A subset of the blocks, or as many at random as these shares say."""
+    return random_gates(decisions, 0) if decisions.is_floating_point() else fixed_gates(decisions)
+
+
+@torch.no_grad()
+def weaken(net: SkipNet, survival: Tensor) -> None:
+    """What stochastic depth does after training: every block counts as often as it ran (section 3 of its paper)."""
+    for block, share in zip(list(find_blocks(net.backbone))[1:], survival.tolist(), strict=True):
+        for parameter in block.module.bn2.parameters():
+            parameter.mul_(share)
+
+
 def augment(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The usual shifts and mirror images, of a batch of bytes."""
     return shift_and_mirror(normalised(images), labels, generator)
@@ -156,12 +185,22 @@ class Study:
 
     def finished(self, name: str) -> bool:
         """Whether a run is done."""
-        return (self.home / f"{name}.json").exists()
+        if not (path := self.home / f"{name}.json").exists():
+            return False
+        if json.loads(path.read_text(encoding="utf-8"))["settings"] != json.loads(json.dumps(asdict(self.settings))):
+            raise SystemExit(f"{path} was measured with other settings: take another folder, --home FOLDER")
+        return True
+
+    def measured(self, name: str) -> dict[str, Any]:
+        """What was measured of a run that another one needs."""
+        if not self.finished(name):
+            raise SystemExit(f"run {name} is needed first: python -m demos.real.cifar --runs {name}")
+        found: dict[str, Any] = json.loads((self.home / f"{name}.json").read_text(encoding="utf-8"))
+        return found
 
     def model(self, name: str) -> SkipNet:
         """A finished run's network, where others start from it."""
-        if not self.finished(name):
-            raise SystemExit(f"run {name} is needed first: python -m demos.real.cifar --runs {name}")
+        self.measured(name)
         run = next(run for run in RUNS if run.name == name)
         net = self.untrained(run)
         net.gates.open_by(1.0)
@@ -172,7 +211,8 @@ class Study:
         """A network of random weights."""
         torch.manual_seed(0)
         shape = {"blocks": [run.blocks] * 3, "widths": list(self.settings.widths), "num_classes": 10}
-        return SkipNet(shape, run.gate, image_size=(3, 32, 32))
+        net = SkipNet(shape, run.gate, image_size=(3, 32, 32))
+        return net.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
     def build(self, run: Run) -> SkipNet:
         """The network before its first step: open gates, on the weights of the run that it starts from."""
@@ -186,12 +226,12 @@ class Study:
         """Train what is not trained yet; measure; leave the weights and the figures in the home folder."""
         if self.finished(run.name):
             return
-        net, decisions = self.build(run), self.subset(run)
+        net, decisions = self.build(run), self.decisions(run)
         first = self.go_on(run, net, decisions)
         for at in range(first, len(run.stages)):
             train(
                 net, self.train.dataset, self.config(run, at), out=self.folder(run, at), augment=augment,
-                decisions=decisions,
+                decisions=decisions, accelerator=Accelerator(cpu=True, mixed_precision=self.settings.precision),
             )  # fmt: skip
         network = SmallState.of(kept(run, net).state_dict(), run.name)
         network.restore(kept(run, net))  # what is measured is what is kept
@@ -259,7 +299,7 @@ class Study:
         small = SmallState.of(kept(run, net).state_dict(), run.name, at, found["step"])
         small.restore(kept(run, net))
         mode = "hard" if run.stages[at][0] in ("supervised", "reinforce") else "open"
-        decide = None if found["decisions"] is None else fixed_gates(torch.tensor(found["decisions"]))
+        decide = None if found["decisions"] is None else decider(torch.tensor(found["decisions"]))
         held = evaluate(net.eval(), normalised(self.validation.images), self.validation.labels, mode, decide)
         last = found["history"][-self.epoch() :]
         small.write(self.home / CURRENT)
@@ -270,20 +310,34 @@ class Study:
             "validation": held.to_dict(),
         })  # fmt: skip
 
-    def subset(self, run: Run) -> Tensor | None:
-        """The best blocks for all images, as many as a gated run has on average, rounded up."""
+    def decisions(self, run: Run) -> Tensor | None:
+        """What a control is trained with: a subset of the blocks, or how often each of them runs."""
+        if run.survival:
+            depth = 1 + 3 * run.blocks - 1
+            return 1 - (1 - run.survival) * torch.arange(2, depth + 1) / depth
         if not run.like:
             return None
-        gates = json.loads((self.home / f"{run.like}.json").read_text(encoding="utf-8"))["hard"]["blocks"]
+        if run.stages[0][0] == "random":
+            return torch.tensor(self.measured(run.like)["rates"])
+        return self.subset(run, self.model(run.start))
+
+    def subset(self, run: Run, net: SkipNet) -> Tensor:
+        """The best blocks for all images, as many as a gated run has on average, rounded up."""
+        gates = self.measured(run.like)["hard"]["blocks"]
         some = self.validation[:300]
-        return best_subset(self.model(run.start), normalised(some.images), some.labels, math.ceil(gates - 1 - 1e-9))
+        return best_subset(net, normalised(some.images), some.labels, math.ceil(gates - 1 - 1e-9))
 
     # -- measuring
 
     def measure(self, run: Run, net: SkipNet, decisions: Tensor | None) -> dict[str, Any]:
         """Accuracy, computation and time on the test images."""
-        gated = run.stages[-1][0] == "reinforce"
-        decide = None if decisions is None else fixed_gates(decisions)
+        gated, more = run.stages[-1][0] == "reinforce", {}
+        decide = None if decisions is None else decider(decisions)
+        if run.survival and decisions is not None:
+            kept = fixed_gates(self.subset(run, net))
+            more = {"subset": self.evaluate(net, "open", kept).to_dict()}
+            weaken(net, decisions)
+            decide = None
         hard = self.evaluate(net, "hard" if gated else "open", decide)
         found = {
             "run": asdict(run),
@@ -292,6 +346,7 @@ class Study:
             "hard": hard.to_dict(),
             "per_class": hard.per_class(self.test.labels),
             "time_of_all_blocks": self.time(net, "hard" if gated else "open", decide),
+            **more,
         }
         if gated:
             rates = hard.gates.double().mean(0)
@@ -344,12 +399,19 @@ def results(home: Path) -> dict[str, Any]:
     done = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     now = json.loads((home / PROGRESS).read_text(encoding="utf-8")) if (home / PROGRESS).exists() else None
     waiting = [run.name for run in RUNS if run.name not in {found["run"]["name"] for found in done}]
-    return {"runs": done, "in_training": now if now and now["run"] in waiting else None, "waiting": waiting}
+    settings = [found["settings"] for found in done[:1]]
+    return {
+        "settings": settings[0] if settings else None,
+        "runs": done,
+        "in_training": now if now and now["run"] in waiting else None,
+        "waiting": waiting,
+    }
 
 
 def text(result: dict[str, Any]) -> str:
     """The table."""
     base = next((run for run in result["runs"] if run["run"]["name"] == "plain-38"), None)
+    epochs = 40 * (result["settings"] or asdict(Settings()))["epochs"]
     rows = []
     for found in result["runs"]:
         scale = found["macs_of_all_blocks"] / base["macs_of_all_blocks"] if base else 1.0
@@ -360,11 +422,20 @@ def text(result: dict[str, Any]) -> str:
             f"{found['random_gates']['accuracy']:.2%}" if "random_gates" in found else "",
             f"{found['blocks_with_difficulty']:+.2f}" if "blocks_with_difficulty" in found else "",
         ])  # fmt: skip
+        if fewer := found.get("subset"):
+            rows.append([
+                f"{found['run']['name']}, best subset", f"{fewer['accuracy']:.2%}", f"{fewer['blocks']:.1f}",
+                f"{scale * fewer['macs_fraction']:.1%}", "", "", "",
+            ])  # fmt: skip
     head = [
         "run", "test accuracy", "blocks", "MACs of ResNet-38's", "time of all its blocks'", "random gates",
         "blocks with difficulty",
     ]  # fmt: skip
-    return "CIFAR-10, 10,000 test images, one seed\n\n" + (study.table(head, rows) if rows else "") + progress(result)
+    return (
+        f"CIFAR-10, 10,000 test images, one seed, {epochs:g} epochs each\n\n"
+        + (study.table(head, rows) if rows else "")
+        + progress(result)
+    )
 
 
 def progress(result: dict[str, Any]) -> str:
@@ -388,9 +459,14 @@ def figure(result: dict[str, Any]) -> Any:
     (axis,) = axes.flat
     base = max((run["macs_of_all_blocks"] for run in result["runs"]), default=1)
     for found in result["runs"]:
-        x = found["macs_of_all_blocks"] / base * found["hard"]["macs_fraction"]
-        axis.plot(100 * x, 100 * found["hard"]["accuracy"], "o")
-        axis.annotate(found["run"]["name"], (100 * x, 100 * found["hard"]["accuracy"]), fontsize=8)
+        name = found["run"]["name"]
+        for label, own in ((name, found["hard"]), (f"{name}, best subset", found.get("subset"))):
+            if own is None:
+                continue
+            x = found["macs_of_all_blocks"] / base * own["macs_fraction"]
+            marker = "o" if name.startswith("plain") else ("D" if "rates" in found else "x")
+            axis.plot(100 * x, 100 * own["accuracy"], marker, color=f"C{MARKERS.index(marker)}")
+            axis.annotate(label, (100 * x, 100 * own["accuracy"]), (5, 3), textcoords="offset points", fontsize=8)
     axis.set(xlabel="% of ResNet-38's MACs", ylabel="test accuracy %", title="CIFAR-10: routing and its controls")
     return drawing
 
@@ -410,19 +486,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [run.name for run in RUNS]
     parser.add_argument("--runs", nargs="+", choices=names, default=names, help="which, in the order of the list")
-    parser.add_argument("--home", type=Path, default=HOME, help="folder of what finished runs leave")
-    parser.add_argument("--work", type=Path, default=WORK, help="folder of states of runs that are not finished")
+    parser.add_argument("--form", choices=FORMS, default="full", help="how many epochs (default: %(default)s, 40)")
+    parser.add_argument("--home", type=Path, help="folder of what finished runs leave (default: demos/real/cifar/FORM)")
+    parser.add_argument("--work", type=Path, help="folder of states of runs that are not finished")
     parser.add_argument("--out", type=Path, default=OUT, help="the JSON of all finished runs; table and figure beside")
     parser.add_argument("--report", action="store_true", help="train nothing")
     args = parser.parse_args(argv)
     try:
-        plan = Study(Settings(), args.home, args.work)
+        plan = Study(FORMS[args.form], args.home or HOME / args.form, args.work or WORK / args.form)
     except NotInstalledError as error:
         raise SystemExit(str(error)) from error
     for run in tqdm([] if args.report else [run for run in RUNS if run.name in args.runs], desc="runs"):
         plan.run(run)
     plan.bring()
-    print(report(args.home, args.out))
+    print(report(plan.home, args.out))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from demos.skipnet.wires import turn_and_recolour
 from demos.training import command
 from skipguide.vision import SkipNet
 from skipguide.vision.skipnet.evaluate import evaluate, random_gates
-from skipguide.vision.skipnet.train import STAGES, Augment, TrainConfig, train
+from skipguide.vision.skipnet.train import DECIDED, STAGES, Augment, TrainConfig, train
 
 TASKS = {task.name: task for task in (WIRES, DIGITS)}
 
@@ -106,7 +106,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--download", action="store_true", help="let torchvision fetch the set")
     parser.add_argument("--network", help="a name that skipnet() knows; a small network for wires and digits")
     parser.add_argument("--gate", choices=("rnn", "ff1", "ff2"), default="rnn")
-    parser.add_argument("--stages", nargs="+", choices=[s for s in STAGES if s != "fixed"], default=["dense", "budget"])
+    learned = [stage for stage in STAGES if stage not in DECIDED]
+    parser.add_argument("--stages", nargs="+", choices=learned, default=["dense", "budget"])
     parser.add_argument("--steps", type=int, default=400, help="of every stage")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=5e-3)

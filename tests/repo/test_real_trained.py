@@ -51,7 +51,7 @@ def data(monkeypatch, tmp_path):
     return tmp_path
 
 
-SMALL = cifar.Settings(epochs=0.05, batch=4, widths=(2, 3, 4), train=30, test=20, timed=4, rounds=2)
+SMALL = cifar.Settings(epochs=0.05, precision="no", batch=4, widths=(2, 3, 4), train=30, test=20, timed=4, rounds=2)
 
 
 def test_cifar_is_read_as_it_was_written(data):
@@ -70,7 +70,7 @@ def test_runs_start_from_each_other_and_are_done_once(data, tmp_path, monkeypatc
     with pytest.raises(SystemExit, match="plain-38 is needed first"):
         plan.run(cifar.RUNS[3])
     by_name = {run.name: run for run in cifar.RUNS}
-    for name in ("plain-38", "ff1", "ff1-fixed"):
+    for name in ("plain-38", "ff1", "ff1-fixed", "ff1-random", "stochastic"):
         plan.run(by_name[name])
         assert plan.finished(name) and not (tmp_path / "work" / name).exists()
     start = plan.build(by_name["ff1"]).backbone.state_dict()
@@ -79,15 +79,33 @@ def test_runs_start_from_each_other_and_are_done_once(data, tmp_path, monkeypatc
     plan.run(by_name["ff1"])
     gated, fixed = (json.loads((home / f"{name}.json").read_text()) for name in ("ff1", "ff1-fixed"))
     assert sorted(path.name for path in home.iterdir()) == [
-        "ff1-fixed.json", "ff1.json", "plain-38.json", "plain-38.npz",
+        "ff1-fixed.json", "ff1-random.json", "ff1.json", "plain-38.json", "plain-38.npz", "stochastic.json",
     ], "networks that no run starts from are not kept"  # fmt: skip
     assert {"sampled", "random_gates", "blocks_with_difficulty", "rates"} <= set(gated)
     assert fixed["hard"]["blocks"] >= gated["hard"]["blocks"] - 1e-9, "the control gets no less"
     table = cifar.report(home, out)
     assert "ff1-fixed" in table and [run["run"]["name"] for run in json.loads(out.read_text())["runs"]] == [
-        "plain-38", "ff1", "ff1-fixed",
+        "plain-38", "ff1", "ff1-fixed", "ff1-random", "stochastic",
     ]  # fmt: skip
+    assert "stochastic, best subset" in table and "2 epochs each" in table
+    depth = json.loads((home / "stochastic.json").read_text())
+    assert depth["hard"]["blocks"] == 18 and depth["subset"]["blocks"] == fixed["hard"]["blocks"]
+    with pytest.raises(SystemExit, match="other settings"):
+        cifar.Study(replace(SMALL, lr=0.1), home, tmp_path / "work").run(by_name["rnn"])
     assert out.with_suffix(".png").stat().st_size > 5000
+
+
+def test_blocks_of_stochastic_depth_count_as_often_as_they_ran(data, tmp_path):
+    plan = cifar.Study(SMALL, tmp_path / "home", tmp_path / "work")
+    run = next(run for run in cifar.RUNS if run.survival)
+    shares = plan.decisions(run)
+    assert len(shares) == 17 and float(shares[-1]) == 0.5 and torch.allclose(shares.diff(), torch.tensor(-1 / 36))
+    net = plan.untrained(run).eval()
+    block = net.backbone.groups[0][1]
+    x = torch.randn(2, 2, 8, 8)
+    left, before = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x))))), block(x)
+    cifar.weaken(net, shares)
+    assert torch.allclose(block(x), (x + shares[0] * left).relu(), atol=1e-6) and not torch.equal(block(x), before)
 
 
 def test_a_run_goes_on_from_what_is_committed(data, tmp_path, monkeypatch):

@@ -23,13 +23,15 @@ STAGES = {
     "budget": {"budget_weight": 0.5, "budget_target": 0.1},
     "reinforce": {"alpha": 0.5, "rl_weight": 0.5, "sharpen": 2.0},
     "fixed": {},
+    "random": {},
 }
+DECISIONS = {"fixed": torch.tensor([True, False, True]), "random": torch.tensor([1.0, 0.0, 0.5])}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_that_was_stopped_goes_on_to_the_bit(stage, tmp_path):
     config = TrainConfig(stage=stage, steps=5, batch_size=16, save_every=3, **STAGES[stage])
-    decisions = torch.tensor([True, False, True]) if stage == "fixed" else None
+    decisions = DECISIONS.get(stage)
 
     def run(net, out, augment=turn_and_recolour):
         return train(net, data(), config, out=out, decisions=decisions, augment=augment)
@@ -195,6 +197,17 @@ def test_bad_training_is_refused(tmp_path):
         train(net, data(), TrainConfig(stage="fixed"))
     with pytest.raises(SkipError, match="fixed"):
         train(net, data(), TrainConfig(), decisions=torch.ones(3, dtype=torch.bool))
+    half = TrainConfig("random", steps=1)
+    for wrong, message in (
+        (None, "fixed and random"),
+        (torch.ones(3, dtype=torch.bool), r"floats \[3\] .* got torch.bool \[3\]"),
+        (torch.ones(4), r"got torch.float32 \[4\]"),
+        ([0.5] * 3, "got list"),
+        (torch.tensor([0.5, 2.0, 0.5]), "shares in 0..1"),
+        (torch.tensor([0.5, torch.nan, 0.5]), "shares in 0..1"),
+    ):
+        with pytest.raises(SkipError, match=message):
+            train(net, data(), half, decisions=wrong)
     with pytest.raises(SkipError, match="empty"):
         train(net, TensorDataset(torch.empty(0, 3, 10, 10), torch.empty(0)), TrainConfig())
     assert same(before, state(net))
@@ -210,6 +223,18 @@ def test_bad_training_is_refused(tmp_path):
     with pytest.raises(SkipError, match="the loss is"):
         train(broken, data(), TrainConfig(steps=1, batch_size=4))
     assert not broken.training
+
+
+def test_random_blocks_run_as_often_as_they_should():
+    """Never, always and half of the time, drawn for every image; a block that never runs is not trained."""
+    net = tiny()
+    before = state(net)
+    shares = torch.tensor([1.0, 0.0, 0.5])
+    history = train(net, data(), TrainConfig("random", steps=30, batch_size=16, weight_decay=0.0), decisions=shares)
+    assert sum(row["computation"] for row in history) / 30 == pytest.approx(0.5, abs=0.03)
+    assert all(row["computation"] <= 2 / 3 for row in history)
+    moved = [not torch.equal(before[key], value) for key, value in state(net).items() if ".conv1.weight" in key]
+    assert moved == [True, True, False, True]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

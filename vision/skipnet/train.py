@@ -3,7 +3,8 @@
 "dense" trains the network with every block running; "supervised" the gates straight through their threshold on the
 cross-entropy alone, as the paper's first stage; "budget" adds a price on the computation (the default: it is what works
 in small runs); "reinforce" is the paper's second stage, sampled gates and a policy gradient, with batch statistics
-frozen; "fixed" trains one subset of blocks for all images, the control.
+frozen. Two are controls: "fixed" trains one subset of blocks for all images; "random" draws the blocks of every image,
+which is also stochastic depth (arXiv 1603.09382), the network that is trained to lose blocks.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from skipguide.vision.skipnet.net import SkipNet
 from skipguide.vision.skipnet.objectives import budget_loss, check_labels, reinforce_loss
 from skipguide.vision.skipnet.routing import Routing
 from skipguide.vision.skipnet.sampler import batches
-from skipguide.vision.skipnet.train_config import STAGES, TrainConfig
+from skipguide.vision.skipnet.train_config import DECIDED, STAGES, TrainConfig
 from skipguide.vision.skipnet.train_state import TrainState
 
-__all__ = ["STAGES", "Augment", "TrainConfig", "stage_loss", "train"]
+__all__ = ["DECIDED", "STAGES", "Augment", "TrainConfig", "stage_loss", "train"]
 
 # What accelerate leaves on a module that it prepares: mixed precision is a forward of the instance.
 _PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")
@@ -54,7 +55,7 @@ def train(
         out: folder for `state.pt`, `config.json`, `history.csv`; None keeps nothing. With a state of the same
             config (and decisions) there, training goes on from it, to the same weights as without the interruption.
         augment: `(images, labels, generator) -> (images, labels)` for a batch.
-        decisions: bool `[G]`, the blocks of "fixed".
+        decisions: bool `[G]`, the blocks of "fixed"; floating point `[G]` in 0..1, how often each runs in "random".
         resume: False starts again; a folder with a state is refused then.
         workers: of the data loader.
         accelerator: an `accelerate.Accelerator` (mixed precision, devices, processes); by default a plain one.
@@ -68,8 +69,7 @@ def train(
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    if (decisions is not None) != (config.stage == "fixed"):
-        raise SkipError(f"decisions are given for the stage 'fixed', and only there; the stage is {config.stage!r}")
+    _check_decisions(decisions, net, config)
     if len(cast(Any, data)) < 1:
         raise SkipError("expected at least one image; the data set is empty")
     # a block that no row of a batch runs has no gradient in that step
@@ -96,7 +96,8 @@ def train(
             for group, times in zip(optimizer.param_groups, (1.0, config.gate_lr), strict=True):
                 group["lr"] = config.lr * times * _schedule(state.step, config)
             device_random = torch.Generator(images.device).manual_seed(random.initial_seed())
-            routing = model(images, return_routing=True, mode=config.mode, decisions=decisions, generator=device_random)
+            chosen = _chosen(decisions, len(images), random)
+            routing = model(images, return_routing=True, mode=config.mode, decisions=chosen, generator=device_random)
             loss, row = stage_loss(routing, labels, config)
             if not bool(torch.isfinite(loss)):
                 raise SkipError(
@@ -141,6 +142,31 @@ def stage_loss(routing: Routing, labels: Tensor, config: TrainConfig) -> tuple[T
         "accuracy": float((logits.argmax(1) == labels).float().mean()),
         "computation": float((routing.gates.detach() > 0.5).float().mean()),
     }
+
+
+def _check_decisions(decisions: Any, net: SkipNet, config: TrainConfig) -> None:
+    """Refuse decisions that do not go with the stage."""
+    if (decisions is not None) != (config.stage in DECIDED):
+        raise SkipError(
+            f"decisions are given for the stages {' and '.join(DECIDED)}, and only there; the stage is {config.stage!r}"
+        )
+    if config.stage != "random":
+        return  # the network checks those of "fixed"
+    count = len(net.gates)
+    if not isinstance(decisions, Tensor) or decisions.shape != (count,) or not decisions.is_floating_point():
+        got = (
+            f"{decisions.dtype} {list(decisions.shape)}" if isinstance(decisions, Tensor) else type(decisions).__name__
+        )
+        raise SkipError(f"expected how often each block runs as floats [{count}] for the stage 'random'; got {got}")
+    if not bool(((decisions >= 0) & (decisions <= 1)).all()):
+        raise SkipError(f"expected how often each block runs as shares in 0..1; got {decisions.tolist()}")
+
+
+def _chosen(decisions: Tensor | None, count: int, random: torch.Generator) -> Tensor | None:
+    """The blocks of a batch: those of "fixed", or drawn for every image."""
+    if decisions is None or decisions.dtype is torch.bool:
+        return decisions
+    return torch.rand(count, len(decisions), generator=random) < decisions.detach().cpu()
 
 
 def _train_mode(net: SkipNet, config: TrainConfig) -> None:

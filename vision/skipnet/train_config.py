@@ -11,7 +11,8 @@ from skipguide.config import JsonConfig, normalize_fields
 from skipguide.errors import SkipError
 from skipguide.vision.skipnet.objectives import Reinforce, budget_loss
 
-STAGES = ("dense", "supervised", "budget", "reinforce", "fixed")
+STAGES = ("dense", "supervised", "budget", "reinforce", "fixed", "random")
+DECIDED = ("fixed", "random")  # stages whose blocks are given, not learned
 
 
 @dataclass(frozen=True, repr=False)
@@ -19,7 +20,7 @@ class TrainConfig(JsonConfig):
     """One stage.
 
     Args:
-        stage: `"dense"`, `"supervised"`, `"budget"`, `"reinforce"` or `"fixed"`.
+        stage: `"dense"`, `"supervised"`, `"budget"`, `"reinforce"`, `"fixed"` or `"random"`.
         steps: optimiser steps.
         batch_size: of one process.
         lr: highest learning rate; it rises over `warmup` of the steps and falls as a cosine.
@@ -44,7 +45,7 @@ class TrainConfig(JsonConfig):
         save_every: steps between checkpoints.
     """
 
-    stage: Literal["dense", "supervised", "budget", "reinforce", "fixed"] = "budget"
+    stage: Literal["dense", "supervised", "budget", "reinforce", "fixed", "random"] = "budget"
     steps: int = 1000
     batch_size: int = 128
     lr: float = 2e-3
@@ -100,4 +101,6 @@ class TrainConfig(JsonConfig):
     @property
     def mode(self) -> str:
         """The network's mode in this stage."""
-        return {"dense": "open", "fixed": "open", "reinforce": "sample"}.get(self.stage, "straight_through")
+        return {"dense": "open", "fixed": "open", "random": "open", "reinforce": "sample"}.get(
+            self.stage, "straight_through"
+        )
