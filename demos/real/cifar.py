@@ -12,6 +12,9 @@ measured of a finished run; NAME.npz, its network, where others start from it; c
 work with `--runs`. Images are those of `../shared/data/cifar10`; the last 2,000 of the training part choose subsets of
 blocks, and figures are of the 10,000 test images. Training is in bfloat16, twice as fast; measuring in float32.
 
+Gates are trained as in the paper, with the cross-entropy alone and then with the policy gradient; and, as that may hardly
+close a gate in so few steps, with a price on all that runs beyond half of the blocks ("budget").
+
 Controls of the gates: the best subset of as many blocks, the same for all images, and blocks drawn at random as often as
 the gates open them, both trained as long; and stochastic depth (1603.09382), trained from the start to lose blocks.
 
@@ -57,6 +60,7 @@ WORK = study.ROOT / "runs" / "real-cifar"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 VALIDATION = 2000
 MARKERS = "oxD"  # in the figure: fewer layers, controls, gates
+LEARNED = ("supervised", "budget", "reinforce")  # stages that train gates
 CURRENT, PROGRESS = "current.npz", "progress.json"
 
 
@@ -91,6 +95,9 @@ RUNS = (
     Run("ff1", 6, (("supervised", 20), ("reinforce", 20)), start="plain-38"),
     Run("ff1-fixed", 6, (("fixed", 40),), start="plain-38", like="ff1"),
     Run("ff1-random", 6, (("random", 40),), start="plain-38", like="ff1"),
+    Run("budget", 6, (("budget", 40),), start="plain-38"),
+    Run("budget-fixed", 6, (("fixed", 40),), start="plain-38", like="budget"),
+    Run("budget-random", 6, (("random", 40),), start="plain-38", like="budget"),
     Run("rnn", 6, (("supervised", 20), ("reinforce", 20)), gate="rnn", start="plain-38"),
     Run("rnn-fixed", 6, (("fixed", 40),), start="plain-38", like="rnn"),
     Run("stochastic", 6, (("random", 40),), like="ff1", survival=0.5),
@@ -99,7 +106,7 @@ RUNS = (
 
 def kept(run: Run, net: SkipNet) -> nn.Module:
     """What is kept of a network: all, or what is not gates where these are not trained; they can be as large."""
-    gated = any(stage in ("supervised", "reinforce") for stage, _ in run.stages)
+    gated = any(stage in LEARNED for stage, _ in run.stages)
     return net if gated else net.backbone
 
 
@@ -259,6 +266,7 @@ class Study:
             steps=steps,
             batch_size=self.settings.batch,
             alpha=0.1,
+            budget_target=0.5,
             save_every=max(1, self.epoch() // 4),
             **settings,
         )  # type: ignore[arg-type]
@@ -298,7 +306,7 @@ class Study:
         net.load_state_dict(found["net"])
         small = SmallState.of(kept(run, net).state_dict(), run.name, at, found["step"])
         small.restore(kept(run, net))
-        mode = "hard" if run.stages[at][0] in ("supervised", "reinforce") else "open"
+        mode = "hard" if run.stages[at][0] in LEARNED else "open"
         decide = None if found["decisions"] is None else decider(torch.tensor(found["decisions"]))
         held = evaluate(net.eval(), normalised(self.validation.images), self.validation.labels, mode, decide)
         last = found["history"][-self.epoch() :]
@@ -331,7 +339,7 @@ class Study:
 
     def measure(self, run: Run, net: SkipNet, decisions: Tensor | None) -> dict[str, Any]:
         """Accuracy, computation and time on the test images."""
-        gated, more = run.stages[-1][0] == "reinforce", {}
+        gated, more = run.stages[-1][0] in LEARNED, {}
         decide = None if decisions is None else decider(decisions)
         if run.survival and decisions is not None:
             kept = fixed_gates(self.subset(run, net))

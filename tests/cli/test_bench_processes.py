@@ -38,13 +38,13 @@ def scores(folder):
 @pytest.mark.slow
 def test_two_processes_killed_in_the_middle_and_gone_on(zygote):
     """One undisturbed process; two that are killed, started again, one of which dies: the same clips and scores."""
-    (zygote.folder / "allowed").write_text("1000")
+    zygote.allow(1000)
     zygote.start([*COMMAND, "-o", "alone"], 1)
     assert zygote.wait() == [0], zygote.log()
-    expected, folder, allowed = clips(zygote.folder / "alone"), zygote.folder / "clips", zygote.folder / "allowed"
+    expected, folder = clips(zygote.folder / "alone"), zygote.folder / "clips"
     assert len(expected) >= 12
 
-    allowed.write_text("3")
+    zygote.allow(3)
     pids = zygote.start([*COMMAND, "-o", "clips"], 2)
     wait_for(folder, "clips/*/[!.]*.webp", 3)
     os.killpg(pids[0], signal.SIGKILL)
@@ -53,11 +53,11 @@ def test_two_processes_killed_in_the_middle_and_gone_on(zygote):
     kept = {path: (folder / path).stat().st_mtime_ns for path in clips(folder)}
 
     enough = len(kept) + 2
-    allowed.write_text(str(enough))
+    zygote.allow(enough)
     pids = zygote.start([*COMMAND, "-o", "clips"], 2)
     wait_for(folder, "clips/*/[!.]*.webp", enough)
     os.kill(pids[1], signal.SIGKILL)
-    allowed.write_text("1000")
+    zygote.allow(1000)
     assert zygote.wait() == [0, -signal.SIGKILL], zygote.log()
     assert clips(folder) == expected, "to the bit as in one undisturbed process"
     assert {path: (folder / path).stat().st_mtime_ns for path in kept} == kept, "nothing was made twice"

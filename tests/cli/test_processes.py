@@ -41,10 +41,10 @@ def test_twenty_clips_over_two_processes_killed_three_times(zygote):
     expected = contents(zygote.folder / "undisturbed")
     assert len(expected) == CLIPS
 
-    clips, allowed, dice = zygote.folder / "clips", zygote.folder / "allowed", random.Random(8)
+    clips, dice = zygote.folder / "clips", random.Random(8)
     for kill in range(3):
         enough = len(contents(clips)) + dice.randint(1, 3)
-        allowed.write_text(str(enough + 1))  # both processes at a clip may then add one each
+        zygote.allow(enough + 1)  # both processes at a clip may then add one each
         pids = zygote.start([*command, "-o", "clips"], 2)
         wait_for(clips, "*.gif", enough)
         time.sleep(dice.uniform(0, 0.1))
@@ -53,11 +53,11 @@ def test_twenty_clips_over_two_processes_killed_three_times(zygote):
         assert enough <= len(contents(clips)) < CLIPS, f"kill {kill + 1} came in the middle"
     # once more, and one of the two processes dies: the other one takes over
     enough = len(contents(clips)) + 1
-    allowed.write_text(str(enough))
+    zygote.allow(enough)
     pids = zygote.start([*command, "-o", "clips"], 2)
     wait_for(clips, "*.gif", enough)
     os.kill(pids[1], signal.SIGKILL)
-    allowed.write_text(str(CLIPS))
+    zygote.allow(CLIPS)
     assert zygote.wait() == [0, -signal.SIGKILL], zygote.log()
 
     check_whole(clips, sorted(expected))

@@ -87,6 +87,12 @@ class Zygote:
         finally:
             alarm.cancel()
 
+    def allow(self, count):
+        """How many clips processes that share the work may make: written at once, as they read it at any moment."""
+        partial = self.folder / "allowed.partial"
+        partial.write_text(str(count))
+        partial.replace(self.folder / "allowed")
+
     def log(self):
         return (self.folder / "log.txt").read_text()
 

@@ -114,7 +114,7 @@ def test_where_nothing_pays_hardly_anything_is_lost(length, acceptance, cost, di
         tokens = [machine.random.randrange(distinct) for _ in range(length)]
         machine.tokens = tokens.__getitem__
         speeds.append(machine.run(length))
-    mean, least = (0.97, 0.95) if length == 64 else (0.98, 0.975)
+    mean, least = (0.98, 0.975) if length == 64 else (0.984, 0.98)
     assert sum(speeds) / 5 > mean and min(speeds) > least
 
 
@@ -162,9 +162,9 @@ def test_a_budget_is_a_share_of_what_was_decoded():
     budget = Budget()
     for _ in range(100):
         budget.plain()
-    assert budget.left == pytest.approx(1.4)
+    assert budget.left == pytest.approx(0.75)
     budget.round(3, 2.0)
-    assert budget.left == pytest.approx(2.43)
+    assert budget.left == pytest.approx(1.765)
     for _ in range(10):
         budget.round(10, 1.0)
     assert budget.left == budget.cap

@@ -21,7 +21,7 @@ FEW = 8  # judged tokens, up to which what a draft costs is believed to be what 
 
 @dataclass
 class Budget:
-    """What drafting may lose: one part in a hundred of the time that plain decoding takes, and a little to begin with.
+    """What drafting may lose: half a percent of the time of plain decoding, and a quarter of a step to begin with.
 
     A gain can be lost again later, up to `cap` plain steps.
 
@@ -29,15 +29,15 @@ class Budget:
         >>> budget = Budget()
         >>> budget.round(tokens=1, cost=1.5)
         >>> round(budget.left, 9)
-        -0.09
+        -0.245
         >>> for _ in range(50): budget.plain()
         >>> round(budget.left, 9)
-        0.41
+        0.005
     """
 
-    share: float = 0.01
+    share: float = 0.005
     cap: float = 8.0
-    left: float = 0.4
+    left: float = 0.25
 
     def plain(self) -> None:
         """Enter a step without a draft."""

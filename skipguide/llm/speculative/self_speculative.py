@@ -35,7 +35,7 @@ class SelfSpeculative(SelfSpeculativeSettings):
     How long a draft is, whose, and whether there is one, follows from what was accepted and what it cost so far: in
     this request, and in those before it under the same handle. The drafter that leaves out most is tried first, then
     those that leave out less, as far as they could pay. What all this may lose against plain decoding is bounded to
-    about one part in a hundred and a fraction of a step; it is tried again later. These decisions depend on measured
+    about half a percent and a fraction of a step; it is tried again later. These decisions depend on measured
     times: greedy output does not depend on them, the sequence of random numbers does. For a sampled text that can be
     repeated, give `adaptive=False` and a `plan`.
 
