@@ -8,15 +8,16 @@
 Runs go in the order of `RUNS`. One that was stopped goes on from its last quarter of an epoch, in `runs/real-cifar`, or
 from what is committed in `demos/real/cifar/FORM`, whichever is further. There, below 2.4 MB in all: NAME.json, what was
 measured of a finished run; NAME.npz, its network, where others start from it; current.npz, the network in training as
-`--report` found it (16 bits a weight, and none of the optimiser's memory: that begins anew). Two processes may share the
-work with `--runs`. Images are those of `../shared/data/cifar10`; the last 2,000 of the training part choose subsets of
-blocks, and figures are of the 10,000 test images. Training is in bfloat16, twice as fast; measuring in float32.
+`--report` found it (16 bits a weight, and none of the optimiser's memory: that begins anew). Two processes may share
+the work with `--runs`. Images are those of `../shared/data/cifar10`; the last 2,000 of the training part choose subsets
+of blocks, and figures are of the 10,000 test images. Training is in bfloat16, twice as fast; measuring in float32.
 
-Gates are trained as in the paper, with the cross-entropy alone and then with the policy gradient; and, as that may hardly
-close a gate in so few steps, with a price on all that runs beyond half of the blocks ("budget").
+Gates are trained as in the paper, with the cross-entropy alone and then with the policy gradient; and, as that may
+hardly close a gate in so few steps, with a price on all that runs beyond half of the blocks ("budget").
 
-Controls of the gates: the best subset of as many blocks, the same for all images, and blocks drawn at random as often as
-the gates open them, both trained as long; and stochastic depth (1603.09382), trained from the start to lose blocks.
+Controls of the gates, all trained as long: the same network without gates ("plain-38-on"); the best subset of as many
+blocks, the same for all images; blocks drawn at random as often as the gates open them; and stochastic depth
+(1603.09382), which is trained from the start to lose blocks.
 
 The paper: with 110 layers about half of the computation at equal accuracy, and the number of layers follows difficulty.
 """
@@ -24,11 +25,13 @@ The paper: with 110 layers about half of the computation at equal accuracy, and 
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +95,7 @@ RUNS = (
     Run("plain-38", 6, (("dense", 40),)),
     Run("plain-26", 4, (("dense", 40),)),
     Run("plain-20", 3, (("dense", 40),)),
+    Run("plain-38-on", 6, (("dense", 40),), start="plain-38"),
     Run("ff1", 6, (("supervised", 20), ("reinforce", 20)), start="plain-38"),
     Run("ff1-fixed", 6, (("fixed", 40),), start="plain-38", like="ff1"),
     Run("ff1-random", 6, (("random", 40),), start="plain-38", like="ff1"),
@@ -173,6 +177,16 @@ def weaken(net: SkipNet, survival: Tensor) -> None:
     for block, share in zip(list(find_blocks(net.backbone))[1:], survival.tolist(), strict=True):
         for parameter in block.module.bn2.parameters():
             parameter.mul_(share)
+
+
+def thinned(net: SkipNet, decisions: Tensor) -> nn.Module:
+    """The plain network without the blocks that a subset leaves out."""
+    thin = copy.deepcopy(net.backbone)
+    for block, runs in zip(list(find_blocks(thin))[1:], decisions.tolist(), strict=True):
+        if not runs:
+            parent, _, name = block.name.rpartition(".")
+            setattr(thin.get_submodule(parent), name, block.shortcut or nn.Identity())
+    return thin
 
 
 def augment(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -353,9 +367,13 @@ class Study:
             "macs_of_all_blocks": net.costs().dense,
             "hard": hard.to_dict(),
             "per_class": hard.per_class(self.test.labels),
-            "time_of_all_blocks": self.time(net, "hard" if gated else "open", decide),
+            "time": self.time(run, net, decisions),
             **more,
         }
+        if not gated:  # they have no gates, which the network that measures them runs all the same
+            for own in (found["hard"], *more.values()):
+                own["macs_fraction"] -= sum(net.costs().gates) / net.costs().dense
+            del found["per_class"]
         if gated:
             rates = hard.gates.double().mean(0)
             found |= {
@@ -381,21 +399,30 @@ class Study:
         return (normalised(part) for part in self.test.images.split(size))
 
     @torch.inference_mode()
-    def time(self, net: SkipNet, mode: str, decide: Any) -> dict[str, Any]:
-        """Process time of a batch over that of the same network with every block open."""
-        from contextlib import nullcontext
-
+    def time(self, run: Run, net: SkipNet, decisions: Tensor | None) -> dict[str, Any] | None:
+        """Process time of a batch over the plain ResNet-38's; None of blocks at random, which nobody would run."""
         images = next(self.batches(self.settings.timed))
-        now = {"mode": "open", "decisions": None}
+        plain = self.untrained(RUNS[0]).eval().backbone
+        if run.stages[-1][0] in LEARNED:
+            runs = {"own": lambda: net(images)}
+        elif decisions is None or run.survival:
+            runs = {"own": lambda: net.backbone(images)}
+        elif decisions.is_floating_point():
+            return None
+        else:
+            thin = thinned(net, decisions)
+            runs = {"own": lambda: thin(images)}
+        runs["plain"] = lambda: plain(images)
+        now = [runs["plain"]]
 
-        def select(name: str) -> Any:
-            own = decide is not None and name == "routed"
-            now.update(mode=mode if name == "routed" else "open", decisions=decide(0, len(images)) if own else None)
-            return nullcontext()
+        @contextmanager
+        def select(name: str) -> Iterator[None]:
+            now[0] = runs[name]
+            yield
 
-        turns = {name: (lambda name=name: select(name)) for name in ("all", "routed")}
-        rounds = list(interleaved(turns, lambda: net(images, return_routing=True, **now), self.settings.rounds))
-        return Ratio.of(*([clocks[name][1] for clocks in rounds] for name in ("routed", "all"))).to_dict()
+        turns = {name: (lambda name=name: select(name)) for name in runs}
+        rounds = list(interleaved(turns, lambda: now[0](), self.settings.rounds))
+        return Ratio.of(*([clocks[name][1] for clocks in rounds] for name in ("own", "plain"))).to_dict()
 
 
 # -- results
@@ -423,10 +450,10 @@ def text(result: dict[str, Any]) -> str:
     rows = []
     for found in result["runs"]:
         scale = found["macs_of_all_blocks"] / base["macs_of_all_blocks"] if base else 1.0
-        hard, time = found["hard"], found["time_of_all_blocks"]["median"]
+        hard, time = found["hard"], found["time"]
         rows.append([
             found["run"]["name"], f"{hard['accuracy']:.2%}", f"{hard['blocks']:.1f}",
-            f"{scale * hard['macs_fraction']:.1%}", f"{time:.2f}",
+            f"{scale * hard['macs_fraction']:.1%}", f"{time['median']:.2f}" if time else "",
             f"{found['random_gates']['accuracy']:.2%}" if "random_gates" in found else "",
             f"{found['blocks_with_difficulty']:+.2f}" if "blocks_with_difficulty" in found else "",
         ])  # fmt: skip
@@ -436,7 +463,7 @@ def text(result: dict[str, Any]) -> str:
                 f"{scale * fewer['macs_fraction']:.1%}", "", "", "",
             ])  # fmt: skip
     head = [
-        "run", "test accuracy", "blocks", "MACs of ResNet-38's", "time of all its blocks'", "random gates",
+        "run", "test accuracy", "blocks", "MACs of ResNet-38's", "time of ResNet-38's", "its gates at random",
         "blocks with difficulty",
     ]  # fmt: skip
     return (

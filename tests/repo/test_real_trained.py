@@ -68,7 +68,7 @@ def test_runs_start_from_each_other_and_are_done_once(data, tmp_path, monkeypatc
     plan = cifar.Study(SMALL, home, tmp_path / "work")
     assert len(plan.validation.labels) == 6 and len(plan.train.labels) == 24
     with pytest.raises(SystemExit, match="plain-38 is needed first"):
-        plan.run(cifar.RUNS[3])
+        plan.run(cifar.RUNS[4])
     by_name = {run.name: run for run in cifar.RUNS}
     for name in ("plain-38", "ff1", "ff1-fixed", "ff1-random", "stochastic"):
         plan.run(by_name[name])
@@ -93,6 +93,16 @@ def test_runs_start_from_each_other_and_are_done_once(data, tmp_path, monkeypatc
     with pytest.raises(SystemExit, match="other settings"):
         cifar.Study(replace(SMALL, lr=0.1), home, tmp_path / "work").run(by_name["rnn"])
     assert out.with_suffix(".png").stat().st_size > 5000
+
+
+def test_a_subset_is_timed_as_the_network_without_the_other_blocks(data, tmp_path):
+    plan = cifar.Study(SMALL, tmp_path / "home", tmp_path / "work")
+    net = plan.untrained(cifar.RUNS[0]).eval()
+    kept = torch.arange(17) % 3 == 0  # both blocks that shrink the maps are left out
+    images = torch.randn(2, 3, 32, 32)
+    thin = cifar.thinned(net, kept)
+    assert torch.allclose(thin(images), net(images, return_routing=True, decisions=kept).logits, atol=1e-5)
+    assert sum(1 for _ in thin.modules()) < sum(1 for _ in net.backbone.modules())
 
 
 def test_blocks_of_stochastic_depth_count_as_often_as_they_ran(data, tmp_path):
