@@ -272,15 +272,17 @@ class Study:
     def config(self, run: Run, at: int) -> TrainConfig:
         """Of a stage."""
         stage, epochs = run.stages[at]
-        more = {"lr": self.settings.lr / 5, "sharpen": 3.0, "rl_weight": 1.0} if stage == "reinforce" else {}
-        settings: dict[str, Any] = {"lr": self.settings.lr, **more}
+        own = {
+            "reinforce": {"lr": self.settings.lr / 5, "sharpen": 3.0, "rl_weight": 1.0},
+            "budget": {"budget_target": 0.5},
+        }
+        settings: dict[str, Any] = {"lr": self.settings.lr, **own.get(stage, {})}
         steps = max(1, round(epochs * self.settings.epochs * len(self.train.labels) / self.settings.batch))
         return TrainConfig(
             stage=stage,
             steps=steps,
             batch_size=self.settings.batch,
             alpha=0.1,
-            budget_target=0.5,
             save_every=max(1, self.epoch() // 4),
             **settings,
         )  # type: ignore[arg-type]
