@@ -13,7 +13,7 @@ from helpers.replicas import replica_of
 from helpers.tiny_skipnet import TINY, residue, tiny
 from torch import nn
 
-from demos.benchmarks import skipnet_time
+from demos.benchmarks import skipnet_resnet110, skipnet_time
 from skipguide import SkipError, find_blocks
 from skipguide.vision import SkipNet, skipnet
 from skipguide.vision.skipnet import RecurrentGates
@@ -223,6 +223,12 @@ def test_committed_times_and_their_bar():
     assert {row["share"] for row in rows} >= {0.0, 0.25, 0.5, 0.75, 1.0}
     for row in rows:
         assert row["time"]["median"] <= max(row["limit"] + 0.06, row["share"] + skipnet_time.BAR)
+
+
+def test_a_routed_resnet110_is_measured_at_every_share():
+    rows = skipnet_resnet110.part(2, 1)
+    assert [row["share"] for row in rows] == pytest.approx(skipnet_resnet110.SHARES, abs=0.02)
+    assert all(len(row["time"]) == 1 and row["time"][0] > 0 for row in rows)
 
 
 def test_bad_input_is_refused_and_nothing_is_left():
