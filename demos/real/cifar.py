@@ -383,12 +383,18 @@ class Study:
                 "sampled": self.evaluate(net, "sample").to_dict(),
                 "random_gates": self.evaluate(net, "hard", random_gates(rates, 0)).to_dict(),
                 # what the paper calls difficulty: does the network that runs all blocks say less sure what it sees?
-                "blocks_with_difficulty": spearman(self.difficulty(self.model(run.start)), hard.blocks),
+                "blocks_with_difficulty": self.follows_difficulty(run, hard),
             }
         return found
 
     def evaluate(self, net: SkipNet, mode: str, decide: Any = None) -> Evaluation:
         return evaluate(net, normalised(self.test.images), self.test.labels, mode, decide)
+
+    def follows_difficulty(self, run: Run, found: Evaluation) -> float | None:
+        """Rank correlation of an image's blocks with its difficulty; None where all images have as many."""
+        if len(found.blocks.unique()) == 1:
+            return None
+        return spearman(self.difficulty(self.model(run.start)), found.blocks)
 
     @torch.inference_mode()
     def difficulty(self, net: SkipNet) -> Tensor:
@@ -457,7 +463,7 @@ def text(result: dict[str, Any]) -> str:
             found["run"]["name"], f"{hard['accuracy']:.2%}", f"{hard['blocks']:.1f}",
             f"{scale * hard['macs_fraction']:.1%}", f"{time['median']:.2f}" if time else "",
             f"{found['random_gates']['accuracy']:.2%}" if "random_gates" in found else "",
-            f"{found['blocks_with_difficulty']:+.2f}" if "blocks_with_difficulty" in found else "",
+            "" if found.get("blocks_with_difficulty") is None else f"{found['blocks_with_difficulty']:+.2f}",
         ])  # fmt: skip
         if fewer := found.get("subset"):
             rows.append([
