@@ -104,7 +104,7 @@ RUNS = (
     Run("budget-random", 6, (("random", 40),), start="plain-38", like="budget"),
     Run("rnn", 6, (("supervised", 20), ("reinforce", 20)), gate="rnn", start="plain-38"),
     Run("rnn-fixed", 6, (("fixed", 40),), start="plain-38", like="rnn"),
-    Run("stochastic", 6, (("random", 40),), like="ff1", survival=0.5),
+    Run("stochastic", 6, (("random", 40),), like="budget", survival=0.5),
 )
 
 
@@ -212,6 +212,11 @@ class Study:
             raise SystemExit(f"{path} was measured with other settings: take another folder, --home FOLDER")
         return True
 
+    def misses(self, run: Run) -> bool:
+        """Whether the network is gone of a run that another one is to start from."""
+        waiting = any(other.start == run.name and not self.finished(other.name) for other in RUNS)
+        return waiting and not (self.home / f"{run.name}.npz").exists()
+
     def measured(self, name: str) -> dict[str, Any]:
         """What was measured of a run that another one needs."""
         if not self.finished(name):
@@ -223,9 +228,11 @@ class Study:
         """A finished run's network, where others start from it."""
         self.measured(name)
         run = next(run for run in RUNS if run.name == name)
+        if not (path := self.home / f"{name}.npz").exists():
+            raise SystemExit(f"the network of {name} is gone: train it again, python -m demos.real.cifar --runs {name}")
         net = self.untrained(run)
         net.gates.open_by(1.0)
-        SmallState.read(self.home / f"{name}.npz").restore(kept(run, net))
+        SmallState.read(path).restore(kept(run, net))
         return net.eval()
 
     def untrained(self, run: Run) -> SkipNet:
@@ -245,7 +252,7 @@ class Study:
 
     def run(self, run: Run) -> None:
         """Train what is not trained yet; measure; leave the weights and the figures in the home folder."""
-        if self.finished(run.name):
+        if self.finished(run.name) and not self.misses(run):
             return
         net, decisions = self.build(run), self.decisions(run)
         first = self.go_on(run, net, decisions)

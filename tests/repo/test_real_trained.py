@@ -70,7 +70,7 @@ def test_runs_start_from_each_other_and_are_done_once(data, tmp_path, monkeypatc
     with pytest.raises(SystemExit, match="plain-38 is needed first"):
         plan.run(cifar.RUNS[4])
     by_name = {run.name: run for run in cifar.RUNS}
-    for name in ("plain-38", "ff1", "ff1-fixed", "ff1-random", "stochastic"):
+    for name in ("plain-38", "ff1", "ff1-fixed", "budget", "budget-random", "stochastic"):
         plan.run(by_name[name])
         assert plan.finished(name) and not (tmp_path / "work" / name).exists()
     start = plan.build(by_name["ff1"]).backbone.state_dict()
@@ -79,17 +79,24 @@ def test_runs_start_from_each_other_and_are_done_once(data, tmp_path, monkeypatc
     plan.run(by_name["ff1"])
     gated, fixed = (json.loads((home / f"{name}.json").read_text()) for name in ("ff1", "ff1-fixed"))
     assert sorted(path.name for path in home.iterdir()) == [
-        "ff1-fixed.json", "ff1-random.json", "ff1.json", "plain-38.json", "plain-38.npz", "stochastic.json",
+        "budget-random.json", "budget.json", "ff1-fixed.json", "ff1.json", "plain-38.json", "plain-38.npz",
+        "stochastic.json",
     ], "networks that no run starts from are not kept"  # fmt: skip
     assert {"sampled", "random_gates", "blocks_with_difficulty", "rates"} <= set(gated)
     assert fixed["hard"]["blocks"] >= gated["hard"]["blocks"] - 1e-9, "the control gets no less"
     table = cifar.report(home, out)
     assert "ff1-fixed" in table and [run["run"]["name"] for run in json.loads(out.read_text())["runs"]] == [
-        "plain-38", "ff1", "ff1-fixed", "ff1-random", "stochastic",
+        "plain-38", "ff1", "ff1-fixed", "budget", "budget-random", "stochastic",
     ]  # fmt: skip
     assert "stochastic, best subset" in table and "2 epochs each" in table
     depth = json.loads((home / "stochastic.json").read_text())
-    assert depth["hard"]["blocks"] == 18 and depth["subset"]["blocks"] == fixed["hard"]["blocks"]
+    assert depth["hard"]["blocks"] == 18 and depth["subset"]["blocks"] <= 18
+    (home / "plain-38.npz").unlink()
+    with pytest.raises(SystemExit, match="network of plain-38 is gone"):
+        plan.run(by_name["rnn"])
+    monkeypatch.undo()
+    plan.run(by_name["plain-38"])
+    assert plan.model("plain-38") and not plan.misses(by_name["plain-38"])
     with pytest.raises(SystemExit, match="other settings"):
         cifar.Study(replace(SMALL, lr=0.1), home, tmp_path / "work").run(by_name["rnn"])
     assert out.with_suffix(".png").stat().st_size > 5000
