@@ -62,7 +62,7 @@ OUT = Path(__file__).with_suffix(".json")
 WORK = study.ROOT / "runs" / "real-cifar"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 VALIDATION = 2000
-MARKERS = "oxD"  # in the figure: fewer layers, controls, gates
+MARKERS = {"o": "plain networks", "x": "controls", "D": "gates"}  # in the figure
 LEARNED = ("supervised", "budget", "reinforce")  # stages that train gates
 CURRENT, PROGRESS = "current.npz", "progress.json"
 
@@ -515,8 +515,12 @@ def figure(result: dict[str, Any]) -> Any:
                 continue
             x = found["macs_of_all_blocks"] / base * own["macs_fraction"]
             marker = "o" if name.startswith("plain") else ("D" if "rates" in found else "x")
-            axis.plot(100 * x, 100 * own["accuracy"], marker, color=f"C{MARKERS.index(marker)}")
-            axis.annotate(label, (100 * x, 100 * own["accuracy"]), (5, 3), textcoords="offset points", fontsize=8)
+            axis.plot(100 * x, 100 * own["accuracy"], marker, color=f"C{[*MARKERS].index(marker)}")
+            below = -10 if "random" in label else 4  # these stand beside a subset of as many blocks
+            axis.annotate(label, (100 * x, 100 * own["accuracy"]), (5, below), textcoords="offset points", fontsize=8)
+    for place, (marker, name) in enumerate(MARKERS.items()):
+        axis.plot([], [], marker, color=f"C{place}", label=name)
+    axis.legend(frameon=False, fontsize=8)
     axis.set(xlabel="% of ResNet-38's MACs", ylabel="test accuracy %", title="CIFAR-10: routing and its controls")
     return drawing
 
