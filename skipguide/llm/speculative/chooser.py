@@ -203,8 +203,8 @@ class Chooser:
         gains = [tokens_per_round(acceptance, k + 1) / cost for k, cost in enumerate(costs)]
         if max(gains) > 1:
             return gains.index(max(gains)) + 1 if self.budget.left > 0 else 0
-        # one token at a time until more is known, as far as what it is expected to lose may be lost, and what is left of
-        # the text is long enough to make up for a draft that fails
+        # one token at a time until more is known, as far as what it is expected to lose may be lost, and where enough
+        # of the text is left to make up for a draft that fails
         expected, worst = costs[0] - tokens_per_round(acceptance, 1), costs[0] - 1
         return int(expected <= self.budget.left and worst <= self.budget.left + self.budget.share * room)
 
