@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from demos.benchmarks.measure import keep_existing, machine, write_json
-from demos.benchmarks.skipnet_time import ALLOCATOR, PROCESSES, Gated, measure, pooled
+from demos.benchmarks.skipnet_time import PROCESSES, Gated, in_processes, measure, pooled
 from skipguide.vision import skipnet
 
 SHARES = (1.0, 0.75, 0.5, 0.25)
@@ -44,11 +43,7 @@ def part(batch: int, rounds: int) -> list[dict[str, Any]]:
 
 def compute(batch: int, rounds: int) -> dict[str, Any]:
     """All processes, one after the other."""
-    command = [sys.executable, "-m", "demos.benchmarks.skipnet_resnet110", "--part", str(batch), str(rounds)]
-    parts = []
-    for _ in range(PROCESSES):
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | ALLOCATOR)
-        parts.append(json.loads(done.stdout))
+    parts = in_processes("demos.benchmarks.skipnet_resnet110", "--part", str(batch), str(rounds))
     return {"batch": batch, "rows": pooled(parts), "aim_at_half": AIM, "processes": PROCESSES, "machine": machine()}
 
 

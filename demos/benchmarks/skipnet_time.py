@@ -248,14 +248,20 @@ def part(quick: bool) -> Cases:
     return cases
 
 
-def compute(quick: bool) -> dict[str, Any]:
-    """All processes, one after the other."""
-    parts: list[Cases] = []
-    command = [sys.executable, "-m", "demos.benchmarks.skipnet_time", "--part", *["--quick"] * quick]
+def in_processes(module: str, *arguments: str) -> list[Any]:
+    """What `python -m module` prints as JSON in each of the processes, one after the other."""
+    command = [sys.executable, "-m", module, *arguments]
+    parts = []
     for _ in range(PROCESSES):
         # read when a process starts
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | ALLOCATOR)
         parts.append(json.loads(done.stdout))
+    return parts
+
+
+def compute(quick: bool) -> dict[str, Any]:
+    """All processes, one after the other."""
+    parts: list[Cases] = in_processes("demos.benchmarks.skipnet_time", "--part", *["--quick"] * quick)
     cases = {
         name: {batch: pooled([each[name][batch] for each in parts]) for batch in batches}
         for name, batches in parts[0].items()

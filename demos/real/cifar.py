@@ -204,13 +204,18 @@ class Study:
         self.train, self.validation = every[:-held], every[-held:]
         self.test = read("test", settings.test)
 
+    def result(self, name: str) -> dict[str, Any] | None:
+        """What was measured of a run; None of one that is not done."""
+        if not (path := self.home / f"{name}.json").exists():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if found["settings"] != json.loads(json.dumps(asdict(self.settings))):
+            raise SystemExit(f"{path} was measured with other settings: take another folder, --home FOLDER")
+        return found
+
     def finished(self, name: str) -> bool:
         """Whether a run is done."""
-        if not (path := self.home / f"{name}.json").exists():
-            return False
-        if json.loads(path.read_text(encoding="utf-8"))["settings"] != json.loads(json.dumps(asdict(self.settings))):
-            raise SystemExit(f"{path} was measured with other settings: take another folder, --home FOLDER")
-        return True
+        return self.result(name) is not None
 
     def misses(self, run: Run) -> bool:
         """Whether the network is gone of a run that another one is to start from."""
@@ -219,9 +224,8 @@ class Study:
 
     def measured(self, name: str) -> dict[str, Any]:
         """What was measured of a run that another one needs."""
-        if not self.finished(name):
+        if (found := self.result(name)) is None:
             raise SystemExit(f"run {name} is needed first: python -m demos.real.cifar --runs {name}")
-        found: dict[str, Any] = json.loads((self.home / f"{name}.json").read_text(encoding="utf-8"))
         return found
 
     def model(self, name: str) -> SkipNet:
@@ -344,7 +348,7 @@ class Study:
     def decisions(self, run: Run) -> Tensor | None:
         """What a control is trained with: a subset of the blocks, or how often each of them runs."""
         if run.survival:
-            depth = 1 + 3 * run.blocks - 1
+            depth = 3 * run.blocks
             return 1 - (1 - run.survival) * torch.arange(2, depth + 1) / depth
         if not run.like:
             return None
@@ -375,17 +379,16 @@ class Study:
             "settings": asdict(self.settings),
             "macs_of_all_blocks": net.costs().dense,
             "hard": hard.to_dict(),
-            "per_class": hard.per_class(self.test.labels),
             "time": self.time(run, net, decisions),
             **more,
         }
         if not gated:  # they have no gates, which the network that measures them runs all the same
             for own in (found["hard"], *more.values()):
                 own["macs_fraction"] -= sum(net.costs().gates) / net.costs().dense
-            del found["per_class"]
         if gated:
             rates = hard.gates.double().mean(0)
             found |= {
+                "per_class": hard.per_class(self.test.labels),
                 "rates": rates.tolist(),
                 "sampled": self.evaluate(net, "sample").to_dict(),
                 "random_gates": self.evaluate(net, "hard", random_gates(rates, 0)).to_dict(),
@@ -449,9 +452,8 @@ def results(home: Path) -> dict[str, Any]:
     done = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     now = json.loads((home / PROGRESS).read_text(encoding="utf-8")) if (home / PROGRESS).exists() else None
     waiting = [run.name for run in RUNS if run.name not in {found["run"]["name"] for found in done}]
-    settings = [found["settings"] for found in done[:1]]
     return {
-        "settings": settings[0] if settings else None,
+        "settings": done[0]["settings"] if done else None,
         "runs": done,
         "in_training": now if now and now["run"] in waiting else None,
         "waiting": waiting,

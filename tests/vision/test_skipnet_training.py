@@ -197,6 +197,9 @@ def test_bad_training_is_refused(tmp_path):
         train(net, data(), TrainConfig(stage="fixed"))
     with pytest.raises(SkipError, match="fixed"):
         train(net, data(), TrainConfig(), decisions=torch.ones(3, dtype=torch.bool))
+    for wrong in (torch.tensor([0.5, 0.5, 0.5]), torch.tensor([1, 0, 1])):
+        with pytest.raises(SkipError, match=f"expected decisions as a bool tensor .*got {wrong.dtype}"):
+            train(net, data(), TrainConfig("fixed", steps=1, batch_size=4), decisions=wrong)
     half = TrainConfig("random", steps=1)
     for wrong, message in (
         (None, "fixed and random"),

@@ -217,7 +217,7 @@ class SkipNet(nn.Module, PretrainedMixin):
     def _forced(self, decisions: Any, images: Tensor) -> Tensor:
         wanted = (len(images), len(self.gates))
         if not isinstance(decisions, Tensor) or decisions.dtype is not torch.bool:
-            raise SkipError(f"expected decisions as a bool tensor {list(wanted)}; got {_kind(decisions)}")
+            raise SkipError(f"expected decisions as a bool tensor {list(wanted)}; got {kind_of(decisions)}")
         if decisions.shape not in (wanted, wanted[1:]):
             raise SkipError(f"expected decisions of shape {list(wanted)} or [{wanted[1]}]; got {list(decisions.shape)}")
         return decisions.to(images.device).expand(wanted)
@@ -276,7 +276,8 @@ def _checked_size(size: Sequence[int]) -> tuple[int, ...]:
     return found
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What was given, for a message: dtype and shape, or the type of what is no tensor."""
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 

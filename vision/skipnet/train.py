@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from skipguide.errors import SkipError
 from skipguide.hosts.progress import progress_bar, say
-from skipguide.vision.skipnet.net import SkipNet
+from skipguide.vision.skipnet.net import SkipNet, kind_of
 from skipguide.vision.skipnet.objectives import budget_loss, check_labels, reinforce_loss
 from skipguide.vision.skipnet.routing import Routing
 from skipguide.vision.skipnet.sampler import batches
@@ -96,7 +96,7 @@ def train(
             for group, times in zip(optimizer.param_groups, (1.0, config.gate_lr), strict=True):
                 group["lr"] = config.lr * times * _schedule(state.step, config)
             device_random = torch.Generator(images.device).manual_seed(random.initial_seed())
-            chosen = _chosen(decisions, len(images), random)
+            chosen = _drawn(decisions, len(images), random) if config.stage == "random" else decisions
             routing = model(images, return_routing=True, mode=config.mode, decisions=chosen, generator=device_random)
             loss, row = stage_loss(routing, labels, config)
             if not bool(torch.isfinite(loss)):
@@ -154,19 +154,17 @@ def _check_decisions(decisions: Any, net: SkipNet, config: TrainConfig) -> None:
         return  # the network checks those of "fixed"
     count = len(net.gates)
     if not isinstance(decisions, Tensor) or decisions.shape != (count,) or not decisions.is_floating_point():
-        got = (
-            f"{decisions.dtype} {list(decisions.shape)}" if isinstance(decisions, Tensor) else type(decisions).__name__
+        raise SkipError(
+            f"expected how often each block runs as floats [{count}] for the stage 'random'; got {kind_of(decisions)}"
         )
-        raise SkipError(f"expected how often each block runs as floats [{count}] for the stage 'random'; got {got}")
     if not bool(((decisions >= 0) & (decisions <= 1)).all()):
         raise SkipError(f"expected how often each block runs as shares in 0..1; got {decisions.tolist()}")
 
 
-def _chosen(decisions: Tensor | None, count: int, random: torch.Generator) -> Tensor | None:
-    """The blocks of a batch: those of "fixed", or drawn for every image."""
-    if decisions is None or decisions.dtype is torch.bool:
-        return decisions
-    return torch.rand(count, len(decisions), generator=random) < decisions.detach().cpu()
+def _drawn(shares: Any, count: int, random: torch.Generator) -> Tensor:
+    """The blocks of a batch of "random", drawn for every image."""
+    drawn: Tensor = torch.rand(count, len(shares), generator=random) < shares.detach().cpu()
+    return drawn
 
 
 def _train_mode(net: SkipNet, config: TrainConfig) -> None:
