@@ -65,6 +65,7 @@ class ActivePlan:
         state: what else the root intervention keeps of the running pass.
         entries: one for each time that somebody is inside the plan's `with` block, in whatever thread.
         live: whether there is any. A task that outlives the block sees that it ended.
+        closed: whether it ended for good.
         running: the pass that runs on this object, by its token; None without one.
         follow: called at gates with the plans that hold, in passes with gradients: a checkpoint may run them again.
         renew: makes the interventions of a second pass at the same time, where they keep something of a pass; None:
@@ -76,6 +77,7 @@ class ActivePlan:
             "__weakref__",
             "_root",
             "batch",
+            "closed",
             "entries",
             "follow",
             "grid",
@@ -105,7 +107,7 @@ class ActivePlan:
         self.state: Any = None
         self.entries: set[Entry] = set()
         self.follow: Callable[[tuple[ActivePlan, ...]], None] | None = None
-        self.live = False
+        self.live = self.closed = False
         self.running: object = None
         self.renew: Callable[[], dict[int, Intervention]] | None = None
 
@@ -213,10 +215,19 @@ class ActivePlan:
 
     def close(self) -> None:
         """End the plan for good, where its handle or its model is gone and `leave` will not be called."""
-        self.live = False
+        self.abandon()
+        _set_entered(_ENTERED.get())
+
+    def abandon(self) -> None:
+        """Close the plan where a finalizer asks for it: what is entered here is not changed before somebody looks.
+
+        The garbage collector calls finalizers at any allocation, before Python 3.12 even in the middle of a
+        `ContextVar.set`, of ours or of another library. A second `set` frees what the first one works on, and later
+        the process crashes or reads another object's memory.
+        """
+        self.live, self.closed = False, True
         self._root = None
         self.interventions = {}
-        _set_entered(tuple(entry for entry in _ENTERED.get() if entry.plan is not self))
 
 
 class Entry:
@@ -261,14 +272,22 @@ ACTIVE: ContextVar[tuple[ActivePlan, ...]] = ContextVar("skipguide_active_plans"
 
 
 def _set_entered(entries: tuple[Entry, ...]) -> None:
-    """Set both; an interrupt between them is put right by whoever sets them next, such as a repeated `leave`."""
+    """Set both, without closed plans; whoever sets them next puts an interrupt between them right.
+
+    No finalizer may come here: see `ActivePlan.abandon`.
+    """
+    entries = tuple(entry for entry in entries if not entry.plan.closed)
     _ENTERED.set(entries)
     ACTIVE.set(tuple(dict.fromkeys(entry.plan for entry in entries)))
 
 
 def active_plans() -> tuple[ActivePlan, ...]:
     """The plans that hold in this thread or task, outermost first."""
-    return ACTIVE.get()
+    plans = ACTIVE.get()
+    if any(plan.closed for plan in plans):
+        _set_entered(_ENTERED.get())
+        plans = ACTIVE.get()
+    return plans
 
 
 def active_at(gate: Gated, kind: type[T]) -> tuple[ActivePlan, T] | None:

@@ -111,7 +111,7 @@ class Skipper(Shown):
     def __del__(self) -> None:
         """A Skipper that was dropped inside its `with` block ends its plan and lets go of the model."""
         if (active := self.__dict__.get("active")) is not None:
-            active.close()
+            active.abandon()
 
     def __enter__(self) -> Skipper:
         """Install the gates and activate the plan in this thread or task."""

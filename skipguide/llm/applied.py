@@ -80,7 +80,7 @@ class AppliedSublayers(Shown):
     def __del__(self) -> None:
         """The model is gone, and with it the plan."""
         if (active := self.__dict__.get("_active")) is not None:
-            active.close()
+            active.abandon()
 
     @property
     def handle(self) -> Any:

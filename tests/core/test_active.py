@@ -2,6 +2,8 @@
 
 import contextlib
 import contextvars
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -192,3 +194,51 @@ def test_leaving_again_mends_what_an_interrupt_left_between_the_two(frames):
     one.leave_all()
     assert active_plans() == (two,)
     two.leave()
+
+
+def test_a_plan_whose_handle_was_dropped_is_forgotten_by_whoever_looks_next(frames):
+    one, two, _ = frames
+    one.enter()
+    two.enter()
+    one.abandon()
+    assert active.ACTIVE.get() == (one, two), "a finalizer changes nothing of what is entered"
+    assert one.closed and not one.live and active_plans() == (two,) and active.ACTIVE.get() == (two,)
+    two.abandon()
+    with active.hold_only([]):
+        pass
+    assert active.ACTIVE.get() == active._ENTERED.get() == (), "nor is it put back"
+
+
+COLLECTED = """
+import contextvars, gc
+from skipguide.active import ActivePlan, active_plans
+from skipguide.stats import Stats
+
+others = [contextvars.ContextVar(f"other{i}") for i in range(40)]
+for number, other in enumerate(others):
+    other.set(number)
+mine = contextvars.ContextVar("mine")
+
+
+class Handle:
+    def __init__(self):
+        self.circle, self.active = self, ActivePlan(None, Stats())
+        self.active.enter()
+
+    def __del__(self):
+        self.active.abandon()
+
+
+gc.set_threshold(1, 1000, 1000)
+for number in range(5000):
+    Handle()
+    mine.set([number])
+    assert mine.get() == [number] and [other.get() for other in others] == list(range(40))
+gc.collect()
+assert active_plans() == ()
+"""
+
+
+def test_handles_are_collected_in_the_middle_of_another_variables_set():
+    """Before Python 3.12 that is possible, and closing the plan there crashed the process at the tenth handle."""
+    subprocess.run([sys.executable, "-X", "faulthandler", "-c", COLLECTED], check=True, timeout=300)

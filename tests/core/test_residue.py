@@ -9,12 +9,14 @@ import weakref
 
 import pytest
 import torch
+from helpers import llm_zoo
 from helpers.residue import PLANS, Watch, families, no_gates, plans
 from torch import nn
 
-from skipguide import LostGateError, Prefix, SkipError, Skipper, SkipPlan, capture, find_blocks, resume
+from skipguide import LostGateError, Prefix, SkipError, Skipper, SkipPlan, active, capture, find_blocks, resume
 from skipguide.active import active_plans
 from skipguide.gate import Gate, gate_of
+from skipguide.llm import SublayerPlan
 from zoo import BY_NAME
 
 # A plan leaves no trace: after every way of ending it the model is, attribute for attribute, what it was.
@@ -349,6 +351,37 @@ def test_a_dropped_model_is_freed(family, plan, how):
     del skipper, model
     gc.collect()
     assert [reference() for reference in alive] == [None] * 3
+    assert active_plans() == ()
+
+
+class Counting:
+    """A context variable that counts how often it is set."""
+
+    def __init__(self, variable):
+        self.variable, self.count = variable, 0
+        self.get = variable.get
+
+    def set(self, value):
+        self.count += 1
+        return self.variable.set(value)
+
+
+@pytest.mark.parametrize("handle", ["a Skipper", "a sublayer plan"])
+def test_the_garbage_collector_sets_no_context_variable(handle, monkeypatch):
+    """It may come in the middle of another `set`, and then a second one corrupts memory before Python 3.12."""
+    monkeypatch.setattr(active, "_ENTERED", Counting(active._ENTERED))
+    monkeypatch.setattr(active, "ACTIVE", Counting(active.ACTIVE))
+    if handle == "a Skipper":
+        model = BY_NAME["ltx"].build()
+        applied = Skipper(model, SkipPlan([1])).__enter__()
+    else:
+        model = llm_zoo.BY_NAME["llama"].build()
+        applied = SublayerPlan(attn=[1]).apply(model)
+    gone, before = weakref.ref(model), active._ENTERED.count
+    assert before and active_plans()
+    del model, applied
+    gc.collect()
+    assert gone() is None and active._ENTERED.count == active.ACTIVE.count == before
     assert active_plans() == ()
 
 
