@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class Settings:
     widths: tuple[int, ...] = (8, 14, 24, 40, 64)
     wide: tuple[int, ...] = (9, 16, 27, 46, 73)
     tolerances: tuple[float, ...] = field(default=(0.02, 0.05, 0.1))
+    precision: str = "no"  # of the training, as accelerate calls it; everything is measured in float32
 
 
 FULL = Settings()
@@ -91,9 +93,11 @@ class Study:
         folder = self.place(name, seed, lr, steps)
 
         def train() -> UNetPlusPlus:
-            recipe = Recipe(steps, lr, self.settings.batch, seed=seed)
-            model = build(name, self.settings, seed)
-            fit(model, loss_on(self.train, recipe, self.settings.size), recipe, desc=f"{name}, seed {seed}, lr {lr:g}")
+            recipe = Recipe(steps, lr, self.settings.batch, precision=self.settings.precision, seed=seed)
+            model, state = build(name, self.settings, seed), folder.with_name(f"{folder.name}-state")
+            loss, desc = loss_on(self.train, recipe, self.settings.size), f"{name}, seed {seed}, lr {lr:g}"
+            fit(model, loss, recipe, folder=state, desc=desc)
+            rmtree(state)
             return model
 
         return study.kept(folder, UNetPlusPlus.from_pretrained, train).to(memory_format=torch.channels_last).eval()
@@ -122,12 +126,12 @@ class Study:
             record["adaptive"] = {f"{t:g}": adaptive(model, self.test, t) for t in self.settings.tolerances}
         return record
 
-    def times(self, lrs: dict[str, float]) -> dict[str, Any]:
+    def times(self, lrs: dict[str, float], seed: int) -> dict[str, Any]:
         """Process CPU time of a batch, of the exported pruned models and of the U-Nets, relative to the last head."""
         s = self.settings
-        deep = self.trained(DEEP, s.seeds[0], lrs[DEEP], s.steps)
+        deep = self.trained(DEEP, seed, lrs[DEEP], s.steps)
         models = {f"L{level}": deep.pruned(level) for level in deep.levels}
-        models |= {name: self.trained(name, s.seeds[0], lrs[name], s.steps) for name in MODELS[:3]}
+        models |= {name: self.trained(name, seed, lrs[name], s.steps) for name in MODELS[:3]}
         images = torch.stack(list(self.test.images[: s.batch])).to(memory_format=torch.channels_last)
         heads = deep(images)
         equal = {f"L{level}": torch.equal(models[f"L{level}"](images), heads[level - 1]) for level in deep.levels}
@@ -176,12 +180,23 @@ def compute(settings: Settings, work: Path) -> dict[str, Any]:
     return all_cells(Study(settings, work))
 
 
+def run_name(model: str, seed: int) -> str:
+    """The cell of a model that was trained with a seed."""
+    return f"{model} {seed}"
+
+
 @torch.no_grad()
-def all_cells(plan: Study) -> dict[str, Any]:
-    """All cells of a study, on whatever pictures it has."""
+def all_cells(plan: Study, seeds: Sequence[int] | None = None) -> dict[str, Any]:
+    """All cells of a study, on whatever pictures it has; seed by seed, so that a study that is stopped has whole ones.
+
+    Args:
+        plan: the study.
+        seeds: those to train with, all by default. What is given is of all seeds that have every model.
+    """
     settings = plan.settings
     cells = plan.cells
-    bar = tqdm(total=len(MODELS) * (1 + len(settings.seeds)) + 1, desc="study", unit="cell")
+    seeds = settings.seeds if seeds is None else seeds
+    bar = tqdm(total=len(MODELS) * (1 + len(seeds)) + 1, desc="study", unit="cell")
 
     def cell(name: str, work: Any) -> dict[str, Any]:
         with torch.enable_grad():
@@ -191,14 +206,15 @@ def all_cells(plan: Study) -> dict[str, Any]:
 
     tuned = {name: cell(f"tune {name}", lambda name=name: plan.tune(name)) for name in MODELS}
     lrs = {name: value["lr"] for name, value in tuned.items()}
-    runs = {
-        name: [cell(f"{name} {s}", lambda name=name, s=s: plan.run(name, s, lrs[name])) for s in settings.seeds]
-        for name in MODELS
-    }
-    times = cells("times", lambda: plan.times(lrs))
-    bar.update()
+    for s in seeds:
+        for name in MODELS:
+            cell(run_name(name, s), lambda name=name, s=s: plan.run(name, s, lrs[name]))
+    whole = [s for s in settings.seeds if all(run_name(name, s) in cells for name in MODELS)]
+    runs = {name: [cells(run_name(name, s), dict) for s in whole] for name in MODELS}
+    times = cell("times", lambda: plan.times(lrs, whole[0]))
     bar.close()
-    return summary({"settings": asdict(settings), "tuning": tuned, "runs": runs, "times": times})
+    shown = {**asdict(settings), "seeds": whole}
+    return summary({"settings": shown, "tuning": tuned, "runs": runs, "times": times})
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:

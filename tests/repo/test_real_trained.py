@@ -174,24 +174,36 @@ def test_nuclei_are_brought_to_one_size(data):
 
 def test_the_study_of_nuclei_from_end_to_end(data, tmp_path, monkeypatch, capsys):
     tiny = unetpp.Settings(
-        seeds=(0,), rates=(3e-3,), steps=2, tuning_steps=1, batch=2, size=16, train=6, validation=2, test=2, rounds=1,
+        seeds=(0, 1), rates=(3e-3,), steps=2, tuning_steps=1, batch=2, size=16, train=6, validation=2, test=2, rounds=1,
         widths=(2, 3, 4, 5, 6), wide=(2, 3, 4, 5, 7), tolerances=(0.05,),
     )  # fmt: skip
     monkeypatch.setattr(nuclei, "QUICK", tiny)
     out = ["--quick", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "cells")]
     monkeypatch.setattr(nuclei.study, "ROOT", tmp_path)
-    nuclei.main(out)
-    assert "Data Science Bowl" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        nuclei.main([*out, "--seeds", "2"])
+    nuclei.main([*out, "--seeds", "1"])
+    assert "one seed" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "nuclei.json").read_text())
+    assert found["settings"]["seeds"] == [1] and not list(tmp_path.rglob("*-state"))
     with Image.open(tmp_path / "out" / "nuclei.jpg") as picture:
         assert picture.width == 6 * 16 + 5 * 4, "pictures, nuclei, and four models side by side"
     assert set(found["models"]) == set(unetpp.MODELS)
     parts = nuclei.Study(tiny, tmp_path / "cells", tmp_path / "models").pictures()
     assert [len(part) for part in parts] == [6, 2, 2]
     assert len({name for part in parts for name in part.names}) == 10, "no picture is in two parts"
-    monkeypatch.setattr(nuclei.Study, "trained", lambda *args: pytest.fail("every cell is there"))
     shutil.rmtree(tmp_path / "runs")
+
+    def untrained(*args):
+        pytest.fail("nothing is to be trained")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nuclei.Study, "trained", untrained)
+        nuclei.main([*out, "--seeds", "1", "--force"])
+        with pytest.raises(pytest.fail.Exception, match="nothing is to be trained"):
+            nuclei.main([*out, "--force"])
     nuclei.main([*out, "--force"])
+    assert "2 seeds" in capsys.readouterr().out
 
 
 def test_data_that_is_not_there_says_so(monkeypatch, tmp_path):
