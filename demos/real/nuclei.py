@@ -73,8 +73,8 @@ QUICK = replace(
 )
 
 
-def read(size: int, most: int | None = None) -> Pictures:
-    """The pictures and masks of `../shared/data/nuclei`, brought to `size` × `size`.
+def read(size: int | None, most: int | None = None) -> Pictures:
+    """The pictures and masks of `../shared/data/nuclei`, brought to `size` × `size`, or in their own sizes.
 
     Raises:
         NotInstalledError: where they are not there.
@@ -107,19 +107,27 @@ def _values(picture: Image.Image) -> Tensor:
     return values / max(1.0, 255.0 if float(values.max()) > 1 else 1.0)
 
 
-def _resized(values: Tensor, size: int) -> Tensor:
+def _resized(values: Tensor, size: int | None) -> Tensor:
+    if size is None:
+        return values
     return F.interpolate(values[None], (size, size), mode="bilinear", antialias=True)[0]
+
+
+def parts(size: int | None, most: int | None = None) -> tuple[Pictures, Pictures, Pictures]:
+    """To train on, to choose on and to report: a fixed split of all that there are, mixed by a fixed seed."""
+    every = read(size, most)
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
+    first, second = round(SPLIT[0] * len(every)), round((SPLIT[0] + SPLIT[1]) * len(every))
+    return every.pick(order[:first]), every.pick(order[first:second]), every.pick(order[second:])
 
 
 class Study(unetpp.Study):
     """The study of U-Nets on real pictures."""
 
     def pictures(self) -> tuple[Pictures, Pictures, Pictures]:
-        """A fixed split of all that there are, mixed by a fixed seed."""
-        every = read(self.settings.size, sum((self.settings.train, self.settings.validation, self.settings.test)))
-        order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
-        first, second = round(SPLIT[0] * len(every)), round((SPLIT[0] + SPLIT[1]) * len(every))
-        return every.pick(order[:first]), every.pick(order[first:second]), every.pick(order[second:])
+        """A fixed split of all that there are."""
+        s = self.settings
+        return parts(s.size, s.train + s.validation + s.test)
 
 
 @torch.no_grad()
