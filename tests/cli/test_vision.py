@@ -329,6 +329,7 @@ def test_crops_are_crops_and_mirrors_are_mirrors():
     assert {flip for *_, flip in seen} == {False, True} and len({top for top, *_ in seen}) > 4
 
 
+@pytest.mark.slow
 def test_the_command_trains_reports_and_goes_on(tmp_path, cifar, capsys):
     from accelerate.state import AcceleratorState
 

@@ -230,7 +230,7 @@ class Handle:
 
 
 gc.set_threshold(1, 1000, 1000)
-for number in range(5000):
+for number in range(1000):
     Handle()
     mine.set([number])
     assert mine.get() == [number] and [other.get() for other in others] == list(range(40))

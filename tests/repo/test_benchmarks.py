@@ -254,6 +254,7 @@ def test_native_counts_are_the_analytic_ones():
     assert native.table(data) == NATIVE.with_suffix(".md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_native_can_be_run_quickly(tmp_path, capsys):
     out = tmp_path / "native.json"
     native.main(["--quick", "--pipelines", "sana_pag", "--out", str(out)])
@@ -265,6 +266,7 @@ def test_native_can_be_run_quickly(tmp_path, capsys):
 # guidance together with caches
 
 
+@pytest.mark.slow
 def test_caches_can_be_run_quickly(tmp_path, capsys):
     """Half of the steps are answered: guidance costs 8 of 56 blocks at the others, and nothing where it is answered."""
     out = tmp_path / "caches.json"

@@ -48,6 +48,7 @@ def test_a_door_is_drawn_as_it_is_committed(name, tmp_path, capsys):
     assert (tmp_path / f"door_{name}.png").stat().st_size < 100_000
 
 
+@pytest.mark.slow
 def test_the_clip_of_the_hero_is_read_right_and_changes_most(monkeypatch, capsys):
     full = hero.bundled_pipeline
 

@@ -47,7 +47,16 @@ def rows(value):
         yield from rows(each)
 
 
-@pytest.mark.parametrize("name", [piece.name for piece in pieces.PIECES])
+QUICK = {"ltx", "wan", "decode", "skipnet", "masking"}  # one of each kind; the others are the same code in other shapes
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        piece.name if piece.name in QUICK else pytest.param(piece.name, marks=pytest.mark.slow)
+        for piece in pieces.PIECES
+    ],
+)
 def test_every_piece_runs_dry(name, dry, tmp_path):
     code, results = dry("--pieces", name)
     record = results["pieces"][name]

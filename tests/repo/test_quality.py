@@ -164,6 +164,7 @@ def test_clips_are_those_of_the_stock_pipeline_called_with_the_prompt():
     assert len(held) == 1 and prompts(5, 2)[8] == specs[4]
 
 
+@pytest.mark.slow
 def test_a_run_resumes_and_reports(tmp_path, capsys):
     words = ["--out", str(tmp_path), "--prompts", "5", "--each", "2", "--seeds", "1", "--steps", "2", "--workers", "0"]
     command.main([*words, "--only", "cfg-3", "random-1"])

@@ -230,6 +230,7 @@ def test_masks_hide_the_share_that_they_say():
         assert 1 - masking.hidden(uneven, share, g).float().mean() == pytest.approx(share, abs=0.03)
 
 
+@pytest.mark.slow
 def test_a_photo_from_end_to_end(net, monkeypatch):
     """A picture whose middle is red: hiding it costs the class, and every map of every fill finds it."""
     monkeypatch.setattr(masking, "slic_segments", lambda image, count: grid_segments(224, 224, 6))

@@ -71,6 +71,7 @@ def data(study):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_measurement_is_that_of_an_edited_copy(study, data):
     """The loss of one method at one count, by hand: output projections that are zero, and no scale."""
     (row,) = llm_report.rows_of(data, "prefill", text="code", method="measured search", count=2)
@@ -84,6 +85,7 @@ def test_a_measurement_is_that_of_an_edited_copy(study, data):
     assert row["perplexity"] == pytest.approx(float(torch.stack(losses).mean().exp()), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_what_is_compared(data):
     english = llm_report.rows_of(data, "prefill", text="english")
     methods = {row["method"] for row in english}
@@ -101,6 +103,7 @@ def test_the_prompt_is_read_by_the_whole_model_in_decoding(study):
     assert {plan.phase for plan in llm.decoding_plans(study, 2).values()} == {"decode"}
 
 
+@pytest.mark.slow
 def test_going_on_from_a_json(data, tmp_path):
     """What it has is taken; what tells too little to be told apart is measured again; other settings are refused."""
     settings = json.loads(json.dumps(asdict(FORM)))
@@ -126,6 +129,7 @@ def test_fine_tuning_lowers_the_loss_of_what_it_is_for(study):
     assert all(not name.startswith("_skipguide") for name in tuned.__dict__)
 
 
+@pytest.mark.slow
 def test_tables_and_figure(data, tmp_path):
     path = tmp_path / "llm.json"
     path.write_text(json.dumps(data))
@@ -138,6 +142,7 @@ def test_tables_and_figure(data, tmp_path):
     assert path.with_suffix(".md").read_text() == text and path.with_suffix(".png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_study_that_was_stopped_early_has_tables_too(data):
     few = data | {"rows": [row for row in data["rows"] if row["part"] == "prefill" and row["text"] == "english"][:4]}
     text = llm_report.tables(few)

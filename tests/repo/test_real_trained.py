@@ -63,6 +63,7 @@ def test_cifar_is_read_as_it_was_written(data):
     assert abs(float(cifar.normalised(found.images).mean())) < 2
 
 
+@pytest.mark.slow
 def test_runs_start_from_each_other_and_are_done_once(data, tmp_path, monkeypatch, capsys):
     home, out = tmp_path / "home", tmp_path / "cifar.json"
     plan = cifar.Study(SMALL, home, tmp_path / "work")
@@ -216,6 +217,7 @@ def test_data_that_is_not_there_says_so(monkeypatch, tmp_path):
         nuclei.read(32)
 
 
+@pytest.mark.slow
 def test_another_librarys_network_is_trained_alike(data, tmp_path, monkeypatch, capsys):
     """A convolution in its place: one head, the same pictures and steps; and without the library a sentence."""
     monkeypatch.setattr(nuclei_smp, "SHORT", replace(nuclei.SHORT, size=32, batch=2, train=6, validation=2, test=2))

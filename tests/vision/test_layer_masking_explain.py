@@ -163,6 +163,7 @@ def test_occlusion_is_the_drop_of_the_probability(tiny, star, parts):
     torch.testing.assert_close(drops[5], plain - gone, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_explanations_point_at_the_shape(tiny):
     """On scenes where the shape's pixels are known; the three that the notebook takes one of."""
