@@ -43,7 +43,7 @@ HOME = Path(__file__).with_suffix("")
 OUT = Path(__file__).with_suffix(".json")
 SPLIT = (0.6, 0.2, 0.2)
 FULL = unetpp.Settings(
-    seeds=(0, 1, 2, 3, 4), rates=(3e-4, 1e-3, 3e-3), steps=1500, tuning_steps=500, batch=16, size=96,
+    seeds=(0, 1, 2, 3, 4), rates=(3e-4, 1e-3, 3e-3), steps=1500, tuning_steps=300, batch=16, size=96,
     train=398, validation=133, test=133,
     widths=(16, 32, 64, 128, 256), wide=(18, 35, 69, 138, 277), precision="bf16",
 )  # fmt: skip
