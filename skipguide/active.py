@@ -223,7 +223,7 @@ class ActivePlan:
 
         The garbage collector calls finalizers at any allocation, before Python 3.12 even in the middle of a
         `ContextVar.set`, of ours or of another library. A second `set` frees what the first one works on, and later
-        the process crashes or reads another object's memory.
+        the process crashes or reads another object's memory (python/cpython, issue 148891).
         """
         self.live, self.closed = False, True
         self._root = None
