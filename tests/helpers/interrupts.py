@@ -36,7 +36,7 @@ class LineTrace:
 
     def _call(self, frame, event, arg):
         name = frame.f_code.co_filename
-        if frame.f_code.co_name == "__del__":  # runs whenever garbage is collected, and nobody sees what it raises
+        if frame.f_code.co_name in ("__del__", "abandon"):  # run by the garbage collector; nobody sees what they raise
             return None
         if name not in self.files:  # the package's links lead to the same files under another name
             resolved = _RESOLVED.get(name)
