@@ -147,7 +147,9 @@ def make_clip(
     """
     args = job.args
     applied = applied or (pipeline_calls.make_guidance(guidance) if guidance else None)
-    sample = pipeline_calls.sample(pipeline, args.prompt, {**job.call, **(more or {})}, args.seed, applied, bar=bar)
+    call = {**job.call, **(more or {})}
+    with models.few_threads(job.source, job.device):
+        sample = pipeline_calls.sample(pipeline, args.prompt, call, args.seed, applied, bar=bar)
     images = sample.images
     fps = pipeline_calls.frames_per_second(args, job.pipeline_class, job.defaults, len(images))
     label = f"skip guidance: {in_words(guidance)}" if guidance else "no skip guidance"

@@ -184,6 +184,8 @@ def choose_device(name: str) -> str:
 def few_threads(source: Source, device: str) -> Iterator[None]:
     """One thread for a bundled model on the CPU, unless OMP_NUM_THREADS is set; afterwards as many as before.
 
+    Every command that runs a pipeline does so in here.
+
     It gains little from a second one, and where other work runs the two mostly wait for each other: with ten busy
     processes on two cores, a clip took 12 seconds of processor time instead of 0.7.
     """

@@ -324,3 +324,23 @@ def test_what_a_real_pipeline_refuses(tiny, tmp_path, monkeypatch, capsys):
         error = capsys.readouterr().err
         assert expected in error.splitlines()[-1]
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "a red circle", "--steps", "2", "--frames", "5"],
+        ["sweep", "a red circle", "--layers", "1", "--scales", "1", "--steps", "2", "--frames", "5"],
+        ["rank", "--steps", "1", "--levels", "1", "--prompts", "a red circle", "--parts", "block"],
+        ["tune", "--budget", "0.9", "--steps", "2", "--prompts", "a red circle", "--passes-only"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_command_runs_the_small_pipeline_in_one_thread(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert main([*words, "--device", "cpu"]) == 0
+    assert asked[:2] == [1, 3] and asked.count(1) == asked.count(3)

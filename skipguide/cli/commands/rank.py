@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> None:
     pyplot = _pyplot()
     source, pipeline, call = short_runs.load(args)
     prompts = args.prompts or (short_runs.BUNDLED_PROMPTS if source.bundled else None)
-    scores = _scores(args, pipeline, call, prompts)
+    with models.few_threads(source, pipeline.device.type):
+        scores = _scores(args, pipeline, call, prompts)
 
     print(f"{scores.model}: {scores.blocks} blocks, by {args.score}")
     print(scores.table(args.score))

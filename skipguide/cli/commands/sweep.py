@@ -255,7 +255,8 @@ class _CellMaker:
     def _sample(self, guidance: Any, desc: str) -> pipeline_calls.Sample:
         args = self.job.args
         bar = {"desc": desc, **self.bar}
-        return pipeline_calls.sample(self.pipeline, args.prompt, self.job.call, args.seed, guidance, bar=bar)
+        with models.few_threads(self.job.source, self.job.device):
+            return pipeline_calls.sample(self.pipeline, args.prompt, self.job.call, args.seed, guidance, bar=bar)
 
     def _keep(self, key: str, cell: Cell, images: Sequence[Image]) -> None:
         self.cache.put(key, cell, _strip(images, self.job.args.cell_frames))

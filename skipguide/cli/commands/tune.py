@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from skipguide.cli import pipeline_calls, short_runs
+from skipguide.cli import models, pipeline_calls, short_runs
 from skipguide.cli.arguments import add_guidance, examples, number
 from skipguide.cli.outputs import check_output, plain_arguments, replacing, sidecar, slug, versions, write_json
 from skipguide.errors import SkipError
@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> None:
     shared = call | {"output_type": "latent"} | pipeline_calls.without_native(pipeline)
     calls = [shared | {"prompt": prompt, "seed": args.seed + place} for place, prompt in enumerate(prompts)]
     applied = pipeline_calls.make_guidance(guidance)
-    tuned = tune(pipeline, calls, args.budget, guidance=applied, blocks=not args.passes_only)
+    with models.few_threads(source, pipeline.device.type):
+        tuned = tune(pipeline, calls, args.budget, guidance=applied, blocks=not args.passes_only)
 
     print(tuned)
     with replacing(output, sidecar(output)) as (schedule, notes):

@@ -134,7 +134,8 @@ def make(loaded: StudioPipeline, setting: Setting, tell: Tell, *, guided: bool) 
     """
     call = loaded.call(setting) | _following(loaded.pipe, setting.steps, tell)
     guidance = pipeline_calls.make_guidance(setting.guidance) if guided else None
-    return pipeline_calls.sample(loaded.pipe, setting.prompt, call, setting.seed, guidance, bar={"disable": True})
+    with models.few_threads(loaded.source, loaded.pipe.device.type):
+        return pipeline_calls.sample(loaded.pipe, setting.prompt, call, setting.seed, guidance, bar={"disable": True})
 
 
 def _following(pipe: Any, steps: int, tell: Tell) -> dict[str, Any]:
