@@ -61,6 +61,10 @@ class OneLineParser(argparse.ArgumentParser):
             return ""
         flags = [flag for action in self._actions for flag in action.option_strings]
         commands = [name for action in self._actions if action.dest == "command" for name in action.choices or ()]
+        typed = (unknown[1] or "").lstrip("-").replace("-", "_")
+        for action in self._actions:
+            if typed and not action.option_strings and action.dest in (typed, f"{typed}s"):
+                return f": the {typed} is given without a flag; see {self.prog} --help"
         near = difflib.get_close_matches(unknown[1] or unknown[2], flags if unknown[1] else commands, n=1)
         return f": did you mean {near[0]}?" if near else f"; see {self.prog} --help"
 

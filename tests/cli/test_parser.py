@@ -346,6 +346,8 @@ def test_frames_per_second(flags, defaults, name, count, fps):
             "skipguide llm generate: unrecognized arguments: --skipratio 0.1: did you mean",
         ),
         (["compare", "a circle", "--zzz"], "unrecognized arguments: --zzz; see skipguide compare --help"),
+        (["generate", "--prompt", "a"], "--prompt: the prompt is given without a flag; see skipguide generate --help"),
+        (["segment", "--image", "a.png"], "--image: the image is given without a flag; see skipguide segment --help"),
         (["llm"], "skipguide llm generate: the following arguments are required: prompt"),
     ],
 )
