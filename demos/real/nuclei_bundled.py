@@ -12,6 +12,7 @@ weights go to runs/; `--ship` puts them where `skipguide segment` finds them.
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +35,7 @@ from skipguide.vision.segmentation import deep_supervision_loss
 OUT = Path(__file__).with_suffix(".json")
 WIDTHS = (8, 14, 24, 40, 64)
 CROP = 96
+PRECISION = "bf16"
 SCALES = (64, 96, 144)  # sides of crops, brought to CROP
 
 
@@ -83,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     work = args.work or runs
     out = args.out or (runs / "nuclei_bundled.json" if args.quick else OUT)
     study.keep_existing(out, args.force)
-    recipe = Recipe(steps=2 if args.quick else args.steps, lr=3e-3, batch=4 if args.quick else 16, precision="bf16")
+    recipe = Recipe(steps=2 if args.quick else args.steps, lr=3e-3, batch=4 if args.quick else 16, precision=PRECISION)
     try:
         real, validation, test = nuclei.parts(None, 12 if args.quick else None)
     except NotInstalledError as error:
@@ -106,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     model.save_pretrained(work / "model")
     if args.ship:
-        model.save_pretrained(bundled("tiny-unetpp"))
+        for name in ("config.json", "model.safetensors"):  # not the card: the one that ships is written by hand
+            shutil.copyfile(work / "model" / name, bundled("tiny-unetpp") / name)
     study.write_json(out, result)
     for when in ("before", "now"):
         for name in parts:

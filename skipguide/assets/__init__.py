@@ -13,7 +13,7 @@ def bundled(name: str = "tiny-t2v") -> Path:
     Args:
         name: `"tiny-t2v"`, a text-to-video pipeline; `"tiny-lm"`, a language model of Python source; `"tiny-cnn"`, a
             classifier of drawn scenes (timm); `"tiny-clip"`, a CLIP of drawn shapes; `"tiny-unetpp"`, a UNet++ for
-            made-up nuclei; `"tiny-floorplan"`, a FloorPlanNet for made-up plans.
+            cell nuclei; `"tiny-floorplan"`, a FloorPlanNet for made-up plans.
 
     Raises:
         SkipError: if no such model ships, with those that do.

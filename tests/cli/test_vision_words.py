@@ -51,11 +51,11 @@ def test_a_folder_with_a_picture_too_large_to_open(tmp_path, capsys, monkeypatch
     assert "larger than Pillow opens" in capsys.readouterr().err
 
 
-def test_real_pictures_under_the_made_up_model_come_with_a_warning(tmp_path, capsys, monkeypatch):
+def test_pictures_under_the_bundled_model_come_with_a_warning(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 40), "navy").save("cells.png")
     assert main(["segment", "cells.png", "--device", "cpu"]) == 0
-    assert "has seen made-up nuclei only" in capsys.readouterr().err
+    assert "has learned cell nuclei and nothing else" in capsys.readouterr().err
     assert main(["segment", "--size", "32", "--device", "cpu", "-o", "made-up.png"]) == 0
     assert not capsys.readouterr().err
 

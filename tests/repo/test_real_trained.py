@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,10 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from demos.real import cifar, nuclei, nuclei_smp, pictures
+from demos.real import cifar, nuclei, nuclei_bundled, nuclei_smp, pictures
 from demos.real.weights import NotInstalledError
 from demos.unetpp import study as unetpp
+from demos.unetpp.data import Pictures
+from demos.unetpp.train import measure
+from skipguide.assets import bundled
 from skipguide.errors import SkipError
+from skipguide.vision import UNetPlusPlus
 from skipguide.vision.unetpp.nuclei import generate_nuclei
 
 
@@ -205,6 +210,38 @@ def test_the_study_of_nuclei_from_end_to_end(data, tmp_path, monkeypatch, capsys
             nuclei.main([*out, "--force"])
     nuclei.main([*out, "--force"])
     assert "2 seeds" in capsys.readouterr().out
+
+
+def test_the_network_that_ships_is_trained_on_real_and_made_up_nuclei(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(nuclei_bundled, "SCALES", (16, 24))
+    monkeypatch.setattr(nuclei_bundled, "CROP", 16)
+    monkeypatch.setattr(nuclei_bundled, "PRECISION", "no")
+    shipped = tmp_path / "shipped"
+    shutil.copytree(bundled("tiny-unetpp"), shipped)
+    monkeypatch.setattr(nuclei_bundled, "bundled", lambda name: shipped)
+    nuclei_bundled.main(["--quick", "--work", str(tmp_path), "--out", str(tmp_path / "x.json"), "--ship"])
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["before"]["made-up"]["4"]["iou"] > 0.5 > found["now"]["made-up"]["4"]["iou"]
+    made = UNetPlusPlus.from_pretrained(shipped)
+    assert torch.equal(made.state_dict()["head.4.weight"], torch_weights(tmp_path / "model")["head.4.weight"])
+    assert not list(shipped.glob("README*")), "it has a model card of its own"
+    assert "now, nuclei: IoU % by head: 1" in capsys.readouterr().out
+
+
+def torch_weights(folder):
+    return UNetPlusPlus.from_pretrained(folder).state_dict()
+
+
+def test_the_committed_figures_of_the_network_that_ships():
+    found = json.loads(Path(nuclei_bundled.OUT).read_text())
+    model = UNetPlusPlus.from_pretrained(bundled("tiny-unetpp")).eval()
+    assert found["weights"] == sum(p.numel() for p in model.parameters())
+    made_up = measure(model, Pictures.made_up(200_000, 20, 64), heads=[4])
+    assert made_up["4"]["iou"] == pytest.approx(found["now"]["made-up"]["4"]["iou"], abs=0.04)
+    card = (bundled("tiny-unetpp") / "MODEL_CARD.md").read_text()
+    for part in ("nuclei", "made-up"):
+        line = " | ".join(f"{100 * value['iou']:.1f}" for value in found["now"][part].values())
+        assert line in card
 
 
 def test_data_that_is_not_there_says_so(monkeypatch, tmp_path):
