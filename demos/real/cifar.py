@@ -13,11 +13,11 @@ the work with `--runs`. Images are those of `../shared/data/cifar10`; the last 2
 of blocks, and figures are of the 10,000 test images. Training is in bfloat16, twice as fast; measuring in float32.
 
 Gates are trained as in the paper, with the cross-entropy alone and then with the policy gradient; and, as that may
-hardly close a gate in so few steps, with a price on all that runs beyond half of the blocks ("budget").
+hardly close a gate in so few steps, with a price on all that runs beyond half of the blocks ("budget", "budget-rnn").
 
 Controls of the gates, all trained as long: the same network without gates ("plain-38-on"); the best subset of as many
-blocks, the same for all images; blocks drawn at random as often as the gates open them; and stochastic depth
-(1603.09382), which is trained from the start to lose blocks.
+blocks, the same for all images; blocks drawn at random as often as the gates open them; both are left out where the
+gates open every block. And stochastic depth (1603.09382), which is trained from the start to lose blocks.
 
 The paper: with 110 layers about half of the computation at equal accuracy, and the number of layers follows difficulty.
 """
@@ -104,6 +104,7 @@ RUNS = (
     Run("budget-random", 6, (("random", 40),), start="plain-38", like="budget"),
     Run("rnn", 6, (("supervised", 20), ("reinforce", 20)), gate="rnn", start="plain-38"),
     Run("rnn-fixed", 6, (("fixed", 40),), start="plain-38", like="rnn"),
+    Run("budget-rnn", 6, (("budget", 40),), gate="rnn", start="plain-38"),
     Run("stochastic", 6, (("random", 40),), like="budget", survival=0.5),
 )
 
@@ -451,13 +452,21 @@ def results(home: Path) -> dict[str, Any]:
     paths = [home / f"{run.name}.json" for run in RUNS]
     done = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     now = json.loads((home / PROGRESS).read_text(encoding="utf-8")) if (home / PROGRESS).exists() else None
-    waiting = [run.name for run in RUNS if run.name not in {found["run"]["name"] for found in done}]
+    by_name = {found["run"]["name"]: found for found in done}
+    left = [run for run in RUNS if run.name not in by_name]
+    waiting = [run.name for run in left if not is_plain(run, by_name.get(run.like))]
     return {
         "settings": done[0]["settings"] if done else None,
         "runs": done,
         "in_training": now if now and now["run"] in waiting else None,
         "waiting": waiting,
+        "are_plain_38_on": [run.name for run in left if run.name not in waiting],
     }
+
+
+def is_plain(run: Run, gated: dict[str, Any] | None) -> bool:
+    """Whether a control is the plain network, trained on: the gates that it follows open all blocks for all images."""
+    return gated is not None and not run.survival and gated["hard"]["blocks_fraction"] == 1
 
 
 def text(result: dict[str, Any]) -> str:
@@ -491,10 +500,14 @@ def text(result: dict[str, Any]) -> str:
 
 
 def progress(result: dict[str, Any]) -> str:
-    """What is not done yet."""
-    if not result["waiting"]:
+    """What is not done yet, or need not be."""
+    now, lines = result["in_training"], []
+    if same := result["are_plain_38_on"]:
+        lines.append(f"Not trained: {', '.join(same)}, whose gates open every block, so that they are plain-38-on.")
+    if result["waiting"]:
+        lines.append(f"Not done yet: {', '.join(result['waiting'])}.")
+    if not lines:
         return ""
-    now, lines = result["in_training"], [f"Not done yet: {', '.join(result['waiting'])}."]
     if now:
         held = now["validation"]
         lines.append(
@@ -553,7 +566,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except NotInstalledError as error:
         raise SystemExit(str(error)) from error
     for run in tqdm([] if args.report else [run for run in RUNS if run.name in args.runs], desc="runs"):
-        plan.run(run)
+        if not is_plain(run, plan.result(run.like) if run.like else None):
+            plan.run(run)
     plan.bring()
     print(report(plan.home, args.out))
 
