@@ -108,6 +108,17 @@ def test_runs_start_from_each_other_and_are_done_once(data, tmp_path, monkeypatc
     assert out.with_suffix(".png").stat().st_size > 5000
 
 
+def test_controls_of_gates_that_open_every_block_are_not_trained(data, tmp_path, monkeypatch, capsys):
+    home = tmp_path / "home"
+    shutil.copytree(cifar.HOME / "short", home)
+    monkeypatch.setattr(cifar, "train", lambda *args, **kwargs: pytest.fail("it is the plain network"))
+    where = ["--home", str(home), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "cifar.json")]
+    cifar.main(["--form", "short", "--runs", "ff1-fixed", "rnn-fixed", "ff1-random", *where])
+    assert "Not trained: ff1-fixed, ff1-random, rnn-fixed" in capsys.readouterr().out
+    gated = json.loads((home / "budget.json").read_text())
+    assert not cifar.is_plain(next(run for run in cifar.RUNS if run.name == "budget-fixed"), gated)
+
+
 def test_a_subset_is_timed_as_the_network_without_the_other_blocks(data, tmp_path):
     plan = cifar.Study(SMALL, tmp_path / "home", tmp_path / "work")
     net = plan.untrained(cifar.RUNS[0]).eval()
