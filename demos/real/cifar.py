@@ -531,8 +531,9 @@ def figure(result: dict[str, Any]) -> Any:
             x = found["macs_of_all_blocks"] / base * own["macs_fraction"]
             marker = "o" if name.startswith("plain") else ("D" if "rates" in found else "x")
             axis.plot(100 * x, 100 * own["accuracy"], marker, color=f"C{[*MARKERS].index(marker)}")
-            below = -10 if "random" in label else 4  # these stand beside a subset of as many blocks
-            axis.annotate(label, (100 * x, 100 * own["accuracy"]), (5, below), textcoords="offset points", fontsize=8)
+            # these stand beside a subset of as many blocks
+            shift = (5, -10) if "random" in label else (-20, 9) if label == "budget-rnn" else (5, 4)
+            axis.annotate(label, (100 * x, 100 * own["accuracy"]), shift, textcoords="offset points", fontsize=8)
     for place, (marker, name) in enumerate(MARKERS.items()):
         axis.plot([], [], marker, color=f"C{place}", label=name)
     axis.legend(frameon=False, fontsize=8)
