@@ -126,12 +126,18 @@ class Study:
             record["adaptive"] = {f"{t:g}": adaptive(model, self.test, t) for t in self.settings.tolerances}
         return record
 
+    def timed(self, name: str, seed: int, lrs: dict[str, float]) -> UNetPlusPlus:
+        """A trained model if it is here, else an untrained one: what it has learned changes no time."""
+        if self.place(name, seed, lrs[name], self.settings.steps).exists():
+            return self.trained(name, seed, lrs[name], self.settings.steps)
+        return build(name, self.settings, seed).eval()
+
     def times(self, lrs: dict[str, float], seed: int) -> dict[str, Any]:
         """Process CPU time of a batch, of the exported pruned models and of the U-Nets, relative to the last head."""
         s = self.settings
-        deep = self.trained(DEEP, seed, lrs[DEEP], s.steps)
+        deep = self.timed(DEEP, seed, lrs)
         models = {f"L{level}": deep.pruned(level) for level in deep.levels}
-        models |= {name: self.trained(name, seed, lrs[name], s.steps) for name in MODELS[:3]}
+        models |= {name: self.timed(name, seed, lrs) for name in MODELS[:3]}
         images = torch.stack(list(self.test.images[: s.batch])).to(memory_format=torch.channels_last)
         heads = deep(images)
         equal = {f"L{level}": torch.equal(models[f"L{level}"](images), heads[level - 1]) for level in deep.levels}

@@ -216,6 +216,7 @@ def test_the_study_of_nuclei_from_end_to_end(data, tmp_path, monkeypatch, capsys
 
     with monkeypatch.context() as patch:
         patch.setattr(nuclei.Study, "trained", untrained)
+        (tmp_path / "cells" / "times.json").unlink()  # of networks that are trained elsewhere
         nuclei.main([*out, "--seeds", "1", "--force"])
         with pytest.raises(pytest.fail.Exception, match="nothing is to be trained"):
             nuclei.main([*out, "--force"])
