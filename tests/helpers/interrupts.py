@@ -36,7 +36,8 @@ class LineTrace:
 
     def _call(self, frame, event, arg):
         name = frame.f_code.co_filename
-        if frame.f_code.co_name in ("__del__", "abandon"):  # run by the garbage collector; nobody sees what they raise
+        caller = frame.f_back.f_code.co_name if frame.f_back else ""
+        if "__del__" in (frame.f_code.co_name, caller):  # run by the garbage collector, and nobody sees what they raise
             return None
         if name not in self.files:  # the package's links lead to the same files under another name
             resolved = _RESOLVED.get(name)

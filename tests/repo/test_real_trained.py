@@ -234,14 +234,10 @@ def test_the_network_that_ships_is_trained_on_real_and_made_up_nuclei(data, tmp_
     nuclei_bundled.main(["--quick", "--work", str(tmp_path), "--out", str(tmp_path / "x.json"), "--ship"])
     found = json.loads((tmp_path / "x.json").read_text())
     assert found["before"]["made-up"]["4"]["iou"] > 0.5 > found["now"]["made-up"]["4"]["iou"]
-    made = UNetPlusPlus.from_pretrained(shipped)
-    assert torch.equal(made.state_dict()["head.4.weight"], torch_weights(tmp_path / "model")["head.4.weight"])
+    now, made = (UNetPlusPlus.from_pretrained(folder).state_dict() for folder in (shipped, tmp_path / "model"))
+    assert torch.equal(now["head.4.weight"], made["head.4.weight"])
     assert not list(shipped.glob("README*")), "it has a model card of its own"
     assert "now, nuclei: IoU % by head: 1" in capsys.readouterr().out
-
-
-def torch_weights(folder):
-    return UNetPlusPlus.from_pretrained(folder).state_dict()
 
 
 def test_the_committed_figures_of_the_network_that_ships():

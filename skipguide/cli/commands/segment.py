@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BUNDLED = "tiny-unetpp"
-MADE_UP = "made-up nuclei"
 FOUND, MISSED, FALSE = (245, 158, 11), (37, 99, 235), (220, 38, 38)
 PANEL = 288
 
@@ -85,7 +84,8 @@ def run(args: argparse.Namespace) -> None:
     results = [_segment(model, picture, truth, heads, args) for _, picture, truth in subjects]
     from skipguide.media.sheets import contact_sheet
 
-    columns, rows, captions = _sheet(subjects, results, model)
+    whose = "as given" if args.images else "as it was drawn"
+    columns, rows, captions = _sheet(subjects, results, whose)
     weights = sum(p.numel() for p in model.parameters())
     title = f"UNet++ ({args.model}), {weights:,} weights"
     if len(model.levels) > 1:
@@ -115,7 +115,7 @@ def _subjects(args: argparse.Namespace) -> list[tuple[str, Image, Tensor | None]
         from skipguide.vision.unetpp.nuclei import generate_nuclei
 
         nuclei, inside = generate_nuclei(args.seed, args.size)
-        return [(f"{MADE_UP}, seed {args.seed}", as_images(nuclei[None])[0], inside[0] > 0.5)]
+        return [(f"made-up nuclei, seed {args.seed}", as_images(nuclei[None])[0], inside[0] > 0.5)]
     from skipguide.media.frames import open_picture
     from skipguide.vision.segmentation import inside_of
 
@@ -198,7 +198,7 @@ def _segment(
 
 
 def _sheet(
-    subjects: list[tuple[str, Image, Tensor | None]], results: list[list[dict[str, Any]]], model: Any
+    subjects: list[tuple[str, Image, Tensor | None]], results: list[list[dict[str, Any]]], whose: str
 ) -> tuple[list[str], list[list[Image | None]], list[list[str]]]:
     from skipguide.vision.segmentation import overlay
 
@@ -222,7 +222,7 @@ def _sheet(
             mistakes = overlay(picture, mask & truth, FOUND)
             mistakes = overlay(overlay(mistakes, truth & ~mask, MISSED, 0.8), mask & ~truth, FALSE, 0.8)
             row += [_panel(overlay(picture, truth, FOUND)), _panel(mistakes)]
-            caption += ["as it was drawn" if name.startswith(MADE_UP) else "as given", f"of {entries[-1]['name']}"]
+            caption += [whose, f"of {entries[-1]['name']}"]
         rows.append(row)
         captions.append(caption)
     return columns, rows, captions
