@@ -10,7 +10,8 @@ from what is committed in `demos/real/cifar/FORM`, whichever is further. There, 
 measured of a finished run; NAME.npz, its network, where others start from it; current.npz, the network in training as
 `--report` found it (16 bits a weight, and none of the optimiser's memory: that begins anew). Two processes may share
 the work with `--runs`. Images are those of `../shared/data/cifar10`; the last 2,000 of the training part choose subsets
-of blocks, and figures are of the 10,000 test images. Training is in bfloat16, twice as fast; measuring in float32.
+of blocks, and figures are of the 10,000 test images. Training is in bfloat16 where the machine multiplies in it, twice
+as fast; measuring in float32.
 
 Gates are trained as in the paper, with the cross-entropy alone and then with the policy gradient; and, as that may
 hardly close a gate in so few steps, with a price on all that runs beyond half of the blocks ("budget", "budget-rnn").
@@ -32,7 +33,7 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from demos.real.small_state import SmallState
 from demos.real.weights import NotInstalledError
 from demos.skipnet.pictures import spearman
 from demos.skipnet.train import shift_and_mirror
+from demos.training import fast_precision
 from skipguide import find_blocks
 from skipguide.vision import SkipNet
 from skipguide.vision.skipnet.evaluate import Decide, Evaluation, best_subset, evaluate, fixed_gates, random_gates
@@ -120,7 +122,7 @@ class Settings:
     """What is the same for all runs; tests make it small."""
 
     epochs: float = 1.0  # times those of the runs
-    precision: str = "bf16"  # of training, as accelerate calls it
+    precision: str = field(default_factory=fast_precision)  # of training, as accelerate calls it
     batch: int = 128
     lr: float = 3e-3
     widths: tuple[int, ...] = (16, 32, 64)
@@ -210,7 +212,9 @@ class Study:
         if not (path := self.home / f"{name}.json").exists():
             return None
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if found["settings"] != json.loads(json.dumps(asdict(self.settings))):
+        # in which precision it was trained is noted, and free: it follows from the machine
+        wanted = json.loads(json.dumps(asdict(self.settings))) | {"precision": found["settings"]["precision"]}
+        if found["settings"] != wanted:
             raise SystemExit(f"{path} was measured with other settings: take another folder, --home FOLDER")
         return found
 

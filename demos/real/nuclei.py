@@ -10,7 +10,8 @@ alike on one seed, the head chosen on validation pictures, a fixed split of 60, 
 are brought to 96 × 96, as published, and turned and mirrored. Widths are 16 to 256; the paper's, 32 to 512, take ten
 times as long (`--published-widths`). What was measured of a finished training is a cell of `demos/real/nuclei/`, small
 enough to be committed: a run on another machine goes on from there. The networks stay in `runs/`, those in training
-too. The full form trains in bfloat16, in half of the time; everything is measured in float32.
+too. Training is in bfloat16 where the machine multiplies in it, in half of the time, and every cell says which it was;
+everything is measured in float32.
 
 The paper, IoU: U-Net 90.8, wide U-Net 90.9, UNet++ 92.6, with deep supervision 92.5; head L3 at −32 % time for −0.6.
 """
@@ -32,6 +33,7 @@ from torch import Tensor
 from demos import study
 from demos.real.pictures import data_file
 from demos.real.weights import NotInstalledError
+from demos.training import fast_precision
 from demos.unetpp import study as unetpp
 from demos.unetpp.data import Pictures
 from skipguide.files import replacing
@@ -45,7 +47,7 @@ SPLIT = (0.6, 0.2, 0.2)
 FULL = unetpp.Settings(
     seeds=(0, 1, 2, 3, 4), rates=(3e-4, 1e-3, 3e-3), steps=1500, tuning_steps=300, batch=16, size=96,
     train=398, validation=133, test=133,
-    widths=(16, 32, 64, 128, 256), wide=(18, 35, 69, 138, 277), precision="bf16",
+    widths=(16, 32, 64, 128, 256), wide=(18, 35, 69, 138, 277),
 )  # fmt: skip
 PUBLISHED = replace(FULL, seeds=(0,), widths=(32, 64, 128, 256, 512), wide=(35, 70, 140, 280, 560))
 # a fifth of the epochs in batches of half the size, half the widths, one seed, two learning rates
@@ -59,7 +61,6 @@ SHORT = replace(
     rounds=9,
     widths=(8, 16, 32, 64, 128),
     wide=(9, 17, 34, 69, 139),
-    precision="no",
 )
 QUICK = replace(
     FULL,
@@ -161,8 +162,22 @@ def text(result: dict[str, Any]) -> str:
     seeds = f"{len(s['seeds'])} seeds (mean ± sd)" if len(s["seeds"]) > 1 else "one seed"
     return (
         f"Nuclei of the 2018 Data Science Bowl, {s['size']} pixels, {s['steps']} steps of {s['batch']}, {seeds}. "
-        f"Time of a batch relative to UNet++ L4.\n\n{tables}"
+        f"Time of a batch relative to UNet++ L4. {_precisions(result)}\n\n{tables}"
     )
+
+
+def _precisions(result: dict[str, Any]) -> str:
+    """What was trained in what, as a sentence."""
+    seeds = result["settings"]["seeds"]
+    half = [
+        f"{name} (seed {seed})"
+        for name, runs in result["runs"].items()
+        for seed, run in zip(seeds, runs, strict=True)
+        if run["precision"] == "bf16"
+    ]
+    if len(half) in (0, len(seeds) * len(result["runs"])):
+        return f"Trained in {'bfloat16' if half else 'float32'}."
+    return f"Trained in float32, {', '.join(half)} in bfloat16."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -170,6 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--published-widths", action="store_true", help="32 to 512, one seed")
     parser.add_argument("--short", action="store_true", help="one seed, narrow networks, few steps")
     parser.add_argument("--seeds", type=int, nargs="+", help="those to train with (default: all of the form)")
+    parser.add_argument("--precision", choices=("no", "bf16"), default=fast_precision(), help="of training")
     args = parser.parse_args(argv)
     settings, name = FULL, "nuclei"
     if args.published_widths:
@@ -190,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         plan = Study(settings, work, runs / "models")
     except NotInstalledError as error:
         raise SystemExit(str(error)) from error
+    plan.precision = args.precision
     result = unetpp.all_cells(plan, args.seeds)
     table = text(result)
     study.write_json(out, {**result, "machine": study.machine()})

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from demos import study
 from demos.real import nuclei
 from demos.real.weights import NotInstalledError
-from demos.training import Recipe, fit
+from demos.training import Recipe, fast_precision, fit
 from demos.unetpp.data import Pictures
 from demos.unetpp.train import measure
 from skipguide.assets import bundled
@@ -35,7 +35,6 @@ from skipguide.vision.segmentation import deep_supervision_loss
 OUT = Path(__file__).with_suffix(".json")
 WIDTHS = (8, 14, 24, 40, 64)
 CROP = 96
-PRECISION = "bf16"
 SCALES = (64, 96, 144)  # sides of crops, brought to CROP
 
 
@@ -85,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     work = args.work or runs
     out = args.out or (runs / "nuclei_bundled.json" if args.quick else OUT)
     study.keep_existing(out, args.force)
-    recipe = Recipe(steps=2 if args.quick else args.steps, lr=3e-3, batch=4 if args.quick else 16, precision=PRECISION)
+    steps, batch = (2, 4) if args.quick else (args.steps, 16)
+    recipe = Recipe(steps, lr=3e-3, batch=batch, precision=fast_precision())
     try:
         real, validation, test = nuclei.parts(None, 12 if args.quick else None)
     except NotInstalledError as error:

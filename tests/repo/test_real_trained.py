@@ -199,8 +199,8 @@ def test_the_study_of_nuclei_from_end_to_end(data, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(nuclei.study, "ROOT", tmp_path)
     with pytest.raises(SystemExit):
         nuclei.main([*out, "--seeds", "2"])
-    nuclei.main([*out, "--seeds", "1"])
-    assert "one seed" in capsys.readouterr().out
+    nuclei.main([*out, "--seeds", "1", "--precision", "no"])
+    assert "Trained in float32." in (shown := capsys.readouterr().out) and "one seed" in shown
     found = json.loads((tmp_path / "out" / "nuclei.json").read_text())
     assert found["settings"]["seeds"] == [1] and not list(tmp_path.rglob("*-state"))
     with Image.open(tmp_path / "out" / "nuclei.jpg") as picture:
@@ -220,14 +220,17 @@ def test_the_study_of_nuclei_from_end_to_end(data, tmp_path, monkeypatch, capsys
         nuclei.main([*out, "--seeds", "1", "--force"])
         with pytest.raises(pytest.fail.Exception, match="nothing is to be trained"):
             nuclei.main([*out, "--force"])
-    nuclei.main([*out, "--force"])
-    assert "2 seeds" in capsys.readouterr().out
+    elsewhere = tmp_path / "cells" / "wide-U-Net-1.json"
+    elsewhere.write_text(elsewhere.read_text().replace('"no"', '"bf16"'))
+    nuclei.main([*out, "--force", "--precision", "no"])
+    assert "2 seeds" in (shown := capsys.readouterr().out)
+    assert "Trained in float32, wide U-Net (seed 1) in bfloat16." in shown
 
 
 def test_the_network_that_ships_is_trained_on_real_and_made_up_nuclei(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(nuclei_bundled, "SCALES", (16, 24))
     monkeypatch.setattr(nuclei_bundled, "CROP", 16)
-    monkeypatch.setattr(nuclei_bundled, "PRECISION", "no")
+    monkeypatch.setattr(nuclei_bundled, "fast_precision", lambda: "no")
     shipped = tmp_path / "shipped"
     shutil.copytree(bundled("tiny-unetpp"), shipped)
     monkeypatch.setattr(nuclei_bundled, "bundled", lambda name: shipped)

@@ -236,6 +236,15 @@ def test_floorplan_training_on_files_resumes_to_the_bit(tmp_path, capsys):
     assert "struct_in" in capsys.readouterr().err
 
 
+def test_bfloat16_is_taken_where_the_machine_multiplies_in_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for found, wanted in (({}, "no"), ({"avx2": True, "avx512_bf16": False}, "no"), ({"avx512_bf16": True}, "bf16")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
+        assert training.fast_precision() == wanted
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert training.fast_precision() == "no", "an older torch cannot say"
+
+
 def test_mixed_precision_does_not_stay_on_the_model():
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
