@@ -40,16 +40,24 @@ def loss_on(data: Pictures, recipe: Recipe, crop: int, rank: int = 0, world: int
 
 @torch.no_grad()
 def measure(model: UNetPlusPlus, data: Pictures, tile: int = 256, heads: Any = None) -> dict[str, dict[str, float]]:
-    """IoU and Dice over the whole set of every head and, with several, of their mean."""
+    """IoU and Dice over the whole set of every head and, with several, of their mean.
+
+    `mean_iou` is the mean of two: of what is inside, and of what is outside.
+    """
     device = next(model.parameters()).device
     wanted = heads or [*model.levels, *(["mean"] if len(model.levels) > 1 else [])]
     found = {}
     for head in wanted:
-        meter = MaskMeter(model.classes)
+        meter, outside = MaskMeter(model.classes), MaskMeter(model.classes)
         for images, masks in _of_equal_size(data):
             logits = predict_tiled(lambda x, head=head: model(x, head=head), images.to(device), tile, tile // 8)
             meter.update(logits.cpu(), masks)
-        found[str(head)] = {"iou": meter.pooled_iou, "dice": float(meter.dice.mean())}
+            outside.update(-logits.cpu(), 1 - masks)
+        found[str(head)] = {
+            "iou": meter.pooled_iou,
+            "dice": float(meter.dice.mean()),
+            "mean_iou": (meter.pooled_iou + outside.pooled_iou) / 2,
+        }
     return found
 
 

@@ -225,6 +225,7 @@ def test_the_study_of_nuclei_from_end_to_end(data, tmp_path, monkeypatch, capsys
     nuclei.main([*out, "--force", "--precision", "no"])
     assert "2 seeds" in (shown := capsys.readouterr().out)
     assert "Trained in float32, wide U-Net (seed 1) in bfloat16." in shown
+    assert "Mean IoU of nuclei and background, of the same networks and heads, %: U-Net " in shown
 
 
 def test_the_network_that_ships_is_trained_on_real_and_made_up_nuclei(data, tmp_path, monkeypatch, capsys):

@@ -245,6 +245,20 @@ def test_bfloat16_is_taken_where_the_machine_multiplies_in_it(monkeypatch):
     assert training.fast_precision() == "no", "an older torch cannot say"
 
 
+def test_masks_are_measured_inside_and_outside():
+    class Bright(torch.nn.Linear):
+        classes, levels = 1, [1]
+
+        def forward(self, images, head):
+            return images[:, :1] - 0.5
+
+    image, mask = torch.zeros(3, 4, 4), torch.zeros(1, 4, 4)
+    image[:, 0], mask[:, 0, :2], mask[:, 1, :2] = 1, 1, 1  # two of four are found, and two of six are true
+    data = unetpp_data.Pictures([image], [mask], ["one"])
+    found = unetpp_train.measure(Bright(1, 1), data)["1"]
+    assert found == pytest.approx({"iou": 2 / 6, "dice": 0.5, "mean_iou": (2 / 6 + 10 / 14) / 2})
+
+
 def test_mixed_precision_does_not_stay_on_the_model():
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
