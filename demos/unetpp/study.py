@@ -309,11 +309,13 @@ def figure(result: dict[str, Any]) -> Any:
         value = result["models"][name]["iou"]
         points = [100 * v for v in value["values"]]
         left.errorbar(at, 100 * value["mean"], 100 * value["sd"], fmt="o", color=f"C{at}", capsize=5, ms=8)
-        left.plot([at + 0.18] * len(points), points, ".", color=f"C{at}", alpha=0.6)
+        if points[1:]:
+            left.plot([at + 0.18] * len(points), points, ".", color=f"C{at}", alpha=0.6)
     left.set_xticks(range(len(names)), [n.replace(" deep supervision", "\ndeep superv.") for n in names])
     left.set_ylabel("test IoU %")
     left.set_xlim(-0.5, len(names) - 0.5)
-    left.set_title("Four models, head chosen on validation\n(mean ± sd; dots: seeds)", fontsize=10)
+    several = "mean ± sd; dots: seeds" if result["settings"]["seeds"][1:] else "one seed"
+    left.set_title(f"Four models, head chosen on validation\n({several})", fontsize=10)
     times = result["times"]
     levels = ["L1", "L2", "L3", "L4"]
     xs = [times[level]["time_to_last"]["median"] for level in levels]
@@ -332,6 +334,7 @@ def figure(result: dict[str, Any]) -> Any:
     for at, name in enumerate(MODELS[:2]):
         x = times[name]["time_to_last"]["median"]
         right.plot(x, 100 * result["models"][name]["iou"]["mean"], "s", color=f"C{at}", label=name)
+    right.margins(y=0.12)  # the names of the heads stand below them
     right.set_xlabel("CPU time of a batch (UNet++ L4 = 1)")
     right.set_ylabel("test IoU %")
     right.set_title("What pruning costs and saves", fontsize=10)
