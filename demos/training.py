@@ -42,9 +42,13 @@ class Recipe:
             raise SkipError(f"expected at least one step and image per batch, and lr > 0; got {self}")
 
 
-def fast_precision() -> str:
-    """`"bf16"` where the machine multiplies in it, else `"no"`: emulated, it is ten times as slow as float32."""
-    if torch.cuda.is_available():
+def fast_precision(cpu: bool = False) -> str:
+    """`"bf16"` where the machine multiplies in it, else `"no"`: emulated, it is ten times as slow as float32.
+
+    Args:
+        cpu: of the processor, also where there is an accelerator that is left alone.
+    """
+    if torch.cuda.is_available() and not cpu:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     processor = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if any(processor.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else "no"

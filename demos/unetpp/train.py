@@ -50,9 +50,9 @@ def measure(model: UNetPlusPlus, data: Pictures, tile: int = 256, heads: Any = N
     for head in wanted:
         meter, outside = MaskMeter(model.classes), MaskMeter(model.classes)
         for images, masks in _of_equal_size(data):
-            logits = predict_tiled(lambda x, head=head: model(x, head=head), images.to(device), tile, tile // 8)
-            meter.update(logits.cpu(), masks)
-            outside.update(-logits.cpu(), 1 - masks)
+            logits = predict_tiled(lambda x, head=head: model(x, head=head), images.to(device), tile, tile // 8).cpu()
+            meter.update(logits, masks)
+            outside.update(-logits, 1 - masks)
         found[str(head)] = {
             "iou": meter.pooled_iou,
             "dice": float(meter.dice.mean()),

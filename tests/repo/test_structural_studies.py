@@ -241,6 +241,10 @@ def test_bfloat16_is_taken_where_the_machine_multiplies_in_it(monkeypatch):
     for found, wanted in (({}, "no"), ({"avx2": True, "avx512_bf16": False}, "no"), ({"avx512_bf16": True}, "bf16")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
         assert training.fast_precision() == wanted
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+        assert training.fast_precision() == "no" and training.fast_precision(cpu=True) == "bf16"
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert training.fast_precision() == "no", "an older torch cannot say"
 
