@@ -11,9 +11,10 @@ from helpers.tiny_skipnet import tiny
 from safetensors.torch import save_file
 
 from skipguide import SkipError, find_blocks
-from skipguide.vision import SkipNet, skipnet
+from skipguide.vision import LayerMask, SkipNet, skipnet
 from skipguide.vision.skipnet import CifarResNet
 from skipguide.vision.skipnet.backbones import CIFAR, build_backbone
+from zoo.masking import close
 
 
 def test_published_sizes():
@@ -51,6 +52,60 @@ def test_the_package_and_the_function_share_a_name():
     assert package is skipguide.vision.skipnet
     net = package("resnet38", gate="ff2", num_classes=3)
     assert isinstance(net, SkipNet) and isinstance(skipnet("resnet38"), SkipNet)
+
+
+def strided(net):
+    """The network with torch's own convolution in its projections."""
+    net = copy.deepcopy(net)
+    for group in net.groups[1:]:
+        ours = group[0].downsample[0]
+        group[0].downsample[0] = stock = torch.nn.Conv2d(ours.in_channels, ours.out_channels, 1, 2, bias=False)
+        stock.weight = ours.weight
+    return net
+
+
+@pytest.mark.numerics
+@pytest.mark.parametrize("size", [15, 16])
+def test_a_narrow_network_is_a_strided_one(size):
+    torch.manual_seed(0)
+    net = CifarResNet([1, 1, 1], [3, 4, 16], 4).double().eval()
+    stock, x = strided(net), torch.randn(2, 3, size, size, dtype=torch.double)
+    close(net(x).detach(), stock(x).detach())
+    for wanted, got in zip(
+        torch.autograd.grad(stock(x).square().sum(), [*stock.parameters()]),
+        torch.autograd.grad(net(x).square().sum(), [*net.parameters()]),
+        strict=True,
+    ):
+        close(got, wanted)
+    keep = torch.zeros(1, size, size, dtype=torch.bool)
+    keep[:, 3:11, 5:] = True
+    for model in (net, stock):  # layer masking follows it, as the strided one
+        with LayerMask(keep).apply(model):
+            model.masked = model(x).detach()
+    close(net.masked, stock.masked)
+    assert not torch.equal(net.masked, net(x))
+
+
+@pytest.mark.numerics
+def test_narrow_projections_are_not_strided_in_channels_last(monkeypatch):
+    """oneDNN writes past the end of its memory there (its issue 6035): a worker of the tests died of it."""
+    torch.manual_seed(0)
+    calls, conv2d = [], torch.nn.functional.conv2d
+
+    def recorded(x, weight, bias=None, stride=1, *more):
+        calls.append((tuple(weight.shape), max(torch.nn.modules.utils._pair(stride))))
+        return conv2d(x, weight, bias, stride, *more)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", recorded)
+    net = CifarResNet([1, 1, 1], [3, 16, 20], 4).to(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 16, 16)
+    net(x.contiguous(memory_format=torch.channels_last)).square().sum().backward()
+    assert ((16, 3, 1, 1), 1) in calls and ((20, 16, 1, 1), 2) in calls, "as many channels as a vector holds are well"
+    wanted = copy.deepcopy(net).double()
+    wanted.zero_grad()
+    wanted(x.double()).square().sum().backward()
+    for got, right in zip(net.parameters(), wanted.parameters(), strict=True):
+        assert torch.allclose(got.grad.double(), right.grad, rtol=1e-3, atol=1e-3)
 
 
 def test_pretrained_weights_are_loaded(monkeypatch):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipguide.config import as_list, as_whole, as_wholes
@@ -77,7 +78,22 @@ class CifarResNet(nn.Module):
 def _projection(before: int, after: int, stride: int) -> nn.Module | None:
     if stride == 1 and before == after:
         return None
-    return nn.Sequential(nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after))
+    return nn.Sequential(_Projection(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after))
+
+
+class _Projection(nn.Conv2d):
+    """A 1x1 convolution that a narrow network can be trained through in `channels_last` on a CPU.
+
+    oneDNN, which torch calls there, writes the weights' gradient past the end of its memory if the convolution is
+    strided and has fewer input channels than the processor's vectors hold (8 with AVX2, 16 with AVX-512; uxlfoundation/
+    oneDNN, issue 6035, open in torch 2.14). Such a one takes the places of the stride first and has no stride then: the
+    same sum. Pooling takes them, and not an index, because layer masking follows it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_channels >= 16:
+            return super().forward(x)
+        return F.conv2d(F.avg_pool2d(x, 1, self.stride), self.weight, self.bias)
 
 
 def build_backbone(name: str, num_classes: int = 10, pretrained: bool | str | None = None) -> nn.Module:
