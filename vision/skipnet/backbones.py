@@ -84,10 +84,10 @@ def _projection(before: int, after: int, stride: int) -> nn.Module | None:
 class _Projection(nn.Conv2d):
     """A 1x1 convolution that a narrow network can be trained through in `channels_last` on a CPU.
 
-    oneDNN, which torch calls there, writes the weights' gradient past the end of its memory if the convolution is
-    strided and has fewer input channels than the processor's vectors hold (8 with AVX2, 16 with AVX-512; uxlfoundation/
-    oneDNN, issue 6035, open in torch 2.14). Such a one takes the places of the stride first and has no stride then: the
-    same sum. Pooling takes them, and not an index, because layer masking follows it.
+    oneDNN, which torch calls there, writes past the end of its memory for the weights' gradient if the convolution is
+    strided and has fewer input channels than the processor's vectors hold: 8 with AVX2, 16 with AVX-512
+    (uxlfoundation/oneDNN, issue 6035, open in torch 2.14). Such a one takes the places of the stride first and has no
+    stride then: the same sum. Pooling takes them, and not an index, because layer masking follows it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
