@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,8 @@ def run(
     work: Path,
     study: Callable[[Form, Path, float], Mapping[str, Any]],
     publish: Callable[[Path], str],
-    adopt: Callable[[Form, Path, Mapping[str, Any]], None] | None = None,
+    adopt: Callable[[Form, Path, Path], None] | None = None,
+    keep: Callable[[Path, Path], None] | None = None,
 ) -> None:
     """Measure as the command line says, write the JSON, print the tables.
 
@@ -35,7 +37,8 @@ def run(
         work: folder of what is finished; each form has one in it.
         study: measures in a form, for so many minutes of processor time, and goes on in a folder.
         publish: writes figure and tables beside a JSON, and returns what is printed.
-        adopt: puts what a JSON of a form holds into the folder of what is finished; None cannot.
+        adopt: puts what stands in or beside a JSON of a form into the folder of what is finished; None cannot.
+        keep: writes beside the JSON what `adopt` needs of that folder; None if the JSON is enough.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--form", choices=forms, default="full", help="how much is measured (default: %(default)s)")
@@ -45,12 +48,14 @@ def run(
     parser.add_argument("--force", action="store_true", help="replace existing results")
     parser.add_argument("--report", action="store_true", help="only the figure and the tables, from the JSON")
     if adopt is not None:
-        parser.add_argument("--go-on", action="store_true", help="measure only what the JSON does not have yet")
+        parser.add_argument("--go-on", action="store_true", help="measure only what the results do not have yet")
     args = parser.parse_args(argv)
     if not args.report:
         form, folder = forms[args.form], args.work or work / args.form
         if adopt is not None and args.go_on:
-            adopt(form, folder, json.loads(args.out.read_text(encoding="utf-8")))
+            if not args.out.exists():
+                raise SystemExit(f"there is no {args.out} to go on from: leave --go-on out")
+            adopt(form, folder, args.out)
         else:
             keep_existing(args.out, args.force)
         try:
@@ -58,4 +63,15 @@ def run(
         except NotInstalledError as error:
             raise SystemExit(str(error)) from error
         write_json(args.out, {"form": args.form, **result, "machine": machine()})
+        if keep is not None:
+            keep(folder, args.out)
     print(publish(args.out))
+
+
+def settings_of(form: Any, path: Path) -> dict[str, Any]:
+    """The settings of a form as plain data, if the results at `path` are of the same."""
+    own: dict[str, Any] = json.loads(json.dumps(asdict(form)))
+    theirs = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    if other := [key for key, value in theirs.items() if own.get(key, value) != value]:
+        raise SystemExit(f"{path} is of other settings ({', '.join(other)}): it cannot be gone on from")
+    return own

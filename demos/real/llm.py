@@ -152,12 +152,10 @@ def name_of(row: Mapping[str, Any]) -> str:
     return " ".join([row["part"], *(str(row[key])[:24] for key in TOLD_BY[row["part"]])])
 
 
-def adopt(form: Form, work: Path, data: Mapping[str, Any]) -> None:
+def adopt(form: Form, work: Path, out: Path) -> None:
     """Put what a JSON of this form holds where finished measurements are; the calibrations are made again."""
-    own = json.loads(json.dumps(asdict(form)))
-    if other := [key for key, value in data["settings"].items() if own.get(key, value) != value]:
-        raise SystemExit(f"the JSON is of other settings ({', '.join(other)}): it cannot be gone on from")
-    cells = Cells(work / "cells", own)
+    cells = Cells(work / "cells", command.settings_of(form, out))
+    data = json.loads(out.read_text(encoding="utf-8"))
     order = dict(data["search"])
     seconds = order.pop("cpu_seconds")
     cells("order", lambda: {"order": order, "cpu_seconds": seconds})

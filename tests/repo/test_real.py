@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from demos.real import masking, masking_report, mcal, pictures, weights
+from demos.real import kept_photos, masking, masking_report, mcal, pictures, weights
 from demos.real.fills import FILLS, Remembered, answerers, inpainted
 from demos.real.intervals import interval
 from demos.study import Cells
@@ -119,6 +119,14 @@ def test_a_try_of_the_study(tmp_path):
     assert json.loads(out.read_text())["photos"] == {"removal": 2, "attribution": 1}
     masking.main(["--form", "try", "--out", str(tmp_path / "again.json"), *work, "--minutes", "0"])
     assert json.loads((tmp_path / "again.json").read_text())["removal"] == json.loads(out.read_text())["removal"]
+    masking.main(["--form", "try", "--go-on", "--out", str(out), "--work", str(tmp_path / "new"), "--minutes", "0"])
+    for part in ("removal", "attribution", "maps"):
+        assert json.loads(out.read_text())[part] == json.loads((tmp_path / "again.json").read_text())[part]
+    masking.photos_of(out).unlink()
+    with pytest.raises(SystemExit, match=r"beside masking\.json to go on from"):
+        masking.main(["--form", "try", "--go-on", "--out", str(out), "--work", str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match="other settings"):
+        masking.main(["--form", "short", "--go-on", "--out", str(out), "--work", str(tmp_path / "other")])
 
 
 def installed(load):
@@ -264,6 +272,38 @@ def test_intervals():
     assert interval([2.0, 2.0]) == {"mean": 2.0, "low": 2.0, "high": 2.0, "n": 2}
     found = interval(list(np.random.default_rng(1).normal(size=400)))
     assert found["high"] - found["low"] == pytest.approx(2 * 1.96 / 20, rel=0.15)
+
+
+def test_what_is_kept_of_photos_comes_back_as_it_was(tmp_path):
+    rows = [{"what": "box", "share": 0.1, "answer": n} for n in range(3)]
+    there = Cells(tmp_path / "there", {"seeds": 1})
+    for name, target in (("removal-0", 4), ("removal-10", 5)):
+        there(name, lambda target=target: {"photo": "a.jpg", "target": target, "rows": rows})
+    kept_photos.pack(tmp_path / "there", tmp_path / "kept.json.xz")
+    here = Cells(tmp_path / "here", {"seeds": 1})
+    here("removal-0", lambda: {"mine": 1})
+    kept_photos.unpack(tmp_path / "kept.json.xz", here)
+    assert here("removal-0", dict) == {"mine": 1}, "what is there stays"
+    assert here("removal-10", dict) == {"photo": "a.jpg", "target": 5, "rows": rows}
+    assert "removal-1" not in here
+
+
+def test_maps_are_compared_on_the_same_photo():
+    """Two photos that differ by 0.5, and a map that is better by 0.1 on both: the interval has no width."""
+    photos = [
+        {
+            "rows": [
+                {"method": "lime", "map": name, "judge": judge, "deletion": 0.1, "insertion": 0.2 + easy + gain}
+                for name, gain in (("neighbours", 0.0), ("grey", 0.1), ("random", -0.1))
+                for judge in FILLS
+            ]
+        }
+        for easy in (0.0, 0.5)
+    ]
+    grey, random = masking_report.against_layer_masking(photos)
+    assert (grey["map"], random["map"]) == ("grey", "random")
+    assert grey["better_than_layer_masking_by"] == {"mean": 0.1, "low": 0.1, "high": 0.1, "n": 2}
+    assert masking_report.signed(random["better_than_layer_masking_by"]) == "−0.100 (−0.100 to −0.100)"
 
 
 def test_finished_cells_are_read_again_and_those_of_other_settings_refused(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 import torch
 from helpers.llm_zoo import BY_NAME, VOCAB
 
-from demos.real import llm, llm_report, masking_report, texts
+from demos.benchmarks.measure import write_json
+from demos.real import llm, llm_report, masking, masking_report, pictures, texts
 from demos.real.llm_tuning import fine_tuned
 from demos.real.weights import NotInstalledError
 from demos.study import Cells
@@ -111,13 +112,18 @@ def test_going_on_from_a_json(data, tmp_path):
     given["rows"] = [
         {k: v for k, v in row.items() if (row["part"], k) != ("time", "method")} for row in data["rows"]
     ]  # fmt: skip
-    llm.adopt(FORM, tmp_path, given)
+    out = tmp_path / "llm.json"
+    write_json(out, given)
+    llm.adopt(FORM, tmp_path, out)
     cells = Cells(tmp_path / "cells", settings)
     for row in data["rows"]:
         assert (llm.name_of(row) in cells) is (row["part"] != "time")
     assert cells("order", dict)["cpu_seconds"] == 5.0
+    write_json(out, given | {"settings": settings | {"tokens": 17}})
     with pytest.raises(SystemExit, match="other settings \\(tokens\\)"):
-        llm.adopt(FORM, tmp_path, given | {"settings": settings | {"tokens": 17}})
+        llm.adopt(FORM, tmp_path, out)
+    with pytest.raises(SystemExit, match="to go on from"):
+        llm.main(["--form", "try", "--go-on", "--out", str(tmp_path / "none.json")])
 
 
 def test_fine_tuning_lowers_the_loss_of_what_it_is_for(study):
@@ -175,3 +181,15 @@ def test_committed_tables_follow_from_the_json(report, name):
     assert data["form"] in ("short", "full")
     assert path.with_suffix(".md").read_text(encoding="utf-8") == report.tables(data)
     assert path.with_suffix(".png").is_file()
+
+
+def test_the_committed_figures_of_masking_follow_from_what_is_kept_of_every_photo(tmp_path):
+    """So that another machine can go on: the form is the committed one, and no photo is measured again."""
+    data = json.loads(masking.OUT.read_text(encoding="utf-8"))
+    masking.adopt(masking.FORMS[data["form"]], tmp_path, masking.OUT)
+    kept = {part: [] for part in ("removal", "attribution")}
+    for part, cells in kept.items():
+        for number in range(data["photos"][part]):
+            cells.append(json.loads((tmp_path / "cells" / f"{part}-{number}.json").read_text(encoding="utf-8")))
+    for key, rows in masking_report.summary(*kept.values(), pictures.ANIMALS, pictures.HOOFED).items():
+        assert rows == data[key], key
