@@ -36,6 +36,7 @@ def summary(removal: Rows, attribution: Rows, animals: Container[int], hoofed: C
     return {
         "whole": whole(removal, animals),
         "removal": removed(removal),
+        "all_shares": all_shares(removal),
         "outline": outlined(removal, animals, hoofed),
         "attribution": judged(attribution),
         "maps": against_layer_masking(attribution),
@@ -59,13 +60,30 @@ def removed(photos: Rows) -> Rows:
     first = photos[0]["rows"] if photos else []
     for what, share in dict.fromkeys((r["what"], r["share"]) for r in first if r["what"] in KINDS):
         kept = {fill: per_photo(photos, what, share, fill, stays) for fill in FILLS}
-        for fill in FILLS:
-            more = [a - b for a, b in zip(kept["neighbours"], kept[fill], strict=True)]
-            found.append(
-                {"what": what, "share": share, "fill": fill, "kept": interval(kept[fill])}
-                | ({} if fill == "neighbours" else {"layer_masking_keeps_more_by": interval(more)})
-            )
+        found += [
+            {"what": what, "share": share, "fill": fill, "kept": interval(kept[fill])}
+            | ({} if fill == "neighbours" else {"layer_masking_keeps_more_by": paired(kept["neighbours"], kept[fill])})
+            for fill in FILLS
+        ]
     return found
+
+
+def all_shares(photos: Rows) -> Rows:
+    """The mean over all shares that are hidden, and the difference to layer masking's on the same holes."""
+    found = []
+    for what in KINDS if photos else ():
+        kept = {fill: per_photo(photos, what, None, fill, stays) for fill in FILLS}
+        found += [
+            {"what": what, "fill": fill, "kept": interval(kept[fill])}
+            | ({} if fill == "neighbours" else {"more_than_layer_masking": paired(kept[fill], kept["neighbours"])})
+            for fill in FILLS
+        ]
+    return found
+
+
+def paired(ours: list[float], theirs: list[float]) -> dict[str, Any]:
+    """The mean difference on the same photos, with its interval: photos differ much more than fills and maps do."""
+    return interval([own - other for own, other in zip(ours, theirs, strict=True)])
 
 
 def outlined(photos: Rows, animals: Container[int], hoofed: Container[int]) -> Rows:
@@ -127,28 +145,16 @@ def judged(photos: Rows) -> Rows:
 
 
 def against_layer_masking(photos: Rows) -> Rows:
-    """How much better a map is than that of layer masking on the same photo, by the mean of all judges.
-
-    Photos differ much more than maps do, so the interval of this difference is the one that can tell maps apart.
-    """
-    gains: dict[tuple[str, str], list[float]] = {}
+    """How much better a map is than that of layer masking on the same photo, by the mean of all judges."""
+    gains: dict[tuple[str, str], list[float]] = defaultdict(list)
     for photo in photos:
-        for method, name in dict.fromkeys((row["method"], row["map"]) for row in photo["rows"]):
-            gains.setdefault((method, name), []).append(
-                fmean(
-                    row["insertion"] - row["deletion"]
-                    for row in photo["rows"]
-                    if (row["method"], row["map"]) == (method, name)
-                )
-            )
+        own: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for row in photo["rows"]:
+            own[row["method"], row["map"]].append(row["insertion"] - row["deletion"])
+        for which, values in own.items():
+            gains[which].append(fmean(values))
     return [
-        {
-            "method": method,
-            "map": name,
-            "better_than_layer_masking_by": interval(
-                [own - other for own, other in zip(values, gains[method, "neighbours"], strict=True)]
-            ),
-        }
+        {"method": method, "map": name, "better_than_layer_masking_by": paired(values, gains[method, "neighbours"])}
         for (method, name), values in gains.items()
         if name != "neighbours"
     ]
@@ -172,14 +178,17 @@ def tables(data: dict[str, Any]) -> str:
         f"{percent(whole['right'])} of the whole photos. In brackets: 95 % intervals over the photos. "
         f"Mask seeds for each photo: {about['seeds']}.\n",
         "## The answer stays that of the whole photo\n",
+        "Last column: the mean less layer masking's, in points, and the interval of this difference on the same "
+        "holes.\n",
     ]
     for what, name in KINDS.items():
         rows = [row for row in data["removal"] if row["what"] == what]
+        more = {row["fill"]: mean_and_more(row) for row in data["all_shares"] if row["what"] == what}
         shares = list(dict.fromkeys(row["share"] for row in rows))
         lines.append(
             table(
-                [f"hidden: {name}", *(f"{share:.0%}" for share in shares), "mean"],
-                ([NAMES[fill], *cells(rows, fill, shares)] for fill in FILLS),
+                [f"hidden: {name}", *(f"{share:.0%}" for share in shares), "mean", "less layer masking's"],
+                ([NAMES[fill], *cells(rows, fill, shares), *more[fill]] for fill in FILLS),
             )
         )
     lines += ["## A hole in the shape of a horse\n", outline_table(data["outline"], whole["no_animals"])]
@@ -210,9 +219,15 @@ def tables(data: dict[str, Any]) -> str:
 
 
 def cells(rows: Rows, fill: str, shares: Iterable[float]) -> list[str]:
-    """One fill's row: every share, and the mean over them."""
+    """One fill's row: every share."""
     own = {row["share"]: row["kept"] for row in rows if row["fill"] == fill}
-    return [*(percent(own[share]) for share in shares), f"{fmean(own[share]['mean'] for share in shares):.1%}"]
+    return [percent(own[share]) for share in shares]
+
+
+def mean_and_more(row: dict[str, Any]) -> tuple[str, str]:
+    """The mean over the shares, and the difference to layer masking in points."""
+    more = row.get("more_than_layer_masking")
+    return f"{row['kept']['mean']:.1%}", "–" if more is None else signed(more, 100, 1)
 
 
 def outline_table(rows: Rows, others: int) -> str:
@@ -250,9 +265,9 @@ def attribution_table(rows: Rows, against: dict[str, dict[str, Any]]) -> str:
     return table(head, lines)
 
 
-def signed(value: dict[str, Any]) -> str:
+def signed(value: dict[str, Any], factor: float = 1.0, digits: int = 3) -> str:
     """`+0.012 (−0.004 to +0.028)`."""
-    mean, low, high = (f"{value[key]:+.3f}".replace("-", "−") for key in ("mean", "low", "high"))
+    mean, low, high = (f"{factor * value[key]:+.{digits}f}".replace("-", "−") for key in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"
 
 

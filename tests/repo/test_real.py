@@ -306,6 +306,22 @@ def test_maps_are_compared_on_the_same_photo():
     assert masking_report.signed(random["better_than_layer_masking_by"]) == "−0.100 (−0.100 to −0.100)"
 
 
+def test_fills_are_compared_on_the_same_holes():
+    """Of a box of two sizes layer masking keeps both answers, grey the first, in every photo."""
+    rows = [
+        {"what": what, "share": share, "fill": fill, "answer": int(fill != "neighbours" and share > 0.5)}
+        for what in masking_report.KINDS
+        for share in (0.1, 0.9)
+        for fill in FILLS
+    ]
+    found = masking_report.all_shares([{"target": 0, "rows": rows}] * 3)
+    by = {(row["what"], row["fill"]): row for row in found}
+    assert by["box", "neighbours"]["kept"]["mean"] == 1 and "more_than_layer_masking" not in by["box", "neighbours"]
+    assert by["box", "grey"]["more_than_layer_masking"] == {"mean": -0.5, "low": -0.5, "high": -0.5, "n": 3}
+    assert masking_report.mean_and_more(by["box", "grey"]) == ("50.0%", "−50.0 (−50.0 to −50.0)")
+    assert masking_report.all_shares([]) == []
+
+
 def test_finished_cells_are_read_again_and_those_of_other_settings_refused(tmp_path):
     cells = Cells(tmp_path, {"seeds": 1})
     assert cells("photo-1", lambda: {"kept": 1}) == {"kept": 1}

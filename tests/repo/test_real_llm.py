@@ -192,4 +192,8 @@ def test_the_committed_figures_of_masking_follow_from_what_is_kept_of_every_phot
         for number in range(data["photos"][part]):
             cells.append(json.loads((tmp_path / "cells" / f"{part}-{number}.json").read_text(encoding="utf-8")))
     for key, rows in masking_report.summary(*kept.values(), pictures.ANIMALS, pictures.HOOFED).items():
-        assert rows == data[key], key
+        assert len(rows) == len(data[key])
+        for row, other in zip(rows, data[key], strict=True):
+            assert row.keys() == other.keys(), key
+            for name, value in row.items():  # rounded to four places, and another processor may round the other way
+                assert value == (pytest.approx(other[name], abs=2e-4) if isinstance(value, dict) else other[name]), key
