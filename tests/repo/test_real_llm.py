@@ -187,10 +187,11 @@ def test_the_committed_figures_of_masking_follow_from_what_is_kept_of_every_phot
     """So that another machine can go on: the form is the committed one, and no photo is measured again."""
     data = json.loads(masking.OUT.read_text(encoding="utf-8"))
     masking.adopt(masking.FORMS[data["form"]], tmp_path, masking.OUT)
-    kept = {part: [] for part in ("removal", "attribution")}
+    kept = {"removal": [], "attribution": []}
     for part, cells in kept.items():
-        for number in range(data["photos"][part]):
-            cells.append(json.loads((tmp_path / "cells" / f"{part}-{number}.json").read_text(encoding="utf-8")))
+        files = sorted((tmp_path / "cells").glob(f"{part}-*.json"), key=lambda file: int(file.stem.split("-")[1]))
+        cells += [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        assert len(cells) == data["photos"][part]
     for key, rows in masking_report.summary(*kept.values(), pictures.ANIMALS, pictures.HOOFED).items():
         assert len(rows) == len(data[key])
         for row, other in zip(rows, data[key], strict=True):
