@@ -53,8 +53,6 @@ def run(
     if not args.report:
         form, folder = forms[args.form], args.work or work / args.form
         if adopt is not None and args.go_on:
-            if not args.out.exists():
-                raise SystemExit(f"there is no {args.out} to go on from: leave --go-on out")
             adopt(form, folder, args.out)
         else:
             keep_existing(args.out, args.force)
@@ -68,10 +66,12 @@ def run(
     print(publish(args.out))
 
 
-def settings_of(form: Any, path: Path) -> dict[str, Any]:
-    """The settings of a form as plain data, if the results at `path` are of the same."""
-    own: dict[str, Any] = json.loads(json.dumps(asdict(form)))
-    theirs = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    if other := [key for key, value in theirs.items() if own.get(key, value) != value]:
+def results_of(form: Any, path: Path) -> dict[str, Any]:
+    """The results at `path`, if they are there and of the same settings: what `--go-on` goes on from."""
+    if not path.exists():
+        raise SystemExit(f"there is no {path} to go on from: leave --go-on out")
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    own = json.loads(json.dumps(asdict(form)))
+    if other := [key for key, value in data["settings"].items() if own.get(key, value) != value]:
         raise SystemExit(f"{path} is of other settings ({', '.join(other)}): it cannot be gone on from")
-    return own
+    return data

@@ -16,7 +16,6 @@ was stopped goes on where it was; `--minutes` stops it after so many minutes of 
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -154,8 +153,8 @@ def name_of(row: Mapping[str, Any]) -> str:
 
 def adopt(form: Form, work: Path, out: Path) -> None:
     """Put what a JSON of this form holds where finished measurements are; the calibrations are made again."""
-    cells = Cells(work / "cells", command.settings_of(form, out))
-    data = json.loads(out.read_text(encoding="utf-8"))
+    data = command.results_of(form, out)
+    cells = Cells(work / "cells", asdict(form))
     order = dict(data["search"])
     seconds = order.pop("cpu_seconds")
     cells("order", lambda: {"order": order, "cpu_seconds": seconds})

@@ -273,10 +273,10 @@ def photos_of(out: Path) -> Path:
 
 def adopt(form: Form, work: Path, out: Path) -> None:
     """Put what was measured of every photo for a JSON of this form where finished photos are."""
-    cells = Cells(work / "cells", command.settings_of(form, out))
+    command.results_of(form, out)
     if not photos_of(out).exists():
         raise SystemExit(f"there is no {photos_of(out)} beside {out.name} to go on from: leave --go-on out")
-    kept_photos.unpack(photos_of(out), cells)
+    kept_photos.unpack(photos_of(out), Cells(work / "cells", asdict(form)))
 
 
 def keep(work: Path, out: Path) -> None:
